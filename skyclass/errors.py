@@ -1,0 +1,82 @@
+"""The errors of skyclass. Whoever wants all of them catches `SkyclassError`.
+
+    SkyclassError
+    ├── ConfigError              wrong usage or input, found before any work starts      exit code 2
+    │   ├── CatalogError         the catalogue or table cannot be read as one
+    │   ├── ArchiveError         the image folder holds nothing usable
+    │   └── BundleError          the model bundle is missing, damaged or of another make
+    ├── TileFault                one tile or band is missing or damaged: data, the run goes on
+    ├── StoreError               the run folder cannot be written or read               exit code 1
+    │   ├── RunMismatch          the folder belongs to another run                      exit code 2
+    │   ├── LeaseHeld            another driver is working in the folder                exit code 2
+    │   └── CommitConflict       two attempts at one tile gave different bytes
+    ├── RowsLost                 rows in and rows out differ: a defect, never hidden
+    └── Interrupted              stopped by signal; the same command resumes            exit code 4
+"""
+
+from __future__ import annotations
+
+
+class SkyclassError(Exception):
+    """Base of every error that skyclass raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SkyclassError):
+    """Wrong usage or configuration; every problem found stands in the one message."""
+
+    exit_code = 2
+
+
+class CatalogError(ConfigError):
+    """The catalogue or table is missing, or is not what it claims to be."""
+
+
+class ArchiveError(ConfigError):
+    """The image location holds no tile that this run could use."""
+
+
+class BundleError(ConfigError):
+    """The model bundle is missing, damaged, or does not fit this version."""
+
+
+class TileFault(SkyclassError):
+    """A tile, or one band of it, cannot be used: the reason becomes data, the run goes on."""
+
+    def __init__(self, coadd_id: str, reason: str, band: str | None = None) -> None:
+        self.coadd_id, self.reason, self.band = coadd_id, reason, band
+        super().__init__(f"tile {coadd_id}{' ' + band if band else ''}: {reason}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
+        return TileFault, (self.coadd_id, self.reason, self.band)
+
+
+class StoreError(SkyclassError):
+    """The run folder or catalogue cannot be written or read."""
+
+
+class RunMismatch(StoreError):
+    """The output folder belongs to a run with another fingerprint."""
+
+    exit_code = 2
+
+
+class LeaseHeld(StoreError):
+    """Another driver holds the run folder."""
+
+    exit_code = 2
+
+
+class CommitConflict(StoreError):
+    """Two attempts at one tile gave different bytes: something is not deterministic."""
+
+
+class RowsLost(SkyclassError):
+    """Rows in and rows out differ."""
+
+
+class Interrupted(SkyclassError):
+    """Stopped by a signal with everything committed so far kept."""
+
+    exit_code = 4

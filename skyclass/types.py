@@ -1,0 +1,134 @@
+"""The nouns of skyclass: tiles, strips, cutouts, flags, and the two seams `Archive` and `Classifier`.
+
+Frozen and inert: nothing here opens a file, reads a clock or knows Dask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+BANDS = ("w1", "w2", "w3", "w4")
+CLASSES = ("galaxy", "quasar", "star")
+PIXEL_SCALE_ARCSEC = 1.375
+"""Pixel of an AllWISE Atlas image (Explanatory Supplement, section II.3)."""
+
+FloatArray = NDArray[np.floating]
+Float16 = NDArray[np.float16]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+class Flag(IntFlag):
+    """Bits of the column `flags`: what was wrong with the pixels of a source."""
+
+    EDGE = 1
+    """The cutout leaves the tile; the source stays centred, the pixels outside are missing."""
+    NAN_PIXELS = 2
+    """Pixels inside the tile are missing (saturated cores, zero coverage)."""
+    CENTRE_MISSING = 4
+    """The central pixel is missing in at least one band."""
+    OFF_TILE = 8
+    """No pixel of the cutout lies on the tile, or no tile covers the position."""
+    TILE_MISSING = 16
+    """The archive has no image of this tile."""
+    TILE_BAD = 32
+    """An image of this tile is damaged or not an Atlas image; the run report has the reason."""
+    BAND_MISSING = 64
+    """The tile lacks a band that the model needs."""
+    NO_IMAGE = 128
+    """No class was given: some band has no pixel at all. Probabilities are null."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One Atlas tile (coadd) as its headers describe it: SIN projection, north up, no distortion.
+
+    `shape` is (rows, columns); `crpix` is the 1-based FITS pixel of `crval_deg`; `zero_point_mag` is
+    Vega and stands in the order of `bands`, the bands that were asked for.
+    """
+
+    coadd_id: str
+    bands: tuple[str, ...]
+    shape: tuple[int, int]
+    crval_deg: tuple[float, float]
+    crpix: tuple[float, float]
+    cdelt_deg: tuple[float, float]
+    zero_point_mag: tuple[float, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels in all bands."""
+        return 4 * self.shape[0] * self.shape[1] * len(self.bands)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The sources of one tile: how many, and the catalogue partitions that hold them."""
+
+    coadd_id: str
+    n_sources: int
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Sources `start:stop` of a tile, ordered by pixel row: one contiguous row range of the tile."""
+
+    tile: TilePlan
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class CutoutBatch:
+    """Native-size cutouts of N sources in B bands.
+
+    `pixels` (N, B, S, S) float32 DN, NaN where there is no pixel; `x`, `y` (N,) 1-based FITS pixels of
+    the source in its tile; `flags` (N,) int32 of `Flag`; `valid_frac` (N,) share of finite pixels;
+    `zero_point_mag` (B,) Vega.
+    """
+
+    pixels: Float32
+    x: Float64
+    y: Float64
+    flags: Int32
+    valid_frac: Float32
+    zero_point_mag: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `start` to `start + len(pixels)` of one band of a tile: `pixels` (rows, columns) float32 DN."""
+
+    start: int
+    pixels: Float32
+
+
+class Archive(Protocol):
+    """Where tiles come from. Implementations are cheap to pickle and open files only when asked."""
+
+    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+        """Return the tile as its headers describe it; raise `TileFault` if a band is missing or bad."""
+        ...
+
+    def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
+        """Return rows `start:stop` (0-based) of a band as native float32 DN; raise `TileFault`."""
+        ...
+
+
+class Classifier(Protocol):
+    """A network on a device."""
+
+    model_id: str
+
+    def predict(self, images: Float16) -> Float32:
+        """Return (N, 3) probabilities in the order of `CLASSES` for composites (N, C, S, S)."""
+        ...
