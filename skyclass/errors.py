@@ -16,6 +16,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+FaultKind = Literal["missing_tile", "missing_band", "bad"]
+
 
 class SkyclassError(Exception):
     """Base of every error that skyclass raises on purpose."""
@@ -42,14 +46,20 @@ class BundleError(ConfigError):
 
 
 class TileFault(SkyclassError):
-    """A tile, or one band of it, cannot be used: the reason becomes data, the run goes on."""
+    """A tile, or one band of it, cannot be used: the reason becomes data, the run goes on.
 
-    def __init__(self, coadd_id: str, reason: str, band: str | None = None) -> None:
-        self.coadd_id, self.reason, self.band = coadd_id, reason, band
+    `kind` says which: "missing_tile" (the archive has no image of it), "missing_band" (it has other
+    bands), "bad" (there is a file, and it is damaged or not an Atlas image).
+    """
+
+    def __init__(
+        self, coadd_id: str, reason: str, band: str | None = None, kind: FaultKind = "bad"
+    ) -> None:
+        self.coadd_id, self.reason, self.band, self.kind = coadd_id, reason, band, kind
         super().__init__(f"tile {coadd_id}{' ' + band if band else ''}: {reason}")
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, str | None]]:
-        return TileFault, (self.coadd_id, self.reason, self.band)
+    def __reduce__(self) -> tuple[type, tuple[str, str, str | None, FaultKind]]:
+        return TileFault, (self.coadd_id, self.reason, self.band, self.kind)
 
 
 class StoreError(SkyclassError):

@@ -47,6 +47,14 @@ class Flag(IntFlag):
     """No class was given: some band has no pixel at all. Probabilities are null."""
 
 
+FAULT_FLAGS = {
+    "missing_tile": Flag.TILE_MISSING | Flag.NO_IMAGE,
+    "missing_band": Flag.BAND_MISSING | Flag.NO_IMAGE,
+    "bad": Flag.TILE_BAD | Flag.NO_IMAGE,
+}
+"""What the sources of a tile carry, by the `kind` of its `TileFault`."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """One Atlas tile (coadd) as its headers describe it: SIN projection, north up, no distortion.

@@ -1,0 +1,45 @@
+"""skyclass classifies whole infrared catalogues from their images.
+
+Importing it loads neither torch nor Dask; each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RunConfig": "config",
+    "Cone": "sky",
+    "Box": "sky",
+    "Polygon": "sky",
+    "Pixels": "sky",
+    "Flag": "types",
+    "BANDS": "types",
+    "CLASSES": "types",
+    "SkyclassError": "errors",
+    "connect": "cluster",
+    "classify": "engine",
+    "verify": "publish",
+    "open_catalog": "query",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .cluster import connect
+    from .config import RunConfig
+    from .engine import classify
+    from .errors import SkyclassError
+    from .publish import verify
+    from .query import open_catalog
+    from .sky import Box, Cone, Pixels, Polygon
+    from .types import BANDS, CLASSES, Flag
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,227 @@
+"""The model bundle: a folder with `model.json` (what the network is and expects) and `weights.safetensors`.
+
+`model.json` holds the digest of its own content and of the weights, so a changed byte in either file is refused.
+Nothing is ever unpickled, and torch is imported only when weights are loaded or saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .composite import CompositeSettings
+from .errors import BundleError
+from .types import CLASSES, PIXEL_SCALE_ARCSEC
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+PACKAGED = Path(__file__).parent / "models"
+REMEDY = "restore the bundle from its source, or train it again with `skyclass train`"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut from the sky: `size_px` native pixels on a side in each of `bands`."""
+
+    size_px: int
+    bands: tuple[str, ...]
+    pixel_scale_arcsec: float = PIXEL_SCALE_ARCSEC
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std, a number a channel."""
+
+    input_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model as `model.json` describes it; `load_weights` gives its numbers.
+
+    `training` is the provenance; it always says whether the data were `simulated`, and has a `label` for people.
+    """
+
+    path: Path
+    name: str
+    network: str
+    network_options: dict[str, Any]
+    cut: Cut
+    composite: CompositeSettings
+    preprocessing: Preprocessing
+    temperature: float
+    training: dict[str, Any]
+    weights_sha256: str
+    digest: str
+    classes: tuple[str, ...] = CLASSES
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The bands that are cut, in the order of the channels."""
+        return self.cut.bands
+
+    @property
+    def size_px(self) -> int:
+        """Native pixels on a side of a cutout."""
+        return self.cut.size_px
+
+    @property
+    def model_id(self) -> str:
+        """Name and digest: what stands in the column `model_id`."""
+        return f"{self.name}-{self.digest[:12]}"
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Return the bundle in a folder, or the packaged one of that bare name; both files are verified.
+
+    Raises `BundleError` when the folder or a file is missing, a byte has changed, or the schema is another one.
+    """
+    folder = find_bundle(name_or_path)
+    document = _parse(folder / MODEL_FILE)
+    _verified_weights(folder / WEIGHTS_FILE, document["weights_sha256"])
+    return _bundle(folder, document)
+
+
+def find_bundle(name_or_path: str | Path) -> Path:
+    """Return the folder of a bundle: a bare name means a packaged model first, then a folder here."""
+    path = Path(name_or_path)
+    packaged = PACKAGED / path.name
+    if str(name_or_path) == path.name and (packaged / MODEL_FILE).is_file():
+        return packaged
+    if not (path / MODEL_FILE).is_file():
+        shipped = sorted(p.parent.name for p in PACKAGED.glob(f"*/{MODEL_FILE}"))
+        raise BundleError(
+            f"no model bundle at {path}: {path / MODEL_FILE} is missing; give the folder of a bundle"
+            + (f" or a shipped name ({', '.join(shipped)})" if shipped else "")
+        )
+    return path
+
+
+def load_weights(bundle: Bundle) -> dict[str, Tensor]:
+    """Return the state dict of the bundle's network, on the CPU; `BundleError` when a byte has changed."""
+    from safetensors.torch import load
+
+    return load(_verified_weights(bundle.path / WEIGHTS_FILE, bundle.weights_sha256))
+
+
+def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
+    """Write a bundle folder in one step and return it as `load_bundle` would.
+
+    `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`. A bundle already at
+    `path` is replaced; anything else there is refused with `BundleError`.
+    """
+    from safetensors.torch import save
+
+    target = Path(path)
+    check_target(target)
+    weights = save({k: v.detach().cpu().contiguous() for k, v in state_dict.items()})
+    document = _document(bundle_fields, hashlib.sha256(weights).hexdigest())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        folder = Path(temporary) / "new"
+        folder.mkdir()
+        _write(folder / WEIGHTS_FILE, weights)
+        _write(folder / MODEL_FILE, _render(document))
+        if target.exists():
+            target.rename(Path(temporary) / "old")  # a folder cannot be renamed onto one that has files
+        folder.rename(target)
+    return load_bundle(target.resolve())
+
+
+def check_target(path: str | Path) -> None:
+    """Raise `BundleError` unless a bundle may be written at `path`: nothing there, or an older bundle."""
+    path = Path(path)
+    strangers = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] if path.exists() else []
+    if set(strangers) - {MODEL_FILE, WEIGHTS_FILE}:
+        raise BundleError(f"{path} holds something that is not a model bundle: choose another folder")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
+    fields = dict(bundle_fields)
+    if not {"simulated", "label"} <= set(fields["training"]):
+        raise BundleError("training provenance must say `simulated` (true or false) and a `label` for people")
+    document = {
+        **fields,
+        "schema": SCHEMA,
+        "cut": asdict(fields["cut"]),
+        "composite": fields["composite"].to_dict(),
+        "preprocessing": asdict(fields["preprocessing"]),
+        "classes": list(fields.get("classes", CLASSES)),
+        "weights_sha256": weights_sha256,
+    }
+    document = json.loads(json.dumps(document))  # tuples become lists here, as they will be when read back
+    return document | {"digest": _digest(document)}
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    content = {k: v for k, v in document.items() if k != "digest"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _render(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Return the verified content of model.json: the bytes must be exactly those that `_render` writes."""
+    raw = path.read_bytes()
+    try:
+        document: dict[str, Any] = json.loads(raw)
+        intact = _render(document) == raw and document["digest"] == _digest(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged ({type(error).__name__}): {REMEDY}") from error
+    if not intact:
+        raise BundleError(f"{path} was changed after it was written (its digest does not fit): {REMEDY}")
+    if document.get("schema") != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
+            "use the skyclass version that wrote it, or train the model again"
+        )
+    return document
+
+
+def _verified_weights(path: Path, sha256: str) -> bytes:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {REMEDY}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise BundleError(f"{path} was changed after it was written (its sha256 does not fit): {REMEDY}")
+    return content
+
+
+def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
+    fields = {k: v for k, v in document.items() if k != "schema"}
+    cut, preprocessing = fields.pop("cut"), fields.pop("preprocessing")
+    try:
+        return Bundle(
+            path=folder,
+            cut=Cut(**cut | {"bands": tuple(cut["bands"])}),
+            composite=CompositeSettings.from_dict(fields.pop("composite")),
+            preprocessing=Preprocessing(
+                preprocessing["input_px"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+            ),
+            classes=tuple(fields.pop("classes")),
+            **fields,
+        )
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{folder / MODEL_FILE} lacks or has a field too many ({error}): {REMEDY}") from error

@@ -1,0 +1,127 @@
+"""Make or join a Dask cluster. The only file that imports dask_cuda, and only when there are GPUs.
+
+A GPU worker is any worker with the resource `GPU`, a CPU worker one with the resource `CPU`: roles are labels, so
+routing is the same with real GPUs and with a plain worker that stands in for one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.worker import Worker
+
+from .errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+"""A Dask scheduler runs any code for whoever reaches its port: nothing of ours listens beyond this machine."""
+
+DASK_SETTINGS: dict[str, Any] = {
+    "distributed.worker.memory.target": False,  # paging cutouts to disk is slower than waiting
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.80,
+    "distributed.worker.memory.terminate": 0.95,
+    "distributed.scheduler.worker-ttl": "120s",
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.no-workers-timeout": "10m",
+    "distributed.comm.timeouts.connect": "30s",
+}
+
+
+class WorkerSetup(WorkerPlugin):
+    """Gives torch as many threads as the worker has: nannies start their processes with one."""
+
+    name = "skyclass-setup"
+
+    def setup(self, worker: Worker) -> None:
+        """Set the threads once, when the worker joins or comes back."""
+        from .infer import set_threads
+
+        set_threads(worker.state.nthreads)
+
+
+@contextmanager
+def connect(
+    cluster: str = "local", workers: int | None = None, memory_limit: str = "3GB", gpus: int | None = None
+) -> Iterator[Client]:
+    """Give a client of a cluster: "local" starts one on this machine, an address joins one.
+
+    A local cluster has one single-threaded process for each of `workers` (default: cores) and one GPU worker for
+    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only and
+    ends with the block. Raises `ConfigError` when no scheduler answers at the address.
+    """
+    with dask.config.set(DASK_SETTINGS):
+        if cluster != "local":
+            with _join(cluster) as client:
+                yield _ready(client)
+            return
+        n_gpus = count_gpus() if gpus is None else gpus
+        with _local(workers or os.cpu_count() or 1, memory_limit, n_gpus) as address, Client(address) as client:
+            yield _ready(client)
+
+
+def _ready(client: Client) -> Client:
+    client.register_plugin(WorkerSetup())
+    return client
+
+
+def _join(address: str) -> Client:
+    try:
+        return Client(address, timeout="15s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at {address} ({error}); start one with cluster/local/scheduler.sh, or use "
+            "--cluster local"
+        ) from error
+
+
+@contextmanager
+def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
+    """Give the address of a cluster on this machine: CPU workers, and dask-cuda workers where there are GPUs."""
+    options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": memory_limit, "host": LOOPBACK}
+    options["dashboard_address"] = f"{LOOPBACK}:0"
+    if not n_gpus:
+        with LocalCluster(n_workers=workers, **options) as pool:
+            yield pool.scheduler_address
+        return
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise ConfigError(
+            f"{n_gpus} GPUs found but dask-cuda does not import ({error}): install skyclass[cuda], or hide the GPUs "
+            "with CUDA_VISIBLE_DEVICES="
+        ) from error
+    with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **options) as pool:
+        with worker_pool(pool.scheduler_address, workers, "CPU=1", memory_limit):
+            yield pool.scheduler_address
+
+
+@contextmanager
+def worker_pool(address: str, workers: int, resources: str, memory_limit: str) -> Iterator[None]:
+    """Hold single-threaded worker processes with these resources at a scheduler on this machine."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK, "--no-dashboard"]
+    command += ["--nworkers", str(workers), "--nthreads", "1", "--resources", resources]
+    pool = subprocess.Popen([*command, "--memory-limit", memory_limit])
+    try:
+        yield
+    finally:
+        pool.terminate()
+        pool.wait()
+
+
+def count_gpus() -> int:
+    """Return the number of NVIDIA GPUs that this process may use; 0 without a driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

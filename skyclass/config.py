@@ -1,0 +1,168 @@
+"""Run configuration: frozen, inert, from TOML, a dict or keywords; every problem in one message.
+
+Reading a configuration opens nothing but the TOML file itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import __version__
+from .errors import ConfigError
+from .sky import Region, region_from_dict
+
+T = TypeVar("T")
+
+ROW_MODULES = ("types", "sky", "catalog", "archive", "cutouts", "composite", "infer", "stages", "networks/iicnet")
+"""The modules whose code decides what stands in a row: their digest is part of a run's fingerprint."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One classification run. Field names are the keys of RUN.toml and, with dashes, the flags of `classify`.
+
+    What changes a row is in the fingerprint; how fast it is computed is not.
+    """
+
+    catalog: str
+    """AllWISE partitions (hive folder), a HATS catalogue, or a table of positions with `ra`, `dec` in degrees."""
+    images: str
+    """Folder of Atlas tiles: the archive's layout, or any folder of Atlas FITS files."""
+    out: str
+    """Run folder; the same command on it resumes."""
+    model: str = "iicnet-mock"
+    """Name of a shipped model bundle, or the folder of one."""
+    region: Region | None = None
+    """Classify only sources inside; partitions outside are never opened."""
+    precision: str = "auto"
+    """auto, fp32 or bf16."""
+    device: str = "auto"
+    """auto, cpu or cuda, for each worker."""
+    cluster: str = "local"
+    """local, none (plain Python, no Dask), or the address of a scheduler, such as tcp://127.0.0.1:8786."""
+    workers: int | None = None
+    """CPU worker processes of a local cluster; the number of cores when absent."""
+    memory_limit: str = "3GB"
+    """Memory of each local worker, after which it is restarted."""
+    strip_sources: int = 16_384
+    """Most sources of one strip: one unit of work."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)
+        ]
+        if self.precision not in ("auto", "fp32", "bf16"):
+            problems.append(f"precision = {self.precision!r}: choose auto, fp32 or bf16")
+        if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+            problems.append(f"device = {self.device!r}: choose auto, cpu or cuda")
+        if self.cluster not in ("local", "none") and "://" not in self.cluster:
+            problems.append(f"cluster = {self.cluster!r}: choose local, none or an address like tcp://HOST:8786")
+        if self.workers is not None and self.workers < 1:
+            problems.append(f"workers = {self.workers}: must be at least 1")
+        if self.strip_sources < 1:
+            problems.append(f"strip_sources = {self.strip_sources}: must be at least 1")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self) | {"region": self.region.to_dict() if self.region else None}
+
+
+def run_config(data: Mapping[str, Any]) -> RunConfig:
+    """Return the run that a mapping describes; a `region` may be a dict such as {kind = "cone", ...}."""
+    data = dict(data)
+    if isinstance(data.get("region"), Mapping):
+        data["region"] = region_from_dict(dict(data["region"]))
+    return build(RunConfig, data, "run")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the content of a TOML file; `ConfigError` when it is absent or malformed."""
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
+    """Return dataclass `cls` from a mapping; unknown and missing keys and wrong types are told together."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    problems = [f"unknown key {k!r} (known: {', '.join(known)})" for k in data if k not in known]
+    problems += [
+        f"{f.name} is required"
+        for f in known.values()
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in data
+    ]
+    values = {k: _coerce(v, hints[k]) for k, v in data.items() if k in known}
+    problems += [
+        f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])
+    ]
+    if problems:
+        raise ConfigError(f"{what}: " + "; ".join(problems))
+    return cls(**values)
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """TOML has no tuples, and a whole number where a fraction is meant is no mistake."""
+    if isinstance(value, list) and tuple in _kinds(hint):
+        return tuple(value)
+    if type(value) is int and float in _kinds(hint) and int not in _kinds(hint):
+        return float(value)
+    return value
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(m) or m for m in members)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = _kinds(hint)
+    if isinstance(value, bool):
+        return bool in kinds
+    return any(_is_instance(value, kind) for kind in kinds)
+
+
+def _is_instance(value: Any, kind: type) -> bool:
+    if kind is Region:  # a Protocol: anything that can say what it contains
+        return hasattr(value, "contains")
+    return isinstance(value, kind)
+
+
+def _describe(hint: Any) -> str:
+    return " or ".join("nothing" if k is type(None) else k.__name__ for k in _kinds(hint))
+
+
+def fingerprint(run: RunConfig, model_digest: str, plan_digest: str) -> dict[str, str]:
+    """Return what decides the rows of a run, field by field: resuming with another value is refused."""
+    return {
+        "model": model_digest,  # weights, cut, composite, preprocessing and calibration
+        "plan": plan_digest,  # which sources, on which tiles
+        "images": str(run.images),
+        "precision": run.precision,
+        "code": code_version(),
+    }
+
+
+@cache
+def code_version() -> str:
+    """Return the version with a digest of the code that makes rows, such as 0.1.0+1f3a9c02."""
+    digest = hashlib.sha256()
+    package = resources.files(__package__)
+    for name in ROW_MODULES:
+        digest.update(package.joinpath(f"{name}.py").read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:8]}"

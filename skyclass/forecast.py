@@ -1,0 +1,62 @@
+"""The dry run: what a run would read, hold and take, from its plan and a probe of this machine."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .config import RunConfig
+from .errors import TileFault
+from .infer import load_classifier
+from .plan import Line, Plan, count_here, strips_of, survey
+
+PROBE_IMAGES = 256
+BYTES_PER_PIXEL = 4
+WORKER_BASE_BYTES = 500e6
+"""A worker process with torch and Dask loaded, before it holds any pixel."""
+
+
+def forecast(run: RunConfig) -> list[str]:
+    """Return what a run would do, line by line. Nothing is written; the network is tried on a few images."""
+    line, plan, _ = survey(run, count_here)
+    strips = [s for tile in plan.tiles for s in strips_of(tile, run.strip_sources)]
+    largest = max(s.stop - s.start for s in strips)
+    rate = probe_rate(line)
+    hours = plan.n_sources / rate / 3600
+    return [
+        f"{plan.n_sources:,} sources on {len(plan.tiles):,} tiles, {len(strips):,} strips",
+        f"most crowded tile: {plan.tiles[0].coadd_id} with {plan.tiles[0].n_sources:,} sources",
+        f"{tile_bytes(line, plan) / 1e9:,.2f} GB of tile pixels at most",
+        f"up to {strip_bytes(line, largest) / 1e9:.1f} GB of memory a worker",
+        f"{rate:,.0f} sources/s in the network of one process here (just measured): {hours:,.2f} process hours",
+    ]
+
+
+def tile_bytes(line: Line, plan: Plan) -> int:
+    """Return the bytes of all tiles of a plan, taking each for as large as the first usable one."""
+    for planned in plan.tiles:
+        try:
+            return line.archive.tile(planned.coadd_id, line.archive.bands).nbytes * len(plan.tiles)
+        except TileFault:
+            continue
+    return 0
+
+
+def strip_bytes(line: Line, n_sources: int) -> float:
+    """Return the peak memory of a worker in bytes: rows of a band twice, cutouts float32, composites float16."""
+    cut = line.bundle.cut
+    rows = 2 * BYTES_PER_PIXEL * 4095 * (4095 + 2 * cut.size_px)
+    cutouts = n_sources * len(cut.bands) * cut.size_px**2 * (BYTES_PER_PIXEL + 2)
+    return WORKER_BASE_BYTES + rows + cutouts
+
+
+def probe_rate(line: Line) -> float:
+    """Return images per second of the network in this process."""
+    classifier = load_classifier(line.model, line.device, line.precision)
+    shape = (PROBE_IMAGES, len(line.bundle.bands), line.bundle.size_px, line.bundle.size_px)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    classifier.predict(images[:64])
+    began = time.perf_counter()
+    classifier.predict(images)
+    return PROBE_IMAGES / (time.perf_counter() - began)

@@ -1,0 +1,231 @@
+"""A model bundle on a device: composites in, calibrated class probabilities out.
+
+    images (N, C, S, S) float16, NaN = missing
+      micro-batches of one fixed size, the last one padded
+      Preprocess      NaN -> 0, resize, normalise     float32
+      network         fused, channels_last, fp32 or bf16
+      softmax(logits / temperature)                   float32 (N, 3)
+
+Every micro-batch has the same shape, so the probabilities of a row do not depend on which rows stand beside it:
+strips, workers and window sizes leave no trace in a catalogue.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .bundle import Bundle, Preprocessing, load_bundle, load_weights
+from .errors import BundleError, ConfigError
+from .networks import build, fuse
+from .types import CLASSES, Float16, Float32
+
+log = logging.getLogger(__name__)
+
+MICRO_BATCH = {"cpu": 32, "cuda": 1024}
+"""Images per pass: on a CPU few, so that 64 x 40 x 40 activations stay in cache; on a GPU many."""
+SMALLEST_BATCH = 64
+FLOAT16_MAX = 65504.0
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class Preprocess(nn.Module):
+    """Network input (N, C, P, P) float32, channels_last, from composites (N, C, S, S) float16.
+
+    Missing pixels (NaN) become 0, the sky level; then bilinear resize to `input_px`, then (x - mean) / std.
+    Training and inference share it. Every step is a plain sum, product or quotient, so the result is the same
+    to the last bit for any batch, number of threads and device; torch's own resize is not.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: Preprocessing) -> None:
+        super().__init__()
+        self.input_px = settings.input_px
+        self.register_buffer("mean", torch.tensor(settings.mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(settings.std, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 2, 3, 1).contiguous().float()  # (N, S, S, C)
+        x = torch.nan_to_num(x, nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
+        if x.shape[1] != self.input_px:
+            x = resize(x, self.input_px)
+        return ((x - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def resize(images: Tensor, px: int) -> Tensor:
+    """Return images (N, S, S, C) float32 at `px` on a side, bilinear, pixel centres aligned (align_corners=False)."""
+    low, high, weight = _taps(images.shape[1], px, images.device)
+    rows, columns = weight[:, None, None], weight[:, None]
+    x = images[:, low].mul_(1 - rows).add_(images[:, high].mul_(rows))
+    return x[:, :, low].mul_(1 - columns).add_(x[:, :, high].mul_(columns))
+
+
+@lru_cache(maxsize=16)
+def _taps(size: int, px: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each of `px` output pixels, the two source pixels of `size` and the weight of the second."""
+    place = np.maximum((np.arange(px) + 0.5) * size / px - 0.5, 0)
+    low = np.floor(place).astype(np.int64)
+    weight = (place - low).astype(np.float32)
+    arrays = (low, np.minimum(low + 1, size - 1), weight)
+    low_t, high_t, weight_t = (torch.from_numpy(a).to(device) for a in arrays)
+    return low_t, high_t, weight_t
+
+
+class NetworkClassifier:
+    """The network of a bundle on one device; `load_classifier` makes it.
+
+    `predict` may be called from several threads. On CUDA a batch that does not fit is halved, and stays so.
+    """
+
+    def __init__(self, bundle: Bundle, device: str, precision: str) -> None:
+        self.bundle, self.device, self.precision = bundle, torch.device(device), precision
+        self.model_id = bundle.model_id
+        self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._preprocess = Preprocess(bundle.preprocessing).to(self.device)
+        network = fuse(_network(bundle)).to(self.device, self._dtype)
+        self._network = network.to(memory_format=torch.channels_last)
+
+    def predict(self, images: Float16) -> Float32:
+        """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
+
+        Rows sum to 1. Images of another size or number of bands than the bundle's raise `ConfigError`.
+        """
+        self._check(images)
+        while True:
+            try:
+                return self._predict(images, self.micro_batch)
+            except torch.OutOfMemoryError:
+                if self.micro_batch // 2 < SMALLEST_BATCH:
+                    raise
+                self.micro_batch //= 2
+                torch.cuda.empty_cache()
+                log.warning("out of GPU memory: continuing with batches of %d images", self.micro_batch)
+
+    @torch.inference_mode()
+    def _predict(self, images: Float16, size: int) -> Float32:
+        starts = range(0, len(images), size)
+        logits = [self._logits(_padded(images[i : i + size], size)) for i in starts]
+        rows = torch.cat(logits)[: len(images)] if logits else torch.empty((0, len(self.bundle.classes)))
+        probabilities: Float32 = torch.softmax(rows / self.bundle.temperature, dim=1).cpu().numpy()
+        return probabilities
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # pinned, so that the copy overlaps the previous batch's kernels
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        x = self._preprocess(images).to(self._dtype)
+        logits: Tensor = self._network(x)
+        return logits.float()
+
+    def _check(self, images: Float16) -> None:
+        cut = self.bundle.cut
+        expected = (len(cut.bands), cut.size_px, cut.size_px)
+        if images.shape[1:] != expected:
+            raise ConfigError(
+                f"{self.model_id} takes composites (N, {', '.join(map(str, expected))}) of {', '.join(cut.bands)}, "
+                f"not {images.shape}: cut with the bundle's settings"
+            )
+
+
+class NullClassifier:
+    """Probabilities that follow from the image's bytes alone, without a network: a stand-in for benchmarks.
+
+    It takes the inference stage out of a run, so that what is left is the time of cutting and writing. Rows are
+    deterministic and differ from source to source; they mean nothing.
+    """
+
+    model_id = "null"
+
+    def predict(self, images: Float16) -> Float32:
+        """Return (N, 3) float32 rows that sum to 1, a hash of the bytes of each composite (N, C, S, S)."""
+        bits = np.ascontiguousarray(images, dtype=np.float16).view(np.uint16).reshape(len(images), -1)
+        total = bits.sum(axis=1, dtype=np.uint64)[:, None]
+        mixed = (total + np.arange(1, 1 + len(CLASSES), dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        weights = ((mixed >> np.uint64(40)) + np.uint64(1)).astype(np.float64)
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def load_classifier(
+    model: str | Path | Bundle, device: str = "auto", precision: str = "auto"
+) -> NetworkClassifier:
+    """Return the classifier of a bundle, given as a shipped name, a folder or a `Bundle`.
+
+    `device`: auto (CUDA if there is one), cpu, cuda or cuda:N. `precision`: auto, fp32 or bf16.
+    Raises `BundleError` for a damaged bundle, `ConfigError` for an unknown or absent device or precision.
+    """
+    bundle = model if isinstance(model, Bundle) else load_bundle(model)
+    device = resolve_device(device)
+    return NetworkClassifier(bundle, device, resolve_precision(device, precision))
+
+
+@lru_cache(maxsize=4)
+def cached_classifier(path: str, digest: str, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
+    """Return the classifier of the bundle at `path`, loaded once a process; `BundleError` if it is not `digest`.
+
+    What crosses to a worker is the path and the digest, never the network.
+    """
+    bundle = load_bundle(path)
+    if bundle.digest != digest:
+        raise BundleError(
+            f"the bundle at {path} has digest {bundle.digest[:12]} here, {digest[:12]} was asked for: "
+            "give every worker the same files"
+        )
+    return load_classifier(bundle, device, precision)
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu, cuda or cuda:N; auto takes CUDA when there is one. Raises `ConfigError`."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError(f"device = {device!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device = {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; choose cpu")
+    return device
+
+
+def resolve_precision(device: str, precision: str) -> str:
+    """Return fp32 or bf16; auto takes bf16 where the hardware multiplies it, else fp32. Raises `ConfigError`.
+
+    That is CUDA from compute capability 8.0 and CPUs with AVX512-BF16 or AMX.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision = {precision!r}: choose {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def set_threads(n: int) -> None:
+    """Let torch use `n` CPU threads in this process. Nothing is set on import."""
+    torch.set_num_threads(max(1, n))
+
+
+def _network(bundle: Bundle) -> nn.Module:
+    network = build(bundle.network, **bundle.network_options)
+    try:
+        network.load_state_dict(load_weights(bundle))
+    except RuntimeError as error:
+        raise BundleError(f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}") from error
+    return network.eval()
+
+
+def _padded(images: Float16, size: int) -> Tensor:
+    """Return a tensor (size, C, S, S) float16 that starts with `images`; the rest is 0.
+
+    The copy also spares torch the read-only arrays that come over the wire.
+    """
+    batch = torch.zeros((size, *images.shape[1:]), dtype=torch.float16)
+    batch.numpy()[: len(images)] = images
+    return batch

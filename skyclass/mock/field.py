@@ -1,0 +1,198 @@
+"""Where the simulated sources stand: drawn cell by cell of HEALPix, so neighbouring tiles see the same sky.
+
+Each cell has its own random stream, fixed by the seed and the cell's number: neither the order of tiles nor
+threads change a source. Three layers share the sky: candidates for the catalogue, faint sources below its
+limit (the confusion), and very bright stars that saturate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from astropy_healpix import healpix_to_lonlat
+from scipy.spatial import cKDTree
+
+from skyclass.sky import Cone, edge_distance_px, pixel_centres, separation_deg, tile_pixels
+from skyclass.types import PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
+
+from .population import BALANCED_SLOPE, COUNT_SLOPE, Draw, Mix, counts_per_deg2, draw
+
+CELL_ORDER = 8
+CELL_DEG2 = 41252.96125 / (12 * 4**CELL_ORDER)
+SATURATED_W1 = (3.0, 8.0)
+CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (9.0, 17.0)}
+FAINTEST_W1 = 20.0
+CLUSTERED_SHARE = 0.15
+CLUSTER_SIGMA_DEG = 60 / 3600
+MERGE_PX = 6.0 / PIXEL_SCALE_ARCSEC
+"""Of two candidates closer than 6 arcsec, well inside one beam, the extractor lists the brighter alone."""
+BORDER_PX = 50.0 / PIXEL_SCALE_ARCSEC
+"""A catalogue source lies more than 50 arcsec from its tile's border (AllWISE Explanatory Supplement V.4)."""
+FIVE_SIGMA_DN = {"w1": 18.0, "w2": 13.0, "w3": 190.0}
+"""Fluxes that reach S/N 5, typical of the simulated tiles: used only to plan how many sources to draw."""
+
+Seeds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sources(Draw):
+    """N sources on the sky: `Draw` and their place in degrees.
+
+    `layer` 0 candidate, 1 faint, 2 saturated; `rank` (N,) uniform, for thinning; `jitter` (N, 2) normal deviates of the
+    catalogue's position error.
+    """
+
+    ra: Float64
+    dec: Float64
+    layer: np.ndarray
+    rank: Float64
+    jitter: Float64
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+    def take(self, rows: Int64 | Bool) -> Sources:
+        """Return the chosen rows."""
+        return Sources(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class SkyModel:
+    """What fixes the sky: seed, mix, candidates drawn per square degree before thinning, and the share kept."""
+
+    seed: int
+    mix: Mix
+    drawn_per_deg2: float
+    kept_share: float = 1.0
+
+
+def concatenate(parts: Sequence[Sources]) -> Sources:
+    """Return several lots of sources as one."""
+    return Sources(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Sources)})
+
+
+def relative_density(seed: int, ra: Float64, dec: Float64) -> Float64:
+    """Return the smooth density of sources, about 1 on average: waves of half a degree to eight degrees."""
+    rng = np.random.default_rng([seed, 101])
+    lon, lat = np.radians(ra), np.radians(dec)
+    place = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+    direction = rng.standard_normal((8, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    wavelength_rad = np.radians(np.geomspace(0.5, 8.0, 8))
+    phase = place @ (2 * np.pi * direction / wavelength_rad[:, None]).T + rng.uniform(0, 2 * np.pi, 8)
+    return np.clip(np.exp(0.16 * np.cos(phase).sum(-1)), 0.5, 2.0)
+
+
+def _scatter(rng: np.random.Generator, cell: int, n: int) -> tuple[Float64, Float64]:
+    """Return n positions in a cell: most uniform (HEALPix is equal-area), some around cluster centres."""
+    dx, dy = rng.random((2, n))
+    lon, lat = healpix_to_lonlat(np.full(n, cell), 2**CELL_ORDER, dx, dy, order="nested")
+    ra, dec = np.degrees(np.asarray(lon.value)), np.degrees(np.asarray(lat.value))
+    clustered = np.flatnonzero(rng.random(n) < CLUSTERED_SHARE)
+    parent = rng.integers(0, max(1, n // 60), len(clustered))
+    east, north = rng.normal(0, CLUSTER_SIGMA_DEG, (2, len(clustered)))
+    if n:
+        dec[clustered] = np.clip(dec[parent] + north, -90, 90)
+        ra[clustered] = (ra[parent] + east / np.cos(np.radians(dec[parent]))) % 360
+    return ra, dec
+
+
+def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
+    """Return the sources of one layer in one cell."""
+    rng = np.random.default_rng([sky.seed, 200 + layer, cell])
+    low, high = CANDIDATE_W1[sky.mix]
+    bright, faint, per_deg2 = (
+        (low, high, sky.drawn_per_deg2),
+        (high, FAINTEST_W1, counts_per_deg2(high, FAINTEST_W1)),
+        (*SATURATED_W1, counts_per_deg2(*SATURATED_W1)),
+    )[layer]
+    ra0, dec0 = pixel_centres(CELL_ORDER, [cell])
+    # Rounding at random, not Poisson: the mock must hold about as many sources as were asked for.
+    n = int(per_deg2 * CELL_DEG2 * float(relative_density(sky.seed, ra0, dec0)[0]) + rng.random())
+    kind = (sky.mix, "natural", "stars")[layer]
+    slope = BALANCED_SLOPE if kind == "balanced" else COUNT_SLOPE
+    made = draw(rng, n, kind, bright, faint, slope)  # type: ignore[arg-type]
+    ra, dec = _scatter(rng, cell, n)
+    return Sources(
+        *(getattr(made, f.name) for f in fields(Draw)), ra, dec, np.full(n, layer), rng.random(n),
+        rng.standard_normal((n, 2)),
+    )  # fmt: skip
+
+
+def cells_near(tile: Tile, margin_deg: float) -> Int64:
+    """Return the cells whose sources may touch a tile, a superset."""
+    reach = 0.5 * np.hypot(*tile.shape) * abs(tile.cdelt_deg[1]) + margin_deg
+    return Cone(*tile.crval_deg, float(reach)).cover(CELL_ORDER)
+
+
+def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2)) -> Sources:
+    """Return all sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
+    margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
+    lots = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
+    found = concatenate(lots)
+    kept = (found.layer != 0) | (found.rank < sky.kept_share)
+    x, y = tile_pixels(tile, found.ra, found.dec)
+    return found.take(kept & (edge_distance_px(tile, x, y) > -margin_px))
+
+
+def owned(tile: Tile, neighbours: Sequence[Tile], ra: Float64, dec: Float64) -> Bool:
+    """Return where this tile is, of all, the one in which a source is farthest from the edge (first on a tie)."""
+    mine = edge_distance_px(tile, *tile_pixels(tile, ra, dec))
+    best, earlier = mine > -np.inf, True
+    for other in neighbours:
+        if other.coadd_id == tile.coadd_id:
+            earlier = False
+        elif separation_deg(*tile.crval_deg, *other.crval_deg) < 4.0:
+            theirs = edge_distance_px(other, *tile_pixels(other, ra, dec))
+            best &= (mine > theirs) if earlier else (mine >= theirs)
+    return best
+
+
+def listable(x: Float64, y: Float64, w1_mag: Float64) -> Bool:
+    """Return which candidates an extractor would list: no brighter one within 6 arcsec."""
+    keep = np.ones(len(x), np.bool_)
+    if len(x):
+        pairs = cKDTree(np.column_stack([x, y])).query_pairs(MERGE_PX, output_type="ndarray")
+        keep[np.where(w1_mag[pairs[:, 0]] > w1_mag[pairs[:, 1]], pairs[:, 0], pairs[:, 1])] = False
+    return keep
+
+
+def _selected(sources: Sources) -> Bool:
+    """Return which candidates should reach S/N 5 in a band, from their true magnitudes."""
+    zero = np.array([20.5, 19.5, 18.0])
+    flux = 10 ** (0.4 * (zero - sources.mags[:, :3]))
+    return (flux > np.array(list(FIVE_SIGMA_DN.values()))).any(1)
+
+
+def _expected_rows(sky: SkyModel, tiles: Sequence[Tile]) -> tuple[Float64, int]:
+    """Return the ranks of all selectable, listable sources of the tiles, and how many those are."""
+    ranks = []
+    for tile in tiles:
+        found = sources_near(sky, tile, 8.0, (0,))
+        x, y = tile_pixels(tile, found.ra, found.dec)
+        good = listable(x, y, found.mags[:, 0]) & _selected(found) & (edge_distance_px(tile, x, y) > BORDER_PX)
+        good &= owned(tile, tiles, found.ra, found.dec)
+        ranks.append(found.rank[good])
+    joined = np.sort(np.concatenate(ranks))
+    return joined, len(joined)
+
+
+def plan_sky(seed: int, mix: Mix, tiles: Sequence[Tile], n_rows: int) -> SkyModel:
+    """Return the sky whose tiles will list close to `n_rows` sources, by thinning a denser one."""
+    side_deg = (tiles[0].shape[0] - 2 * BORDER_PX) * abs(tiles[0].cdelt_deg[1])
+    share = 1.0 if mix == "balanced" else 0.6
+    sky = SkyModel(seed, mix, 1.5 * n_rows / (len(tiles) * side_deg**2 * share))
+    for _ in range(6):
+        _, n = _expected_rows(sky, tiles)
+        if n > 1.05 * n_rows:
+            break
+        sky = SkyModel(seed, mix, sky.drawn_per_deg2 * min(3.0, 1.25 * n_rows / max(n, 1)))
+    for _ in range(4):
+        ranks, n = _expected_rows(sky, tiles)
+        if n <= n_rows:
+            break
+        # Thinning also frees sources from brighter neighbours: a few rounds settle it.
+        sky = SkyModel(seed, mix, sky.drawn_per_deg2, float(ranks[n_rows - 1]) + 1e-12)
+    return sky

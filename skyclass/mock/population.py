@@ -1,0 +1,167 @@
+"""What shines on the simulated sky: classes, magnitudes, colours and sizes of galaxies, quasars and stars.
+
+Vega magnitudes throughout. Numbers marked with a table were fitted to it; the others are assumptions, kept
+here and nowhere else. The tables are biased (galaxies seen in W3, quasars chosen by colour, bright stars),
+so what they lack is added: early-type galaxies, quasars lost in their hosts, late and dusty stars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+
+from skyclass.types import CLASSES, Float64
+
+Mix = Literal["natural", "balanced"]
+MIXES: tuple[Mix, ...] = ("natural", "balanced")
+
+# (weight, (mean W1-W2, mean W2-W3), (var W1-W2, covariance, var W2-W3)) of each gaussian.
+Mixture2 = tuple[tuple[float, tuple[float, float], tuple[float, float, float]], ...]
+
+COLOURS: dict[str, Mixture2] = {
+    # Table sdss_galaxies, all 14,730 with sane colours (spectroscopic, z < 0.35, S/N > 5 in three bands).
+    "late": (
+        (0.510, (0.222, 3.556), (0.0110, 0.0130, 0.1415)),
+        (0.327, (0.278, 2.814), (0.0304, 0.1060, 0.6082)),
+        (0.163, (0.464, 3.699), (0.0719, -0.0100, 0.1672)),
+    ),
+    # Assumed: the table lacks galaxies without dust, which W3 does not see.
+    "early": ((1.0, (0.10, 1.0), (0.0144, 0.0, 0.36)),),
+    # Table desi_quasars, the 2,978 with W2 < 14.5, where W3 is well measured (preselected W1-W2 >= 0.65).
+    "quasar": (
+        (0.643, (1.251, 2.919), (0.0308, 0.0288, 0.0820)),
+        (0.357, (0.956, 2.958), (0.0281, 0.0181, 0.1699)),
+    ),
+    # Assumed: quasars reddened or diluted by their host, which the colour preselection threw away.
+    "host-diluted quasar": ((1.0, (0.60, 2.8), (0.0484, 0.0, 0.2025)),),
+    # Table exoplanet_host_stars, the 353 with 8 < W1, no limits, and W3 errors below 0.1 mag.
+    "FGK": (
+        (0.901, (-0.042, 0.054), (0.0004, -0.0004, 0.0044)),
+        (0.099, (0.041, 0.314), (0.0078, -0.0141, 0.1780)),
+    ),
+    # Assumed: what a bright sample of planet hosts does not hold.
+    "late M": ((1.0, (0.18, 0.30), (0.0036, 0.0, 0.0225)),),
+    "brown dwarf": ((1.0, (0.90, 1.2), (0.36, 0.0, 0.25)),),
+    "dusty": ((1.0, (0.60, 1.8), (0.1225, 0.0, 0.49)),),
+}
+SUBTYPES = tuple(COLOURS)
+CLASS_OF_SUBTYPE = np.array([0, 0, 1, 1, 2, 2, 2, 2])
+W3_W4: dict[str, tuple[float, float]] = {
+    "late": (2.2, 0.4), "early": (1.2, 0.5), "quasar": (2.4, 0.3), "host-diluted quasar": (2.4, 0.4),
+    "FGK": (0.05, 0.1), "late M": (0.15, 0.15), "brown dwarf": (0.4, 0.3), "dusty": (1.2, 0.6),
+}  # fmt: skip
+"""Assumed mean and scatter of W3-W4; `quasar` agrees with table desi_quasars at W1 < 14 (2.37)."""
+
+GALAXY_REDDENING_PER_MAG = 0.06
+"""Assumed: W1-W2 of galaxies grows with W1 as they lie farther. Table sdss_galaxies shows 0.09, steepened by W3."""
+COUNT_SLOPE = 0.34
+"""dlog10(N)/dmag of the differential counts (pre-launch WSDC simulation, 8 < W1 < 12.5)."""
+COUNT_AT_12_25 = 234.0
+"""Sources per square degree and magnitude at W1 = 12.25 (the same source)."""
+BALANCED_SLOPE = 0.20
+"""Flatter than the sky, so that a training set holds enough bright sources."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """N sources without a place: `mags` (N, 4) total W1..W4, `subtype` (N,) index into `SUBTYPES`.
+
+    `radius_arcsec` (N,) half-light radius (0 for points), `axis_ratio`, `angle_rad` (N,), and `sersic_index` (N,).
+    """
+
+    mags: Float64
+    subtype: np.ndarray
+    radius_arcsec: Float64
+    axis_ratio: Float64
+    angle_rad: Float64
+    sersic_index: Float64
+
+
+def class_fractions(w1_mag: Float64) -> Float64:
+    """Return (N, 3) shares of galaxies, quasars and stars at each W1 on the natural sky (assumed).
+
+    Stars rule the bright end, galaxies overtake at W1 = 16; quasars rise to 2 % (62 per square degree brighter
+    than W2 = 15.05 in Stern et al. 2012, arXiv:1205.0811).
+    """
+    quasar = np.minimum(0.015 * 10 ** (0.35 * (w1_mag - 16.5)), 0.03)
+    galaxy = (1 - quasar) / (1 + np.exp(-0.9 * (w1_mag - 16.0)))
+    return np.stack([galaxy, quasar, 1 - galaxy - quasar], axis=1)
+
+
+def _subtype_fractions(w1_mag: Float64) -> Float64:
+    """Return (N, 8) shares of the subtypes within their own class (assumed)."""
+    one = np.ones_like(w1_mag)
+    cool = np.clip(0.05 + 0.04 * (w1_mag - 12.0), 0.03, 0.25)
+    return np.stack(
+        [0.70 * one, 0.30 * one, 0.85 * one, 0.15 * one, 0.992 - cool, cool, 0.003 * one, 0.005 * one], axis=1
+    )
+
+
+def _choose(rng: np.random.Generator, shares: Float64) -> np.ndarray:
+    """Return one column index per row of `shares` (N, K), which sum to 1."""
+    return cast(np.ndarray, (np.cumsum(shares, 1) < rng.random(len(shares))[:, None]).sum(1).clip(max=shares.shape[1] - 1))
+
+
+def counts_magnitude(rng: np.random.Generator, n: int, bright: float, faint: float, slope: float) -> Float64:
+    """Return N magnitudes between two limits whose logarithmic counts rise with `slope` per magnitude."""
+    low, high = 10 ** (slope * bright), 10 ** (slope * faint)
+    return cast(Float64, np.log10(low + rng.random(n) * (high - low)) / slope)
+
+
+def counts_per_deg2(bright: float, faint: float) -> float:
+    """Return the nominal sources per square degree between two W1 magnitudes."""
+    a, b = (10 ** (COUNT_SLOPE * (m - 12.25)) for m in (bright, faint))
+    return COUNT_AT_12_25 * (b - a) / (COUNT_SLOPE * np.log(10))
+
+
+def _colours(rng: np.random.Generator, subtype: np.ndarray) -> Float64:
+    """Return (N, 2) W1-W2 and W2-W3, drawn from the mixture of each source's subtype."""
+    out = np.empty((len(subtype), 2))
+    pick, normal = rng.random(len(subtype)), rng.standard_normal((len(subtype), 2))
+    for s, name in enumerate(SUBTYPES):
+        rows = np.flatnonzero(subtype == s)
+        edges = np.cumsum([w for w, _, _ in COLOURS[name]])
+        component = np.searchsorted(edges / edges[-1], pick[rows]).clip(max=len(edges) - 1)
+        for k, (_, mean, (v1, cov, v2)) in enumerate(COLOURS[name]):
+            here = rows[component == k]
+            out[here] = mean + normal[here] @ np.linalg.cholesky([[v1, cov], [cov, v2]]).T
+    return out
+
+
+def _w3_w4(rng: np.random.Generator, subtype: np.ndarray) -> Float64:
+    """Return (N,) W3-W4."""
+    mean, scatter = np.array([W3_W4[name] for name in SUBTYPES]).T
+    return cast(Float64, mean[subtype] + scatter[subtype] * rng.standard_normal(len(subtype)))
+
+
+def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: np.ndarray) -> Float64:
+    """Return half-light radii in arcsec, 2 at W1 = 14 and shrinking with magnitude (assumed); 0 for points."""
+    log_radius = 0.30 - 0.15 * (w1_mag - 14.0) + 0.2 * rng.standard_normal(len(w1_mag))
+    log_radius -= np.where(subtype == SUBTYPES.index("early"), 0.15, 0.0)
+    return np.where(CLASS_OF_SUBTYPE[subtype] == 0, 10 ** np.minimum(log_radius, 1.4), 0.0)
+
+
+def draw(
+    rng: np.random.Generator, n: int, mix: Mix | Literal["stars"], bright: float, faint: float, slope: float
+) -> Draw:
+    """Return N sources between two W1 magnitudes: natural shares, equal thirds, or stars alone."""
+    w1 = counts_magnitude(rng, n, bright, faint, slope)
+    if mix == "natural":
+        shares = class_fractions(w1)
+    else:
+        shares = np.tile([1 / 3, 1 / 3, 1 / 3] if mix == "balanced" else [0.0, 0.0, 1.0], (n, 1))
+    shares = shares[:, CLASS_OF_SUBTYPE] * _subtype_fractions(w1)
+    subtype = _choose(rng, shares)
+    colours = _colours(rng, subtype)
+    galaxy = CLASS_OF_SUBTYPE[subtype] == CLASSES.index("galaxy")
+    colours[:, 0] += np.where(galaxy, np.clip(GALAXY_REDDENING_PER_MAG * (w1 - 14.3), -0.18, 0.20), 0.0)
+    w2 = w1 - colours[:, 0]
+    w3 = w2 - colours[:, 1]
+    mags = np.stack([w1, w2, w3, w3 - _w3_w4(rng, subtype)], axis=1)
+    radius = _half_light_radius(rng, w1, subtype)
+    return Draw(
+        mags, subtype, radius, rng.uniform(0.3, 1.0, n), rng.uniform(0, np.pi, n),
+        np.where(subtype == SUBTYPES.index("early"), 4.0, 1.0),
+    )  # fmt: skip

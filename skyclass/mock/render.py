@@ -1,0 +1,200 @@
+"""Pixels of one simulated Atlas band: sources, sky, noise, holes.
+
+All light is laid down as points: a galaxy is a spiral of points that carry equal flux. Points are spread with
+cubic B-splines, and one Fourier transform turns them into the PSF exactly, wherever between pixels they fall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from scipy import fft
+from scipy.special import gammaincinv
+
+from skyclass.sky import tile_pixels
+from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Float64, Tile
+
+from .field import Sources
+from .grid import FULL_SIZE_PX, ZERO_POINT_MAG
+from .psf import ATLAS, RAW, transfer
+
+PAD_PX = 64
+SKY_DN = {"w1": (2.0, 4.0), "w2": (5.0, 10.0), "w3": (370.0, 530.0), "w4": (115.0, 165.0)}
+COVERAGE = {"w1": (26.0, 52.0), "w2": (26.0, 52.0), "w3": (14.0, 27.0), "w4": (13.0, 26.0)}
+REFERENCE = {"w1": (0.0351, 50.3), "w2": (0.0399, 50.4), "w3": (0.2896, 25.9), "w4": (0.0311, 25.8)}
+"""Sigma per pixel (DN) at a coverage: median uncertainty of tile 0098p408_ac51."""
+REFERENCE_SKY_DN = {"w3": 406.27, "w4": 121.71}
+MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
+"""Structure of the sky on the scale of an arcminute, as the real cutouts of tile 1210p015_ac51 show it."""
+SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
+POINTS_OF_GALAXY = ((0.0, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
+"""How many points carry a galaxy, from which half-light radius in arcsec on."""
+GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
+
+
+@dataclass(frozen=True)
+class BandSky:
+    """The conditions of one band of one tile: median sky, gradient (DN across a full tile), coverage, sigma per pixel."""
+
+    band: str
+    sky: float
+    gradient: tuple[float, float, float, float]
+    coverage: float
+    sigma: float
+    seed: tuple[int, ...]
+
+
+def band_sky(seed: int, tile: Tile, band: str) -> BandSky:
+    """Return the conditions of a tile in a band, drawn from the seed and the tile's name alone."""
+    name = int(tile.coadd_id[:4]) * 10_000 + int(tile.coadd_id[5:8]) * 10 + (tile.coadd_id[4] == "p")
+    key = (seed, 300, name, BANDS.index(band))
+    shared = np.random.default_rng([seed, 301, name]).random(2)
+    rng = np.random.default_rng(key)
+    low, high = SKY_DN[band]
+    # Zodiacal light sets the sky of all bands together; the scanning sets their coverage together.
+    sky = low + (high - low) * float(0.8 * shared[0] + 0.2 * rng.random())
+    coverage = COVERAGE[band][0] + (COVERAGE[band][1] - COVERAGE[band][0]) * float(shared[1])
+    sigma, at_coverage = REFERENCE[band]
+    sigma *= np.sqrt(at_coverage / coverage * sky / REFERENCE_SKY_DN.get(band, sky))
+    tilt = 0.03 if band in ("w1", "w2") else 0.008
+    gradient = tuple(float(g) for g in tilt * sky * rng.uniform(-1, 1, 3)) + (float(rng.uniform(0, 6.28)),)
+    return BandSky(band, sky, cast(tuple[float, float, float, float], gradient), coverage, float(sigma), key)
+
+
+def coverage_axes(sky: BandSky, shape: tuple[int, int], y: Float64, x: Float64) -> tuple[Float64, Float64]:
+    """Return (rows, columns): coverage at 0-based pixels is `sky.coverage * (1 + rows + columns)`, in frames.
+
+    Slow waves of twelve per cent, on the scales of a full tile.
+    """
+    rng = np.random.default_rng([*sky.seed, 1])
+    p = rng.uniform(0, 2 * np.pi, 4)
+    y, x = (2 * np.pi * (a - n / 2) / FULL_SIZE_PX for a, n in zip((y, x), shape, strict=True))
+    rows = 0.06 * np.cos(y + p[0]) + 0.03 * np.cos(5 * y + p[1])
+    columns = 0.06 * np.cos(x + p[2]) + 0.05 * np.cos(7 * x + p[3])
+    return rows, columns
+
+
+def _background(sky: BandSky, shape: tuple[int, int]) -> Float32:
+    """Return the smooth sky in DN: a level, a tilt, and one slow wave."""
+    y, x = ((np.arange(n) - n / 2) / FULL_SIZE_PX for n in shape)
+    gx, gy, wave, phase = sky.gradient
+    rows, columns = gy * y, gx * x
+    out = (rows[:, None] + columns[None, :] + sky.sky).astype(np.float32)
+    a, b = 9.0 * y + phase, 7.0 * x
+    out += (0.5 * wave * (np.outer(np.cos(a), np.cos(b)) - np.outer(np.sin(a), np.sin(b)))).astype(np.float32)
+    return cast(Float32, out)
+
+
+def _profile_radii(sersic_index: float, n_points: int) -> Float64:
+    """Return radii, in half-light radii, of n points of equal flux of a Sersic (1963) profile, cut at 5."""
+    b = gammaincinv(2 * sersic_index, 0.5)
+    radius = (gammaincinv(2 * sersic_index, (np.arange(n_points) + 0.5) / n_points) / b) ** sersic_index
+    return cast(Float64, np.minimum(radius, 5.0))
+
+
+def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: int, index: float):  # type: ignore[no-untyped-def]
+    """Return points (x, y, flux) of galaxies of one profile: a sunflower spiral, squeezed and turned."""
+    k = np.arange(n_points)
+    radius, angle = _profile_radii(index, n_points), GOLDEN_ANGLE * k
+    size = (sources.radius_arcsec / PIXEL_SCALE_ARCSEC)[:, None]
+    # Area-preserving: the half-light radius stays that of the circle of equal area.
+    q = np.sqrt(sources.axis_ratio)[:, None]
+    major, minor = size / q * radius * np.cos(angle), size * q * radius * np.sin(angle)
+    cos, sin = np.cos(sources.angle_rad)[:, None], np.sin(sources.angle_rad)[:, None]
+    px, py = x[:, None] + major * cos - minor * sin, y[:, None] + major * sin + minor * cos
+    return px.ravel(), py.ravel(), np.repeat(flux / n_points, n_points)
+
+
+def light_points(sources: Sources, tile: Tile, band: str) -> tuple[Float64, Float64, Float64]:
+    """Return all light of a band as points: 0-based pixels x, y and flux in DN."""
+    x, y = (p - 1 for p in tile_pixels(tile, sources.ra, sources.dec))
+    flux = 10 ** (0.4 * (ZERO_POINT_MAG[band] - sources.mags[:, BANDS.index(band)]))
+    round_ones = sources.radius_arcsec == 0
+    parts = [(x[round_ones], y[round_ones], flux[round_ones])]
+    limits = [r for r, _ in POINTS_OF_GALAXY] + [np.inf]
+    for (low, n), high in zip(POINTS_OF_GALAXY, limits[1:], strict=True):
+        for index in (1.0, 4.0):
+            r = sources.radius_arcsec
+            rows = (r > low) & (r <= high) & (sources.sersic_index == index)
+            parts.append(_spiral(sources.take(rows), x[rows], y[rows], flux[rows], n, index))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def _spline(t: Float64) -> tuple[Float64, Float64, Float64, Float64]:
+    """Return the four weights of a cubic B-spline at fraction t of a pixel."""
+    return (1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6
+
+
+def _deposit(x: Float64, y: Float64, flux: Float64, side: int) -> Float32:
+    """Return a (side, side) grid of points spread with cubic B-splines; what lies outside is dropped."""
+    ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    inside = (ix >= 1) & (iy >= 1) & (ix < side - 3) & (iy < side - 3)
+    ix, iy, flux = ix[inside], iy[inside], flux[inside]
+    wx, wy = _spline(x[inside] - ix), _spline(y[inside] - iy)
+    at = np.concatenate([(iy + j - 1) * side + ix + i - 1 for j in range(4) for i in range(4)])
+    weights = np.concatenate([flux * wy[j] * wx[i] for j in range(4) for i in range(4)])
+    return cast(Float32, np.bincount(at, weights, side * side).reshape(side, side).astype(np.float32))
+
+
+def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
+    """Return the filter that gives white noise its correlation: the raw PSF, and a mottle of an arcminute."""
+    out = np.zeros((len(fy), len(fx)), np.float32)
+    for mixture, sigma in ((RAW[sky.band], sky.sigma), (((1.0, 45.0),), MOTTLE_DN[sky.band])):
+        part = transfer(mixture, fx, fy)
+        # The real transform holds the columns but the first and last twice.
+        power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())
+        out += np.float32(sigma / np.sqrt(power / len(fy) ** 2)) * part
+    return out
+
+
+def _sky_and_stars(sky: BandSky, points: tuple[Float64, Float64, Float64], shape: tuple[int, int]) -> Float32:
+    """Return sources and noise without the smooth background."""
+    side = fft.next_fast_len(max(shape) + 2 * PAD_PX, real=True)
+    fy, fx = fft.fftfreq(side).astype(np.float32), fft.rfftfreq(side).astype(np.float32)
+    x, y, flux = points
+    spectrum = fft.rfft2(_deposit(x + PAD_PX, y + PAD_PX, flux, side))
+    spectrum *= transfer(ATLAS[sky.band], fx, fy) / (np.sinc(fy)[:, None] * np.sinc(fx)[None, :]) ** 4
+    white = np.random.default_rng([*sky.seed, 2]).standard_normal((side, side), np.float32)
+    pixel = np.arange(side, dtype=np.float64) - PAD_PX
+    rows, columns = (a.astype(np.float32) for a in coverage_axes(sky, shape, pixel, pixel))
+    white /= np.sqrt(1 + rows[:, None] + columns[None, :])
+    spectrum += fft.rfft2(white) * _noise_transfer(sky, fx, fy)
+    image = fft.irfft2(spectrum, (side, side))
+    return cast(Float32, image[PAD_PX : PAD_PX + shape[0], PAD_PX : PAD_PX + shape[1]])
+
+
+def _blank(image: Float32, x: float, y: float, radius: float) -> None:
+    """Set a disc of pixels to NaN."""
+    y0, x0 = max(0, int(y - radius)), max(0, int(x - radius))
+    part = image[y0 : int(y + radius) + 2, x0 : int(x + radius) + 2]
+    if part.size:
+        yy, xx = np.ogrid[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]]
+        part[(xx - x) ** 2 + (yy - y) ** 2 <= radius**2] = np.nan
+
+
+def _blank_saturated(image: Float32, sources: Sources, tile: Tile, band: str) -> None:
+    """Set the cores of saturated stars to NaN, the wider the brighter."""
+    excess = SATURATION_MAG[band] - 1.0 - sources.mags[:, BANDS.index(band)]
+    rows = np.flatnonzero(excess > 0)
+    x, y = tile_pixels(tile, sources.ra[rows], sources.dec[rows])
+    for xi, yi, e in zip(x - 1, y - 1, excess[rows], strict=True):
+        _blank(image, xi, yi, min(1.5 + 1.3 * e, 9.0))
+
+
+def _blank_holes(image: Float32, sky: BandSky) -> None:
+    """Set a few small patches without coverage to NaN: about twelve on a full tile, at least one."""
+    rng = np.random.default_rng([*sky.seed, 3])
+    n = max(1, round(12 * image.size / FULL_SIZE_PX**2))
+    for x, y, r in zip(rng.uniform(0, image.shape[1], n), rng.uniform(0, image.shape[0], n), rng.uniform(1, 5, n), strict=True):
+        _blank(image, x, y, r)
+
+
+def render(sky: BandSky, sources: Sources, tile: Tile) -> Float32:
+    """Return one band of a simulated tile: (rows, columns) float32 DN, NaN in holes and saturated cores."""
+    image = np.ascontiguousarray(_sky_and_stars(sky, light_points(sources, tile, sky.band), tile.shape))
+    image += _background(sky, tile.shape)
+    _blank_saturated(image, sources, tile, sky.band)
+    _blank_holes(image, sky)
+    return image

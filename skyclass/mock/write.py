@@ -1,0 +1,253 @@
+"""`write_mock`: a simulated archive on disk, images and catalogue in their real layouts, and the truth beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.spatial import cKDTree
+
+from skyclass import __version__
+from skyclass.errors import ConfigError
+from skyclass.sky import healpix, tile_pixels
+from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
+
+from .field import BORDER_PX, SkyModel, Sources, listable, owned, plan_sky, sources_near
+from .grid import BLOCK_BYTES, FULL_SIZE_PX, BandFacts, header_bytes, nearest_tiles
+from .measure import Photometry, image_scatter, photometry
+from .population import MIXES, Mix
+from .render import PAD_PX, BandSky, band_sky, render
+from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows, truth_rows
+
+FULL_TILE_SOURCES = 20_000
+MIN_SIZE_PX = 128
+MAX_SOURCES_PER_DEG2 = 100_000
+"""Beyond this a beam holds more than one source on average, and a catalogue of single sources means nothing."""
+SELECTION_SNR = 5.0
+HALO_PX = 60.0 / PIXEL_SCALE_ARCSEC
+W1_CENTROID_ARCSEC = 3.4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class MockReport:
+    """What `write_mock` wrote: where, which tiles, and how many sources of which class."""
+
+    directory: Path
+    catalog: Path
+    images: Path
+    truth: Path
+    coadd_ids: tuple[str, ...]
+    n_sources: int
+    class_counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _TileRows:
+    """The catalogue and truth of one tile."""
+
+    catalogue: pa.Table
+    truth: pa.Table
+
+
+def _check(n_tiles: int, sources_per_tile: int, size_px: int, mix: str, bands: tuple[str, ...]) -> None:
+    """Raise one `ConfigError` that names every argument that cannot work."""
+    problems = []
+    if n_tiles < 1:
+        problems.append(f"n_tiles is {n_tiles}: ask for at least 1")
+    if not MIN_SIZE_PX <= size_px <= FULL_SIZE_PX:
+        problems.append(f"size_px is {size_px}: it must lie in {MIN_SIZE_PX}..{FULL_SIZE_PX} (a full tile)")
+    elif not 1 <= sources_per_tile <= (most := int(MAX_SOURCES_PER_DEG2 * _listed_deg2(size_px))):
+        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most} separable sources")
+    if mix not in MIXES:
+        problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
+    if not set(BANDS[:3]) <= set(bands) <= set(BANDS):
+        problems.append(f"bands are {bands!r}: w1, w2 and w3 are needed, w4 may be added")
+    if problems:
+        raise ConfigError("the simulated sky cannot be made:\n  " + "\n  ".join(problems))
+
+
+def _listed_deg2(size_px: int) -> float:
+    """Return the area of a tile, in square degrees, whose sources a catalogue may list."""
+    return float(((size_px - 2 * BORDER_PX) * PIXEL_SCALE_ARCSEC / 3600) ** 2)
+
+
+def _clear(directory: Path) -> None:
+    """Make room for a mock: remove an earlier one, refuse a folder that holds anything else of those names."""
+    taken = [directory / name for name in ("catalog", "images", "truth.parquet") if (directory / name).exists()]
+    if taken and not (directory / "mock.json").exists():
+        raise ConfigError(f"{taken[0]} exists and is not of a simulated sky: choose another folder")
+    for path in taken:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _write_image(root: Path, tile: Tile, sky: BandSky, image: Float32, seed: int) -> None:
+    """Write one band in the archive's layout: two header blocks, big-endian pixels, padding."""
+    cid = tile.coadd_id
+    path = root / cid[:2] / cid[:4] / cid / f"{cid}-{sky.band}-int-3.fits"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = BandFacts(
+        sky.band, float(np.nanmedian(image[::7, ::7])), sky.coverage, 0.8 * sky.coverage, 1.2 * sky.coverage,
+        image_scatter(image), seed,
+    )  # fmt: skip
+    with path.open("wb") as out:
+        out.write(header_bytes(tile, facts))
+        out.write(image.astype(">f4").tobytes())
+        out.write(bytes(-image.nbytes % BLOCK_BYTES))
+
+
+def _position_sigma(sources: Sources) -> Float64:
+    """Return the catalogue's position error in arcsec: a floor, and a term that falls with the S/N."""
+    snr = np.maximum(10 ** (0.4 * (20.5 - sources.mags[:, 0])) / 3.6, 1.0)
+    return np.hypot(0.04, np.minimum(W1_CENTROID_ARCSEC / snr * 0.6, 0.6))
+
+
+def _shifted(sources: Sources, sigma_arcsec: Float64) -> tuple[Float64, Float64]:
+    """Return the catalogue's positions: the true ones with their errors, to seven decimals."""
+    east, north = sources.jitter.T * sigma_arcsec / 3600
+    ra = (sources.ra + east / np.cos(np.radians(sources.dec))) % 360
+    return ra.round(7), (sources.dec + north).round(7)
+
+
+def _candidates(tile: Tile, tiles: list[Tile], sources: Sources) -> Sources:
+    """Return the sources that an extractor could list for this tile."""
+    listed = sources.take(sources.layer == 0)
+    x, y = tile_pixels(tile, listed.ra, listed.dec)
+    good = listable(x, y, listed.mags[:, 0])
+    good &= owned(tile, tiles, listed.ra, listed.dec)
+    return listed.take(good)
+
+
+def _neighbourhood(tile: Tile, sources: Sources, x: Float64, y: Float64) -> tuple[Int64, Bool]:
+    """Return (candidates within 10 arcsec, whether a saturated star lies within an arcminute) of positions."""
+    px, py = tile_pixels(tile, sources.ra, sources.dec)
+    other = np.column_stack([px, py])
+    near, bright = sources.layer == 0, sources.layer == 2
+    here = np.column_stack([x, y])
+    if not len(here):
+        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
+    count = cKDTree(other[near]).query_ball_point(here, 10 / PIXEL_SCALE_ARCSEC, return_length=True) - 1
+    haloed = np.zeros(len(here), np.bool_)
+    if bright.any():
+        haloed = cKDTree(other[bright]).query(here)[0] < HALO_PX
+    return np.maximum(count, 0), haloed
+
+
+def _take(phot: Photometry, rows: Bool) -> Photometry:
+    """Return the chosen rows of photometry."""
+    return Photometry(*(column[rows] for column in vars(phot).values()))
+
+
+def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]) -> _TileRows:
+    """Render, write and measure one tile; return its catalogue and truth."""
+    sources = sources_near(sky, tile, PAD_PX)
+    listed = _candidates(tile, tiles, sources)
+    sigma_arcsec = _position_sigma(listed)
+    ra, dec = _shifted(listed, sigma_arcsec)
+    x, y = tile_pixels(tile, ra, dec)
+    bands: dict[str, Photometry] = {}
+    for band in tile.bands:
+        conditions = band_sky(sky.seed, tile, band)
+        image = render(conditions, sources, tile)
+        _write_image(images, tile, conditions, image, sky.seed)
+        if band in BANDS[:3]:
+            bands[band] = photometry(image, conditions, x - 1, y - 1)
+        done()
+    size = tile.shape[0]
+    rows = np.any([np.nan_to_num(p.snr) >= SELECTION_SNR for p in bands.values()], axis=0)
+    for axis in (x, y):
+        rows &= (axis >= BORDER_PX) & (axis <= size - BORDER_PX)
+    n_near, haloed = _neighbourhood(tile, sources, x[rows], y[rows])
+    measured = {band: _take(p, rows) for band, p in bands.items()}
+    catalogue = catalogue_rows(
+        tile, ra[rows], dec[rows], x[rows], y[rows], sigma_arcsec[rows], measured, n_near, haloed
+    )
+    return _TileRows(catalogue, truth_rows(catalogue, listed.take(rows)))
+
+
+def _write_catalogue(root: Path, table: pa.Table) -> None:
+    """Write the hive partitions of AllWISE, one file per order-5 pixel, and `_common_metadata`."""
+    k5 = healpix(5, table["ra"].to_numpy(), table["dec"].to_numpy())
+    for pixel in np.unique(k5):
+        folder = root / f"healpix_k0={pixel // 1024}" / f"healpix_k5={pixel}"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = table.take(np.flatnonzero(k5 == pixel))
+        pq.write_table(rows, folder / "part0.snappy.parquet", compression="snappy")
+    root.mkdir(parents=True, exist_ok=True)
+    pq.write_metadata(COMMON_SCHEMA, root / "_common_metadata")
+
+
+def _write_note(path: Path, arguments: dict[str, Any], report: MockReport | None) -> None:
+    """Write mock.json: what was asked for and, at the end, what came out. No time, no path: same seed, same bytes."""
+    note = {"simulated": True, "skyclass": __version__, "complete": report is not None, "arguments": arguments}
+    if report:
+        note |= {"tiles": list(report.coadd_ids), "n_sources": report.n_sources, "classes": report.class_counts}
+    path.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def write_mock(
+    directory: str | Path,
+    n_tiles: int = 2,
+    seed: int = 1,
+    sources_per_tile: int | None = None,
+    size_px: int = FULL_SIZE_PX,
+    mix: Mix = "natural",
+    center: tuple[float, float] = (150.1, 2.2),
+    progress: Progress | None = None,
+    bands: tuple[str, ...] = BANDS[:3],
+) -> MockReport:
+    """Return a report of the simulated archive written to `directory`: `catalog/`, `images/`, `truth.parquet`, `mock.json`.
+
+    `sources_per_tile` is about how many catalogue rows each tile gets; None is 20,000 on a full tile and the same
+    density on a smaller one. `center` is (ra, dec) in degrees: the nearest tiles of the AllWISE grid are made.
+    `mix` "natural" follows the sky; "balanced" holds a third of each class, with one W1 distribution for all.
+    `progress(done, total)` is called after each image. The same arguments give the same bytes.
+    Everything written says that it is simulated. Raises `ConfigError` before anything is written.
+    """
+    directory = Path(directory)
+    if sources_per_tile is None:
+        share = _listed_deg2(size_px) / _listed_deg2(FULL_SIZE_PX)
+        sources_per_tile = max(20, round(FULL_TILE_SOURCES * share))
+    _check(n_tiles, sources_per_tile, size_px, mix, bands)
+    _clear(directory)
+    arguments = {
+        "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px, "mix": mix,
+        "center": list(center), "bands": list(bands),
+    }  # fmt: skip
+    _write_note(directory / "mock.json", arguments, None)
+    tiles = nearest_tiles(center, n_tiles, size_px, bands)
+    sky = plan_sky(seed, mix, tiles, n_tiles * sources_per_tile)
+    finished = 0
+
+    def done() -> None:
+        nonlocal finished
+        finished += 1
+        if progress:
+            progress(finished, n_tiles * len(bands))
+
+    parts = [_make_tile(sky, tile, tiles, directory / "images", done) for tile in tiles]
+    report = _write_tables(directory, tiles, parts)
+    _write_note(directory / "mock.json", arguments, report)
+    return report
+
+
+def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) -> MockReport:
+    """Write catalogue and truth of all tiles; return the report."""
+    catalogue = pa.concat_tables([CATALOGUE_SCHEMA.empty_table(), *(p.catalogue for p in parts)])
+    truth = pa.concat_tables([TRUTH_SCHEMA.empty_table(), *(p.truth for p in parts)])
+    _write_catalogue(directory / "catalog", catalogue)
+    pq.write_table(truth, directory / "truth.parquet")
+    found = cast(list[str], truth["class"].to_pylist())
+    return MockReport(
+        directory, directory / "catalog", directory / "images", directory / "truth.parquet",
+        tuple(t.coadd_id for t in tiles), catalogue.num_rows, {name: found.count(name) for name in CLASSES},
+    )  # fmt: skip

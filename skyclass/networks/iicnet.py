@@ -1,0 +1,234 @@
+"""IICnet: a reconstruction of the infrared image classifier of Zhao et al. 2023 (RAA 23, 085010).
+
+The paper states the blocks (five convolutions, three poolings, one receptive field block, two attention
+modules), the number of parameters (1.75 M) and the cost (218.66 M), but not the widths, strides or head.
+This reconstruction agrees with every stated number and every stated block; it is not the authors' network.
+
+    image (N, 3, 80, 80)
+      conv1 5x5/2 + BN + ReLU   64 x 40 x 40
+      RFB                       64 x 40 x 40     Liu et al. 2018, ECCV, "Receptive Field Block Net"
+      CBAM, pool                64 x 20 x 20     Woo et al. 2018, ECCV, "Convolutional Block Attention Module"
+      conv2 3x3, pool          128 x 10 x 10
+      conv3, conv4, conv5 3x3  256 x 10 x 10
+      CBAM, pool, mean         256
+      512, 64                    3 logits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import ConfigError
+
+WIDTHS = (64, 128, 256, 256, 256)
+POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+BN_PLACES = ("first", "all")
+CBAM_REDUCTION = 16
+RFB_SCALE = 0.1
+BN_MOMENTUM = 0.1
+"""The published RFB and CBAM code uses 0.01, with which running statistics lag by hundreds of steps."""
+
+
+class IICnet(nn.Module):
+    """Reconstruction of IICnet: (N, in_channels, S, S) images to (N, classes) logits.
+
+    With the defaults 1,748,407 parameters and 216,770,440 multiply-accumulates (convolutions and linear
+    layers) at 3 x 80 x 80. The mean over pixels before the head accepts any S from 64 to 128 px.
+    `bn` is "first" (after conv1 only, as the paper says; RFB and CBAM carry their own) or "all"; `rfb` and
+    `cbam` switch the blocks off for ablation; `pool` is "max" or "avg"; `head` are the hidden widths.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        classes: int = 3,
+        bn: str = "first",
+        rfb: bool = True,
+        cbam: bool = True,
+        pool: str = "max",
+        head: Sequence[int] = (512, 64),
+        first_kernel: int = 5,
+    ) -> None:
+        super().__init__()
+        _check(bn, pool, first_kernel)
+        norm = bn == "all"
+        w1, w2, w3, w4, w5 = WIDTHS
+        self.conv1 = conv_block(in_channels, w1, first_kernel, stride=2, bias=True, norm=True)
+        self.rfb = RFB(w1) if rfb else nn.Identity()
+        self.cbam1 = CBAM(w1) if cbam else nn.Identity()
+        self.conv2 = conv_block(w1, w2, 3, bias=True, norm=norm)
+        self.conv3 = conv_block(w2, w3, 3, bias=True, norm=norm)
+        self.conv4 = conv_block(w3, w4, 3, bias=True, norm=norm)
+        self.conv5 = conv_block(w4, w5, 3, bias=True, norm=norm)
+        self.cbam2 = CBAM(w5) if cbam else nn.Identity()
+        self.pool = POOLS[pool](2)
+        self.head = _head(w5, head, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.cbam1(self.rfb(self.conv1(x))))  # (N, 64, S/4, S/4)
+        x = self.pool(self.conv2(x))  # (N, 128, S/8, S/8)
+        x = self.conv5(self.conv4(self.conv3(x)))  # (N, 256, S/8, S/8)
+        x = self.pool(self.cbam2(x)).mean((2, 3))  # (N, 256)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class RFB(nn.Module):
+    """Receptive field block: three branches of growing kernel and dilation beside a 1x1 shortcut.
+
+    (N, C, H, W) to the same shape. The layout is that of the published BasicRFB with dilations 1, 2 and 3;
+    there is no ReLU after the last convolution of a branch, after `linear`, or on the shortcut.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        i = channels // 8
+        self.branch0 = nn.Sequential(
+            conv_block(channels, 2 * i, 1),
+            conv_block(2 * i, 2 * i, 3, relu=False),
+        )
+        self.branch1 = nn.Sequential(
+            conv_block(channels, i, 1),
+            conv_block(i, 2 * i, 3),
+            conv_block(2 * i, 2 * i, 3, dilation=2, relu=False),
+        )
+        self.branch2 = nn.Sequential(
+            conv_block(channels, i, 1),
+            conv_block(i, i // 2 * 3, 3),
+            conv_block(i // 2 * 3, 2 * i, 3),
+            conv_block(2 * i, 2 * i, 3, dilation=3, relu=False),
+        )
+        self.linear = conv_block(6 * i, channels, 1, relu=False)
+        self.shortcut = conv_block(channels, channels, 1, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
+        return F.relu(RFB_SCALE * self.linear(branches) + self.shortcut(x))
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention: weights channels, then pixels; (N, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = channels // CBAM_REDUCTION
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.spatial = conv_block(2, 1, 7, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
+        x = x * gate[:, :, None, None]
+        maps = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # (N, 2, H, W)
+        return x * torch.sigmoid(self.spatial(maps))
+
+
+class FusedRFB(nn.Module):
+    """The exact inference form of an RFB: one leading 1x1 convolution and one closing 1x1 convolution."""
+
+    def __init__(self, rfb: RFB) -> None:
+        super().__init__()
+        leads = [_fold(branch[0])[0] for branch in (rfb.branch0, rfb.branch1, rfb.branch2)]
+        self.widths = [lead.out_channels for lead in leads]
+        self.lead = _conv1x1(
+            torch.cat([lead.weight for lead in leads]), torch.cat([_bias(lead) for lead in leads])
+        )
+        self.tails = nn.ModuleList(
+            nn.Sequential(*(_fold(block) for block in branch[1:]))
+            for branch in (rfb.branch0, rfb.branch1, rfb.branch2)
+        )
+        linear, shortcut = _fold(rfb.linear)[0], _fold(rfb.shortcut)[0]
+        self.close = _conv1x1(
+            torch.cat((RFB_SCALE * linear.weight, shortcut.weight), 1),
+            RFB_SCALE * _bias(linear) + _bias(shortcut),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = F.relu(self.lead(x), inplace=True).split(self.widths, 1)
+        branches = [tail(part) for tail, part in zip(self.tails, parts, strict=True)]
+        return F.relu(self.close(torch.cat((*branches, x), 1)), inplace=True)
+
+
+def conv_block(
+    n_in: int,
+    n_out: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    norm: bool = True,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Return convolution, then BatchNorm if `norm`, then ReLU if `relu`; size kept but for `stride`."""
+    padding = dilation * (kernel - 1) // 2
+    layers: list[nn.Module] = [
+        nn.Conv2d(n_in, n_out, kernel, stride, padding, dilation, bias=bias),
+    ]
+    if norm:
+        layers.append(nn.BatchNorm2d(n_out, momentum=BN_MOMENTUM))
+    if relu:
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def fuse(network: nn.Module) -> nn.Module:
+    """Return a copy for inference that computes the same function with fewer passes over memory.
+
+    BatchNorms are folded into their convolutions; each RFB gets one leading 1x1 convolution for its three
+    branches, and one closing 1x1 convolution on [b0, b1, b2, x] for linear, scale, shortcut and sum.
+    In fp32 the logits differ by rounding only (below 1e-5). The copy is in eval mode; the original is kept.
+    """
+    fused = deepcopy(network).eval()
+    _fuse_children(fused)
+    return fused.requires_grad_(False)
+
+
+def _fuse_children(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, RFB):
+            setattr(module, name, FusedRFB(child))
+        elif isinstance(child, nn.Sequential) and isinstance(child[0], nn.Conv2d):
+            setattr(module, name, _fold(child))
+        else:
+            _fuse_children(child)
+
+
+def _fold(block: nn.Sequential) -> nn.Sequential:
+    """Return the block with its BatchNorm, if any, folded into its convolution."""
+    layers = list(block.eval())
+    if len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
+        layers[:2] = [fuse_conv_bn_eval(layers[0], layers[1])]
+    return nn.Sequential(*(nn.ReLU(inplace=True) if isinstance(m, nn.ReLU) else m for m in layers))
+
+
+def _conv1x1(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    return conv
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def _head(n_in: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
+    widths = [n_in, *hidden]
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def _check(bn: str, pool: str, first_kernel: int) -> None:
+    if bn not in BN_PLACES:
+        raise ConfigError(f"iicnet: bn={bn!r} is unknown: use one of {', '.join(BN_PLACES)}")
+    if pool not in POOLS:
+        raise ConfigError(f"iicnet: pool={pool!r} is unknown: use one of {', '.join(POOLS)}")
+    if first_kernel < 1 or first_kernel % 2 == 0:
+        raise ConfigError(f"iicnet: first_kernel={first_kernel!r} must be odd and positive, such as 5")

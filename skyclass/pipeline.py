@@ -1,0 +1,52 @@
+"""THE STRAIGHT LINE: catalogue -> cutouts -> composites -> network -> class catalogue, in plain Python.
+
+No Dask here: this is what a notebook steps through and what every parallel run is compared with. The same
+functions, in `stages.py`, are what `engine.py` places on workers.
+"""
+
+from __future__ import annotations
+
+from .config import RunConfig
+from .plan import Line, Plan, count_here, prepare, strips_of
+from .progress import RunReport, Tally, Watch, quiet, strip_facts
+from .publish import publish
+from .stages import commit_strips, cut_strip, infer_strip
+from .store import committed, hold_lease, journal_commit, write_json
+from .types import TilePlan
+
+
+def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:
+    """Return the report of a whole run in this process: planned, classified, committed and published."""
+    line, plan = prepare(run, count_here)
+    with hold_lease(line.folder), watch(plan.n_sources) as watcher:
+        tally = Tally(line, plan, watcher)
+        tally.resume(committed(line.folder))
+        for tile in pending(plan, tally):
+            classify_tile(line, tile, run.strip_sources, tally)
+        return finish(line, tally)
+
+
+def classify_tile(line: Line, tile: TilePlan, strip_sources: int, tally: Tally) -> None:
+    """Take one tile down the line and commit it."""
+    results = []
+    for strip in strips_of(tile, strip_sources):
+        composites = cut_strip(line, strip)
+        result = infer_strip(line, composites)
+        tally.strip(*strip_facts(result))
+        results.append(result)
+    commit, timing = commit_strips(line, tile, results)
+    journal_commit(line.folder, commit)
+    tally.commit(commit, timing)
+
+
+def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
+    """Return the tiles that nobody has committed yet, longest first."""
+    return [tile for tile in plan.tiles if tile.coadd_id not in tally.commits]
+
+
+def finish(line: Line, tally: Tally) -> RunReport:
+    """Return the report after the row check; publish the catalogue."""
+    report = tally.report()
+    write_json(line.folder.report_path, report.to_dict())
+    publish(line.folder)
+    return report

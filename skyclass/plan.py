@@ -1,0 +1,209 @@
+"""Everything that is settled before work starts: the line's parts, the plan, and whether the inputs can do it.
+
+The plan counts the sources of each tile, partition by partition: the exact number of rows to conserve, the skew,
+and the denominator of the ETA. All faults of configuration surface here, before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .archive import LocalArchive, open_archive
+from .bundle import Bundle, load_bundle
+from .catalog import Catalog, assign_tiles, count_tiles, open_catalog, select, standardise_table
+from .config import RunConfig, fingerprint
+from .errors import ArchiveError, CatalogError, TileFault
+from .sky import Region
+from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes, write_plan
+from .types import Strip, TilePlan
+
+NO_TILE = "none"
+"""The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
+
+CountTiles = Callable[["Line", Iterable[int]], pa.Table]
+PREFLIGHT_TILES = 200
+"""Tiles whose headers are read before the work starts."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a worker must know to do any piece of a run: names and numbers, a kilobyte at most, no data."""
+
+    catalog: str
+    region: Region | None
+    images: str
+    model: str
+    model_digest: str
+    precision: str
+    device: str
+    out: str
+    run_id: str = ""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.out)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model bundle, read once a process."""
+        return _bundle(self.model)
+
+    @property
+    def sources(self) -> Catalog:
+        """The partitions of this run, listed once a process."""
+        return _catalog(self.catalog, self.region)
+
+    @property
+    def archive(self) -> LocalArchive:
+        """The image archive, opened once a process."""
+        return _archive(self.images, tuple(self.bundle.bands))
+
+
+_bundle = lru_cache(maxsize=4)(load_bundle)
+_archive = lru_cache(maxsize=4)(open_archive)
+
+
+@lru_cache(maxsize=4)
+def _catalog(location: str, region: Region | None) -> Catalog:
+    catalog = open_catalog(location)
+    return select(catalog, region) if region else catalog
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of a run, longest first. `digest` names them, their counts and their partitions."""
+
+    tiles: tuple[TilePlan, ...]
+    digest: str
+
+    @property
+    def n_sources(self) -> int:
+        """Rows in, and so rows out."""
+        return sum(tile.n_sources for tile in self.tiles)
+
+
+def prepare(run: RunConfig, count: CountTiles) -> tuple[Line, Plan]:
+    """Return the line and the plan of a run, its folder begun or, with the same fingerprint, resumed.
+
+    Raises `ConfigError` for every input that cannot be used and `RunMismatch` for the folder of another run,
+    before anything is written.
+    """
+    line, plan, table = survey(run, count)
+    bundle = line.bundle
+    fields = fingerprint(run, bundle.digest, plan.digest)
+    info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
+    info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
+    line = replace(line, run_id=start_or_resume(line.folder, fields, info))
+    write_plan(line.folder, plan.tiles)
+    if table is not None:
+        write_bytes(line.folder.sources_path, parquet_bytes(table))
+    return line, plan
+
+
+def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:
+    """Return line, plan and, for a table of positions, its rows with their tiles. Writes nothing.
+
+    `count` gives the sources by tile of some partitions, here or on a cluster.
+    """
+    bundle, catalog = load_bundle(run.model), open_catalog(run.catalog)
+    archive = open_archive(run.images, tuple(bundle.bands))
+    line = Line(
+        run.catalog, run.region, run.images, run.model, bundle.digest, run.precision, run.device, run.out
+    )
+    table = None
+    if catalog.kind == "table":
+        table = tiled_table(run, archive)
+        line = replace(line, catalog=str(line.folder.sources_path), region=None)
+        plan = make_plan(line, table_counts(table), content_digest(table))
+    else:
+        selected = select(catalog, run.region) if run.region else catalog
+        if not selected.partitions:
+            raise CatalogError(f"{run.catalog}: no partition of it touches the region {run.region}")
+        counts = count(line, range(len(selected.partitions)))
+        plan = make_plan(line, counts, content_digest(counts))
+    preflight(line, archive, plan)
+    return line, plan, table
+
+
+def make_plan(line: Line, counts: pa.Table, digest: str) -> Plan:
+    """Return the plan for counts (coadd_id, partition, n)."""
+    if not counts.num_rows:
+        where = f"region {line.region}" if line.region else "catalogue"
+        raise CatalogError(f"{line.catalog}: no source in the {where}; nothing to classify")
+    tiles: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row in counts.to_pylist():
+        tiles[row["coadd_id"] or NO_TILE].append((row["partition"], row["n"]))
+    plans = [TilePlan(t, sum(n for _, n in parts), tuple(sorted(p for p, _ in parts))) for t, parts in tiles.items()]
+    return Plan(tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id))), digest)
+
+
+def content_digest(table: pa.Table) -> str:
+    """Return a hash of the content of a table, whatever its chunks."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+
+
+def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
+    """Return (coadd_id, partition, n) of partitions, counted in this process."""
+    return pa.concat_tables([count_partition(line, i) for i in partitions])
+
+
+def count_partition(line: Line, partition: int) -> pa.Table:
+    """Return (coadd_id, partition, n) of one partition."""
+    return count_tiles(line.sources, partition, line.region)
+
+
+def preflight(line: Line, archive: LocalArchive, plan: Plan) -> None:
+    """Raise `ArchiveError` when not one of the first tiles of the plan is usable; one message, each reason."""
+    faults = []
+    for tile in [t for t in plan.tiles if t.coadd_id != NO_TILE][:PREFLIGHT_TILES]:
+        try:
+            archive.tile(tile.coadd_id, archive.bands)
+        except TileFault as fault:
+            faults.append(str(fault))
+        else:
+            return
+    if not faults:
+        raise ArchiveError(f"{line.images}: none of the {plan.n_sources} positions lies on a tile of this folder")
+    reasons = "; ".join(faults[:5])
+    raise ArchiveError(f"{line.images}: none of the {len(faults)} tiles looked at is usable: {reasons}")
+
+
+def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
+    """Return the strips of a tile: equal shares of at most `strip_sources` sources."""
+    n_strips = -(-tile.n_sources // strip_sources)
+    edges = np.linspace(0, tile.n_sources, n_strips + 1).round().astype(int)
+    return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def tiled_table(run: RunConfig, archive: LocalArchive) -> pa.Table:
+    """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
+    table = standardise_table(run.catalog)
+    if run.region:
+        table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
+    if not len(table):
+        raise CatalogError(f"{run.catalog}: no source in the region {run.region}; nothing to classify")
+    if table["coadd_id"].null_count:
+        near = (table["ra"].to_numpy(), table["dec"].to_numpy())
+        assigned = assign_tiles(table, archive.list_tiles(near))["coadd_id"]
+        index = table.schema.get_field_index("coadd_id")
+        table = table.set_column(index, table.schema.field(index), pc.coalesce(table["coadd_id"], assigned))
+    return table.sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])
+
+
+def table_counts(table: pa.Table) -> pa.Table:
+    """Return (coadd_id, partition, n) of a table that is its own single partition."""
+    counts = table.group_by("coadd_id").aggregate([("source_id", "count")])
+    zeros = pa.array(np.zeros(len(counts), np.int64))
+    return pa.table({"coadd_id": counts["coadd_id"], "partition": zeros, "n": counts["source_id_count"]})

@@ -1,0 +1,200 @@
+"""What a run tells while it works and when it is done: tallies, a progress line with rate and ETA, the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from .errors import RowsLost
+from .plan import Line, Plan
+from .stages import StripResult, Timing
+from .store import UNCLASSIFIED, Commit
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What came of a run. `sources_in` = classified + without a class, checked."""
+
+    run_id: str
+    model_id: str
+    sources_in: int
+    classified: int
+    without_class: int
+    flagged: int
+    class_counts: dict[str, int]
+    tiles: int
+    tiles_resumed: int
+    quarantined: dict[str, str]
+    tile_bytes: int
+    tile_bytes_read: int
+    wall_seconds: float
+    sources_per_second: float
+    stage_seconds: dict[str, float]
+    simulated_model: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+class Watcher(Protocol):
+    """Somebody who is told how far a run is."""
+
+    def advance(self, n_sources: int) -> None:
+        """Hear that `n_sources` more went through the network."""
+        ...
+
+
+@dataclass
+class Tally:
+    """Running counts of one driver."""
+
+    line: Line
+    plan: Plan
+    watcher: Watcher
+    began: float = field(default_factory=time.perf_counter)
+    commits: dict[str, Commit] = field(default_factory=dict)
+    n_resumed: int = 0
+    n_classified_now: int = 0
+    bytes_read: int = 0
+    bytes_of_tiles: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+    def resume(self, commits: dict[str, Commit]) -> None:
+        """Take over what an earlier driver committed."""
+        self.commits |= commits
+        self.n_resumed = len(commits)
+        self.watcher.advance(sum(c.rows for c in commits.values()))
+
+    def strip(self, timings: tuple[Timing, ...], n_sources: int, coadd_id: str, fault: str | None) -> None:
+        """Count a finished strip."""
+        for timing in timings:
+            self.time(timing)
+        if fault:
+            self.quarantined[coadd_id] = fault
+        self.n_classified_now += n_sources
+        self.watcher.advance(n_sources)
+
+    def time(self, timing: Timing) -> None:
+        """Count seconds and bytes."""
+        self.seconds[timing.stage] += timing.seconds
+        self.bytes_read += timing.bytes_read
+        self.bytes_of_tiles += timing.bytes_of_tile
+
+    def commit(self, commit: Commit, timing: Timing) -> None:
+        """Count a committed tile."""
+        self.commits[commit.coadd_id] = commit
+        self.time(timing)
+
+    def report(self) -> RunReport:
+        """Return the report; `RowsLost` unless rows in = rows out, to the last row."""
+        commits = self.commits.values()
+        rows_out = sum(c.rows for c in commits)
+        if rows_out != self.plan.n_sources:
+            raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.line.out}")
+        classes = Counter[str]()
+        for c in commits:
+            classes.update(c.classes)
+        without_class = classes.pop(UNCLASSIFIED, 0)
+        wall = time.perf_counter() - self.began
+        return RunReport(
+            run_id=self.line.run_id,
+            model_id=self.line.bundle.model_id,
+            sources_in=self.plan.n_sources,
+            classified=classes.total(),
+            without_class=without_class,
+            flagged=sum(c.n_flagged for c in commits),
+            class_counts=dict(sorted(classes.items())),
+            tiles=len(self.commits),
+            tiles_resumed=self.n_resumed,
+            quarantined=dict(sorted(self.quarantined.items())),
+            tile_bytes=self.bytes_of_tiles,
+            tile_bytes_read=self.bytes_read,
+            wall_seconds=round(wall, 3),
+            sources_per_second=round(self.n_classified_now / wall, 1),
+            stage_seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            simulated_model=bool(self.line.bundle.training.get("simulated", False)),
+        )
+
+
+def strip_facts(result: StripResult) -> tuple[tuple[Timing, ...], int, str, str | None]:
+    """Return what a tally needs to know of a strip: a few numbers instead of its arrays."""
+    n_sources = result.strip.stop - result.strip.start
+    return result.timings, n_sources, result.strip.tile.coadd_id, result.fault
+
+
+Watch = Callable[[int], AbstractContextManager[Watcher]]
+"""Makes a watcher for a number of sources: `quiet` or `show`."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def advance(self, n_sources: int) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class JsonLines:
+    """A watcher that prints one JSON line every `interval_s`: for logs and batch jobs."""
+
+    total: int
+    interval_s: float = 30.0
+    done: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    said: float = 0.0
+
+    def advance(self, n_sources: int) -> None:
+        """Print when it is time, or when all is done."""
+        self.done += n_sources
+        now = time.perf_counter()
+        if now - self.said < self.interval_s and self.done < self.total:
+            return
+        self.said = now
+        rate = self.done / max(now - self.began, 1e-9)
+        eta_s = round((self.total - self.done) / rate) if rate else None
+        line = {"sources": self.done, "of": self.total, "sources_per_s": round(rate, 1), "eta_s": eta_s}
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} sources/s" if task.speed else "-- sources/s")
+
+
+@dataclass
+class _Bar:
+    progress: Progress
+    task: Any
+
+    def advance(self, n_sources: int) -> None:
+        self.progress.advance(self.task, n_sources)
+
+
+@contextmanager
+def quiet(total: int) -> Iterator[Watcher]:
+    """Give a watcher that says nothing."""
+    yield Silent()
+
+
+@contextmanager
+def show(total: int) -> Iterator[Watcher]:
+    """Give a progress bar on a terminal, JSON lines elsewhere; both go to standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield JsonLines(total)
+        return
+    text = TextColumn("classifying {task.completed:,.0f} of {task.total:,.0f}")
+    with Progress(text, BarColumn(), _Rate(), TextColumn("ETA"), TimeRemainingColumn(), console=console) as p:
+        yield _Bar(p, p.add_task("classify", total=total))

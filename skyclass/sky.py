@@ -1,0 +1,414 @@
+"""Geometry of the sky: HEALPix, angles, regions, and where a source falls on a tile. Pure, batched.
+
+Angles are degrees unless a name says otherwise; positions are ICRS (J2000); HEALPix is NESTED.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+from astropy import units as u
+from astropy.wcs import WCS
+from astropy_healpix import healpix_to_lonlat, lonlat_to_healpix
+from numpy.typing import ArrayLike
+
+from skyclass.errors import ConfigError
+from skyclass.types import Bool, Float64, Int64, Tile
+
+MAX_ORDER = 29
+"""Deepest HEALPix order that fits an int64 (Gorski et al. 2005, ApJ 622, 759)."""
+
+ROUNDING_DEG = 1e-9
+"""Slack of the cover: far above the rounding of a double, far below any pixel we ask for."""
+
+_UNITS_IN_DEG = {
+    "": 1.0, "d": 1.0, "deg": 1.0, "degree": 1.0, "degrees": 1.0,
+    "arcmin": 1 / 60, "arcminute": 1 / 60, "arcminutes": 1 / 60,
+    "arcsec": 1 / 3600, "arcsecond": 1 / 3600, "arcseconds": 1 / 3600,
+    "mas": 1 / 3.6e6, "rad": 180 / math.pi,
+}  # fmt: skip
+
+
+# --- HEALPix ---------------------------------------------------------------------------------------
+
+
+def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
+    """Return the NESTED HEALPix pixel of each position at `order` (0..29), int64, shape of the input.
+
+    Positions must be finite and dec within [-90, 90]; RA is taken modulo 360.
+    """
+    ra, dec = np.asarray(ra_deg, np.float64), np.asarray(dec_deg, np.float64)
+    # A tiny negative RA would round to 360 exactly, and longitude 360 is pixel 0's neighbour otherwise.
+    lon = np.mod(np.mod(ra, 360.0), 360.0)
+    pixels = lonlat_to_healpix(lon * u.deg, dec * u.deg, 2**order, order="nested")
+    return cast(Int64, np.asarray(pixels, np.int64))
+
+
+def healpix29(ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
+    """Return the NESTED order-29 pixel of each position: the column `_healpix_29` of HATS (IVOA note).
+
+    Equal to the index of `hats` but for positions exactly on a pixel border, where either side is right.
+    """
+    return healpix(MAX_ORDER, ra_deg, dec_deg)
+
+
+def pixel_centres(order: int, pixels: ArrayLike) -> tuple[Float64, Float64]:
+    """Return (ra, dec) in degrees of the centres of NESTED pixels."""
+    lon, lat = healpix_to_lonlat(np.asarray(pixels, np.int64), 2**order, order="nested")
+    return np.asarray(lon.to_value(u.deg), np.float64), np.asarray(lat.to_value(u.deg), np.float64)
+
+
+def pixel_radius_deg(order: int) -> float:
+    """Return the largest distance from a pixel's centre to its corners, over all pixels of an order.
+
+    The worst pixel touches the latitude z = 2/3 where polar cap and belt meet (Gorski et al. 2005).
+    """
+    nside = 2**order
+    z_corner = 1 - (1 - 1 / nside) ** 2 / 3
+    dec = np.degrees(np.arcsin([2 / 3, z_corner]))
+    return float(separation_deg(45.0 / nside, dec[0], 0.0, dec[1])) + ROUNDING_DEG
+
+
+def _descend(order: int, touches: Callable[[Float64, Float64, float], Bool]) -> Int64:
+    """Return the sorted pixels of `order` left when `touches(ra, dec, radius)` prunes every level."""
+    pixels = np.arange(12, dtype=np.int64)
+    for level in range(order + 1):
+        if level:
+            pixels = (pixels[:, None] * 4 + np.arange(4)).ravel()
+        pixels = pixels[touches(*pixel_centres(level, pixels), pixel_radius_deg(level))]
+    return pixels
+
+
+# --- angles ----------------------------------------------------------------------------------------
+
+
+def separation_deg(ra1: ArrayLike, dec1: ArrayLike, ra2: ArrayLike, dec2: ArrayLike) -> Float64:
+    """Return the great-circle distance in degrees; broadcasts. Exact at all distances (Vincenty 1975)."""
+    lon1, lat1, lon2, lat2 = (np.radians(np.asarray(a, np.float64)) for a in (ra1, dec1, ra2, dec2))
+    dlon = lon2 - lon1
+    east = np.cos(lat2) * np.sin(dlon)
+    north = np.cos(lat1) * np.sin(lat2) - np.sin(lat1) * np.cos(lat2) * np.cos(dlon)
+    along = np.sin(lat1) * np.sin(lat2) + np.cos(lat1) * np.cos(lat2) * np.cos(dlon)
+    return cast(Float64, np.degrees(np.arctan2(np.hypot(east, north), along)))
+
+
+def parse_angle(angle: str | float) -> float:
+    """Return an angle in degrees from "30arcmin", "2deg", "50arcsec", "0.5" or a bare number (degrees)."""
+    match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", str(angle))
+    factor = _UNITS_IN_DEG.get(match[2].lower()) if match else None
+    try:
+        value = float(match[1]) * factor if match and factor is not None else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(
+            f"angle {angle!r} is not understood: write a number of degrees or add a unit, "
+            "one of deg, arcmin, arcsec, mas, rad (for example '30arcmin')"
+        )
+    return value
+
+
+def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> Float64:
+    """Return unit vectors (..., 3) of positions in degrees."""
+    lon, lat = np.radians(np.asarray(ra, np.float64)), np.radians(np.asarray(dec, np.float64))
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def _number(value: object, what: str, low: float, high: float) -> float:
+    """Return `value` as a float within [low, high], or raise a `ConfigError` naming it."""
+    try:
+        number = float(cast(Any, value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high:
+        raise ConfigError(f"{what} is {value!r}: it must be a number of degrees from {low:g} to {high:g}")
+    return number
+
+
+def _set(region: object, **values: object) -> None:
+    """Set fields of a frozen dataclass while it is being made."""
+    for name, value in values.items():
+        object.__setattr__(region, name, value)
+
+
+# --- regions ---------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Region(Protocol):
+    """A piece of sky: `Cone`, `Box`, `Polygon` or `Pixels`."""
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
+        """Return True for each position (degrees) inside the region."""
+        ...
+
+    def cover(self, order: int) -> Int64:
+        """Return sorted NESTED pixels of `order` that together hold the region (a superset)."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `region_from_dict` turns back into an equal region."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cone:
+    """A circle on the sky: centre `ra`, `dec` in degrees, `radius` in degrees or as "30arcmin".
+
+    The border belongs to the cone. Raises `ConfigError` on a bad centre or a radius outside (0, 180].
+    """
+
+    ra: float
+    dec: float
+    radius: InitVar[str | float]
+    radius_deg: float = field(init=False)
+
+    def __post_init__(self, radius: str | float) -> None:
+        ra, dec = _number(self.ra, "cone ra", -360, 360), _number(self.dec, "cone dec", -90, 90)
+        radius_deg = parse_angle(radius)
+        if not 0 < radius_deg <= 180:
+            raise ConfigError(f"cone radius is {radius!r}: it must be above 0 and at most 180 degrees")
+        _set(self, ra=ra, dec=dec, radius_deg=radius_deg)
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
+        return separation_deg(self.ra, self.dec, ra, dec) <= self.radius_deg
+
+    def cover(self, order: int) -> Int64:
+        def touches(ra: Float64, dec: Float64, pixel_deg: float) -> Bool:
+            return separation_deg(self.ra, self.dec, ra, dec) <= self.radius_deg + pixel_deg
+
+        return _descend(order, touches)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "cone", "ra": self.ra, "dec": self.dec, "radius": self.radius_deg}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A range of RA and Dec in degrees, borders included; `ra_min` > `ra_max` wraps through RA 0.
+
+    RA runs eastwards from `ra_min` to `ra_max`; 0 to 360 is the whole circle.
+    """
+
+    ra_min: float
+    ra_max: float
+    dec_min: float
+    dec_max: float
+
+    def __post_init__(self) -> None:
+        ras = {name: _number(getattr(self, name), f"box {name}", -360, 360) for name in ("ra_min", "ra_max")}
+        decs = {name: _number(getattr(self, name), f"box {name}", -90, 90) for name in ("dec_min", "dec_max")}
+        _set(self, **ras, **decs)
+        if self.dec_min >= self.dec_max:
+            limits = f"dec_min {self.dec_min:g} and dec_max {self.dec_max:g}"
+            raise ConfigError(f"box has {limits}: dec_min must be smaller")
+        if self.ra_min == self.ra_max:
+            raise ConfigError(f"box ra_min and ra_max are both {self.ra_min:g}: the box is empty")
+
+    @property
+    def width_deg(self) -> float:
+        """Extent in RA, degrees, in (0, 360]."""
+        return 360.0 if self.ra_max - self.ra_min >= 360 else (self.ra_max - self.ra_min) % 360.0 or 360.0
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
+        ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
+        east_deg = np.mod(ra - self.ra_min, 360.0)
+        # The border itself may round to just below 360 or just above the width.
+        in_ra = (east_deg <= self.width_deg) | (ra == self.ra_min) | (ra == self.ra_max)
+        return cast(Bool, in_ra & (dec >= self.dec_min) & (dec <= self.dec_max))
+
+    def cover(self, order: int) -> Int64:
+        half_deg = self.width_deg / 2
+
+        def touches(ra: Float64, dec: Float64, pixel_deg: float) -> Bool:
+            off_deg = np.abs(np.mod(ra - self.ra_min - half_deg + 180.0, 360.0) - 180.0)
+            # A circle of radius r at dec spans asin(sin r / cos dec) in RA; near a pole, all of it.
+            polar = np.abs(dec) + pixel_deg >= 90
+            ratio = np.sin(np.radians(pixel_deg)) / np.cos(np.radians(np.where(polar, 0.0, dec)))
+            span_deg = np.where(polar, 180.0, np.degrees(np.arcsin(np.minimum(ratio, 1.0))))
+            in_dec = (dec >= self.dec_min - pixel_deg) & (dec <= self.dec_max + pixel_deg)
+            return in_dec & (off_deg <= half_deg + span_deg + ROUNDING_DEG)
+
+        return _descend(order, touches)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "box", "ra_min": self.ra_min, "ra_max": self.ra_max,
+                "dec_min": self.dec_min, "dec_max": self.dec_max}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """A simple polygon with great-circle edges; `vertices` are (ra, dec) in degrees, in either sense.
+
+    The inside is the side that fits in a circle of less than 89 degrees around the mean vertex; a
+    larger polygon is refused. Where edges cross each other the even-odd rule decides.
+    """
+
+    vertices: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        pairs = [tuple(np.asarray(v, dtype=object).ravel()) for v in self.vertices]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ConfigError(f"polygon vertices must be (ra, dec) pairs in degrees, got {self.vertices!r}")
+        vertices = tuple(
+            (_number(ra, "polygon ra", -360, 360), _number(dec, "polygon dec", -90, 90)) for ra, dec in pairs
+        )
+        _set(self, vertices=vertices[:-1] if len(vertices) > 3 and vertices[0] == vertices[-1] else vertices)
+        if len(set(self.vertices)) < 3:
+            raise ConfigError(f"polygon has {len(set(self.vertices))} distinct vertices: it needs 3 or more")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        corners = self._corners()
+        centre = self._centre()
+        if np.linalg.norm(centre) < 0.5 or (corners @ centre).min() < np.cos(np.radians(89.0)):
+            raise ConfigError(
+                f"polygon of {len(corners)} vertices does not fit in a circle of 89 degrees: "
+                "split it, or use a Box or Cone"
+            )
+        x, y = self._plane(corners)
+        if abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) < 1e-16:
+            raise ConfigError("polygon has no area: its vertices lie on one great circle")
+
+    def _corners(self) -> Float64:
+        return unit_vectors([v[0] for v in self.vertices], [v[1] for v in self.vertices])
+
+    def _centre(self) -> Float64:
+        total = self._corners().sum(axis=0)
+        length = np.linalg.norm(total)
+        return cast(Float64, total / length if length > 1e-9 else total)
+
+    def _plane(self, vectors: Float64) -> tuple[Float64, Float64]:
+        """Return gnomonic (x, y) about the mean vertex: great circles become straight lines."""
+        centre = self._centre()
+        helper = np.eye(3)[np.argmin(np.abs(centre))]
+        east = np.cross(helper, centre)
+        east /= np.linalg.norm(east)
+        along = vectors @ centre
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return vectors @ east / along, vectors @ np.cross(centre, east) / along
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
+        vectors = unit_vectors(ra, dec)
+        x, y = self._plane(vectors)
+        corners = np.stack(self._plane(self._corners()), axis=-1)
+        inside = np.zeros(x.shape, bool)
+        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if ay != by:
+                inside ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+        return inside & (vectors @ self._centre() > 0)
+
+    def cover(self, order: int) -> Int64:
+        def touches(ra: Float64, dec: Float64, pixel_deg: float) -> Bool:
+            near = _edge_separation_deg(self._corners(), unit_vectors(ra, dec)) <= pixel_deg
+            return near | self.contains(ra, dec)
+
+        return _descend(order, touches)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "polygon", "vertices": [list(vertex) for vertex in self.vertices]}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A set of NESTED HEALPix pixels of one `order`; `pixels` is kept sorted and unique."""
+
+    order: int
+    pixels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        order = int(_number(self.order, "pixels order", 0, MAX_ORDER))
+        values = tuple(sorted({int(pixel) for pixel in self.pixels}))
+        if not values or values[0] < 0 or values[-1] >= 12 * 4**order:
+            raise ConfigError(
+                f"pixels of order {order} must be one or more numbers from 0 to {12 * 4**order - 1}, "
+                f"got {f'{values[0]}..{values[-1]}' if values else 'none'}"
+            )
+        _set(self, order=order, pixels=values)
+
+    def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
+        return np.isin(healpix(self.order, ra, dec), np.asarray(self.pixels, np.int64))
+
+    def cover(self, order: int) -> Int64:
+        pixels = np.asarray(self.pixels, np.int64)
+        if order <= self.order:
+            return cast(Int64, np.unique(pixels >> 2 * (self.order - order)))
+        children = 4 ** (order - self.order)
+        return cast(Int64, (pixels[:, None] * children + np.arange(children)).ravel())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "pixels", "order": self.order, "pixels": list(self.pixels)}
+
+
+def region_from_dict(values: Mapping[str, Any]) -> Region:
+    """Return the region that `to_dict` described; raise `ConfigError` on an unknown kind or field."""
+    kinds: dict[str, Callable[..., Region]] = {"cone": Cone, "box": Box, "polygon": Polygon, "pixels": Pixels}
+    fields = {name: value for name, value in values.items() if name != "kind"}
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise ConfigError(f"region kind is {kind!r}: it must be one of {', '.join(kinds)}")
+    try:
+        return kinds[kind](**fields)
+    except TypeError as error:
+        raise ConfigError(f"region {kind} cannot be made from {sorted(fields)}: {error}") from error
+
+
+def _edge_separation_deg(corners: Float64, points: Float64) -> Float64:
+    """Return the distance (N,) in degrees of unit vectors (N, 3) to the nearest polygon edge."""
+    best = np.full(len(points), 180.0)
+    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        to_corner = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(points - a, axis=1) / 2, 1)))
+        best = np.minimum(best, to_corner)
+        normal = np.cross(a, b)
+        length = np.linalg.norm(normal)
+        if length > 0:
+            normal /= length
+            over_edge = (points @ np.cross(normal, a) >= 0) & (points @ np.cross(b, normal) >= 0)
+            to_circle = np.degrees(np.arcsin(np.minimum(np.abs(points @ normal), 1)))
+            best = np.where(over_edge, np.minimum(best, to_circle), best)
+    return best
+
+
+# --- tiles -----------------------------------------------------------------------------------------
+
+
+def tile_wcs(tile: Tile) -> WCS:
+    """Return the astropy WCS of a tile, built from its numbers: SIN, north up, no distortion."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.crval = tile.crval_deg
+    wcs.wcs.crpix = tile.crpix
+    wcs.wcs.cdelt = tile.cdelt_deg
+    return wcs
+
+
+def tile_pixels(tile: Tile, ra: ArrayLike, dec: ArrayLike) -> tuple[Float64, Float64]:
+    """Return 1-based FITS pixels (x, y) of positions on a tile: the catalogue's `wx`, `wy`.
+
+    NaN where the position is not finite or lies on the far side of the sky, which SIN cannot show.
+    """
+    ra, dec = np.atleast_1d(np.asarray(ra, np.float64)), np.atleast_1d(np.asarray(dec, np.float64))
+    pixels = np.full((len(ra), 2), np.nan)
+    near = separation_deg(*tile.crval_deg, ra, dec) < 89.0
+    if near.any():
+        pixels[near] = tile_wcs(tile).wcs_world2pix(np.column_stack([ra[near], dec[near]]), 1)
+    return pixels[:, 0], pixels[:, 1]
+
+
+def edge_distance_px(tile: Tile, x: ArrayLike, y: ArrayLike) -> Float64:
+    """Return the distance in pixels to the closest tile edge: negative outside, -inf where x or y is NaN.
+
+    The edge is the outer border of the outermost pixels, 0.5 and N + 0.5 in FITS pixels. A source
+    belongs to the tile where this is largest (AllWISE Explanatory Supplement, V.4).
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    rows, columns = tile.shape
+    margins: Sequence[Float64] = (x - 0.5, columns + 0.5 - x, y - 0.5, rows + 0.5 - y)
+    inside = np.minimum(np.minimum(margins[0], margins[1]), np.minimum(margins[2], margins[3]))
+    return cast(Float64, np.where(np.isnan(inside), -np.inf, inside))

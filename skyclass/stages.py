@@ -1,0 +1,179 @@
+"""CUT, INFER and COMMIT: one function each, the same in plain Python and on Dask.
+
+A strip goes in, a strip comes out. A fault of a tile is data: its sources keep their rows, flagged and
+without a class. What can go wrong beyond that is a defect and is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from .composite import composite
+from .cutouts import cut, row_span
+from .errors import RowsLost, TileFault
+from .infer import cached_classifier
+from .plan import NO_TILE, Line
+from .catalog import read_partition
+from .sky import healpix29, tile_pixels
+from .store import CLASS_SCHEMA, Commit, commit_tile
+from .types import CLASSES, FAULT_FLAGS, Flag, Float16, Float32, Int32, Strip, Tile, TilePlan
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a piece of work spent its seconds, and the tile bytes it read of how many."""
+
+    stage: str
+    seconds: float
+    bytes_read: int = 0
+    bytes_of_tile: int = 0
+
+
+@dataclass(frozen=True)
+class CutStrip:
+    """Composites of a strip on their way to the network: `images` (N, C, S, S) float16, NaN = missing.
+
+    With a `fault` there are no images (None) and each source carries the fault's flag.
+    """
+
+    strip: Strip
+    images: Float16 | None
+    flags: Int32
+    valid_frac: Float32
+    fault: str | None
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True)
+class StripResult:
+    """What is known of each source of a strip: `probabilities` (N, 3) float32, NaN where there is no class."""
+
+    strip: Strip
+    probabilities: Float32
+    flags: Int32
+    valid_frac: Float32
+    fault: str | None
+    timings: tuple[Timing, ...]
+
+
+def cut_strip(line: Line, strip: Strip) -> CutStrip:
+    """Return the composites of a strip, each band's rows read once."""
+    began = time.perf_counter()
+    try:
+        tile = open_tile(line, strip.tile)
+        sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
+        x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
+        batch = cut(line.archive, tile, x, y, line.bundle.size_px)
+    except TileFault as fault:
+        return _faulty(strip, fault, Timing("cut", time.perf_counter() - began))
+    cut_done = time.perf_counter()
+    images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
+    start, stop = row_span(tile, y, line.bundle.size_px)
+    bytes_read = 4 * (stop - start) * tile.shape[1] * len(tile.bands)
+    timings = (
+        Timing("cut", cut_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
+        Timing("composite", time.perf_counter() - cut_done),
+    )
+    return CutStrip(strip, images, batch.flags, batch.valid_frac, None, timings)
+
+
+def _faulty(strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
+    flag = FAULT_FLAGS[fault.kind]
+    if strip.tile.coadd_id == NO_TILE:
+        flag |= Flag.OFF_TILE
+    n = strip.stop - strip.start
+    reason = None if strip.tile.coadd_id == NO_TILE else str(fault)
+    return CutStrip(
+        strip, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,)
+    )
+
+
+def infer_strip(line: Line, composites: CutStrip) -> StripResult:
+    """Return class probabilities for a strip; NaN for sources without an image."""
+    began = time.perf_counter()
+    probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
+    has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
+    if composites.images is not None and has_image.any():
+        classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
+        probabilities[has_image] = classifier.predict(composites.images[has_image])
+    timing = Timing("infer", time.perf_counter() - began)
+    return StripResult(
+        composites.strip, probabilities, composites.flags, composites.valid_frac, composites.fault, (*composites.timings, timing)
+    )
+
+
+def classify_strip(line: Line, strip: Strip) -> StripResult:
+    """Return CUT and INFER in one piece of work: no transport between them."""
+    return infer_strip(line, cut_strip(line, strip))
+
+
+def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, Timing]:
+    """Return the commit of a tile whose strips are all there: one immutable file, claimed once."""
+    began = time.perf_counter()
+    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results))
+    return commit, Timing("commit", time.perf_counter() - began)
+
+
+def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Table:
+    """Return the rows of a tile in `CLASS_SCHEMA`, ordered by pixel row; `RowsLost` unless it is all of them."""
+    sources = tile_sources(line, tile)
+    results = sorted(results, key=lambda r: r.strip.start)
+    probabilities = np.concatenate([r.probabilities for r in results])
+    if not len(sources) == len(probabilities) == tile.n_sources:
+        raise RowsLost(f"tile {tile.coadd_id}: {tile.n_sources} planned, {len(sources)} read, {len(probabilities)} classified")
+    columns = {name: sources[name] for name in sources.column_names}
+    columns |= class_columns(probabilities)
+    columns |= {
+        "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
+        "flags": np.concatenate([r.flags for r in results]),
+        "valid_frac": np.concatenate([r.valid_frac for r in results]),
+        "model_id": pa.array([line.bundle.model_id] * len(sources)),
+        "run_id": pa.array([line.run_id] * len(sources)),
+    }
+    return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+
+
+def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
+    """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
+    known = np.isfinite(probabilities).all(axis=1)
+    p = np.where(known[:, None], probabilities, 1 / len(CLASSES))
+    ranked = np.sort(p, axis=1)
+    numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}
+    numbers["margin"] = ranked[:, -1] - ranked[:, -2]
+    numbers["entropy"] = -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1)
+    columns = {name: pa.array(v.astype(np.float32), mask=~known) for name, v in numbers.items()}
+    columns["class"] = pa.array(np.asarray(CLASSES, dtype=object)[p.argmax(axis=1)], pa.string(), mask=~known)
+    return columns
+
+
+def open_tile(line: Line, tile: TilePlan) -> Tile:
+    """Return the tile of a plan with the bands of the model; raises `TileFault`."""
+    if tile.coadd_id == NO_TILE:
+        raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
+    return line.archive.tile(tile.coadd_id, line.archive.bands)
+
+
+@lru_cache(maxsize=2)
+def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
+    """Return the sources of a tile ordered by pixel row, so that a strip is one contiguous row range.
+
+    The order depends on the catalogue and the tile's header alone: each worker finds the same one. The cache
+    spares the strips of a tile from reading the catalogue again.
+    """
+    wanted = None if tile.coadd_id == NO_TILE else tile.coadd_id
+    parts = [read_partition(line.sources, i, line.region, wanted) for i in tile.partitions]
+    sources = pa.concat_tables(parts)
+    if wanted is None:
+        sources = sources.filter(sources["coadd_id"].is_null())
+    source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
+    try:
+        _, y = tile_pixels(open_tile(line, tile), sources["ra"].to_numpy(), sources["dec"].to_numpy())
+        order = np.lexsort((source_id, y))
+    except TileFault:
+        order = np.argsort(source_id, kind="stable")
+    return sources.take(pa.array(order)).combine_chunks()

@@ -1,0 +1,94 @@
+"""`skyclass cutouts`: native cutouts of a table of positions, in the order of the table, as one .npz file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from .archive import LocalArchive, open_archive
+from .catalog import assign_tiles, open_catalog, read_partition, standardise_table
+from .cutouts import cut
+from .errors import ConfigError, TileFault
+from .sky import parse_angle, tile_pixels
+from .store import replacing
+from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, CutoutBatch, Flag
+
+MAX_PIXELS = 1024
+
+
+def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tuple[str, ...]) -> str:
+    """Write cutouts (N, bands, S, S) float32 DN and what belongs to them; return a line that says what."""
+    path = Path(output)
+    if path.suffix != ".npz":
+        raise ConfigError(f"{output}: cutouts are written as .npz; give a name that ends so")
+    size_px = parse_size(size)
+    archive = open_archive(images, bands)
+    table = positions(catalog, archive)
+    batch = cut_table(archive, table, size_px, bands)
+    with replacing(path) as temp:
+        np.savez(
+            temp,
+            cutouts=batch.pixels,
+            source_id=table["source_id"].to_numpy(zero_copy_only=False).astype(str),
+            coadd_id=np.array([c or "" for c in table["coadd_id"].to_pylist()]),
+            x=batch.x,
+            y=batch.y,
+            flags=batch.flags,
+            valid_frac=batch.valid_frac,
+        )
+    missing = int(((batch.flags & int(Flag.NO_IMAGE)) != 0).sum())
+    return f"{len(table):,} cutouts of {size_px} x {size_px} pixels in {', '.join(bands)} written to {path}" + (
+        f"; {missing:,} lack an image in some band" if missing else ""
+    )
+
+
+def parse_size(size: str) -> int:
+    """Return the side in pixels of "37px", or the nearest odd number of Atlas pixels for an angle ("50arcsec")."""
+    pixels = re.fullmatch(r"\s*(\d+)\s*(px|pix|pixels)\s*", size)
+    side = int(pixels[1]) if pixels else _odd(parse_angle(size) * 3600 / PIXEL_SCALE_ARCSEC)
+    if not 1 <= side <= MAX_PIXELS:
+        raise ConfigError(f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS}")
+    return side
+
+
+def _odd(pixels: float) -> int:
+    """A source needs a central pixel."""
+    return 2 * round((pixels - 1) / 2) + 1
+
+
+def positions(catalog: str, archive: LocalArchive) -> pa.Table:
+    """Return the sources of a table or catalogue, each with its tile."""
+    opened = open_catalog(catalog)
+    if opened.kind == "table":
+        table = standardise_table(catalog)
+    else:
+        table = pa.concat_tables([read_partition(opened, i) for i in range(len(opened.partitions))])
+    if table["coadd_id"].null_count:
+        near = (table["ra"].to_numpy(), table["dec"].to_numpy())
+        table = assign_tiles(table, archive.list_tiles(near))
+    return table
+
+
+def cut_table(archive: LocalArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]) -> CutoutBatch:
+    """Return the cutouts of a table in its order; a source without a tile is all NaN and flagged."""
+    n = len(table)
+    pixels = np.full((n, len(bands), size_px, size_px), np.nan, dtype=np.float32)
+    x, y = np.full(n, np.nan), np.full(n, np.nan)
+    flags = np.full(n, int(Flag.NO_IMAGE | Flag.TILE_MISSING), dtype=np.int32)
+    valid_frac = np.zeros(n, dtype=np.float32)
+    coadd_id = np.array([c or "" for c in table["coadd_id"].to_pylist()])
+    for name in sorted(set(coadd_id) - {""}):
+        rows = np.flatnonzero(coadd_id == name)
+        try:
+            tile = archive.tile(name, bands)
+            ra, dec = (table[c].to_numpy()[rows] for c in ("ra", "dec"))
+            x[rows], y[rows] = tile_pixels(tile, ra, dec)
+            batch = cut(archive, tile, x[rows], y[rows], size_px)
+        except TileFault as fault:
+            flags[rows] = int(FAULT_FLAGS[fault.kind])
+            continue
+        pixels[rows], flags[rows], valid_frac[rows] = batch.pixels, batch.flags, batch.valid_frac
+    return CutoutBatch(pixels, x, y, flags, valid_frac, ())

@@ -1,0 +1,70 @@
+"""Random rows of the class catalogue, and run folders with committed tiles of them, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from skyclass.sky import healpix29
+from skyclass.store import CLASS_SCHEMA, RunFolder, commit_tile, journal_commit, start_or_resume
+from skyclass.types import CLASSES
+
+FINGERPRINT = {"model": "a1", "plan": "b2", "code": "0.1.0"}
+
+
+def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2.5, seed: int = 0) -> pa.Table:
+    """Return `n` rows spread over a box of `size_deg` round a position; one in ten has no image."""
+    rng = np.random.default_rng(seed)
+    offsets = rng.uniform(-size_deg / 2, size_deg / 2, (2, n))
+    decs = np.clip(dec + offsets[0], -90, 90)
+    ras = (ra + offsets[1] / np.cos(np.radians(dec))) % 360
+    p = rng.dirichlet(np.ones(3), n).astype(np.float32)
+    missing = rng.random(n) < 0.1
+    ranked = np.sort(p, axis=1)
+    numbers = {
+        **{f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)},
+        "margin": ranked[:, 2] - ranked[:, 1],
+        "entropy": -(p * np.log(p)).sum(axis=1),
+    }
+    columns = {name: pa.array(values, pa.float32(), mask=missing) for name, values in numbers.items()}
+    columns |= {f"w{b}{what}": pa.array(rng.normal(15, 1, n), pa.float32()) for b in (1, 2, 3) for what in ("mpro", "snr")}
+    columns |= {
+        "_healpix_29": pa.array(healpix29(ras, decs)),
+        "source_id": pa.array([f"{coadd_id}-{i:06d}" for i in range(n)]),
+        "designation": pa.array([f"J{i:06d}" for i in range(n)]),
+        "cntr": pa.array(rng.integers(0, 2**60, n)),
+        "ra": pa.array(ras),
+        "dec": pa.array(decs),
+        "coadd_id": pa.array([coadd_id] * n),
+        "cc_flags": pa.array(["0000"] * n),
+        "ext_flg": pa.array([None if i % 7 == 0 else i % 6 for i in range(n)], pa.int32()),
+        "class": pa.array(np.asarray(CLASSES, object)[p.argmax(axis=1)], pa.string(), mask=missing),
+        "flags": pa.array(np.where(missing, 128, 0), pa.int32()),
+        "valid_frac": pa.array(np.where(missing, 0.0, 1.0), pa.float32()),
+        "model_id": pa.array(["m1"] * n),
+        "run_id": pa.array(["r1"] * n),
+    }
+    return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+
+
+TILES = (
+    ("1500p015_ac51", 3000, 150.0, 1.5),
+    ("1515p015_ac51", 2000, 151.5, 1.5),
+    ("1500p030_ac51", 8000, 150.0, 3.0),
+    ("0000m015_ac51", 500, 0.0, -1.5),
+)
+"""Tiles that overlap, share order-5 pixels, and wrap through RA 0."""
+
+
+def make_run(path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES) -> tuple[RunFolder, pa.Table]:
+    """Return a run folder whose tiles are committed and journaled, and all their rows."""
+    folder = RunFolder(path)
+    training = {"simulated": True, "label": "trained on the simulated sky"}
+    info = {"n_sources": sum(tile[1] for tile in tiles), "model": {"id": "m1", "training": training}}
+    start_or_resume(folder, FINGERPRINT, info)
+    tables = [class_rows(name, n, ra, dec, seed=i) for i, (name, n, ra, dec) in enumerate(tiles)]
+    for tile, table in zip(tiles, tables, strict=True):
+        journal_commit(folder, commit_tile(folder, tile[0], table))
+    return folder, pa.concat_tables(tables)

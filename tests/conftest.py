@@ -1,0 +1,52 @@
+"""A small simulated sky, an untrained model and a run on them, made once a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from skyclass.bundle import Cut, Preprocessing, save_bundle
+from skyclass.composite import atlas_settings
+from skyclass.config import RunConfig
+from skyclass.mock import write_mock
+from skyclass.networks import build
+
+BANDS = ("w1", "w2", "w3")
+
+
+@pytest.fixture(scope="session")
+def sky(tmp_path_factory):
+    """Two small simulated tiles with a few hundred sources."""
+    return write_mock(str(tmp_path_factory.mktemp("sky")), n_tiles=2, seed=5, sources_per_tile=300, size_px=700)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory) -> Path:
+    """A bundle with random weights: enough to follow rows, not to believe them."""
+    torch.manual_seed(0)
+    network = build("iicnet")
+    fields = {
+        "name": "untrained",
+        "network": "iicnet",
+        "network_options": {},
+        "cut": Cut(37, BANDS),
+        "composite": atlas_settings(BANDS),
+        "preprocessing": Preprocessing(80, (0.3, 0.3, 0.1), (1.0, 1.0, 1.0)),
+        "temperature": 1.0,
+        "training": {"simulated": True, "label": "random weights, for tests"},
+    }
+    return save_bundle(tmp_path_factory.mktemp("models") / "untrained", fields, network.state_dict()).path
+
+
+@pytest.fixture
+def run(sky, bundle, tmp_path) -> RunConfig:
+    """A run over the whole small sky."""
+    return RunConfig(
+        catalog=str(sky.catalog),
+        images=str(sky.images),
+        model=str(bundle),
+        out=str(tmp_path / "classes"),
+        precision="fp32",
+        device="cpu",
+        strip_sources=128,
+    )

@@ -1,0 +1,298 @@
+"""Atlas tiles: real cutouts, the archive layout, damage of every kind, and files that only look alike."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skyclass.archive import AtlasImage, LocalArchive, Refusal, describe, open_archive
+from skyclass.errors import ArchiveError, ConfigError, TileFault
+from skyclass.sky import tile_pixels
+from skyclass.types import Archive, Tile
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+CDELT_DEG = 0.0003819444391411
+ROWS, COLUMNS = 40, 37
+
+
+def atlas_header(coadd_id: str = "0098p408_ac51", band: int = 1, **changes: object) -> fits.Header:
+    """The cards that a real Atlas header has, of a simulated image; None takes a card out."""
+    cards: dict[str, object] = {
+        "BUNIT": "DN", "CRVAL1": 9.890156, "CRVAL2": 40.89, "EQUINOX": 2000.0,
+        "CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CRPIX1": 20.0, "CRPIX2": 18.0,
+        "CDELT1": -CDELT_DEG, "CDELT2": CDELT_DEG, "CROTA2": 0.0, "FILETYPE": "intensity image",
+        "BAND": band, "COADDID": coadd_id, "MAGZP": {1: 20.5, 2: 19.5, 3: 18.0, 4: 13.0}.get(band, 20.5),
+    }  # fmt: skip
+    return fits.Header({k: v for k, v in (cards | changes).items() if v is not None})
+
+
+def pixels_of(band: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + band).normal(5, 1, (ROWS, COLUMNS)).astype(np.float32)
+
+
+def write_image(path: Path, header: fits.Header, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.PrimaryHDU(pixels, header).writeto(path, overwrite=True)
+    return path
+
+
+def write_layout(root: Path, coadd_id: str = "0098p408_ac51", bands: tuple[int, ...] = (1, 2, 3)) -> Path:
+    folder = root / coadd_id[:2] / coadd_id[:4] / coadd_id
+    for band in bands:
+        write_image(folder / f"{coadd_id}-w{band}-int-3.fits", atlas_header(coadd_id, band), pixels_of(band))
+    return folder
+
+
+def fault_of(call: Callable[[], object]) -> TileFault:
+    with pytest.raises(TileFault) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize("prefix", ["", "p3am_cdd", "wise/allwise/images/p3am_cdd"])
+def test_the_archive_layout_is_found_below_its_root(tmp_path: Path, prefix: str) -> None:
+    write_layout(tmp_path / prefix)
+    archive: Archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    tile = archive.tile("0098p408_ac51", ("w1", "w3"))
+    assert tile == Tile("0098p408_ac51", ("w1", "w3"), (ROWS, COLUMNS), (9.890156, 40.89), (20.0, 18.0),
+                        (-CDELT_DEG, CDELT_DEG), (20.5, 18.0))
+    rows = archive.read_rows(tile, "w3", 5, 17)
+    assert rows.dtype == np.dtype(np.float32) and rows.dtype.isnative and rows.flags.writeable
+    np.testing.assert_array_equal(rows, pixels_of(3)[5:17])
+
+
+def test_a_layout_archive_lists_nothing_and_pickles_small(tmp_path: Path) -> None:
+    write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1"])
+    assert archive.images is None and len(pickle.dumps(archive)) < 600
+    write_layout(tmp_path, "0111m015_ac51")
+    assert pickle.loads(pickle.dumps(archive)).tile("0111m015_ac51", ("w1",)).bands == ("w1",)
+
+
+def test_what_is_missing_says_so(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, bands=(1, 2))
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", archive.bands))
+    assert (fault.kind, fault.band) == ("missing_band", "w3") and "w1, w2" in fault.reason
+    assert archive.bands_of("0098p408_ac51") == ("w1", "w2")
+    for name in ("1503p590_ac51", "../../etc/passwd", "", "0098p408"):
+        fault = fault_of(lambda name=name: archive.tile(name, ("w1",)))
+        assert (fault.kind, fault.band) == ("missing_tile", None)
+    copied = pickle.loads(pickle.dumps(fault))
+    assert (copied.kind, copied.reason, str(copied)) == (fault.kind, fault.reason, str(fault))
+    (folder / "0098p408_ac51-w3-int-3.fits.gz").write_bytes(gzip.compress(b"SIMPLE"))
+    assert "gunzip" in fault_of(lambda: archive.tile("0098p408_ac51", ("w3",))).reason
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda b: b"", "empty file"),
+    "html": (lambda b: b"\n<!DOCTYPE html><html>503</html>", "HTML"),
+    "gzip": (gzip.compress, "gunzip"),
+    "noise": (lambda b: b"x" * len(b), "not a FITS file"),
+    "half": (lambda b: b[: len(b) // 2 // 4 * 4], "truncated"),
+    "in header": (lambda b: b[:1000], "inside the FITS header"),
+    "no end": (lambda b: b[:2880].replace(b"END", b"FIN") * 70, "inside the FITS header"),
+    "bitpix": (lambda b: b.replace(b"                 -32 /", b"                 -64 /"), "BITPIX is -64"),
+    "zeroed": (lambda b: b[:4000] + bytes(len(b) - 4000), "zeroed pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("layout", [True, False])
+def test_damage_becomes_a_fault_with_its_reason(tmp_path: Path, kind: str, layout: bool) -> None:
+    damage, words = DAMAGE[kind]
+    folder = write_layout(tmp_path)
+    path = folder / "0098p408_ac51-w2-int-3.fits"
+    path.write_bytes(damage(path.read_bytes()))
+    archive = open_archive(str(tmp_path if layout else folder), ["w1", "w2", "w3"])
+    assert (archive.images is None) == layout
+
+    def use() -> None:
+        archive.read_rows(archive.tile("0098p408_ac51", archive.bands), "w2", 0, ROWS)
+
+    fault = fault_of(use)
+    assert (fault.kind, fault.band) == ("bad", "w2")
+    assert words in fault.reason
+    assert archive.tile("0098p408_ac51", ("w1", "w3")).bands == ("w1", "w3")
+    assert [tile.coadd_id for tile in archive.list_tiles()] == ["0098p408_ac51"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}, "unWISE"),
+        ({"CTYPE1": "RA---SIN-SIP", "CTYPE2": "DEC--SIN-SIP"}, "single exposure"),
+        ({"CTYPE1": "DEC--SIN", "CTYPE2": "RA---SIN"}, "projection"),
+        ({"FILETYPE": "1-sigma uncertainty image"}, "uncertainty"),
+        ({"COADDID": None}, "COADDID is missing"),
+        ({"BAND": 7}, "BAND is 7"),
+        ({"BUNIT": "effective pixels"}, "BUNIT"),
+        ({"MAGZP": None}, "MAGZP is missing"),
+        ({"MAGZP": "twenty"}, "MAGZP is twenty"),
+        ({"CDELT1": -2.75 / 3600}, "CDELT1 is -2.75 arcsec"),
+        ({"CDELT1": CDELT_DEG}, "CDELT1 is 1.375 arcsec"),
+        ({"CDELT2": None}, "CDELT2 is missing"),
+        ({"CROTA2": 30.0}, "rotated"),
+        ({"PC1_2": 0.1}, "rotated"),
+        ({"BSCALE": 2.0}, "BSCALE is 2.0"),
+    ],
+)
+def test_other_products_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    path = tmp_path / "file.fits"
+    header = fits.PrimaryHDU(pixels_of(1), atlas_header()).header
+    header.update({k: v for k, v in changes.items() if v is not None})
+    for name in [k for k, v in changes.items() if v is None]:
+        del header[name]
+    path.write_bytes(header.tostring().encode() + pixels_of(1).astype(">f4").tobytes() + bytes(2880))
+    refusal = describe(str(path))
+    assert isinstance(refusal, Refusal) and words in refusal.reason
+    with pytest.raises(ArchiveError, match="no usable Atlas image"):
+        open_archive(str(tmp_path), ["w1"])
+
+
+def test_a_file_of_another_tile_or_band_or_wcs_is_a_fault(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header("0098p408_ac51", 3), pixels_of(3))
+    assert "0098p408_ac51 w3" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header("0111p408_ac51", 2), pixels_of(3))
+    assert "0111p408_ac51" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header(band=2, CRPIX1=21.0), pixels_of(3))
+    assert "differs from w1" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+
+
+def test_a_file_replaced_during_a_run_is_noticed(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    write_image(folder / "0098p408_ac51-w1-int-3.fits", atlas_header(), np.ones((8, 8), np.float32))
+    assert "replaced" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).reason
+    for start, stop in ((-1, 3), (3, 3), (0, ROWS + 1)):
+        with pytest.raises(ValueError, match="rows"):
+            archive.read_rows(tile, "w1", start, stop)
+
+
+def test_nan_and_a_few_zeros_are_pixels_like_others(tmp_path: Path) -> None:
+    pixels = pixels_of(1)
+    pixels[3, 4:9], pixels[10, :20], pixels[11, 3] = np.nan, 0, -0.0
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), pixels)
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels)
+    fault = fault_of(lambda: archive.read_rows(tile, "w1", 10, 11))
+    assert fault.reason.startswith("zeroed pixels: 54% of rows 10:11")
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.tuples(st.integers(0, ROWS - 1), st.integers(1, ROWS)).filter(lambda r: r[0] < r[1]))
+def test_any_row_range_is_the_slice_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, rows: tuple[int, int]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "row_ranges"
+    if not folder.exists():
+        write_image(folder / "t.fits", atlas_header(), pixels_of(1))
+    archive = open_archive(str(folder), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", *rows), pixels_of(1)[slice(*rows)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, 2879), junk=st.binary(min_size=1, max_size=90))
+def test_a_header_with_any_bytes_changed_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, at: int, junk: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.fits"
+    whole = atlas_bytes()
+    path.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
+    assert isinstance(describe(str(path)), AtlasImage | Refusal)
+
+
+def atlas_bytes() -> bytes:
+    header = fits.PrimaryHDU(pixels_of(1), atlas_header()).header
+    return header.tostring().encode("ascii") + pixels_of(1).astype(">f4").tobytes() + bytes(2880)
+
+
+def test_tiles_near_positions_are_listed_from_the_layout(tmp_path: Path) -> None:
+    centres = {"0000p000_ac51": (0.001, 0.0), "3594p015_ac51": (359.45, 1.514), "1800p000_ac51": (180, 0.0),
+               "0300m893_ac51": (30.0, -89.35), "2100m893_ac51": (210.0, -89.35)}  # fmt: skip
+    for name, (ra, dec) in centres.items():
+        folder = write_layout(tmp_path, name, bands=())
+        header = atlas_header(name, 2, CRVAL1=ra, CRVAL2=dec)
+        write_image(folder / f"{name}-w2-int-3.fits", header, pixels_of(2))
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    assert [t.coadd_id for t in archive.list_tiles()] == sorted(centres)
+    assert {t.bands for t in archive.list_tiles()} == {("w2",)}
+    near = archive.list_tiles((np.array([359.9]), np.array([0.5])))
+    assert [t.coadd_id for t in near] == ["0000p000_ac51", "3594p015_ac51"]
+    pole = archive.list_tiles((np.array([0.0]), np.array([-90.0])))
+    assert [t.coadd_id for t in pole] == ["0300m893_ac51", "2100m893_ac51"]
+    assert archive.list_tiles((np.array([]), np.array([]))) == []
+
+
+def test_two_images_of_one_band_are_not_chosen_from_silently(tmp_path: Path) -> None:
+    for name, shift in (("a", 0.0), ("b", 100.0)):
+        write_image(tmp_path / f"{name}.fits", atlas_header(CRPIX1=20.0 + shift), pixels_of(1))
+    archive = open_archive(str(tmp_path), ["w1"])
+    assert "a.fits and b.fits" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1",))).reason
+    assert len(archive.list_tiles()) == 2
+
+
+def test_locations_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="no such folder"):
+        open_archive(str(tmp_path / "nowhere"), ["w1"])
+    with pytest.raises(ArchiveError, match="holds no FITS file"):
+        open_archive(str(tmp_path), ["w1"])
+    for url in ("s3://nasa-irsa-wise/wise", "https://irsa.ipac.caltech.edu/ibe"):
+        with pytest.raises(ArchiveError, match="reads local folders only"):
+            open_archive(url, ["w1"])
+    with pytest.raises(ConfigError, match="bands are"):
+        open_archive(str(tmp_path), ["w5"])
+    file = write_image(tmp_path / "one.fits", atlas_header(), pixels_of(1))
+    with pytest.raises(ArchiveError, match="this is a file"):
+        open_archive(str(file), ["w1"])
+    with pytest.raises(ArchiveError, match="no image of w2, w3"):
+        open_archive(str(tmp_path), ["w1", "w2", "w3"])
+
+
+def test_real_cutouts() -> None:
+    folder = SHARED / "atlas_cutouts"
+    if not folder.exists():
+        pytest.skip("the shared Atlas cutouts are not here")
+    archive = open_archive(str(folder), ["w1", "w2", "w3"])
+    assert [(t.coadd_id, t.bands, t.shape) for t in archive.list_tiles()] == [
+        ("1210p015_ac51", ("w1", "w2", "w3"), (261, 261)),
+        ("1954p287_ac51", ("w1", "w2", "w3"), archive.tile("1954p287_ac51", ("w1",)).shape),
+        ("2279p454_ac51", ("w1",), (350, 350)),
+    ]
+    assert fault_of(lambda: archive.tile("2279p454_ac51", archive.bands)).kind == "missing_band"
+    tile = archive.tile("1210p015_ac51", archive.bands)
+    assert tile.zero_point_mag == (20.5, 19.5, 18.0)
+    x, y = tile_pixels(tile, 121.6004, 1.0361)
+    for band in archive.bands:
+        whole = fits.getdata(folder / f"2010H-{band}.fits").astype(np.float32)
+        np.testing.assert_array_equal(archive.read_rows(tile, band, 100, 200), whole[100:200])
+        host = whole[int(y[0]) - 4 : int(y[0]) + 4, int(x[0]) - 4 : int(x[0]) + 4]
+        assert host.max() > np.median(whole) + 3 * whole.std() / 10
+
+
+def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
+    folder = SHARED / "lookalikes"
+    if not folder.exists():
+        pytest.skip("the shared look-alikes are not here")
+    with pytest.raises(ArchiveError) as caught:
+        open_archive(str(folder), ["w1"])
+    message = str(caught.value)
+    assert message.count("unWISE") == 3 and message.count("SIP distortion") == 1 and "<coadd_id>-w" in message
+    shutil.copytree(folder, tmp_path / "mixed")
+    write_layout(tmp_path / "mixed" / "x")
+    archive = open_archive(str(tmp_path / "mixed"), ["w1"])
+    assert isinstance(archive, LocalArchive) and archive.refused == 4
