@@ -1,7 +1,7 @@
 """The model bundle: a folder with `model.json` (what the network is and expects) and `weights.safetensors`.
 
-`model.json` holds the digest of its own content and of the weights, so a changed byte in either file is refused.
-Nothing is ever unpickled, and torch is imported only when weights are loaded or saved.
+`model.json` holds the digest of its own content and of the weights, so a changed byte in either file is
+refused. Nothing is ever unpickled, and torch is imported only when weights are loaded or saved.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std, a number a channel."""
+    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std by channel."""
 
     input_px: int
     mean: tuple[float, ...]
@@ -51,7 +51,8 @@ class Preprocessing:
 class Bundle:
     """A model as `model.json` describes it; `load_weights` gives its numbers.
 
-    `training` is the provenance; it always says whether the data were `simulated`, and has a `label` for people.
+    `training` is the provenance; it always says whether the data were `simulated`, and has a `label` for
+    people.
     """
 
     path: Path
@@ -86,7 +87,7 @@ class Bundle:
 def load_bundle(name_or_path: str | Path) -> Bundle:
     """Return the bundle in a folder, or the packaged one of that bare name; both files are verified.
 
-    Raises `BundleError` when the folder or a file is missing, a byte has changed, or the schema is another one.
+    Raises `BundleError` when the folder or a file is missing, a byte has changed, or the schema is another.
     """
     folder = find_bundle(name_or_path)
     document = _parse(folder / MODEL_FILE)
@@ -116,7 +117,9 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
     return load(_verified_weights(bundle.path / WEIGHTS_FILE, bundle.weights_sha256))
 
 
-def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
+def save_bundle(
+    path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]
+) -> Bundle:
     """Write a bundle folder in one step and return it as `load_bundle` would.
 
     `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`. A bundle already at
@@ -159,7 +162,7 @@ def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str
     fields = dict(bundle_fields)
     if not {"simulated", "label"} <= set(fields["training"]):
         raise BundleError("training provenance must say `simulated` (true or false) and a `label` for people")
-    document = {
+    plain = {
         **fields,
         "schema": SCHEMA,
         "cut": asdict(fields["cut"]),
@@ -168,7 +171,9 @@ def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str
         "classes": list(fields.get("classes", CLASSES)),
         "weights_sha256": weights_sha256,
     }
-    document = json.loads(json.dumps(document))  # tuples become lists here, as they will be when read back
+    document: dict[str, Any] = json.loads(
+        json.dumps(plain)
+    )  # tuples become lists here, as they will be when read back
     return document | {"digest": _digest(document)}
 
 
@@ -224,4 +229,4 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
             **fields,
         )
     except (KeyError, TypeError) as error:
-        raise BundleError(f"{folder / MODEL_FILE} lacks or has a field too many ({error}): {REMEDY}") from error
+        raise BundleError(f"{folder / MODEL_FILE} has wrong fields ({error}): {REMEDY}") from error

@@ -3,7 +3,7 @@
     hive      {root}/healpix_k0=K0/healpix_k5=K5/*.parquet     one file for each NESTED order-5 pixel
     hats      {root}/[dataset/]Norder=K/Dir=D/Npix=N.parquet   or a folder Npix=N/
     table     one file: CSV, IPAC, VOTable, FITS, ECSV or Parquet with columns ra, dec; read whole
-    prepared  Parquet of exactly `SOURCE_SCHEMA`: what a run writes once a table has its tiles
+    prepared  a folder of Parquet of exactly `SOURCE_SCHEMA`: what a run writes once a table has its tiles
 
 Partitions are read by their paths, one at a time, only the columns and rows that are needed; sidecars
 such as `_metadata` (0.6 GB at IRSA) are never opened.
@@ -91,7 +91,7 @@ def open_catalog(location: str) -> Catalog:
     """
     path = _local_path(str(location))
     if path.is_file():
-        return _open_file(path)
+        return Catalog("table", str(path), (Partition(str(path), ANYWHERE, 0),))
     for find in (_open_hats, _open_hive, _open_prepared):
         catalog = find(path)
         if catalog and catalog.partitions:
@@ -116,12 +116,6 @@ def _local_path(location: str) -> Path:
     return path
 
 
-def _open_file(path: Path) -> Catalog:
-    is_prepared = _format_of(_head(path)) == "parquet" and _schema(str(path)).equals(SOURCE_SCHEMA)
-    kind: Kind = "prepared" if is_prepared else "table"
-    return Catalog(kind, str(path), (Partition(str(path), ANYWHERE, 0),))
-
-
 def _open_prepared(root: Path) -> Catalog | None:
     """Return a folder of Parquet files that have exactly `SOURCE_SCHEMA`, or None."""
     paths = [str(path) for path in _parquet_files(root)]
@@ -137,7 +131,8 @@ def _open_hive(path: Path) -> Catalog | None:
         inner = [item for folder, _ in outer for item in _numbered(folder, r"healpix_k5=(\d+)")]
         files = [Partition(str(file), 5, pixel) for folder, pixel in inner for file in _parquet_files(folder)]
         if files:
-            return Catalog("hive", str(path / prefix), tuple(sorted(files, key=lambda p: (p.pixel, p.path))))
+            files.sort(key=lambda part: (part.pixel, part.path))
+            return Catalog("hive", str(path / prefix), tuple(files))
     return None
 
 
@@ -150,7 +145,7 @@ def _open_hats(path: Path) -> Catalog | None:
     properties = _properties(path, HATS_PROPERTIES)
     product = properties.get("dataproduct_type", "object")
     if product not in ("object", "source"):
-        raise CatalogError(f"catalogue {path}: a HATS '{product}' table is no list of sources; give its main catalogue")
+        raise CatalogError(f"catalogue {path}: a HATS '{product}' lists no sources; give its main catalogue")
     roots = [root for root in (path / "dataset", path) if _numbered(root, r"Norder=(\d+)")]
     if not roots:
         return None
@@ -167,13 +162,15 @@ def _hats_listed(root: Path, info: Path) -> list[Partition]:
         try:
             pixels = [(int(row["Norder"]), int(row["Npix"])) for row in csv.DictReader(stream)]
         except (KeyError, TypeError, ValueError) as error:
-            raise CatalogError(f"{info}: no numbers in columns Norder, Npix ({error}); fetch it again") from error
+            reason = f"no numbers in columns Norder, Npix ({error}); fetch it again"
+            raise CatalogError(f"{info}: {reason}") from error
     partitions = []
     for order, pixel in pixels:
         base = root / f"Norder={order}" / f"Dir={pixel // 10_000 * 10_000}"
         path = next((p for p in (base / f"Npix={pixel}.parquet", base / f"Npix={pixel}") if p.exists()), None)
         if path is None:
-            raise CatalogError(f"{base}: Npix={pixel}.parquet is missing, though {info.name} names it; fetch it again")
+            reason = f"Npix={pixel}.parquet is missing, though {info.name} names it; fetch it again"
+            raise CatalogError(f"{base}: {reason}")
         partitions.append(Partition(str(path), order, pixel))
     return partitions
 
@@ -273,8 +270,8 @@ def to_dask(catalog: Catalog, region: Region | None = None) -> dd.DataFrame:
         raise CatalogError(f"catalogue {catalog.root}: no partition touches the region")
     pieces = [replace(catalog, partitions=(part,)) for part in catalog.partitions]
     meta = _to_pandas(SOURCE_SCHEMA.empty_table())
-    frame = dd.from_map(partial(_read_frame, region=region), pieces, meta=meta, label="sources")
-    return cast("dd.DataFrame", frame)
+    from_map: Callable[..., dd.DataFrame] = dd.from_map
+    return from_map(partial(_read_frame, region=region), pieces, meta=meta, label="sources")
 
 
 def _read_frame(piece: Catalog, region: Region | None) -> pd.DataFrame:
@@ -306,7 +303,7 @@ def _schema(path: str) -> pa.Schema:
 
 
 def _source_columns(catalog: Catalog, path: str) -> dict[str, str]:
-    """Return our name -> the file's name for the columns it has; `CatalogError` if a required one lacks."""
+    """Return our name -> the file's name for the columns it has; `CatalogError` without a required one."""
     renamed, present = dict(catalog.renamed), set(_schema(path).names)
     names = {name: renamed.get(name, name) for name in SOURCE_SCHEMA.names}
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
@@ -333,7 +330,7 @@ def _read_columns(catalog: Catalog, path: str, columns: Iterable[str], coadd_id:
 
 
 def _conform(table: pa.Table, source: str) -> pa.Table:
-    """Return the table in `SOURCE_SCHEMA`: cast, NaN photometry and empty strings to null, absent to null."""
+    """Return the table in `SOURCE_SCHEMA`: NaN photometry and empty strings are null, as are absent columns."""
     columns = [
         _cast(table[field.name], field, source) if field.name in table.column_names
         else pa.nulls(len(table), field.type)
@@ -418,9 +415,11 @@ def _check_rows(table: pa.Table, path: Path) -> None:
             "mend or remove these rows"
         )
     counts = pc.value_counts(table["source_id"])
-    repeated = [str(item["values"]) for item in counts.filter(pc.greater(counts.field("counts"), 1))[:5].to_pylist()]
-    if table["source_id"].null_count:
-        raise CatalogError(f"table {path}: source_id is empty in {table['source_id'].null_count} rows; fill or drop it")
+    many = counts.filter(pc.greater(counts.field("counts"), 1))
+    repeated = [str(value) for value in many.field("values")[:5]]
+    n_null = table["source_id"].null_count
+    if n_null:
+        raise CatalogError(f"table {path}: source_id is empty in {n_null} rows; fill it or drop the column")
     if repeated:
         raise CatalogError(
             f"table {path}: source_id {', '.join(repeated)} stands in more than one row; "
@@ -473,15 +472,15 @@ def _wanted(names: Sequence[str], path: Path) -> dict[str, str]:
 
 def _head(path: Path, n_bytes: int = 4096) -> bytes:
     with open(path, "rb") as stream:
-        head = stream.read(n_bytes)
-    return head
+        return stream.read(n_bytes)
 
 
 def _format_of(head: bytes) -> str:
     """Return which format some first bytes are of: "parquet", "fits", ..., or "" if no table."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     starts: Mapping[bytes, str] = {
-        b"PAR1": "parquet", b"SIMPLE  =": "fits", b"\x1f\x8b": "gzip", b"# %ECSV": "ecsv", b"\\": "ipac", b"|": "ipac",
+        b"PAR1": "parquet", b"SIMPLE  =": "fits", b"\x1f\x8b": "gzip",
+        b"# %ECSV": "ecsv", b"\\": "ipac", b"|": "ipac",
     }  # fmt: skip
     for start, name in starts.items():
         if text.startswith(start):
@@ -540,7 +539,9 @@ def _read_csv(content: bytes, path: Path) -> pa.Table:
             io.BytesIO(content),
             pa_csv.ReadOptions(skip_rows=n_comments),
             pa_csv.ParseOptions(delimiter=delimiter),
-            pa_csv.ConvertOptions(include_columns=list(names.values()), column_types=types, strings_can_be_null=True),
+            pa_csv.ConvertOptions(
+                include_columns=list(names.values()), column_types=types, strings_can_be_null=True
+            ),
         )  # fmt: skip
     except (pa.ArrowException, KeyError) as error:
         raise CatalogError(f"table {path}: not a regular CSV ({error})") from error

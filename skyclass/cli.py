@@ -231,7 +231,7 @@ def query(
     if sql:
         click.echo(classes.sql(sql).to_string(index=False))
     elif output:
-        click.echo(f"{classes.export(output):,} rows written to {output}")
+        click.echo(f"{classes.count():,} rows written to {classes.export(output)}")
     else:
         rows = classes.to_pandas()
         click.echo(rows.to_string(index=False, max_rows=30))

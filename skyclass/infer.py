@@ -6,8 +6,8 @@
       network         fused, channels_last, fp32 or bf16
       softmax(logits / temperature)                   float32 (N, 3)
 
-Every micro-batch has the same shape, so the probabilities of a row do not depend on which rows stand beside it:
-strips, workers and window sizes leave no trace in a catalogue.
+Every micro-batch has the same shape, so the probabilities of a row do not depend on which rows stand
+beside it: strips, workers, threads and window sizes leave no trace in a catalogue.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .bundle import Bundle, Preprocessing, load_bundle, load_weights
 from .errors import BundleError, ConfigError
-from .networks import build, fuse
+from .networks import build, channels_last, fuse, to_bf16
 from .types import CLASSES, Float16, Float32
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Preprocess(nn.Module):
 
 
 def resize(images: Tensor, px: int) -> Tensor:
-    """Return images (N, S, S, C) float32 at `px` on a side, bilinear, pixel centres aligned (align_corners=False)."""
+    """Return images (N, S, S, C) float32 at `px` on a side: bilinear, as with align_corners=False."""
     low, high, weight = _taps(images.shape[1], px, images.device)
     rows, columns = weight[:, None, None], weight[:, None]
     x = images[:, low].mul_(1 - rows).add_(images[:, high].mul_(rows))
@@ -69,7 +69,7 @@ def resize(images: Tensor, px: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _taps(size: int, px: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each of `px` output pixels, the two source pixels of `size` and the weight of the second."""
+    """Return the two source pixels of each of `px` output pixels, and the weight of the second."""
     place = np.maximum((np.arange(px) + 0.5) * size / px - 0.5, 0)
     low = np.floor(place).astype(np.int64)
     weight = (place - low).astype(np.float32)
@@ -90,8 +90,8 @@ class NetworkClassifier:
         self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._preprocess = Preprocess(bundle.preprocessing).to(self.device)
-        network = fuse(_network(bundle)).to(self.device, self._dtype)
-        self._network = network.to(memory_format=torch.channels_last)
+        network = fuse(_network(bundle)).to(self.device)
+        self._network = channels_last(to_bf16(network) if precision == "bf16" else network)
 
     def predict(self, images: Float16) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
@@ -129,16 +129,16 @@ class NetworkClassifier:
         expected = (len(cut.bands), cut.size_px, cut.size_px)
         if images.shape[1:] != expected:
             raise ConfigError(
-                f"{self.model_id} takes composites (N, {', '.join(map(str, expected))}) of {', '.join(cut.bands)}, "
-                f"not {images.shape}: cut with the bundle's settings"
+                f"{self.model_id} takes composites (N, {', '.join(map(str, expected))}) of "
+                f"{', '.join(cut.bands)}, not {images.shape}: cut with the bundle's settings"
             )
 
 
 class NullClassifier:
     """Probabilities that follow from the image's bytes alone, without a network: a stand-in for benchmarks.
 
-    It takes the inference stage out of a run, so that what is left is the time of cutting and writing. Rows are
-    deterministic and differ from source to source; they mean nothing.
+    It takes the inference stage out of a run, so that what is left is the time of cutting and writing. Rows
+    are deterministic and differ from source to source; they mean nothing.
     """
 
     model_id = "null"
@@ -149,7 +149,8 @@ class NullClassifier:
         total = bits.sum(axis=1, dtype=np.uint64)[:, None]
         mixed = (total + np.arange(1, 1 + len(CLASSES), dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         weights = ((mixed >> np.uint64(40)) + np.uint64(1)).astype(np.float64)
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        probabilities: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        return probabilities
 
 
 def load_classifier(
@@ -166,8 +167,10 @@ def load_classifier(
 
 
 @lru_cache(maxsize=4)
-def cached_classifier(path: str, digest: str, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
-    """Return the classifier of the bundle at `path`, loaded once a process; `BundleError` if it is not `digest`.
+def cached_classifier(
+    path: str, digest: str, device: str = "auto", precision: str = "auto"
+) -> NetworkClassifier:
+    """Return the classifier of the bundle at `path`, loaded once a process; `BundleError` if not `digest`.
 
     What crosses to a worker is the path and the digest, never the network.
     """
@@ -188,7 +191,8 @@ def resolve_device(device: str) -> str:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ConfigError(f"device = {device!r}: choose auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device = {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; choose cpu")
+        n = torch.cuda.device_count()
+        raise ConfigError(f"device = {device!r}: torch sees {n} CUDA devices; choose cpu")
     return device
 
 
@@ -203,8 +207,10 @@ def resolve_precision(device: str, precision: str) -> str:
         return precision
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch before 2.11 does not tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def set_threads(n: int) -> None:
@@ -217,7 +223,9 @@ def _network(bundle: Bundle) -> nn.Module:
     try:
         network.load_state_dict(load_weights(bundle))
     except RuntimeError as error:
-        raise BundleError(f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}") from error
+        raise BundleError(
+            f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}"
+        ) from error
     return network.eval()
 
 

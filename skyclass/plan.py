@@ -22,7 +22,7 @@ from .catalog import Catalog, assign_tiles, count_tiles, open_catalog, select, s
 from .config import RunConfig, fingerprint
 from .errors import ArchiveError, CatalogError, TileFault
 from .sky import Region
-from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes, write_plan
+from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
 from .types import Strip, TilePlan
 
 NO_TILE = "none"
@@ -103,9 +103,8 @@ def prepare(run: RunConfig, count: CountTiles) -> tuple[Line, Plan]:
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     line = replace(line, run_id=start_or_resume(line.folder, fields, info))
-    write_plan(line.folder, plan.tiles)
     if table is not None:
-        write_bytes(line.folder.sources_path, parquet_bytes(table))
+        write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
     return line, plan
 
 
@@ -122,7 +121,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     table = None
     if catalog.kind == "table":
         table = tiled_table(run, archive)
-        line = replace(line, catalog=str(line.folder.sources_path), region=None)
+        line = replace(line, catalog=str(line.folder.sources), region=None)
         plan = make_plan(line, table_counts(table), content_digest(table))
     else:
         selected = select(catalog, run.region) if run.region else catalog

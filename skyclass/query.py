@@ -330,10 +330,10 @@ def _writer(path: Path) -> _Write:
 
 
 def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:
-    words = file_metadata(schema, provenance)
-    with pq.ParquetWriter(path, schema.with_metadata(words), compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for piece in pieces:
-            writer.write_table(piece.cast(writer.schema))
+            writer.write_table(piece)
+        writer.add_key_value_metadata(file_metadata(schema, provenance))
 
 
 def _write_csv(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:

@@ -392,13 +392,13 @@ def flagged(table: pa.Table) -> int:
 
 
 def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
-    """Return a Parquet file as bytes, the same bytes for the same rows: zstd, no clock, small row groups."""
-    schema = table.schema.with_metadata(dict(metadata or {}))
+    """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups."""
+    schema = table.schema.remove_metadata()
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.cast(schema).combine_chunks(), sink, compression="zstd", row_group_size=ROW_GROUP_ROWS,
-        sorting_columns=_sorting(schema),
-    )  # fmt: skip
+    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema)) as writer:
+        writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        # as metadata of the schema it would stand in the footer twice, once of it in base64
+        writer.add_key_value_metadata(dict(metadata or {}))
     return cast(bytes, sink.getvalue().to_pybytes())
 
 

@@ -74,8 +74,9 @@ class IICnet(nn.Module):
         x = self.pool(self.cbam1(self.rfb(self.conv1(x))))  # (N, 64, S/4, S/4)
         x = self.pool(self.conv2(x))  # (N, 128, S/8, S/8)
         x = self.conv5(self.conv4(self.conv3(x)))  # (N, 256, S/8, S/8)
-        x = self.pool(self.cbam2(x)).mean((2, 3))  # (N, 256)
-        logits: Tensor = self.head(x)
+        x = self.pool(self.cbam2(x)).mean((2, 3), dtype=torch.float32)  # (N, 256)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 logits would have three digits
+            logits: Tensor = self.head(x)
         return logits
 
 
@@ -133,23 +134,19 @@ class FusedRFB(nn.Module):
 
     def __init__(self, rfb: RFB) -> None:
         super().__init__()
-        leads = [_fold(branch[0])[0] for branch in (rfb.branch0, rfb.branch1, rfb.branch2)]
+        branches = [list(branch.children()) for branch in (rfb.branch0, rfb.branch1, rfb.branch2)]
+        leads = [_folded_conv(blocks[0]) for blocks in branches]
         self.widths = [lead.out_channels for lead in leads]
-        self.lead = _conv1x1(
-            torch.cat([lead.weight for lead in leads]), torch.cat([_bias(lead) for lead in leads])
-        )
-        self.tails = nn.ModuleList(
-            nn.Sequential(*(_fold(block) for block in branch[1:]))
-            for branch in (rfb.branch0, rfb.branch1, rfb.branch2)
-        )
-        linear, shortcut = _fold(rfb.linear)[0], _fold(rfb.shortcut)[0]
+        self.lead = _conv1x1(torch.cat([c.weight for c in leads]), torch.cat([_bias(c) for c in leads]))
+        self.tails = nn.ModuleList(nn.Sequential(*map(_fold, blocks[1:])) for blocks in branches)
+        linear, shortcut = _folded_conv(rfb.linear), _folded_conv(rfb.shortcut)
         self.close = _conv1x1(
             torch.cat((RFB_SCALE * linear.weight, shortcut.weight), 1),
             RFB_SCALE * _bias(linear) + _bias(shortcut),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = F.relu(self.lead(x), inplace=True).split(self.widths, 1)
+        parts = torch.split(F.relu(self.lead(x), inplace=True), self.widths, 1)
         branches = [tail(part) for tail, part in zip(self.tails, parts, strict=True)]
         return F.relu(self.close(torch.cat((*branches, x), 1)), inplace=True)
 
@@ -199,12 +196,19 @@ def _fuse_children(module: nn.Module) -> None:
             _fuse_children(child)
 
 
-def _fold(block: nn.Sequential) -> nn.Sequential:
+def _fold(block: nn.Module) -> nn.Sequential:
     """Return the block with its BatchNorm, if any, folded into its convolution."""
-    layers = list(block.eval())
-    if len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
-        layers[:2] = [fuse_conv_bn_eval(layers[0], layers[1])]
-    return nn.Sequential(*(nn.ReLU(inplace=True) if isinstance(m, nn.ReLU) else m for m in layers))
+    rest = [nn.ReLU(inplace=True) for layer in block.children() if isinstance(layer, nn.ReLU)]
+    return nn.Sequential(_folded_conv(block), *rest)
+
+
+def _folded_conv(block: nn.Module) -> nn.Conv2d:
+    conv, *rest = block.eval().children()
+    assert isinstance(conv, nn.Conv2d)
+    for layer in rest:
+        if isinstance(layer, nn.BatchNorm2d):
+            return fuse_conv_bn_eval(conv, layer)
+    return conv
 
 
 def _conv1x1(weight: Tensor, bias: Tensor) -> nn.Conv2d:

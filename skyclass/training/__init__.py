@@ -1,1 +1,4 @@
-"""Training: labels and images -> dataset -> model bundle -> evaluation. A separate job; the engine never imports it."""
+"""Training: labels and images -> dataset -> model bundle -> evaluation.
+
+A separate job; the engine never imports it.
+"""

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,8 +41,9 @@ Progress = Callable[[dict[str, Any]], None]
 class Dataset:
     """Composites and what is known of them, row by row.
 
-    `images` (N, C, S, S) float16, NaN = missing; `labels` (N,) int64 index into `CLASSES`; `rows` the table of
-    `source_id`, `coadd_id`, `ra`, `dec` (deg) and photometry; `cut` and `composite` say how images were made.
+    `images` (N, C, S, S) float16, NaN = missing; `labels` (N,) int64 index into `CLASSES`; `rows` the table
+    of `source_id`, `coadd_id`, `ra`, `dec` (deg) and photometry; `cut` and `composite` say how images were
+    made.
     """
 
     images: Float16
@@ -57,7 +58,7 @@ class Dataset:
     def take(self, index: Int64 | Bool) -> Dataset:
         """Return the rows at `index` (positions or a mask), images in memory."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
-        return Dataset(self.images[index], self.labels[index], self.rows.take(index), self.cut, self.composite)
+        return replace(self, images=self.images[index], labels=self.labels[index], rows=self.rows.take(index))
 
 
 def class_counts(labels: Int64) -> dict[str, int]:
@@ -77,22 +78,23 @@ def load_dataset(path: str | Path) -> Dataset:
     """Return the dataset in a folder, its images memory-mapped; `ConfigError` when a file is missing."""
     folder = Path(path)
     if missing := [name for name in (IMAGES, ROWS, SETTINGS) if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder} is not a dataset ({', '.join(missing)} missing): make one with `skyclass dataset`")
+        raise ConfigError(
+            f"{folder} is not a dataset ({', '.join(missing)} missing): make one with `skyclass dataset`"
+        )
     settings = json.loads((folder / SETTINGS).read_text())
     rows = pq.read_table(folder / ROWS)
     labels = rows["label"].to_numpy().astype(np.int64)
     cut_settings = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
     images = np.load(folder / IMAGES, mmap_mode="r")
-    return Dataset(
-        images, labels, rows.drop_columns("label"), cut_settings, CompositeSettings.from_dict(settings["composite"])
-    )
+    stretch = CompositeSettings.from_dict(settings["composite"])
+    return Dataset(images, labels, rows.drop_columns("label"), cut_settings, stretch)
 
 
 def split_sky(dataset: Dataset, val_fraction: float) -> tuple[Int64, Int64]:
     """Return positions of the training and validation rows, disjoint on the sky.
 
-    Whole HEALPix pixels of order 9 go to one side by a hash of their number: a source stays on its side whatever
-    else is in the dataset. Raises `ConfigError` when a side is empty or a class has no row on one side.
+    Whole HEALPix pixels of order 9 go to one side by a hash of their number: a source stays on its side
+    whatever else is in the dataset. Raises `ConfigError` when a class is missing on one side.
     """
     pixels = healpix(SPLIT_ORDER, dataset.rows["ra"].to_numpy(), dataset.rows["dec"].to_numpy())
     held = _hash01(pixels) < val_fraction
@@ -101,8 +103,9 @@ def split_sky(dataset: Dataset, val_fraction: float) -> tuple[Int64, Int64]:
     for side, index in (("training", train), ("validation", val)):
         if lost := [CLASSES[k] for k in sorted(present - set(np.unique(dataset.labels[index])))]:
             raise ConfigError(
-                f"no {', '.join(lost)} in the {side} set: {len(dataset)} rows lie in {len(np.unique(pixels))} "
-                f"sky pixels; use more sky or another val_fraction than {val_fraction}"
+                f"no {', '.join(lost)} in the {side} set: {len(dataset)} rows lie in "
+                f"{len(np.unique(pixels))} sky pixels; "
+                f"use more sky or another val_fraction than {val_fraction}"
             )
     return train, val
 
@@ -119,9 +122,9 @@ def build_dataset(
 ) -> Dataset:
     """Cut and composite every labelled source of a catalogue into the dataset folder `out`; return it.
 
-    `labels` is a Parquet or CSV table with `source_id` and `class`. Sources without an image in some band are left
-    out and counted: `progress` gets {"tile", "done", "total", "dropped"} after each tile. Raises `ConfigError`
-    when nothing matches or `out` exists.
+    `labels` is a Parquet or CSV table with `source_id` and `class`. Sources without an image in some band are
+    left out and counted: `progress` gets {"tile", "done", "total", "dropped", "fault"} after each tile.
+    Raises `ConfigError` when nothing matches or `out` exists.
     """
     archive = open_archive(images, bands)
     rows = labelled_rows(catalog, labels)
@@ -155,7 +158,7 @@ def labelled_rows(catalog: str, labels: str) -> pa.Table:
 
 
 def read_labels(path: str) -> pa.Table:
-    """Return `source_id` (string) and `label` (int64) from a Parquet or CSV table with `source_id` and `class`."""
+    """Return `source_id` (string) and `label` (int64) from a Parquet or CSV table of `source_id`, `class`."""
     if not Path(path).is_file():
         raise CatalogError(f"{path}: there is no such label table")
     table = pq.read_table(path) if Path(path).suffix == ".parquet" else pyarrow.csv.read_csv(path)
@@ -180,7 +183,7 @@ def _cut_all(
     out: IO[bytes],
     progress: Progress | None,
 ) -> Int64:
-    """Append the composites of `rows` (sorted by tile) to `out`; return the positions of those that have one."""
+    """Append the composites of `rows` (sorted by tile) to `out`; return the positions of those with one."""
     row_bytes = len(bands) * size_px * size_px * 2
     kept = np.empty(0, dtype=np.int64)
     for coadd_id, first, last in _tiles(rows):
@@ -194,7 +197,8 @@ def _cut_all(
             out.truncate()
         if progress:
             dropped = last - len(kept)
-            progress({"tile": coadd_id, "done": last, "total": len(rows), "dropped": dropped, "fault": fault})
+            done = {"tile": coadd_id, "done": last, "total": len(rows)}
+            progress(done | {"dropped": dropped, "fault": fault})
     if not len(kept):
         raise ConfigError(f"none of {len(rows)} labelled sources has an image in {', '.join(bands)}")
     return kept
@@ -210,7 +214,7 @@ def _cut_tile(
     settings: CompositeSettings,
     out: IO[bytes],
 ) -> Int64:
-    """Append the composites of one tile to `out`; return the positions of its rows that have one, in that order."""
+    """Append the composites of one tile to `out`; return the positions of their rows, in that order."""
     tile = archive.tile(coadd_id, bands)
     x, y = tile_pixels(tile, rows["ra"].to_numpy()[index], rows["dec"].to_numpy()[index])
     kept = []
@@ -264,7 +268,7 @@ def _folder(path: str | Path) -> Iterator[Path]:
 
 
 def _hash01(pixels: Int64) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return a uniform number in [0, 1) for each pixel number (the finaliser of splitmix64, Steele et al. 2014)."""
+    """Return a uniform number in [0, 1) for each pixel (the finaliser of splitmix64, Steele et al. 2014)."""
     z = pixels.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

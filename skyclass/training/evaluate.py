@@ -20,7 +20,9 @@ from .dataset import Dataset
 BINS = 15
 
 
-def evaluate(bundle: Bundle, dataset: Dataset, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
+def evaluate(
+    bundle: Bundle, dataset: Dataset, device: str = "auto", precision: str = "auto"
+) -> dict[str, Any]:
     """Return the scores of `bundle` on a dataset, and those of the colour cuts on the same rows.
 
     Keys as in `scores`, plus `model_id`, `training` (provenance) and, when the rows have photometry,
@@ -32,7 +34,8 @@ def evaluate(bundle: Bundle, dataset: Dataset, device: str = "auto", precision: 
             f"{dataset.cut}, {dataset.composite} against {bundle.cut}, {bundle.composite}"
         )
     probabilities = load_classifier(bundle, device, precision).predict(dataset.images)
-    result = {"model_id": bundle.model_id, "training": bundle.training} | scores(dataset.labels, probabilities)
+    result = {"model_id": bundle.model_id, "training": bundle.training}
+    result |= scores(dataset.labels, probabilities)
     magnitudes = [f"{band}mpro" for band in ("w1", "w2", "w3")]
     if set(magnitudes) <= set(dataset.rows.column_names):
         columns = [dataset.rows[name].to_numpy() for name in magnitudes]
@@ -56,10 +59,10 @@ def confusion(labels: Int64, guess: NDArray[np.integer]) -> Int64:
 
 
 def confusion_scores(table: Int64) -> dict[str, Any]:
-    """Return `n`, `confusion`, `recall` and `precision` by class (null without rows), `balanced_accuracy`, `accuracy`.
+    """Return `n`, `confusion`, `recall` and `precision` by class, `balanced_accuracy`, `accuracy`.
 
-    Balanced accuracy is the mean recall of the classes that have rows. `precision` holds for the class
-    fractions of this very sample.
+    Balanced accuracy is the mean recall of the classes that have rows; a share without rows is None.
+    `precision` holds for the class fractions of this very sample.
     """
     hits, true, given = np.diag(table), table.sum(1), table.sum(0)
     return {
@@ -80,7 +83,7 @@ def balanced_accuracy(table: Int64) -> float:
 
 
 def calibration_error(labels: Int64, probabilities: Float32, bins: int = BINS) -> float:
-    """Return the expected calibration error of the given class (Guo et al. 2017, arXiv:1706.04599), equal bins."""
+    """Return the expected calibration error of the given class (Guo et al. 2017, arXiv:1706.04599)."""
     confidence = probabilities.max(1).astype(np.float64)
     right = probabilities.argmax(1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -89,10 +92,10 @@ def calibration_error(labels: Int64, probabilities: Float32, bins: int = BINS) -
 
 
 def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]:
-    """Return class names by two cuts on Vega magnitudes: W1-W2 > 0.8 quasar, else W2-W3 > 1.5 galaxy, else star.
+    """Return class names by two cuts in Vega mag: W1-W2 > 0.8 quasar, else W2-W3 > 1.5 galaxy, else star.
 
-    A comparison with NaN is false: without W1 or W2 no row is a quasar, without W2 or W3 none is a galaxy, and
-    a row without any colour is a star. The first cut is that of Stern et al. 2012 (ApJ 753, 30).
+    A comparison with NaN is false: without W1 or W2 no row is a quasar, without W2 or W3 none is a galaxy,
+    and a row without any colour is a star. The first cut is that of Stern et al. 2012 (ApJ 753, 30).
 
     >>> colour_cuts([16.0, 14.0, 12.0], [14.9, 13.8, 12.0], [11.8, 10.5, float("nan")]).tolist()
     ['quasar', 'galaxy', 'star']
@@ -102,6 +105,5 @@ def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]
 
 
 def _shares(part: Int64, whole: Int64) -> dict[str, float | None]:
-    return {
-        name: float(a / b) if b else None for name, a, b in zip(CLASSES, part.tolist(), whole.tolist(), strict=True)
-    }
+    rows = zip(CLASSES, part.tolist(), whole.tolist(), strict=True)
+    return {name: float(a / b) if b else None for name, a, b in rows}

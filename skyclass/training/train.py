@@ -21,7 +21,7 @@ from ..bundle import Bundle, Preprocessing, check_target, save_bundle
 from ..composite import atlas_settings
 from ..errors import ConfigError
 from ..infer import Preprocess, resolve_device, resolve_precision
-from ..networks import NETWORKS, build
+from ..networks import NETWORKS, build, channels_last
 from ..types import BANDS, CLASSES, Float16, Float32, Int64
 from .dataset import Dataset, build_dataset, class_counts, load_dataset, split_sky
 from .evaluate import balanced_accuracy, calibration_error, confusion
@@ -34,7 +34,8 @@ STATISTICS_ROWS = 8192
 """Images that give the mean and scatter of the network's input: enough for three digits."""
 
 PROVENANCE = (
-    "simulated epochs batch_size learning_rate weight_decay schedule balanced flips shift_px val_fraction seed"
+    "simulated epochs batch_size learning_rate weight_decay schedule balanced flips shift_px "
+    "val_fraction seed"
 ).split()
 """The settings of a run that its bundle remembers."""
 
@@ -108,7 +109,7 @@ def _problems(run: TrainConfig) -> Iterator[str]:
 
 
 def train_config(data: Mapping[str, Any]) -> TrainConfig:
-    """Return the training run that a mapping (TRAIN.toml) describes; all mistakes come in one `ConfigError`."""
+    """Return the training run that a mapping (TRAIN.toml) describes; `ConfigError` tells all mistakes."""
     return config.build(TrainConfig, data, "training")
 
 
@@ -164,12 +165,12 @@ class Job:
 
 
 def prepare(run: TrainConfig, dataset: Dataset) -> Job:
-    """Return the run with its sky split, its preprocessing measured and its network initialised from the seed."""
+    """Return the run with its sky split, preprocessing measured and network initialised from the seed."""
     device = resolve_device(run.device)
     train_rows, val_rows = split_sky(dataset, run.val_fraction)
     preprocessing = input_statistics(dataset.images, train_rows, run.input_px)
     torch.manual_seed(run.seed)
-    network = build(run.network, **_network_options(run)).to(device, memory_format=torch.channels_last)
+    network = channels_last(build(run.network, **_network_options(run)).to(device))
     optimiser = _optimiser(run, network)
     steps = math.ceil(len(train_rows) / run.batch_size)
     return Job(
@@ -200,19 +201,19 @@ def train_epoch(job: Job) -> dict[str, float]:
         labels = torch.from_numpy(job.dataset.labels[rows]).to(job.device)
         loss = F.cross_entropy(logits_of(job, images), labels, weight=job.class_weights)
         job.optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         job.optimiser.step()
         job.schedule.step()
         total += loss.detach() * len(rows)
     return {
         "loss": float(total) / len(job.train_rows),
-        "learning_rate": job.schedule.get_last_lr()[0],
+        "learning_rate": float(job.schedule.get_last_lr()[0]),
         "images_per_s": len(job.train_rows) / (time.monotonic() - began),
     }
 
 
 def logits_of(job: Job, images: Float16) -> Tensor:
-    """Return logits (N, 3) float32 for composites; bf16 concerns the network alone, never the preprocessing."""
+    """Return logits (N, 3) float32 for composites; the preprocessing stays in float32 even with bf16."""
     x = job.preprocess(torch.from_numpy(images).to(job.device))
     with torch.autocast(torch.device(job.device).type, torch.bfloat16, enabled=job.precision == "bf16"):
         logits: Tensor = job.network(x)
@@ -221,7 +222,7 @@ def logits_of(job: Job, images: Float16) -> Tensor:
 
 @torch.inference_mode()
 def validate(job: Job) -> dict[str, float]:
-    """Return the calibrated loss, balanced accuracy, calibration error and temperature on the validation rows."""
+    """Return calibrated loss, balanced accuracy, calibration error and temperature on the validation rows."""
     job.network.eval()
     parts = np.array_split(job.val_rows, math.ceil(len(job.val_rows) / 256))
     logits = torch.cat([logits_of(job, job.dataset.images[rows]).cpu() for rows in parts])
@@ -238,11 +239,11 @@ def validate(job: Job) -> dict[str, float]:
 
 
 def open_dataset(run: TrainConfig, progress: Progress | None = None) -> Dataset:
-    """Return the dataset of a training run, made first if its folder is absent; `ConfigError` if it is another."""
+    """Return the dataset of a training run, made if its folder is absent; `ConfigError` if it is another."""
     settings = atlas_settings(run.bands, **run.composite)
     if not Path(run.dataset).exists():
         if not (run.catalog and run.images and run.labels):
-            raise ConfigError(f"no dataset at {run.dataset}: give `catalog`, `images` and `labels` to make it")
+            raise ConfigError(f"no dataset at {run.dataset}: give catalog, images and labels to make it")
         return build_dataset(
             run.catalog, run.images, run.labels, run.bands, run.size_px, settings, run.dataset, progress
         )
@@ -257,21 +258,22 @@ def open_dataset(run: TrainConfig, progress: Progress | None = None) -> Dataset:
 
 
 def input_statistics(images: Float16, rows: Int64, input_px: int) -> Preprocessing:
-    """Return the preprocessing whose mean and std are those of the resized training images, channel by channel."""
+    """Return the preprocessing with the mean and std of the resized training images, channel by channel."""
     chosen = rows[:: max(1, len(rows) // STATISTICS_ROWS)]
     channels = images.shape[1]
     plain = Preprocess(Preprocessing(input_px, (0.0,) * channels, (1.0,) * channels))
     moments = np.zeros((2, channels))
     for part in np.array_split(chosen, math.ceil(len(chosen) / 256)):
         x = plain(torch.from_numpy(images[part])).double()
-        moments += np.stack([x.mean((0, 2, 3)).numpy(), (x**2).mean((0, 2, 3)).numpy()]) * len(part) / len(chosen)
+        share = len(part) / len(chosen)
+        moments += share * np.stack([x.mean((0, 2, 3)).numpy(), (x**2).mean((0, 2, 3)).numpy()])
     mean, square = moments
     std = np.sqrt(np.maximum(square - mean**2, 1e-12))
     return Preprocessing(input_px, tuple(np.round(mean, 6).tolist()), tuple(np.round(std, 6).tolist()))
 
 
 def augment(images: Float16, generator: np.random.Generator, flips: bool, shift_px: int) -> Float16:
-    """Return composites (N, C, S, S), each flipped, turned and shifted at random; missing pixels move in as NaN."""
+    """Return composites (N, C, S, S), each flipped, turned and shifted at random; NaN moves in."""
     if flips:
         images = turn(images, generator.integers(0, 8, len(images)))
     if shift_px:
@@ -289,7 +291,7 @@ def turn(images: Float16, code: Int64) -> Float16:
 
 
 def shift(images: Float16, step_px: Int64) -> Float16:
-    """Return each image (N, C, S, S) moved by its (rows, columns) of `step_px` (N, 2), NaN where nothing was."""
+    """Return each image (N, C, S, S) moved by its (rows, columns) in `step_px` (N, 2); NaN moves in."""
     reach, size = int(np.abs(step_px).max(initial=0)), images.shape[-1]
     margin = ((0, 0), (0, 0), (reach, reach), (reach, reach))
     padded = np.pad(images, margin, constant_values=np.nan)
@@ -301,9 +303,10 @@ def shift(images: Float16, step_px: Int64) -> Float16:
 
 
 def class_weights(labels: Int64, balanced: bool) -> Tensor:
-    """Return the weight of each class in the loss: inverse to its number if `balanced`, 0 where there is none."""
+    """Return the weight of each class in the loss: inverse to its number if `balanced`, 0 without rows."""
     counts = np.bincount(labels, minlength=len(CLASSES))
-    weights = len(labels) / ((counts > 0).sum() * np.maximum(counts, 1)) if balanced else np.ones(len(CLASSES))
+    even = len(labels) / ((counts > 0).sum() * np.maximum(counts, 1))
+    weights = even if balanced else np.ones(len(CLASSES))
     return torch.tensor(np.where(counts > 0, weights, 0.0), dtype=torch.float32)
 
 

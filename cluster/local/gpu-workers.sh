@@ -1,0 +1,32 @@
+#!/bin/sh
+# Start the GPU pool of a cluster on this machine, in the foreground: one worker for each GPU, the network runs there.
+#
+#   [HOST=127.0.0.1] [MEMORY_LIMIT=8GB] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] gpu-workers.sh ADDRESS [STAND-INS]
+#
+# CUDA_VISIBLE_DEVICES chooses GPUs. A machine without one gets STAND-INS (default 1) CPU processes under the same
+# label, which is right for trying a split cluster and wrong for speed.
+set -eu
+. "$(dirname -- "$0")/settings.sh"
+
+address=${1:-}
+check_address "$address"
+gpus=$("$PYTHON" -c 'from skyclass.cluster import count_gpus; print(count_gpus())')
+set -- "$address" --host "$HOST" --no-dashboard --death-timeout 60 --nthreads 1 \
+    --memory-limit "${MEMORY_LIMIT:=8GB}" --resources GPU=1 --nworkers "${2:-1}"
+
+if [ "$gpus" -eq 0 ]; then
+    say "**************************************************************************************"
+    say "NO NVIDIA GPU FOUND. What starts here are CPU PROCESSES THAT STAND IN for GPU workers:"
+    say "the routing is that of a GPU cluster, the speed is not. For speed leave this pool out:"
+    say "CPU workers then do all the work."
+    say "**************************************************************************************"
+    say "next: skyclass classify RUN.toml --cluster $address"
+    exec "$PYTHON" -m distributed.cli.dask_worker "$@"
+fi
+
+"$PYTHON" -c 'import dask_cuda' || fail "$gpus GPUs but no working dask-cuda: $PYTHON -m pip install 'skyclass[cuda]'"
+set -- "$address" --host "$HOST" --no-dashboard --death-timeout 60 --nthreads 1 \
+    --memory-limit "$MEMORY_LIMIT" --resources GPU=1
+say "$gpus GPU workers with ${MEMORY_LIMIT} of host memory each join $address"
+say "next: skyclass classify RUN.toml --cluster $address"
+exec "$PYTHON" -m dask cuda worker "$@"

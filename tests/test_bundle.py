@@ -1,0 +1,123 @@
+"""Model bundles: a round trip, and every way in which a folder may not be what it claims."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_networks import lived_in
+
+from skyclass.bundle import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    Cut,
+    Preprocessing,
+    load_bundle,
+    load_weights,
+    save_bundle,
+)
+from skyclass.composite import atlas_settings
+from skyclass.errors import BundleError
+from skyclass.networks import build
+
+BANDS = ("w1", "w2", "w3")
+FIELDS: dict[str, Any] = {
+    "name": "tiny",
+    "network": "iicnet",
+    "network_options": {"head": [8]},
+    "cut": Cut(37, BANDS),
+    "composite": atlas_settings(BANDS),
+    "preprocessing": Preprocessing(64, (0.1, 0.2, 0.3), (1.0, 1.1, 0.9)),
+    "temperature": 1.25,
+    "training": {"simulated": True, "label": "random weights"},
+}
+
+
+def make_bundle(path: Path, **changes: Any) -> Bundle:
+    """Return a bundle of random weights whose network has lived-in BatchNorms and lively logits."""
+    fields = FIELDS | changes
+    torch.manual_seed(3)
+    network = lived_in(build("iicnet", **fields["network_options"]))
+    return save_bundle(path, fields, network.state_dict())
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = make_bundle(tmp_path / "deep" / "model")
+    read = load_bundle(tmp_path / "deep" / "model")
+    assert read == written
+    assert {k: getattr(read, k) for k in FIELDS} == FIELDS
+    assert read.classes == ("galaxy", "quasar", "star")
+    assert read.model_id == f"tiny-{read.digest[:12]}"
+    network = build("iicnet", head=[8])
+    network.load_state_dict(load_weights(read))
+    again = save_bundle(tmp_path / "again", FIELDS, network.state_dict())
+    assert again.digest == read.digest
+    assert {p.name for p in tmp_path.iterdir()} == {"deep", "again"}, "no temporary folder stays"
+
+
+def test_digest_follows_every_part(tmp_path: Path) -> None:
+    digests = {
+        make_bundle(tmp_path / str(i), **change).digest
+        for i, change in enumerate(
+            [{}, {"temperature": 1.5}, {"preprocessing": Preprocessing(64, (0, 0, 0), (1, 1, 1))},
+             {"composite": atlas_settings(BANDS, stretch="log")}, {"network_options": {"head": [9]}}]
+        )
+    }  # fmt: skip
+    assert len(digests) == 5
+
+
+@pytest.mark.parametrize("file", [MODEL_FILE, WEIGHTS_FILE])
+def test_one_flipped_byte_is_refused(tmp_path: Path, file: str) -> None:
+    bundle = make_bundle(tmp_path / "m")
+    path = tmp_path / "m" / file
+    sound = path.read_bytes()
+    places = range(0, len(sound), max(1, len(sound) // 60))
+    for i in places:
+        path.write_bytes(sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :])
+        with pytest.raises(BundleError, match=f"{file}.*(restore|train)"):
+            load_bundle(tmp_path / "m")
+    with pytest.raises(BundleError, match=WEIGHTS_FILE):  # damaged between reading the bundle and its weights
+        (tmp_path / "m" / WEIGHTS_FILE).write_bytes(b"x")
+        load_weights(bundle)
+
+
+def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere"):
+        load_bundle(tmp_path / "nowhere")
+    make_bundle(tmp_path / "m")
+    (tmp_path / "m" / WEIGHTS_FILE).unlink()
+    with pytest.raises(BundleError, match=f"{WEIGHTS_FILE} is missing"):
+        load_bundle(tmp_path / "m")
+    from skyclass import bundle
+
+    document = json.loads((tmp_path / "m" / MODEL_FILE).read_text()) | {"schema": 99}
+    document["digest"] = bundle._digest(document)
+    (tmp_path / "m" / MODEL_FILE).write_bytes(bundle._render(document))
+    with pytest.raises(BundleError, match="schema 99"):
+        load_bundle(tmp_path / "m")
+
+
+def test_saving_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "m")
+    assert make_bundle(tmp_path / "m", temperature=2.0) == load_bundle(tmp_path / "m")
+    (tmp_path / "m" / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="choose another folder"):
+        make_bundle(tmp_path / "m")
+    assert (tmp_path / "m" / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(BundleError, match="simulated"):
+        make_bundle(tmp_path / "n", training={"label": "who knows"})
+
+
+def test_reading_a_bundle_does_not_import_torch(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "m")
+    code = "import sys, skyclass.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "False"

@@ -1,0 +1,153 @@
+"""Inference: preprocessing, rows that do not depend on their neighbours, clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_bundle import make_bundle
+
+from skyclass import infer
+from skyclass.bundle import Bundle, load_weights
+from skyclass.errors import BundleError, ConfigError
+from skyclass.infer import NetworkClassifier, NullClassifier, Preprocess, cached_classifier, load_classifier
+from skyclass.networks import build
+from skyclass.types import Classifier, Float16
+
+_: list[type[Classifier]] = [NullClassifier, NetworkClassifier]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("infer") / "model")
+
+
+@pytest.fixture(scope="module")
+def images() -> Float16:
+    """Composites of very different brightness, some pixels missing."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 1, (75, 3, 37, 37)) * rng.uniform(0.1, 5, (75, 1, 1, 1))
+    x[rng.random(x.shape) < 0.01] = np.nan
+    return x.astype(np.float16)
+
+
+@pytest.fixture
+def keep_threads() -> Iterator[None]:
+    n = torch.get_num_threads()
+    yield
+    torch.set_num_threads(n)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.usefixtures("keep_threads")
+def test_a_row_depends_on_nothing_but_its_image(bundle: Bundle, images: Float16, precision: str) -> None:
+    classifier = load_classifier(bundle, "cpu", precision)
+    rng = np.random.default_rng(1)
+    infer.set_threads(2)
+    whole = classifier.predict(images)
+    for threads in (1, 2):
+        infer.set_threads(threads)
+        subsets = [np.arange(1), np.arange(40, 43), rng.permutation(75), rng.choice(75, 33, replace=False)]
+        for subset in subsets:
+            assert np.array_equal(classifier.predict(images[subset]), whole[subset])
+    assert len(np.unique(whole, axis=0)) == 75
+
+
+def test_probabilities_are_calibrated_softmax_of_the_plain_network(bundle: Bundle, images: Float16) -> None:
+    network = build(bundle.network, **bundle.network_options).eval()
+    network.load_state_dict(load_weights(bundle))
+    with torch.inference_mode():
+        logits = network(Preprocess(bundle.preprocessing)(torch.from_numpy(images)))
+    expected = torch.softmax(logits / bundle.temperature, 1).numpy()
+    classifier = load_classifier(bundle.path, "cpu", "fp32")
+    given = classifier.predict(images)
+    assert given.dtype == np.float32
+    assert np.abs(given - expected).max() < 1e-4
+    assert np.abs(given.sum(1) - 1).max() < 1e-6
+    assert classifier.predict(images[:0]).shape == (0, 3)
+    frozen = images.copy()
+    frozen.flags.writeable = False  # as arrays arrive from another process
+    assert np.array_equal(classifier.predict(frozen), given)
+
+
+def test_bf16_agrees_with_fp32(bundle: Bundle, images: Float16) -> None:
+    exact, fast = (load_classifier(bundle, "cpu", p).predict(images) for p in ("fp32", "bf16"))
+    assert np.abs(exact - fast).max() < 0.05
+    clear = np.sort(exact, axis=1)[:, -1] - np.sort(exact, axis=1)[:, -2] > 0.1
+    assert np.array_equal(exact.argmax(1)[clear], fast.argmax(1)[clear])
+
+
+@pytest.mark.parametrize("size", [37, 64, 100])
+def test_preprocessing_fills_resizes_and_normalises(bundle: Bundle, size: int) -> None:
+    rng = np.random.default_rng(size)
+    x = torch.from_numpy(rng.normal(0, 3, (5, 3, size, size)).astype(np.float16))
+    x[0, 0, :4] = float("nan")
+    zeroed = torch.where(x.isnan(), 0, x).float()
+    px = bundle.preprocessing.input_px
+    torch_resize = torch.nn.functional.interpolate(
+        zeroed, size=(px, px), mode="bilinear", align_corners=False
+    )
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (bundle.preprocessing.mean, bundle.preprocessing.std)
+    )
+    out = Preprocess(bundle.preprocessing)(x)
+    assert torch.allclose(out, (torch_resize - mean) / std, atol=1e-4)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -> None:
+    null = NullClassifier()
+    p = null.predict(images)
+    assert p.shape == (75, 3)
+    assert np.abs(p.sum(1) - 1).max() < 1e-6
+    assert np.array_equal(null.predict(images[10:20]), p[10:20])
+    assert len(np.unique(p, axis=0)) == 75
+
+
+def test_out_of_memory_halves_the_batch(
+    bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = load_classifier(bundle, "cpu", "fp32")
+    expected = classifier.predict(images)
+    classifier.micro_batch, plain = 512, NetworkClassifier._predict
+
+    def small_memory(self: NetworkClassifier, x: Float16, size: int) -> np.ndarray:
+        if size > 128:
+            raise torch.OutOfMemoryError("pretended")
+        return plain(self, x, size)
+
+    monkeypatch.setattr(NetworkClassifier, "_predict", small_memory)
+    assert np.abs(classifier.predict(images) - expected).max() < 1e-5
+    assert classifier.micro_batch == 128
+    monkeypatch.setattr(NetworkClassifier, "_predict", lambda *_: small_memory(classifier, images, 999))
+    with pytest.raises(torch.OutOfMemoryError):
+        classifier.predict(images)
+
+
+def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
+    with pytest.raises(ConfigError, match=r"\(N, 3, 37, 37\) of w1, w2, w3, not \(75, 2, 37, 37\)"):
+        load_classifier(bundle, "cpu").predict(images[:, :2])
+    with pytest.raises(ConfigError, match="choose auto, fp32, bf16"):
+        load_classifier(bundle, "cpu", "fp8")
+    with pytest.raises(ConfigError, match="choose auto, cpu"):
+        load_classifier(bundle, "tpu")
+    with pytest.raises(ConfigError, match="choose cpu"):
+        load_classifier(bundle, "cuda:99")
+    with pytest.raises(BundleError, match="same files"):
+        cached_classifier(str(bundle.path), "0" * 64)
+    assert cached_classifier(str(bundle.path), bundle.digest, "cpu") is cached_classifier(
+        str(bundle.path), bundle.digest, "cpu"
+    )
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    from test_bundle import FIELDS
+
+    from skyclass.bundle import save_bundle
+
+    other = save_bundle(tmp_path / "m", FIELDS, build("iicnet", head=[7]).state_dict())
+    with pytest.raises(BundleError, match="do not fit"):
+        load_classifier(other, "cpu")
