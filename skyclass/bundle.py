@@ -79,6 +79,11 @@ class Bundle:
         return self.cut.size_px
 
     @property
+    def is_packaged(self) -> bool:
+        """True for a model that ships with skyclass: every installation has it under its name."""
+        return self.path.parent == PACKAGED
+
+    @property
     def model_id(self) -> str:
         """Name and digest: what stands in the column `model_id`."""
         return f"{self.name}-{self.digest[:12]}"

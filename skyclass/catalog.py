@@ -149,7 +149,8 @@ def _open_hats(path: Path) -> Catalog | None:
     roots = [root for root in (path / "dataset", path) if _numbered(root, r"Norder=(\d+)")]
     if not roots:
         return None
-    info = next((p for p in (path / "partition_info.csv", roots[0] / "partition_info.csv") if p.exists()), None)
+    infos = [folder / "partition_info.csv" for folder in (path, roots[0])]
+    info = next((p for p in infos if p.exists()), None)
     listed = _hats_listed(roots[0], info) if info else _hats_found(roots[0])
     names = (("ra", properties.get("hats_col_ra")), ("dec", properties.get("hats_col_dec")))
     renamed = tuple((ours, theirs) for ours, theirs in names if theirs and theirs != ours)
@@ -309,7 +310,7 @@ def _source_columns(catalog: Catalog, path: str) -> dict[str, str]:
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
     if missing:
         raise CatalogError(
-            f"{path}: no column {', '.join(missing)}; a catalogue partition needs {', '.join(CATALOG_COLUMNS)}. "
+            f"{path}: no column {', '.join(missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
             "A plain list of positions can be given as one table file with ra and dec"
         )
     return {ours: theirs for ours, theirs in names.items() if theirs in present}
@@ -330,7 +331,7 @@ def _read_columns(catalog: Catalog, path: str, columns: Iterable[str], coadd_id:
 
 
 def _conform(table: pa.Table, source: str) -> pa.Table:
-    """Return the table in `SOURCE_SCHEMA`: NaN photometry and empty strings are null, as are absent columns."""
+    """Return the table in `SOURCE_SCHEMA`; NaN photometry, empty text and absent columns are null."""
     columns = [
         _cast(table[field.name], field, source) if field.name in table.column_names
         else pa.nulls(len(table), field.type)

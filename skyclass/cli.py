@@ -28,15 +28,13 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        _fail(Interrupted("stopped"))
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
+        _fail(Interrupted("stopped; what is committed is kept: run the same command again to resume"))
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except SkyclassError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        _fail(Interrupted("stopped; what is committed is kept: run the same command again to resume"))
     except OSError as error:
         _fail(SkyclassError(f"{error.strerror or error}: {error.filename or 'no file named'}"))
 

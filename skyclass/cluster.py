@@ -35,6 +35,14 @@ DASK_SETTINGS: dict[str, Any] = {
 }
 
 
+def dask_environment() -> dict[str, str]:
+    """Return `DASK_SETTINGS` as environment variables: how schedulers and workers of other processes get them."""
+    return {
+        "DASK_" + name.replace("-", "_").replace(".", "__").upper(): str(value)
+        for name, value in DASK_SETTINGS.items()
+    }
+
+
 class WorkerSetup(WorkerPlugin):
     """Gives torch as many threads as the worker has: nannies start their processes with one."""
 

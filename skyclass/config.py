@@ -22,7 +22,7 @@ from .sky import Region, region_from_dict
 
 T = TypeVar("T")
 
-ROW_MODULES = ("types", "sky", "catalog", "archive", "cutouts", "composite", "infer", "stages", "networks/iicnet")
+ROW_MODULES = ("types", "sky", "catalog", "archive", "cutouts", "composite", "networks/iicnet", "infer", "stages")
 """The modules whose code decides what stands in a row: their digest is part of a run's fingerprint."""
 
 
@@ -147,13 +147,13 @@ def _describe(hint: Any) -> str:
     return " or ".join("nothing" if k is type(None) else k.__name__ for k in _kinds(hint))
 
 
-def fingerprint(run: RunConfig, model_digest: str, plan_digest: str) -> dict[str, str]:
+def fingerprint(images: str, precision: str, model_digest: str, plan_digest: str) -> dict[str, str]:
     """Return what decides the rows of a run, field by field: resuming with another value is refused."""
     return {
         "model": model_digest,  # weights, cut, composite, preprocessing and calibration
         "plan": plan_digest,  # which sources, on which tiles
-        "images": str(run.images),
-        "precision": run.precision,
+        "images": images,
+        "precision": precision,
         "code": code_version(),
     }
 

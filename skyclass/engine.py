@@ -7,9 +7,10 @@ Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import dask.dataframe as dd
@@ -70,7 +71,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
             tally = Tally(line, plan, watcher)
             tally.resume(committed(line.folder))
             drive(client, tally, pending(plan, tally), run.strip_sources)
-            return finish(line, tally)
+            return finish(line, tally, partial(spread, client))
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
@@ -85,6 +86,13 @@ def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
 def _count_frame(partition: int, line: Line) -> pd.DataFrame:
     frame: pd.DataFrame = count_partition(line, partition).to_pandas()
     return frame
+
+
+def spread(client: Client, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Give work(*item) of every item, done by the workers, as they finish."""
+    futures = [client.submit(work, *item, pure=False) for item in items]
+    for _, result in as_completed(futures, with_results=True):
+        yield result
 
 
 def roles(client: Client) -> Roles:

@@ -6,10 +6,12 @@ functions, in `stages.py`, are what `engine.py` places on workers.
 
 from __future__ import annotations
 
+from itertools import starmap
+
 from .config import RunConfig
 from .plan import Line, Plan, count_here, prepare, strips_of
 from .progress import RunReport, Tally, Watch, quiet, strip_facts
-from .publish import publish
+from .publish import Each, publish
 from .stages import commit_strips, cut_strip, infer_strip
 from .store import committed, hold_lease, journal_commit, write_json
 from .types import TilePlan
@@ -44,9 +46,9 @@ def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
     return [tile for tile in plan.tiles if tile.coadd_id not in tally.commits]
 
 
-def finish(line: Line, tally: Tally) -> RunReport:
-    """Return the report after the row check; publish the catalogue."""
+def finish(line: Line, tally: Tally, each: Each = starmap) -> RunReport:
+    """Return the report after the row check; publish the catalogue, its files made by `each`."""
     report = tally.report()
     write_json(line.folder.report_path, report.to_dict())
-    publish(line.folder)
+    publish(line.folder, each=each)
     return report

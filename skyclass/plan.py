@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -99,7 +100,7 @@ def prepare(run: RunConfig, count: CountTiles) -> tuple[Line, Plan]:
     """
     line, plan, table = survey(run, count)
     bundle = line.bundle
-    fields = fingerprint(run, bundle.digest, plan.digest)
+    fields = fingerprint(line.images, run.precision, bundle.digest, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     line = replace(line, run_id=start_or_resume(line.folder, fields, info))
@@ -115,9 +116,9 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     """
     bundle, catalog = load_bundle(run.model), open_catalog(run.catalog)
     archive = open_archive(run.images, tuple(bundle.bands))
-    line = Line(
-        run.catalog, run.region, run.images, run.model, bundle.digest, run.precision, run.device, run.out
-    )
+    catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
+    model = run.model if bundle.is_packaged else str(bundle.path.absolute())
+    line = Line(catalog_at, run.region, images_at, model, bundle.digest, run.precision, run.device, out_at)
     table = None
     if catalog.kind == "table":
         table = tiled_table(run, archive)
@@ -128,13 +129,13 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
         if not selected.partitions:
             raise CatalogError(f"{run.catalog}: no partition of it touches the region {run.region}")
         counts = count(line, range(len(selected.partitions)))
-        plan = make_plan(line, counts, content_digest(counts))
+        plan = make_plan(line, counts)
     preflight(line, archive, plan)
     return line, plan, table
 
 
-def make_plan(line: Line, counts: pa.Table, digest: str) -> Plan:
-    """Return the plan for counts (coadd_id, partition, n)."""
+def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:
+    """Return the plan for counts (coadd_id, partition, n); `content` is a digest of a user's own table."""
     if not counts.num_rows:
         where = f"region {line.region}" if line.region else "catalogue"
         raise CatalogError(f"{line.catalog}: no source in the {where}; nothing to classify")
@@ -142,7 +143,14 @@ def make_plan(line: Line, counts: pa.Table, digest: str) -> Plan:
     for row in counts.to_pylist():
         tiles[row["coadd_id"] or NO_TILE].append((row["partition"], row["n"]))
     plans = [TilePlan(t, sum(n for _, n in parts), tuple(sorted(p for p, _ in parts))) for t, parts in tiles.items()]
-    return Plan(tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id))), digest)
+    ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
+    named = repr((content, [(t.coadd_id, t.n_sources, t.partitions) for t in ordered]))
+    return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16])
+
+
+def absolute(location: str) -> str:
+    """Return a local path that means the same in every process; a URL as it is."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 def content_digest(table: pa.Table) -> str:

@@ -15,7 +15,9 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ _ID_MEMORY = "2GB"
 """Above this the search for repeated ids works on disk."""
 
 Progress = Callable[[int, int], None]
+Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterable[Any]]
+"""Gives work(*item) for items in any order, as `itertools.starmap` does."""
 
 
 # --- what stands in every file ---------------------------------------------------------------------
@@ -247,19 +251,20 @@ def publish(
     folder: RunFolder | str | Path,
     progress: Progress | None = None,
     expected_rows: int | None = None,
+    each: Each = starmap,
 ) -> Path:
     """Return the manifest of the class catalogue, published from the committed tiles of a run.
 
     `progress(done, total)` is called after each file. `expected_rows` is what the plan counted unless
-    given. The caller holds the lease. Raises `RowsLost` and `StoreError` as `finish_catalog`.
+    given. `each` does the work of the files, here or on a cluster. The caller holds the lease. Raises `RowsLost` and `StoreError` as `finish_catalog`.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     expected = store.expected_rows(folder) if expected_rows is None else expected_rows
     commits = store.committed(folder).values()
     _conserve(sum(commit.rows for commit in commits), expected, f"the {len(commits)} committed tiles")
     target, plan, records = begin_catalog(folder), publish_plan(folder), []
-    for pixel, files in plan:
-        records.append(publish_pixel(folder, target, pixel, files))
+    for record in each(partial(publish_pixel, folder, target), plan):
+        records.append(record)
         if progress:
             progress(len(records), len(plan))
     return finish_catalog(folder, records, expected, provenance(folder))
@@ -436,7 +441,7 @@ def _row_problems(rows: pa.Table, record: PixelRecord) -> list[str]:
     checks = {
         f"{len(rows):,} rows, published {record.rows:,}": len(rows) != record.rows,
         f"rows outside pixel {record.pixel}": bool((healpix >> _SHIFT != record.pixel).any()),
-        "not sorted by _healpix_29, source_id": bool((np.diff(order) < 0).any()),
+        "not sorted by _healpix_29, source_id": bool((order != np.arange(len(rows))).any()),
         "class counts differ from the manifest": store.class_counts(rows) != record.classes,
         "count of flagged rows differs from the manifest": store.flagged(rows) != record.n_flagged,
         "range of _healpix_29 differs from the manifest": bool(len(healpix))

@@ -29,11 +29,11 @@ from .sky import MAX_ORDER, Cone, Region
 from .store import CATALOG_ORDER, CLASS_SCHEMA, Manifest, PixelRecord
 from .types import Bool, Int64
 
-_FINE_ORDER = 8
-"""Cover order for choosing row groups: 0.05 square degrees, a row group spans about 0.3."""
+_FINE_ORDERS = ((4, 11), (64, 8))
+"""Regions of at most so many order-5 pixels choose row groups by a cover of this order (1.7, 14 arcmin).
 
-_FINE_PIXELS = 64
-"""Regions that touch more order-5 pixels choose no row groups: their fine cover would cost too much."""
+A row group spans about half a degree; the fine cover of a larger region would cost more than it saves.
+"""
 
 _FILES_AT_ONCE = 32
 """Files read before rows are filtered: about two million rows, so memory follows the answer, not the sky."""
@@ -140,39 +140,43 @@ class ClassCatalog:
         names = self.columns or CLASS_SCHEMA.names
         return pa.schema([CLASS_SCHEMA.field(name) for name in names])
 
-    @property
     def _needed(self) -> list[str]:
         """Columns to read: those asked for, those the conditions name, and positions for regions."""
         words = {word.lower() for text in self.predicates for word in re.findall(r"\w+", text)}
-        words |= {"_healpix_29", "ra", "dec"} if self.regions else set()
-        return [name for name in CLASS_SCHEMA.names if name in words or name in self._schema.names]
+        words |= {"ra", "dec"} if self.regions else set()
+        words |= set(self._schema.names)
+        return [name for name in CLASS_SCHEMA.names if name in words]
 
     def _plan(self) -> tuple[tuple[PixelRecord, ...], list[Int64]]:
         """Return the files that the regions touch and the spans for their row groups; opens nothing."""
         files, spans = self.manifest.files, []
         for region in self.regions:
             cover = region.cover(CATALOG_ORDER)
+            order = next((order for most, order in _FINE_ORDERS if len(cover) <= most), CATALOG_ORDER)
+            if order > CATALOG_ORDER:
+                fine = region.cover(order)
+                spans.append(_spans(fine, order))
+                cover = fine >> 2 * (order - CATALOG_ORDER)  # a smaller superset than the coarse cover
             pixels = set(cover.tolist())
             files = tuple(file for file in files if file.pixel in pixels)
-            if files and len(cover) <= _FINE_PIXELS:
-                spans.append(_spans(region))
         return files, spans
 
     def _pieces(self) -> Iterator[pa.Table]:
         """Yield the selection piece by piece, in order."""
         files, spans = self._plan()
+        schema, needed = self._schema, self._needed()
         for start in range(0, len(files), _FILES_AT_ONCE):
             some = files[start : start + _FILES_AT_ONCE]
-            rows = pa.concat_tables([self._read(file, spans) for file in some])
-            yield self._filtered(rows).select(self._schema.names).cast(self._schema)
+            rows = pa.concat_tables([self._read(file, spans, needed) for file in some])
+            answer = self._filtered(rows).select(schema.names).replace_schema_metadata()
+            yield answer.cast(schema) if self.predicates else answer
 
-    def _read(self, file: PixelRecord, spans: Sequence[Int64]) -> pa.Table:
-        """Return the rows of a file inside every region, columns as needed, no condition applied yet."""
+    def _read(self, file: PixelRecord, spans: Sequence[Int64], columns: list[str]) -> pa.Table:
+        """Return the rows of a file inside every region, no condition applied yet."""
         footer = _footer(str(self.root / file.path), file.sha256)
-        wanted = footer.touched(spans)
         with _open(self.root / file.path, footer.metadata) as parquet:
-            table = parquet.read_row_groups(wanted, columns=self._needed, use_threads=not spans)
-        for region in self.regions:
+            table = parquet.read_row_groups(footer.touched(spans), columns=columns)
+        for region in self.regions if len(table) else ():
             table = table.filter(pa.array(region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
         return table
 
@@ -255,14 +259,13 @@ def _open(path: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.Pa
         ) from error
 
 
-def _spans(region: Region) -> Int64:
-    """Return sorted disjoint intervals (n, 2) of `_healpix_29`, ends included, that hold the region."""
-    pixels = region.cover(_FINE_ORDER)
-    breaks = np.flatnonzero(np.diff(pixels) > 1)
-    first = pixels[np.concatenate([[0], breaks + 1])] if len(pixels) else pixels
-    last = pixels[np.concatenate([breaks, [len(pixels) - 1]])] if len(pixels) else pixels
-    shift = 2 * (MAX_ORDER - _FINE_ORDER)
-    return np.stack([first << shift, ((last + 1) << shift) - 1], axis=1)
+def _spans(pixels: Int64, order: int) -> Int64:
+    """Return sorted disjoint intervals (n, 2) of `_healpix_29`, ends included, for sorted NESTED pixels."""
+    breaks = np.flatnonzero(np.diff(pixels) > 1) + 1
+    runs = [run for run in np.split(pixels, breaks) if len(run)]
+    shift = 2 * (MAX_ORDER - order)
+    ends = [(int(run[0]) << shift, (int(run[-1]) + 1 << shift) - 1) for run in runs]
+    return np.asarray(ends, np.int64).reshape(-1, 2)
 
 
 # --- SQL -------------------------------------------------------------------------------------------
@@ -367,9 +370,9 @@ def _write_fits(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], prove
 
     hdu = fits.table_to_hdu(_astropy_table(schema, pieces))
     for i, field in enumerate(schema, start=1):
-        ucd = (field.metadata or {}).get(b"ucd", b"").decode()
-        if ucd:
-            hdu.header[f"TUCD{i}"] = ucd
+        for key, word in (("TUCD", b"ucd"), ("TCOMM", b"description")):  # as TOPCAT reads and writes them
+            if (field.metadata or {}).get(word):
+                hdu.header[f"{key}{i}"] = field.metadata[word].decode()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
 
 

@@ -17,8 +17,8 @@ from astropy.wcs import WCS
 from astropy_healpix import healpix_to_lonlat, lonlat_to_healpix
 from numpy.typing import ArrayLike
 
-from skyclass.errors import ConfigError
-from skyclass.types import Bool, Float64, Int64, Tile
+from .errors import ConfigError
+from .types import Bool, Float64, Int64, Tile
 
 MAX_ORDER = 29
 """Deepest HEALPix order that fits an int64 (Gorski et al. 2005, ApJ 622, 759)."""
@@ -43,7 +43,7 @@ def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
     Positions must be finite and dec within [-90, 90]; RA is taken modulo 360.
     """
     ra, dec = np.asarray(ra_deg, np.float64), np.asarray(dec_deg, np.float64)
-    # A tiny negative RA would round to 360 exactly, and longitude 360 is pixel 0's neighbour otherwise.
+    # Twice, because the remainder of a tiny negative RA rounds to 360 itself.
     lon = np.mod(np.mod(ra, 360.0), 360.0)
     pixels = lonlat_to_healpix(lon * u.deg, dec * u.deg, 2**order, order="nested")
     return cast(Int64, np.asarray(pixels, np.int64))

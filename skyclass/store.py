@@ -45,6 +45,9 @@ ROW_GROUP_ROWS = 6_000
 UNCLASSIFIED = "unclassified"
 """Name under which rows without a class are counted."""
 
+REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", "model_id", "run_id")
+"""Columns worth a dictionary inside a file; on the others it costs a quarter more bytes."""
+
 SORT_KEYS = ("_healpix_29", "source_id")
 FOOTER_KEY = b"skyclass"
 MANIFEST_FORMAT = "skyclass class catalogue 1"
@@ -395,7 +398,10 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None
     """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups."""
     schema = table.schema.remove_metadata()
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema)) as writer:
+    options = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
+    with pq.ParquetWriter(
+        sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options
+    ) as writer:
         writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         # as metadata of the schema it would stand in the footer twice, once of it in base64
         writer.add_key_value_metadata(dict(metadata or {}))

@@ -14,7 +14,9 @@ from skyclass.types import CLASSES
 FINGERPRINT = {"model": "a1", "plan": "b2", "code": "0.1.0"}
 
 
-def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2.5, seed: int = 0) -> pa.Table:
+def class_rows(
+    coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2.5, seed: int = 0
+) -> pa.Table:
     """Return `n` rows spread over a box of `size_deg` round a position; one in ten has no image."""
     rng = np.random.default_rng(seed)
     offsets = rng.uniform(-size_deg / 2, size_deg / 2, (2, n))
@@ -29,7 +31,8 @@ def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2
         "entropy": -(p * np.log(p)).sum(axis=1),
     }
     columns = {name: pa.array(values, pa.float32(), mask=missing) for name, values in numbers.items()}
-    columns |= {f"w{b}{what}": pa.array(rng.normal(15, 1, n), pa.float32()) for b in (1, 2, 3) for what in ("mpro", "snr")}
+    for name in ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr"):
+        columns[name] = pa.array(rng.normal(15, 1, n), pa.float32())
     columns |= {
         "_healpix_29": pa.array(healpix29(ras, decs)),
         "source_id": pa.array([f"{coadd_id}-{i:06d}" for i in range(n)]),
@@ -58,7 +61,9 @@ TILES = (
 """Tiles that overlap, share order-5 pixels, and wrap through RA 0."""
 
 
-def make_run(path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES) -> tuple[RunFolder, pa.Table]:
+def make_run(
+    path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES
+) -> tuple[RunFolder, pa.Table]:
     """Return a run folder whose tiles are committed and journaled, and all their rows."""
     folder = RunFolder(path)
     training = {"simulated": True, "label": "trained on the simulated sky"}

@@ -143,8 +143,12 @@ def test_hats_written_by_hats_opens(tmp_path: Path, sources: pa.Table) -> None:
 
 
 REGIONS = [
-    Cone(0.5, 0.5, "90arcmin"), Cone(359.9, -3, 2), Box(359, 1, -1, 1), Pixels(4, (1108, 2399)), Cone(90, 60, 1),
-]  # fmt: skip
+    Cone(0.5, 0.5, "90arcmin"),
+    Cone(359.9, -3, 2),
+    Box(359, 1, -1, 1),
+    Pixels(4, (1108, 2399)),
+    Cone(90, 60, 1),
+]
 
 
 @pytest.mark.parametrize("region", REGIONS, ids=str)
@@ -217,7 +221,7 @@ def test_what_is_no_catalogue_says_what_it_is(tmp_path: Path, sources: pa.Table)
     with pytest.raises(CatalogError, match="local files only"):
         open_catalog("s3://nasa-irsa-wise/wise")
     write_hive(tmp_path / "a", sources.drop_columns(["coadd_id"]))
-    with pytest.raises(CatalogError, match="part0.snappy.parquet: no column coadd_id; .* needs source_id, ra"):
+    with pytest.raises(CatalogError, match="part0.snappy.parquet: no column coadd_id; a cat"):
         open_catalog(str(tmp_path / "a"))
     wrong = sources.drop_columns(["cntr"]).append_column("cntr", pa.array(["x"] * len(sources)))
     write_hive(tmp_path / "b", wrong)
@@ -230,10 +234,10 @@ def test_what_is_no_catalogue_says_what_it_is(tmp_path: Path, sources: pa.Table)
     (root / "hats.properties").write_text("dataproduct_type=margin\n")
     with pytest.raises(CatalogError, match="margin"):
         open_catalog(str(root))
-    damaged = next((tmp_path / "a").rglob("part0*"))
+    damaged = Path(open_catalog(str(tmp_path / "b")).partitions[0].path)
     damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(CatalogError, match="cannot be read as Parquet"):
-        open_catalog(str(tmp_path / "a"))
+        open_catalog(str(tmp_path / "b"))
 
 
 def test_a_prepared_folder_is_read_as_it_is(tmp_path: Path) -> None:

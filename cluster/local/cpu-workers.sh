@@ -13,5 +13,5 @@ workers=${2:-$(getconf _NPROCESSORS_ONLN)}
 say "$workers CPU workers of ${MEMORY_LIMIT:=3GB} each join $address"
 say "next: skyclass classify RUN.toml --cluster $address"
 
-exec "$PYTHON" -m distributed.cli.dask_worker "$address" --host "$HOST" --no-dashboard --death-timeout 60 \
-    --nworkers "$workers" --nthreads 1 --memory-limit "$MEMORY_LIMIT" --resources CPU=1
+set -- --nworkers "$workers" --nthreads 1 --memory-limit "$MEMORY_LIMIT" --resources CPU=1
+exec "$PYTHON" -m distributed.cli.dask_worker "$address" $POOL_FLAGS "$@" --host "$HOST"

@@ -11,22 +11,20 @@ set -eu
 address=${1:-}
 check_address "$address"
 gpus=$("$PYTHON" -c 'from skyclass.cluster import count_gpus; print(count_gpus())')
-set -- "$address" --host "$HOST" --no-dashboard --death-timeout 60 --nthreads 1 \
-    --memory-limit "${MEMORY_LIMIT:=8GB}" --resources GPU=1 --nworkers "${2:-1}"
+stand_ins=${2:-1}
+set -- --nthreads 1 --memory-limit "${MEMORY_LIMIT:=8GB}" --resources GPU=1 --host "$HOST"
 
-if [ "$gpus" -eq 0 ]; then
-    say "**************************************************************************************"
-    say "NO NVIDIA GPU FOUND. What starts here are CPU PROCESSES THAT STAND IN for GPU workers:"
-    say "the routing is that of a GPU cluster, the speed is not. For speed leave this pool out:"
-    say "CPU workers then do all the work."
-    say "**************************************************************************************"
+if [ "$gpus" -gt 0 ]; then
+    "$PYTHON" -c 'import dask_cuda' || fail "no working dask-cuda: $PYTHON -m pip install 'skyclass[cuda]'"
+    say "$gpus GPU workers with $MEMORY_LIMIT of host memory each join $address"
     say "next: skyclass classify RUN.toml --cluster $address"
-    exec "$PYTHON" -m distributed.cli.dask_worker "$@"
+    exec "$PYTHON" -m dask cuda worker "$address" $POOL_FLAGS "$@"
 fi
 
-"$PYTHON" -c 'import dask_cuda' || fail "$gpus GPUs but no working dask-cuda: $PYTHON -m pip install 'skyclass[cuda]'"
-set -- "$address" --host "$HOST" --no-dashboard --death-timeout 60 --nthreads 1 \
-    --memory-limit "$MEMORY_LIMIT" --resources GPU=1
-say "$gpus GPU workers with ${MEMORY_LIMIT} of host memory each join $address"
+say "**************************************************************************************"
+say "NO NVIDIA GPU FOUND. What starts here are CPU PROCESSES THAT STAND IN for GPU workers:"
+say "the routing is that of a GPU cluster, the speed is not. For speed leave this pool out:"
+say "CPU workers then do all the work."
+say "**************************************************************************************"
 say "next: skyclass classify RUN.toml --cluster $address"
-exec "$PYTHON" -m dask cuda worker "$@"
+exec "$PYTHON" -m distributed.cli.dask_worker "$address" $POOL_FLAGS "$@" --nworkers "$stand_ins"

@@ -2,7 +2,7 @@
 #
 # In:  PYTHON (default: .venv of this checkout, else python3), HOST (default 127.0.0.1),
 #      TLS_CA, TLS_CERT, TLS_KEY (all three or none)
-# Out: PYTHON, HOST, SCHEME (tcp or tls), and the DASK_* variables of every process that is started from here
+# Out: PYTHON, HOST, SCHEME (tcp or tls), POOL_FLAGS, and the DASK_* variables of every process started from here
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
@@ -68,6 +68,9 @@ for name, value in dask_environment().items():
     print(f"export {name}={shlex.quote(value)}")
 ') || fail "$PYTHON cannot import skyclass: install it there, or set PYTHON to the Python that has it"
 eval "$settings"
+
+# A worker without a dashboard still serves its metrics, on every interface unless told otherwise.
+POOL_FLAGS='--no-dashboard --dashboard-address 127.0.0.1:0 --death-timeout 60'
 
 # Check the scheduler's address that a worker script was given: ADDRESS must fit SCHEME and HOST.
 check_address() {

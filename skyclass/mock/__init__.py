@@ -1,4 +1,4 @@
-"""The simulated sky: an archive with real layouts and known truth, for tests, benchmarks and `skyclass demo`."""
+"""The simulated sky: an archive of real layout and known truth, for tests, benchmarks and `skyclass demo`."""
 
 from __future__ import annotations
 

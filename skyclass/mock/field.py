@@ -9,39 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 from astropy_healpix import healpix_to_lonlat
 from scipy.spatial import cKDTree
 
 from skyclass.sky import Cone, edge_distance_px, pixel_centres, separation_deg, tile_pixels
-from skyclass.types import PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
+from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
 
+from .conditions import expected_flux_sigma
+from .grid import ZERO_POINT_MAG
 from .population import BALANCED_SLOPE, COUNT_SLOPE, Draw, Mix, counts_per_deg2, draw
 
 CELL_ORDER = 8
 CELL_DEG2 = 41252.96125 / (12 * 4**CELL_ORDER)
 SATURATED_W1 = (3.0, 8.0)
-CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (9.0, 17.0)}
+CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (10.0, 16.8)}
 FAINTEST_W1 = 20.0
 CLUSTERED_SHARE = 0.15
 CLUSTER_SIGMA_DEG = 60 / 3600
+SELECTION_SNR = 5.0
 MERGE_PX = 6.0 / PIXEL_SCALE_ARCSEC
 """Of two candidates closer than 6 arcsec, well inside one beam, the extractor lists the brighter alone."""
 BORDER_PX = 50.0 / PIXEL_SCALE_ARCSEC
 """A catalogue source lies more than 50 arcsec from its tile's border (AllWISE Explanatory Supplement V.4)."""
-FIVE_SIGMA_DN = {"w1": 18.0, "w2": 13.0, "w3": 190.0}
-"""Fluxes that reach S/N 5, typical of the simulated tiles: used only to plan how many sources to draw."""
-
-Seeds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Sources(Draw):
     """N sources on the sky: `Draw` and their place in degrees.
 
-    `layer` 0 candidate, 1 faint, 2 saturated; `rank` (N,) uniform, for thinning; `jitter` (N, 2) normal deviates of the
-    catalogue's position error.
+    `layer` (N,) is 0 for a candidate, 1 faint, 2 saturated; `rank` (N,) is uniform, for thinning; `jitter`
+    (N, 2) holds normal deviates of the catalogue's position error.
     """
 
     ra: Float64
@@ -60,7 +60,7 @@ class Sources(Draw):
 
 @dataclass(frozen=True)
 class SkyModel:
-    """What fixes the sky: seed, mix, candidates drawn per square degree before thinning, and the share kept."""
+    """What fixes the sky: seed, mix, candidates drawn per square degree, and the share of them kept."""
 
     seed: int
     mix: Mix
@@ -82,7 +82,7 @@ def relative_density(seed: int, ra: Float64, dec: Float64) -> Float64:
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wavelength_rad = np.radians(np.geomspace(0.5, 8.0, 8))
     phase = place @ (2 * np.pi * direction / wavelength_rad[:, None]).T + rng.uniform(0, 2 * np.pi, 8)
-    return np.clip(np.exp(0.16 * np.cos(phase).sum(-1)), 0.5, 2.0)
+    return cast(Float64, np.clip(np.exp(0.16 * np.cos(phase).sum(-1)), 0.5, 2.0))
 
 
 def _scatter(rng: np.random.Generator, cell: int, n: int) -> tuple[Float64, Float64]:
@@ -115,10 +115,9 @@ def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
     slope = BALANCED_SLOPE if kind == "balanced" else COUNT_SLOPE
     made = draw(rng, n, kind, bright, faint, slope)  # type: ignore[arg-type]
     ra, dec = _scatter(rng, cell, n)
-    return Sources(
-        *(getattr(made, f.name) for f in fields(Draw)), ra, dec, np.full(n, layer), rng.random(n),
-        rng.standard_normal((n, 2)),
-    )  # fmt: skip
+    drawn = {f.name: getattr(made, f.name) for f in fields(Draw)}
+    rank, jitter = rng.random(n), rng.standard_normal((n, 2))
+    return Sources(**drawn, ra=ra, dec=dec, layer=np.full(n, layer), rank=rank, jitter=jitter)
 
 
 def cells_near(tile: Tile, margin_deg: float) -> Int64:
@@ -128,7 +127,7 @@ def cells_near(tile: Tile, margin_deg: float) -> Int64:
 
 
 def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2)) -> Sources:
-    """Return all sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
+    """Return the layers' sources within a tile or `margin_px` outside it, in the order of their cells."""
     margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
     lots = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
     found = concatenate(lots)
@@ -138,9 +137,9 @@ def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[i
 
 
 def owned(tile: Tile, neighbours: Sequence[Tile], ra: Float64, dec: Float64) -> Bool:
-    """Return where this tile is, of all, the one in which a source is farthest from the edge (first on a tie)."""
+    """Return where this tile is the one in which a source is farthest from the edge (the first on a tie)."""
     mine = edge_distance_px(tile, *tile_pixels(tile, ra, dec))
-    best, earlier = mine > -np.inf, True
+    best, earlier = np.asarray(mine > -np.inf), True
     for other in neighbours:
         if other.coadd_id == tile.coadd_id:
             earlier = False
@@ -159,39 +158,49 @@ def listable(x: Float64, y: Float64, w1_mag: Float64) -> Bool:
     return keep
 
 
-def _selected(sources: Sources) -> Bool:
-    """Return which candidates should reach S/N 5 in a band, from their true magnitudes."""
-    zero = np.array([20.5, 19.5, 18.0])
-    flux = 10 ** (0.4 * (zero - sources.mags[:, :3]))
-    return (flux > np.array(list(FIVE_SIGMA_DN.values()))).any(1)
+def selected(mix: Mix, snr: Float64) -> Bool:
+    """Return which sources the catalogue lists, from S/N (3, N) in W1, W2, W3: 5 in one band.
+
+    The balanced mix asks it of W1, or red sources would be over-represented where W1 is faint.
+    """
+    detected = np.nan_to_num(snr) >= SELECTION_SNR
+    return cast(Bool, detected[0] if mix == "balanced" else detected.any(axis=0))
 
 
-def _expected_rows(sky: SkyModel, tiles: Sequence[Tile]) -> tuple[Float64, int]:
-    """Return the ranks of all selectable, listable sources of the tiles, and how many those are."""
+def _expected_rows(sky: SkyModel, tiles: Sequence[Tile], rows_per_deg2: float) -> Float64:
+    """Return the sorted ranks of all sources that the tiles' catalogues should list."""
     ranks = []
+    zero = np.array([ZERO_POINT_MAG[b] for b in BANDS[:3]])
+    # The balanced sky is brighter, source by source, and leaves more behind.
+    crowd_per_deg2 = rows_per_deg2 * (2 if sky.mix == "balanced" else 1)
     for tile in tiles:
         found = sources_near(sky, tile, 8.0, (0,))
         x, y = tile_pixels(tile, found.ra, found.dec)
-        good = listable(x, y, found.mags[:, 0]) & _selected(found) & (edge_distance_px(tile, x, y) > BORDER_PX)
+        sigma = [expected_flux_sigma(sky.seed, tile, b, crowd_per_deg2) for b in BANDS[:3]]
+        good = selected(sky.mix, (10 ** (0.4 * (zero - found.mags[:, :3])) / sigma).T)
+        good &= listable(x, y, found.mags[:, 0]) & (edge_distance_px(tile, x, y) > BORDER_PX)
         good &= owned(tile, tiles, found.ra, found.dec)
         ranks.append(found.rank[good])
-    joined = np.sort(np.concatenate(ranks))
-    return joined, len(joined)
+    return np.sort(np.concatenate(ranks))
+
+
+def listed_deg2(size_px: int) -> float:
+    """Return the area of a tile, in square degrees, whose sources a catalogue may list."""
+    return float(((size_px - 2 * BORDER_PX) * PIXEL_SCALE_ARCSEC / 3600) ** 2)
 
 
 def plan_sky(seed: int, mix: Mix, tiles: Sequence[Tile], n_rows: int) -> SkyModel:
     """Return the sky whose tiles will list close to `n_rows` sources, by thinning a denser one."""
-    side_deg = (tiles[0].shape[0] - 2 * BORDER_PX) * abs(tiles[0].cdelt_deg[1])
-    share = 1.0 if mix == "balanced" else 0.6
-    sky = SkyModel(seed, mix, 1.5 * n_rows / (len(tiles) * side_deg**2 * share))
+    rows_per_deg2 = n_rows / (len(tiles) * listed_deg2(tiles[0].shape[0]))
+    sky = SkyModel(seed, mix, 2.0 * rows_per_deg2)
     for _ in range(6):
-        _, n = _expected_rows(sky, tiles)
+        n = len(_expected_rows(sky, tiles, rows_per_deg2))
         if n > 1.05 * n_rows:
             break
         sky = SkyModel(seed, mix, sky.drawn_per_deg2 * min(3.0, 1.25 * n_rows / max(n, 1)))
     for _ in range(4):
-        ranks, n = _expected_rows(sky, tiles)
-        if n <= n_rows:
+        ranks = _expected_rows(sky, tiles, rows_per_deg2)
+        if len(ranks) <= n_rows:
             break
         # Thinning also frees sources from brighter neighbours: a few rounds settle it.
         sky = SkyModel(seed, mix, sky.drawn_per_deg2, float(ranks[n_rows - 1]) + 1e-12)

@@ -65,7 +65,7 @@ def grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_tiles(center: tuple[float, float], n: int, size_px: int, bands: tuple[str, ...]) -> list[Tile]:
-    """Return the n tiles closest to a position, nearest first, with `size_px` pixels around their true centres."""
+    """Return the n tiles closest to a position, nearest first: `size_px` pixels around their true centres."""
     ra, dec = grid()
     order = np.argsort(separation_deg(*center, ra, dec), kind="stable")[:n]
     crpix = (size_px + 1) / 2
@@ -146,8 +146,8 @@ def _origin_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
 
 def _depth_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
     """Yield the cards of size, sky level, coverage and noise."""
-    for axis, n in (("X", tile.shape[1]), ("Y", tile.shape[0])):
-        yield _card(f"SIZE{axis}", f"={n * CDELT_DEG:.6f}", "[deg] linear dimension")
+    for letter, n in (("X", tile.shape[1]), ("Y", tile.shape[0])):
+        yield _card(f"SIZE{letter}", f"={n * CDELT_DEG:.6f}", "[deg] linear dimension")
     for axis in (1, 2):
         yield _card(f"PXSCAL{axis}", PIXEL_SCALE_ARCSEC, "[asec/pix] scale at CRPIX1,CRPIX2")
     yield _card("MEDINT", f"={facts.sky:.12f}", "[DN] median of intensity pixels")

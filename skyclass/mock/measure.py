@@ -1,37 +1,47 @@
 """Photometry as the archive has it: measured on the pixels, so blends, confusion and sky errors are in it.
 
-A matched filter at the catalogue's position, on a local sky; the noise of the filter is measured on the tile
-itself, at random places, and so holds what the unresolved sources add to it.
+A matched filter at the catalogue's position, on a local sky; sources that the extractor separates are fitted
+together, as the archive does. The filter's noise is measured on the tile itself, at random places, and so
+holds what the unresolved sources add to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import cg
+from scipy.spatial import cKDTree
 
 from skyclass.types import Float32, Float64
 
+from .conditions import BandSky, coverage_axes
 from .grid import ZERO_POINT_MAG
-from .psf import ATLAS, stamps
-from .render import SATURATION_MAG, BandSky, coverage_axes
+from .psf import ATLAS, overlap, stamps
+from .render import SATURATION_MAG, light_image
 
 HALF_PX = 8
 CHUNK = 8192
 NOISE_POINTS = 4000
 SKY_RADII_PX = (26.0, 34.0, 42.0)
 SKY_ANGLES = 32
+REACH_PX = 22.0
+"""Sources farther apart than 30 arcsec do not touch each other's fit: the second round takes what is left."""
 MODEL_ERROR = 0.022
-"""Flux error that does not average out: no real source has a smaller relative error (`w1sigmpro` >= 0.021)."""
+"""Relative flux error that does not average out (the smallest real `w1sigmpro` is 0.021)."""
 UPPER_LIMIT_SNR = 2.0
 
 
 @dataclass(frozen=True)
 class Photometry:
-    """One band of N sources: flux, sigma and local sky (DN), S/N, reduced chi-square, mag and its error, saturated share.
+    """One band of N sources: flux, its sigma and the local sky in DN, S/N, reduced chi-square, Vega mag.
 
-    `mag` is a 95 % upper limit and `mag_error` NaN where the S/N is below 2; all NaN where there is no pixel.
+    `saturated` is the share of saturated pixels. `mag` is a 95 % upper limit and `mag_error` NaN where the
+    S/N is below 2; all are NaN where there is no pixel.
     """
 
     flux: Float64
@@ -57,36 +67,51 @@ def _local_sky(image: Float32, x: Float64, y: Float64) -> Float64:
     angle = 2 * np.pi * np.arange(SKY_ANGLES) / SKY_ANGLES
     dx = np.concatenate([r * np.cos(angle) for r in SKY_RADII_PX])
     dy = np.concatenate([r * np.sin(angle) for r in SKY_RADII_PX])
-    ring = _gather(image, np.rint(x[:, None] + dx).astype(np.int64), np.rint(y[:, None] + dy).astype(np.int64))
+    ix, iy = (np.rint(p[:, None] + d).astype(np.int64) for p, d in ((x, dx), (y, dy)))
+    ring = _gather(image, ix, iy)
     ring[np.isnan(ring).all(1)] = np.nanmedian(image)
     return cast(Float64, np.nanmedian(ring, axis=1).astype(np.float64))
 
 
-def _fit(image: Float32, band: str, x: Float64, y: Float64, sigma_px: float) -> tuple[Float64, Float64, Float64]:
-    """Return (flux, sky, reduced chi-square) of a batch at 0-based pixels; flux NaN where no pixel is left."""
-    offset = np.arange(-HALF_PX, HALF_PX + 1)
-    ix, iy = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
-    data = _gather(image, (ix[:, None] + offset)[:, None, :], (iy[:, None] + offset)[:, :, None])
+def _fit(image: Float32, band: str, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+    """Return (flux, sky) in DN of a batch at 0-based pixels, each fitted alone; flux NaN without a pixel."""
+    data, psf = _stamps(image, band, x, y)
     sky = _local_sky(image, x, y)
-    psf = stamps(ATLAS[band], offset + (ix - x)[:, None], offset + (iy - y)[:, None])
     usable = np.isfinite(data)
     excess = np.where(usable, data - sky[:, None, None].astype(np.float32), 0)
     weight = np.where(usable, psf, 0)
     power = (weight.astype(np.float64) ** 2).sum((1, 2))
-    flux = np.where(power > 0, (weight * excess).sum((1, 2), dtype=np.float64) / np.maximum(power, 1e-30), np.nan)
-    model = flux[:, None, None].astype(np.float32) * weight
-    near = usable & (np.hypot(offset[:, None], offset[None, :]) <= 6)
-    terms = (excess - model) ** 2 / (sigma_px**2 + (MODEL_ERROR * model) ** 2)
-    chi2 = np.where(near, terms, 0).sum((1, 2)) / np.maximum(near.sum((1, 2)), 1)
-    return flux, sky, chi2
+    flux = (weight * excess).sum((1, 2), dtype=np.float64) / np.maximum(power, 1e-30)
+    return np.where(power > 1e-6, flux, np.nan), sky
 
 
-def _fit_all(image: Float32, band: str, x: Float64, y: Float64, sigma_px: float) -> tuple[Float64, Float64, Float64]:
-    """Return `_fit` of all sources, in chunks that bound the memory."""
-    lots = [
-        _fit(image, band, x[i : i + CHUNK], y[i : i + CHUNK], sigma_px) for i in range(0, max(len(x), 1), CHUNK)
-    ]
-    return tuple(np.concatenate(c) for c in zip(*lots, strict=True))  # type: ignore[return-value]
+def _stamps(image: Float32, band: str, x: Float64, y: Float64) -> tuple[Float32, Float32]:
+    """Return (N, 17, 17) pixels around each source, NaN where there are none, and the PSF at these pixels."""
+    offset = np.arange(-HALF_PX, HALF_PX + 1)
+    ix, iy = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
+    data = _gather(image, (ix[:, None] + offset)[:, None, :], (iy[:, None] + offset)[:, :, None])
+    return data, stamps(ATLAS[band], offset + (ix - x)[:, None], offset + (iy - y)[:, None])
+
+
+def _chi2(
+    residual: Float32, band: str, sigma_px: float, x: Float64, y: Float64, flux: Float64, sky: Float64
+) -> Float64:
+    """Return the reduced chi-square of each source's fit, from what it left within 6 pixels."""
+    data, psf = _stamps(residual, band, x, y)
+    offset = np.arange(-HALF_PX, HALF_PX + 1)
+    near = np.isfinite(data) & (np.hypot(offset[:, None], offset[None, :]) <= 6)
+    model = np.nan_to_num(flux)[:, None, None].astype(np.float32) * psf
+    terms = (data - sky[:, None, None].astype(np.float32)) ** 2 / (sigma_px**2 + (MODEL_ERROR * model) ** 2)
+    return cast(Float64, np.where(near, terms, 0).sum((1, 2)) / np.maximum(near.sum((1, 2)), 1))
+
+
+def _in_chunks(function: Callable[..., Any], *columns: Float64) -> Any:
+    """Return what a function of columns gives for all rows, in chunks that bound the memory."""
+    n = len(columns[0])
+    lots = [function(*(c[i : i + CHUNK] for c in columns)) for i in range(0, max(n, 1), CHUNK)]
+    if isinstance(lots[0], tuple):
+        return tuple(np.concatenate(parts) for parts in zip(*lots, strict=True))
+    return np.concatenate(lots)
 
 
 def lower_scatter(values: Float64 | Float32) -> float:
@@ -96,7 +121,7 @@ def lower_scatter(values: Float64 | Float32) -> float:
 
 
 def image_scatter(image: Float32) -> float:
-    """Return the robust spatial sigma of an image in DN, from a regular sample of its pixels less their local trend."""
+    """Return the robust spatial sigma of an image in DN, from a regular sample of its pixels."""
     step = max(1, int(np.sqrt(image.size / 250_000)))
     return lower_scatter(image[::step, ::step])
 
@@ -106,22 +131,63 @@ def _saturated_share(mag: Float64, band: str) -> Float64:
     return np.clip(0.05 * (SATURATION_MAG[band] + 0.1 - mag), 0, 0.3)
 
 
+def _shares(band: str, x: Float64, y: Float64) -> csr_array:
+    """Return the sparse (N, N) share of each other's flux that a source's filter picks up, 0 for itself."""
+    tree = cKDTree(np.column_stack([x, y]))
+    pairs = tree.sparse_distance_matrix(tree, REACH_PX, output_type="ndarray")
+    # cKDTree gives no order: fix it, so that sums round alike every time.
+    pairs = np.sort(pairs[pairs["v"] > 0], order=["i", "j"])
+    return csr_array((overlap(ATLAS[band], pairs["v"]), (pairs["i"], pairs["j"])), (len(x), len(x)))
+
+
+def _fit_together(shares: csr_array, alone: Float64) -> Float64:
+    """Return the fluxes of sources fitted together, from what the filter gave each alone; NaN stays NaN."""
+    usable = np.isfinite(alone)
+    weight = usable.astype(np.float64)
+    coupled = shares.multiply(weight[:, None]).multiply(weight[None, :]).tocsr()
+    identity = csr_array((np.ones(len(alone)), (np.arange(len(alone)), np.arange(len(alone)))), shares.shape)
+    solved, _ = cg(identity + coupled, np.where(usable, alone, 0.0), rtol=1e-5, maxiter=200)
+    return np.where(usable, solved, np.nan)
+
+
 def photometry(image: Float32, sky: BandSky, x: Float64, y: Float64) -> Photometry:
-    """Return the measured photometry of sources at 0-based pixels of one band."""
+    """Return the measured photometry of all sources that are fitted, at 0-based pixels of one band.
+
+    Two rounds: all sources, then what their model leaves on the image, with the sky of that residual.
+    """
+    band = sky.band
+    shares = _shares(band, x, y)
+    flux = _fit_together(shares, _in_chunks(partial(_fit, image, band), x, y)[0])
+    residual = image - light_image(band, (x, y, np.nan_to_num(flux)), cast(tuple[int, int], image.shape))
+    change, local_sky = _in_chunks(partial(_fit, residual, band), x, y)
+    flux = flux + _fit_together(shares, change)
+    sigma_px = image_scatter(residual)
+    chi2 = _in_chunks(partial(_chi2, residual, band, sigma_px), x, y, flux, local_sky)
+    noise = _blank_scatter(residual, sky)
+    rows, columns = coverage_axes(sky, image.shape, y, x)
+    # Two sources that share light share noise: the variance of the closest pair's fit.
+    closest = np.zeros(len(x))
+    np.maximum.at(closest, np.repeat(np.arange(len(x)), np.diff(shares.indptr)), shares.data)
+    noise_here = noise / np.sqrt((1 + rows + columns) * (1 - closest**2))
+    return _magnitudes(band, flux, np.hypot(noise_here, MODEL_ERROR * flux), local_sky, chi2)
+
+
+def _blank_scatter(residual: Float32, sky: BandSky) -> float:
+    """Return the scatter of the filter's flux (DN) at random places, the fitted sources being gone."""
     rng = np.random.default_rng([*sky.seed, 4])
     # Away from the border, so that small tiles do not measure their own edge.
-    margin = min(50, min(image.shape) // 4)
-    blank_x = rng.uniform(margin, image.shape[1] - margin, NOISE_POINTS)
-    blank_y = rng.uniform(margin, image.shape[0] - margin, NOISE_POINTS)
-    sigma_px = image_scatter(image)
-    noise = lower_scatter(_fit_all(image, sky.band, blank_x, blank_y, sigma_px)[0])
-    flux, local_sky, chi2 = _fit_all(image, sky.band, x, y, sigma_px)
-    rows, columns = coverage_axes(sky, image.shape, y, x)  # type: ignore[arg-type]
-    sigma = np.hypot(noise / np.sqrt(1 + rows + columns), MODEL_ERROR * flux)
+    margin = min(50, min(residual.shape) // 4)
+    x = rng.uniform(margin, residual.shape[1] - margin, NOISE_POINTS)
+    y = rng.uniform(margin, residual.shape[0] - margin, NOISE_POINTS)
+    return lower_scatter(_fit(residual, sky.band, x, y)[0])
+
+
+def _magnitudes(band: str, flux: Float64, sigma: Float64, local_sky: Float64, chi2: Float64) -> Photometry:
+    """Return photometry with magnitudes, or upper limits where the S/N is below 2."""
     snr = flux / sigma
     limit = ~(snr >= UPPER_LIMIT_SNR)
     # 95 % upper limit: the flux, if positive, plus two sigma (AllWISE Explanatory Supplement II.2).
     reported = np.where(limit, np.maximum(flux, 0) + 2 * sigma, flux)
-    mag = ZERO_POINT_MAG[sky.band] - 2.5 * np.log10(reported)
+    mag = ZERO_POINT_MAG[band] - 2.5 * np.log10(reported)
     error = np.where(limit, np.nan, 1.0857 / np.where(limit, 1.0, snr))
-    return Photometry(flux, sigma, local_sky, snr, chi2, mag, error, _saturated_share(mag, sky.band))
+    return Photometry(flux, sigma, local_sky, snr, chi2, mag, error, _saturated_share(mag, band))

@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from skyclass.types import CLASSES, Float64
+from skyclass.types import CLASSES, Float64, Int64
 
 Mix = Literal["natural", "balanced"]
 MIXES: tuple[Mix, ...] = ("natural", "balanced")
@@ -55,12 +55,12 @@ W3_W4: dict[str, tuple[float, float]] = {
 """Assumed mean and scatter of W3-W4; `quasar` agrees with table desi_quasars at W1 < 14 (2.37)."""
 
 GALAXY_REDDENING_PER_MAG = 0.06
-"""Assumed: W1-W2 of galaxies grows with W1 as they lie farther. Table sdss_galaxies shows 0.09, steepened by W3."""
+"""Assumed: W1-W2 of galaxies grows as they lie farther. Table sdss_galaxies has 0.09, steepened by W3."""
 COUNT_SLOPE = 0.34
 """dlog10(N)/dmag of the differential counts (pre-launch WSDC simulation, 8 < W1 < 12.5)."""
 COUNT_AT_12_25 = 234.0
 """Sources per square degree and magnitude at W1 = 12.25 (the same source)."""
-BALANCED_SLOPE = 0.20
+BALANCED_SLOPE = 0.28
 """Flatter than the sky, so that a training set holds enough bright sources."""
 
 
@@ -68,11 +68,11 @@ BALANCED_SLOPE = 0.20
 class Draw:
     """N sources without a place: `mags` (N, 4) total W1..W4, `subtype` (N,) index into `SUBTYPES`.
 
-    `radius_arcsec` (N,) half-light radius (0 for points), `axis_ratio`, `angle_rad` (N,), and `sersic_index` (N,).
+    `radius_arcsec` (N,) half-light radius (0 for points), `axis_ratio`, `angle_rad` and `sersic_index` (N,).
     """
 
     mags: Float64
-    subtype: np.ndarray
+    subtype: Int64
     radius_arcsec: Float64
     axis_ratio: Float64
     angle_rad: Float64
@@ -82,8 +82,8 @@ class Draw:
 def class_fractions(w1_mag: Float64) -> Float64:
     """Return (N, 3) shares of galaxies, quasars and stars at each W1 on the natural sky (assumed).
 
-    Stars rule the bright end, galaxies overtake at W1 = 16; quasars rise to 2 % (62 per square degree brighter
-    than W2 = 15.05 in Stern et al. 2012, arXiv:1205.0811).
+    Stars rule the bright end, galaxies overtake at W1 = 16; quasars rise to 2 % (62 per square degree are
+    brighter than W2 = 15.05 in Stern et al. 2012, arXiv:1205.0811).
     """
     quasar = np.minimum(0.015 * 10 ** (0.35 * (w1_mag - 16.5)), 0.03)
     galaxy = (1 - quasar) / (1 + np.exp(-0.9 * (w1_mag - 16.0)))
@@ -99,24 +99,25 @@ def _subtype_fractions(w1_mag: Float64) -> Float64:
     )
 
 
-def _choose(rng: np.random.Generator, shares: Float64) -> np.ndarray:
+def _choose(rng: np.random.Generator, shares: Float64) -> Int64:
     """Return one column index per row of `shares` (N, K), which sum to 1."""
-    return cast(np.ndarray, (np.cumsum(shares, 1) < rng.random(len(shares))[:, None]).sum(1).clip(max=shares.shape[1] - 1))
+    above = np.cumsum(shares, 1) < rng.random(len(shares))[:, None]
+    return cast(Int64, above.sum(1).clip(max=shares.shape[1] - 1))
 
 
 def counts_magnitude(rng: np.random.Generator, n: int, bright: float, faint: float, slope: float) -> Float64:
     """Return N magnitudes between two limits whose logarithmic counts rise with `slope` per magnitude."""
     low, high = 10 ** (slope * bright), 10 ** (slope * faint)
-    return cast(Float64, np.log10(low + rng.random(n) * (high - low)) / slope)
+    return np.asarray(np.log10(low + rng.random(n) * (high - low)) / slope)
 
 
 def counts_per_deg2(bright: float, faint: float) -> float:
     """Return the nominal sources per square degree between two W1 magnitudes."""
     a, b = (10 ** (COUNT_SLOPE * (m - 12.25)) for m in (bright, faint))
-    return COUNT_AT_12_25 * (b - a) / (COUNT_SLOPE * np.log(10))
+    return float(COUNT_AT_12_25 * (b - a) / (COUNT_SLOPE * np.log(10)))
 
 
-def _colours(rng: np.random.Generator, subtype: np.ndarray) -> Float64:
+def _colours(rng: np.random.Generator, subtype: Int64) -> Float64:
     """Return (N, 2) W1-W2 and W2-W3, drawn from the mixture of each source's subtype."""
     out = np.empty((len(subtype), 2))
     pick, normal = rng.random(len(subtype)), rng.standard_normal((len(subtype), 2))
@@ -130,14 +131,14 @@ def _colours(rng: np.random.Generator, subtype: np.ndarray) -> Float64:
     return out
 
 
-def _w3_w4(rng: np.random.Generator, subtype: np.ndarray) -> Float64:
+def _w3_w4(rng: np.random.Generator, subtype: Int64) -> Float64:
     """Return (N,) W3-W4."""
     mean, scatter = np.array([W3_W4[name] for name in SUBTYPES]).T
     return cast(Float64, mean[subtype] + scatter[subtype] * rng.standard_normal(len(subtype)))
 
 
-def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: np.ndarray) -> Float64:
-    """Return half-light radii in arcsec, 2 at W1 = 14 and shrinking with magnitude (assumed); 0 for points."""
+def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: Int64) -> Float64:
+    """Return half-light radii in arcsec, 2 at W1 = 14, smaller when fainter (assumed); 0 for points."""
     log_radius = 0.30 - 0.15 * (w1_mag - 14.0) + 0.2 * rng.standard_normal(len(w1_mag))
     log_radius -= np.where(subtype == SUBTYPES.index("early"), 0.15, 0.0)
     return np.where(CLASS_OF_SUBTYPE[subtype] == 0, 10 ** np.minimum(log_radius, 1.4), 0.0)

@@ -38,7 +38,7 @@ def _arrays(mixture: Mixture) -> tuple[Float64, Float64]:
 
 
 def transfer(mixture: Mixture, fx: Float32, fy: Float32) -> Float32:
-    """Return the Fourier transform of the PSF at frequencies `fy` (rows) by `fx` (columns), cycles per pixel."""
+    """Return the PSF's transform at frequencies `fy` (rows) by `fx` (columns), in cycles per pixel."""
     out = np.zeros((len(fy), len(fx)), np.float32)
     for weight, sigma in zip(*_arrays(mixture), strict=True):
         rows, columns = (np.exp(-2 * (np.pi * sigma * f) ** 2).astype(np.float32) for f in (fy, fx))
@@ -47,9 +47,18 @@ def transfer(mixture: Mixture, fx: Float32, fy: Float32) -> Float32:
 
 
 def stamps(mixture: Mixture, dx: Float64, dy: Float64) -> Float32:
-    """Return the PSF (N, len of axis, len of axis) at pixel offsets `dx`, `dy` (N, S) from each source, sum ~1."""
+    """Return the PSF (N, S, S) at pixel offsets `dx`, `dy` (N, S) from each source; a whole one sums to 1."""
     out = np.zeros((*dy.shape, dx.shape[1]), np.float32)
     for weight, sigma in zip(*_arrays(mixture), strict=True):
         rows, columns = (np.exp(-0.5 * (d / sigma) ** 2).astype(np.float32) for d in (dy, dx))
         out += np.float32(weight / (2 * np.pi * sigma**2)) * rows[:, :, None] * columns[:, None, :]
     return cast(Float32, out)
+
+
+def overlap(mixture: Mixture, distance_px: Float64) -> Float64:
+    """Return the overlap of two PSFs at each distance in pixels: their correlation, 1 at no distance."""
+    weight, sigma = _arrays(mixture)
+    variance = (sigma[:, None] ** 2 + sigma[None, :] ** 2).ravel()
+    amplitude = np.outer(weight, weight).ravel() / variance
+    shape = np.exp(-0.5 * np.asarray(distance_px)[..., None] ** 2 / variance) @ amplitude
+    return cast(Float64, shape / amplitude.sum())

@@ -6,74 +6,29 @@ cubic B-splines, and one Fourier transform turns them into the PSF exactly, wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import fft
 from scipy.special import gammaincinv
 
 from skyclass.sky import tile_pixels
 from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Float64, Tile
 
+from .conditions import BandSky, coverage_axes
 from .field import Sources
 from .grid import FULL_SIZE_PX, ZERO_POINT_MAG
 from .psf import ATLAS, RAW, transfer
 
 PAD_PX = 64
-SKY_DN = {"w1": (2.0, 4.0), "w2": (5.0, 10.0), "w3": (370.0, 530.0), "w4": (115.0, 165.0)}
-COVERAGE = {"w1": (26.0, 52.0), "w2": (26.0, 52.0), "w3": (14.0, 27.0), "w4": (13.0, 26.0)}
-REFERENCE = {"w1": (0.0351, 50.3), "w2": (0.0399, 50.4), "w3": (0.2896, 25.9), "w4": (0.0311, 25.8)}
-"""Sigma per pixel (DN) at a coverage: median uncertainty of tile 0098p408_ac51."""
-REFERENCE_SKY_DN = {"w3": 406.27, "w4": 121.71}
+Points = tuple[Float64, Float64, Float64]
 MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
 """Structure of the sky on the scale of an arcminute, as the real cutouts of tile 1210p015_ac51 show it."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
 POINTS_OF_GALAXY = ((0.0, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
 """How many points carry a galaxy, from which half-light radius in arcsec on."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
-
-
-@dataclass(frozen=True)
-class BandSky:
-    """The conditions of one band of one tile: median sky, gradient (DN across a full tile), coverage, sigma per pixel."""
-
-    band: str
-    sky: float
-    gradient: tuple[float, float, float, float]
-    coverage: float
-    sigma: float
-    seed: tuple[int, ...]
-
-
-def band_sky(seed: int, tile: Tile, band: str) -> BandSky:
-    """Return the conditions of a tile in a band, drawn from the seed and the tile's name alone."""
-    name = int(tile.coadd_id[:4]) * 10_000 + int(tile.coadd_id[5:8]) * 10 + (tile.coadd_id[4] == "p")
-    key = (seed, 300, name, BANDS.index(band))
-    shared = np.random.default_rng([seed, 301, name]).random(2)
-    rng = np.random.default_rng(key)
-    low, high = SKY_DN[band]
-    # Zodiacal light sets the sky of all bands together; the scanning sets their coverage together.
-    sky = low + (high - low) * float(0.8 * shared[0] + 0.2 * rng.random())
-    coverage = COVERAGE[band][0] + (COVERAGE[band][1] - COVERAGE[band][0]) * float(shared[1])
-    sigma, at_coverage = REFERENCE[band]
-    sigma *= np.sqrt(at_coverage / coverage * sky / REFERENCE_SKY_DN.get(band, sky))
-    tilt = 0.03 if band in ("w1", "w2") else 0.008
-    gradient = tuple(float(g) for g in tilt * sky * rng.uniform(-1, 1, 3)) + (float(rng.uniform(0, 6.28)),)
-    return BandSky(band, sky, cast(tuple[float, float, float, float], gradient), coverage, float(sigma), key)
-
-
-def coverage_axes(sky: BandSky, shape: tuple[int, int], y: Float64, x: Float64) -> tuple[Float64, Float64]:
-    """Return (rows, columns): coverage at 0-based pixels is `sky.coverage * (1 + rows + columns)`, in frames.
-
-    Slow waves of twelve per cent, on the scales of a full tile.
-    """
-    rng = np.random.default_rng([*sky.seed, 1])
-    p = rng.uniform(0, 2 * np.pi, 4)
-    y, x = (2 * np.pi * (a - n / 2) / FULL_SIZE_PX for a, n in zip((y, x), shape, strict=True))
-    rows = 0.06 * np.cos(y + p[0]) + 0.03 * np.cos(5 * y + p[1])
-    columns = 0.06 * np.cos(x + p[2]) + 0.05 * np.cos(7 * x + p[3])
-    return rows, columns
 
 
 def _background(sky: BandSky, shape: tuple[int, int]) -> Float32:
@@ -84,7 +39,7 @@ def _background(sky: BandSky, shape: tuple[int, int]) -> Float32:
     out = (rows[:, None] + columns[None, :] + sky.sky).astype(np.float32)
     a, b = 9.0 * y + phase, 7.0 * x
     out += (0.5 * wave * (np.outer(np.cos(a), np.cos(b)) - np.outer(np.sin(a), np.sin(b)))).astype(np.float32)
-    return cast(Float32, out)
+    return out
 
 
 def _profile_radii(sersic_index: float, n_points: int) -> Float64:
@@ -94,7 +49,7 @@ def _profile_radii(sersic_index: float, n_points: int) -> Float64:
     return cast(Float64, np.minimum(radius, 5.0))
 
 
-def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: int, index: float):  # type: ignore[no-untyped-def]
+def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: int, index: float) -> Points:
     """Return points (x, y, flux) of galaxies of one profile: a sunflower spiral, squeezed and turned."""
     k = np.arange(n_points)
     radius, angle = _profile_radii(index, n_points), GOLDEN_ANGLE * k
@@ -107,7 +62,7 @@ def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: i
     return px.ravel(), py.ravel(), np.repeat(flux / n_points, n_points)
 
 
-def light_points(sources: Sources, tile: Tile, band: str) -> tuple[Float64, Float64, Float64]:
+def light_points(sources: Sources, tile: Tile, band: str) -> Points:
     """Return all light of a band as points: 0-based pixels x, y and flux in DN."""
     x, y = (p - 1 for p in tile_pixels(tile, sources.ra, sources.dec))
     flux = 10 ** (0.4 * (ZERO_POINT_MAG[band] - sources.mags[:, BANDS.index(band)]))
@@ -144,25 +99,49 @@ def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
     for mixture, sigma in ((RAW[sky.band], sky.sigma), (((1.0, 45.0),), MOTTLE_DN[sky.band])):
         part = transfer(mixture, fx, fy)
         # The real transform holds the columns but the first and last twice.
-        power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())
+        power = 2 * float(
+            (part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum()
+        )
         out += np.float32(sigma / np.sqrt(power / len(fy) ** 2)) * part
     return out
 
 
-def _sky_and_stars(sky: BandSky, points: tuple[Float64, Float64, Float64], shape: tuple[int, int]) -> Float32:
-    """Return sources and noise without the smooth background."""
+def _frequencies(shape: tuple[int, int]) -> tuple[int, Float32, Float32]:
+    """Return the side of the padded transform, and its column and row frequencies in cycles per pixel."""
     side = fft.next_fast_len(max(shape) + 2 * PAD_PX, real=True)
-    fy, fx = fft.fftfreq(side).astype(np.float32), fft.rfftfreq(side).astype(np.float32)
+    return side, fft.rfftfreq(side).astype(np.float32), fft.fftfreq(side).astype(np.float32)
+
+
+def _inverse(spectrum: NDArray[np.complex64], side: int, shape: tuple[int, int]) -> Float32:
+    """Return the image of a spectrum, without its padding."""
+    image = fft.irfft2(spectrum, (side, side))
+    return np.ascontiguousarray(image[PAD_PX : PAD_PX + shape[0], PAD_PX : PAD_PX + shape[1]])
+
+
+def _light_spectrum(band: str, points: Points, shape: tuple[int, int]) -> NDArray[np.complex64]:
+    """Return the spectrum of points of light seen through the Atlas PSF."""
+    side, fx, fy = _frequencies(shape)
     x, y, flux = points
     spectrum = fft.rfft2(_deposit(x + PAD_PX, y + PAD_PX, flux, side))
-    spectrum *= transfer(ATLAS[sky.band], fx, fy) / (np.sinc(fy)[:, None] * np.sinc(fx)[None, :]) ** 4
+    spectrum *= transfer(ATLAS[band], fx, fy) / (np.sinc(fy)[:, None] * np.sinc(fx)[None, :]) ** 4
+    return cast(NDArray[np.complex64], spectrum)
+
+
+def _noise_spectrum(sky: BandSky, shape: tuple[int, int]) -> NDArray[np.complex64]:
+    """Return the spectrum of the noise, deeper where the coverage is lower."""
+    side, fx, fy = _frequencies(shape)
     white = np.random.default_rng([*sky.seed, 2]).standard_normal((side, side), np.float32)
     pixel = np.arange(side, dtype=np.float64) - PAD_PX
     rows, columns = (a.astype(np.float32) for a in coverage_axes(sky, shape, pixel, pixel))
     white /= np.sqrt(1 + rows[:, None] + columns[None, :])
-    spectrum += fft.rfft2(white) * _noise_transfer(sky, fx, fy)
-    image = fft.irfft2(spectrum, (side, side))
-    return cast(Float32, image[PAD_PX : PAD_PX + shape[0], PAD_PX : PAD_PX + shape[1]])
+    spectrum = fft.rfft2(white)
+    spectrum *= _noise_transfer(sky, fx, fy)
+    return cast(NDArray[np.complex64], spectrum)
+
+
+def light_image(band: str, points: Points, shape: tuple[int, int]) -> Float32:
+    """Return the image in DN of points of light (0-based x, y, flux) alone: no sky, no noise."""
+    return _inverse(_light_spectrum(band, points, shape), _frequencies(shape)[0], shape)
 
 
 def _blank(image: Float32, x: float, y: float, radius: float) -> None:
@@ -187,13 +166,19 @@ def _blank_holes(image: Float32, sky: BandSky) -> None:
     """Set a few small patches without coverage to NaN: about twelve on a full tile, at least one."""
     rng = np.random.default_rng([*sky.seed, 3])
     n = max(1, round(12 * image.size / FULL_SIZE_PX**2))
-    for x, y, r in zip(rng.uniform(0, image.shape[1], n), rng.uniform(0, image.shape[0], n), rng.uniform(1, 5, n), strict=True):
-        _blank(image, x, y, r)
+    rows, columns = image.shape
+    for x, y, radius in zip(
+        *(rng.uniform(a, b, n) for a, b in ((0, columns), (0, rows), (1, 5))), strict=True
+    ):
+        _blank(image, x, y, radius)
 
 
 def render(sky: BandSky, sources: Sources, tile: Tile) -> Float32:
     """Return one band of a simulated tile: (rows, columns) float32 DN, NaN in holes and saturated cores."""
-    image = np.ascontiguousarray(_sky_and_stars(sky, light_points(sources, tile, sky.band), tile.shape))
+    spectrum = _light_spectrum(sky.band, light_points(sources, tile, sky.band), tile.shape)
+    spectrum += _noise_spectrum(sky, tile.shape)
+    image = _inverse(spectrum, _frequencies(tile.shape)[0], tile.shape)
+    del spectrum
     image += _background(sky, tile.shape)
     _blank_saturated(image, sources, tile, sky.band)
     _blank_holes(image, sky)

@@ -1,4 +1,4 @@
-"""Rows of the simulated catalogue and of the truth: names, types, units and descriptions as AllWISE has them."""
+"""Rows of the simulated catalogue and of the truth: names, types, units and descriptions as in AllWISE."""
 
 from __future__ import annotations
 
@@ -183,7 +183,8 @@ def catalogue_rows(
 
 def truth_rows(catalogue: pa.Table, sources: Sources) -> pa.Table:
     """Return the truth of catalogue rows, in `TRUTH_SCHEMA`; `sources` are the rows' sources, in order."""
-    columns: dict[str, object] = {name: catalogue[name] for name in ("source_id", "cntr", "coadd_id", "ra", "dec")}
+    shared = ("source_id", "cntr", "coadd_id", "ra", "dec")
+    columns: dict[str, object] = {name: catalogue[name] for name in shared}
     columns |= {
         "true_ra": sources.ra, "true_dec": sources.dec,
         "class": np.array(CLASSES)[CLASS_OF_SUBTYPE[sources.subtype]].tolist(),

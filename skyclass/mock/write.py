@@ -1,4 +1,4 @@
-"""`write_mock`: a simulated archive on disk, images and catalogue in their real layouts, and the truth beside them."""
+"""`write_mock`: a simulated archive on disk: images and catalogue in their real layouts, the truth beside."""
 
 from __future__ import annotations
 
@@ -16,21 +16,31 @@ from scipy.spatial import cKDTree
 
 from skyclass import __version__
 from skyclass.errors import ConfigError
-from skyclass.sky import healpix, tile_pixels
+from skyclass.sky import edge_distance_px, healpix, tile_pixels
 from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
 
-from .field import BORDER_PX, SkyModel, Sources, listable, owned, plan_sky, sources_near
+from .conditions import BandSky, band_sky
+from .field import (
+    BORDER_PX,
+    SkyModel,
+    Sources,
+    listable,
+    listed_deg2,
+    owned,
+    plan_sky,
+    selected,
+    sources_near,
+)
 from .grid import BLOCK_BYTES, FULL_SIZE_PX, BandFacts, header_bytes, nearest_tiles
 from .measure import Photometry, image_scatter, photometry
 from .population import MIXES, Mix
-from .render import PAD_PX, BandSky, band_sky, render
+from .render import PAD_PX, render
 from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows, truth_rows
 
 FULL_TILE_SOURCES = 20_000
 MIN_SIZE_PX = 128
 MAX_SOURCES_PER_DEG2 = 100_000
-"""Beyond this a beam holds more than one source on average, and a catalogue of single sources means nothing."""
-SELECTION_SNR = 5.0
+"""Beyond this a beam holds about one source, and a catalogue of single sources means nothing."""
 HALO_PX = 60.0 / PIXEL_SCALE_ARCSEC
 W1_CENTROID_ARCSEC = 3.4
 
@@ -65,8 +75,8 @@ def _check(n_tiles: int, sources_per_tile: int, size_px: int, mix: str, bands: t
         problems.append(f"n_tiles is {n_tiles}: ask for at least 1")
     if not MIN_SIZE_PX <= size_px <= FULL_SIZE_PX:
         problems.append(f"size_px is {size_px}: it must lie in {MIN_SIZE_PX}..{FULL_SIZE_PX} (a full tile)")
-    elif not 1 <= sources_per_tile <= (most := int(MAX_SOURCES_PER_DEG2 * _listed_deg2(size_px))):
-        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most} separable sources")
+    elif not 1 <= sources_per_tile <= (most := int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px))):
+        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most}")
     if mix not in MIXES:
         problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
     if not set(BANDS[:3]) <= set(bands) <= set(BANDS):
@@ -75,14 +85,10 @@ def _check(n_tiles: int, sources_per_tile: int, size_px: int, mix: str, bands: t
         raise ConfigError("the simulated sky cannot be made:\n  " + "\n  ".join(problems))
 
 
-def _listed_deg2(size_px: int) -> float:
-    """Return the area of a tile, in square degrees, whose sources a catalogue may list."""
-    return float(((size_px - 2 * BORDER_PX) * PIXEL_SCALE_ARCSEC / 3600) ** 2)
-
-
 def _clear(directory: Path) -> None:
-    """Make room for a mock: remove an earlier one, refuse a folder that holds anything else of those names."""
-    taken = [directory / name for name in ("catalog", "images", "truth.parquet") if (directory / name).exists()]
+    """Make room: remove an earlier mock, refuse a folder that holds anything else of those names."""
+    paths = (directory / name for name in ("catalog", "images", "truth.parquet"))
+    taken = [path for path in paths if path.exists()]
     if taken and not (directory / "mock.json").exists():
         raise ConfigError(f"{taken[0]} exists and is not of a simulated sky: choose another folder")
     for path in taken:
@@ -118,17 +124,16 @@ def _shifted(sources: Sources, sigma_arcsec: Float64) -> tuple[Float64, Float64]
     return ra.round(7), (sources.dec + north).round(7)
 
 
-def _candidates(tile: Tile, tiles: list[Tile], sources: Sources) -> Sources:
-    """Return the sources that an extractor could list for this tile."""
-    listed = sources.take(sources.layer == 0)
-    x, y = tile_pixels(tile, listed.ra, listed.dec)
-    good = listable(x, y, listed.mags[:, 0])
-    good &= owned(tile, tiles, listed.ra, listed.dec)
-    return listed.take(good)
+def _fitted(tile: Tile, sources: Sources) -> Sources:
+    """Return the sources that an extractor separates on this tile: candidates and saturated stars."""
+    known = sources.take(sources.layer != 1)
+    x, y = tile_pixels(tile, known.ra, known.dec)
+    on_tile = edge_distance_px(tile, x, y) > 0
+    return known.take(on_tile & (listable(x, y, known.mags[:, 0])))
 
 
 def _neighbourhood(tile: Tile, sources: Sources, x: Float64, y: Float64) -> tuple[Int64, Bool]:
-    """Return (candidates within 10 arcsec, whether a saturated star lies within an arcminute) of positions."""
+    """Return of positions (candidates within 10 arcsec, whether a saturated star is within an arcminute)."""
     px, py = tile_pixels(tile, sources.ra, sources.dec)
     other = np.column_stack([px, py])
     near, bright = sources.layer == 0, sources.layer == 2
@@ -147,10 +152,12 @@ def _take(phot: Photometry, rows: Bool) -> Photometry:
     return Photometry(*(column[rows] for column in vars(phot).values()))
 
 
-def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]) -> _TileRows:
+def _make_tile(
+    sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]
+) -> _TileRows:
     """Render, write and measure one tile; return its catalogue and truth."""
     sources = sources_near(sky, tile, PAD_PX)
-    listed = _candidates(tile, tiles, sources)
+    listed = _fitted(tile, sources)
     sigma_arcsec = _position_sigma(listed)
     ra, dec = _shifted(listed, sigma_arcsec)
     x, y = tile_pixels(tile, ra, dec)
@@ -163,7 +170,8 @@ def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done:
             bands[band] = photometry(image, conditions, x - 1, y - 1)
         done()
     size = tile.shape[0]
-    rows = np.any([np.nan_to_num(p.snr) >= SELECTION_SNR for p in bands.values()], axis=0)
+    rows = selected(sky.mix, np.array([p.snr for p in bands.values()]))
+    rows &= (listed.layer == 0) & owned(tile, tiles, listed.ra, listed.dec)
     for axis in (x, y):
         rows &= (axis >= BORDER_PX) & (axis <= size - BORDER_PX)
     n_near, haloed = _neighbourhood(tile, sources, x[rows], y[rows])
@@ -187,10 +195,11 @@ def _write_catalogue(root: Path, table: pa.Table) -> None:
 
 
 def _write_note(path: Path, arguments: dict[str, Any], report: MockReport | None) -> None:
-    """Write mock.json: what was asked for and, at the end, what came out. No time, no path: same seed, same bytes."""
-    note = {"simulated": True, "skyclass": __version__, "complete": report is not None, "arguments": arguments}
+    """Write mock.json: what was asked for and what came out; no time and no path: same seed, same bytes."""
+    note: dict[str, Any] = {"simulated": True, "skyclass": __version__, "complete": report is not None}
+    note["arguments"] = arguments
     if report:
-        note |= {"tiles": list(report.coadd_ids), "n_sources": report.n_sources, "classes": report.class_counts}
+        note |= {"tiles": report.coadd_ids, "n_sources": report.n_sources, "classes": report.class_counts}
     path.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
@@ -205,27 +214,27 @@ def write_mock(
     progress: Progress | None = None,
     bands: tuple[str, ...] = BANDS[:3],
 ) -> MockReport:
-    """Return a report of the simulated archive written to `directory`: `catalog/`, `images/`, `truth.parquet`, `mock.json`.
+    """Write a simulated archive (`catalog/`, `images/`, `truth.parquet`, `mock.json`); return what it holds.
 
-    `sources_per_tile` is about how many catalogue rows each tile gets; None is 20,000 on a full tile and the same
-    density on a smaller one. `center` is (ra, dec) in degrees: the nearest tiles of the AllWISE grid are made.
-    `mix` "natural" follows the sky; "balanced" holds a third of each class, with one W1 distribution for all.
-    `progress(done, total)` is called after each image. The same arguments give the same bytes.
-    Everything written says that it is simulated. Raises `ConfigError` before anything is written.
+    `sources_per_tile` is about how many catalogue rows each tile gets; None is 20,000 on a full tile and the
+    same density on a smaller one. `center` is (ra, dec) in degrees: the nearest tiles of the AllWISE grid are
+    made. `mix` "natural" follows the sky; "balanced" holds a third of each class with one W1 distribution.
+    `progress(done, total)` is called after each image. The same arguments give the same bytes. Everything
+    written says that it is simulated. Raises `ConfigError` before anything is written.
     """
     directory = Path(directory)
     if sources_per_tile is None:
-        share = _listed_deg2(size_px) / _listed_deg2(FULL_SIZE_PX)
+        share = listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)
         sources_per_tile = max(20, round(FULL_TILE_SOURCES * share))
     _check(n_tiles, sources_per_tile, size_px, mix, bands)
     _clear(directory)
     arguments = {
-        "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px, "mix": mix,
-        "center": list(center), "bands": list(bands),
+        "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px,
+        "mix": mix, "center": list(center), "bands": list(bands),
     }  # fmt: skip
     _write_note(directory / "mock.json", arguments, None)
     tiles = nearest_tiles(center, n_tiles, size_px, bands)
-    sky = plan_sky(seed, mix, tiles, n_tiles * sources_per_tile)
+    sky = plan_sky(seed, mix, tiles, round(1.02 * n_tiles * sources_per_tile))
     finished = 0
 
     def done() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .. import __version__, config
 from ..bundle import Bundle, Preprocessing, check_target, save_bundle
-from ..composite import atlas_settings
+from ..composite import CompositeSettings, atlas_settings
 from ..errors import ConfigError
 from ..infer import Preprocess, resolve_device, resolve_precision
 from ..networks import NETWORKS, build, channels_last
@@ -240,7 +240,7 @@ def validate(job: Job) -> dict[str, float]:
 
 def open_dataset(run: TrainConfig, progress: Progress | None = None) -> Dataset:
     """Return the dataset of a training run, made if its folder is absent; `ConfigError` if it is another."""
-    settings = atlas_settings(run.bands, **run.composite)
+    settings = CompositeSettings.from_dict(atlas_settings(run.bands).to_dict() | run.composite)
     if not Path(run.dataset).exists():
         if not (run.catalog and run.images and run.labels):
             raise ConfigError(f"no dataset at {run.dataset}: give catalog, images and labels to make it")

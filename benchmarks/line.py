@@ -1,0 +1,160 @@
+"""The straight line with a stage taken out, and what each stage works on, held in memory.
+
+Nothing is computed here: the functions are those of skyclass, and a null stage takes the place of an archive or
+a classifier. With no stage taken out the rows are those of `skyclass.pipeline`; a test says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from skyclass.archive import LocalArchive
+from skyclass.composite import composite
+from skyclass.config import RunConfig
+from skyclass.cutouts import cut, row_span
+from skyclass.infer import NullClassifier, cached_classifier
+from skyclass.pipeline import finish
+from skyclass.plan import Line, count_here, prepare, strips_of
+from skyclass.progress import RunReport, Silent, Tally, strip_facts
+from skyclass.sky import tile_pixels
+from skyclass.stages import CutStrip, StripResult, Timing, commit_strips, cut_strip, open_tile, tile_sources
+from skyclass.store import hold_lease, journal_commit
+from skyclass.types import (
+    CLASSES,
+    Archive,
+    Classifier,
+    CutoutBatch,
+    Flag,
+    Float16,
+    Float32,
+    Float64,
+    RowRange,
+    Strip,
+    Tile,
+    TilePlan,
+)
+
+
+@dataclass(frozen=True)
+class NullArchive:
+    """Constant pixels without any reading; headers come from the real archive."""
+
+    real: LocalArchive
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The bands of the real archive."""
+        return self.real.bands
+
+    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+        """Return the real tile."""
+        return self.real.tile(coadd_id, bands)
+
+    def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
+        """Return rows of ones, (stop - start, columns) float32."""
+        return np.ones((stop - start, tile.shape[1]), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class HeldArchive:
+    """The rows of a strip that was read before, so that cutting can be timed without reading."""
+
+    rows: dict[str, RowRange]
+
+    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+        """Refuse: a strip that is held knows its tile."""
+        raise NotImplementedError(f"{coadd_id}: held rows have no headers")
+
+    def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
+        """Return the rows as they were read."""
+        return self.rows[band].pixels
+
+
+@dataclass(frozen=True)
+class BenchLine(Line):
+    """A line in which the archive or the classifier may be a null stage."""
+
+    null_archive: bool = False
+    null_classifier: bool = False
+
+    @property
+    def archive(self) -> Archive:  # type: ignore[override]
+        """The image archive, or constant pixels."""
+        real = super().archive
+        return NullArchive(real) if self.null_archive else real
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network, or a hash."""
+        if self.null_classifier:
+            return NullClassifier()
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision)
+
+
+def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
+    """Return the report of a whole run in this process, like `skyclass.pipeline.classify`, less a stage."""
+    line, plan = prepare(run, count_here)
+    line = BenchLine(**vars(line), null_archive=null_archive, null_classifier=null_classifier)
+    with hold_lease(line.folder):
+        tally = Tally(line, plan, Silent())
+        for tile in plan.tiles:
+            classify_tile(line, tile, run.strip_sources, tally)
+        return finish(line, tally)
+
+
+def classify_tile(line: BenchLine, tile: TilePlan, strip_sources: int, tally: Tally) -> None:
+    """Take one tile down the line and commit it."""
+    results = [infer(line, cut_strip(line, strip)) for strip in strips_of(tile, strip_sources)]
+    for result in results:
+        tally.strip(*strip_facts(result))
+    commit, timing = commit_strips(line, tile, results)
+    journal_commit(line.folder, commit)
+    tally.commit(commit, timing)
+
+
+def infer(line: BenchLine, composites: CutStrip) -> StripResult:
+    """Return class probabilities for a strip by the line's classifier, NaN where there is no image."""
+    probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
+    has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
+    if composites.images is not None and has_image.any():
+        probabilities[has_image] = line.classifier.predict(composites.images[has_image])
+    return StripResult(
+        composites.strip,
+        probabilities,
+        composites.flags,
+        composites.valid_frac,
+        composites.fault,
+        (*composites.timings, Timing("infer", 0.0)),
+    )
+
+
+@dataclass(frozen=True)
+class HeldStrip:
+    """Everything that the stages make of a strip, each stage's input being the output of the one before."""
+
+    strip: Strip
+    tile: Tile
+    x: Float64
+    y: Float64
+    rows: dict[str, RowRange]
+    batch: CutoutBatch
+    images: Float16
+
+
+def hold(line: Line, strip: Strip) -> HeldStrip:
+    """Return a strip with its rows, cutouts and composites in memory."""
+    tile = open_tile(line, strip.tile)
+    sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
+    x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
+    rows = read(line, tile, y)
+    batch = cut(HeldArchive(rows), tile, x, y, line.bundle.size_px)
+    images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
+    return HeldStrip(strip, tile, x, y, rows, batch, images)
+
+
+def read(line: Line, tile: Tile, y: Float64) -> dict[str, RowRange]:
+    """Return the rows of each band that cutouts at `y` touch, as the archive reads them."""
+    start, stop = row_span(tile, y, line.bundle.size_px)
+    return {b: RowRange(start, line.archive.read_rows(tile, b, start, stop)) for b in tile.bands}

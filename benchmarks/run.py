@@ -1,0 +1,246 @@
+"""Time a scenario: each stage alone, the whole line, the line less a stage, the engine. One JSON line each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skyclass import engine, pipeline
+from skyclass.cluster import connect
+from skyclass.composite import composite
+from skyclass.config import RunConfig
+from skyclass.cutouts import cut
+from skyclass.infer import cached_classifier
+from skyclass.mock import write_mock
+from skyclass.plan import Line, count_here, prepare, strips_of
+from skyclass.progress import RunReport, quiet
+from skyclass.publish import publish
+from skyclass.stages import StripResult, commit_strips, cut_strip, infer_strip, tile_sources
+from skyclass.store import RunFolder
+from skyclass.types import Flag, TilePlan
+
+from . import line as bench_line
+from .line import HeldArchive, HeldStrip, hold, read
+from .measure import (
+    Amount,
+    Measurement,
+    drop_from_page_cache,
+    measure,
+    peak_here_mb,
+    reset_peak,
+    surroundings,
+)
+from .scenarios import Scenario, find
+
+WORK = Path(__file__).parent / "work"
+"""Simulated skies, made once, and run folders, removed when timed. Not in git."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A scenario with its sky on disk and, of the stages, everything in memory."""
+
+    scenario: Scenario
+    images: Path
+    run: RunConfig
+    line: Line
+    strips: tuple[HeldStrip, ...]
+    results: dict[TilePlan, list[StripResult]]
+
+    @property
+    def n_sources(self) -> int:
+        """Sources of the whole scenario."""
+        return sum(tile.n_sources for tile in self.results)
+
+    def fresh(self) -> RunConfig:
+        """Return the run with a folder of its own, the images out of the page cache."""
+        drop_from_page_cache(self.images)
+        return replace(self.run, out=f"{self.run.out}-{uuid.uuid4().hex}")
+
+    def amount(self, n_bytes: int | None = None) -> Amount:
+        """Return the amount of work of one run over all sources."""
+        return Amount(self.n_sources, n_bytes)
+
+
+def run_scenario(
+    scenario: str | Scenario, output: str | None, echo: Callable[[str], None], work: Path = WORK
+) -> list[dict[str, Any]]:
+    """Return one record for each stage; each goes to `echo` as a JSON line and is appended to file `output`."""
+    scenario = find(scenario) if isinstance(scenario, str) else scenario
+    facts = {"scenario": scenario.name, "settings": asdict(scenario)}
+    around = surroundings(scenario)
+    records = []
+    folder = work / "runs"
+    try:
+        for measurement in measurements(prepare_bench(scenario, work, folder)):
+            records.append({**facts, **measurement.to_dict(), **around})
+            write_record(records[-1], output, echo)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return records
+
+
+def write_record(record: dict[str, Any], output: str | None, echo: Callable[[str], None]) -> None:
+    """Say a record, and append it to a file if there is one."""
+    text = json.dumps(record)
+    echo(text)
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "a") as file:
+            file.write(text + "\n")
+
+
+def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
+    """Return the scenario ready to be timed: the sky made or found, one run done, the stages' inputs held."""
+    sky = make_sky(scenario, work)
+    catalog, images = sky / "catalog", sky / "images"
+    out = folder / scenario.name
+    shutil.rmtree(folder, ignore_errors=True)
+    run = RunConfig(
+        catalog=str(catalog), images=str(images), out=str(out), model=scenario.model,
+        device=scenario.device, precision=scenario.precision,
+    )  # fmt: skip
+    pipeline.classify(run)
+    line, plan = prepare(run, count_here)
+    strips = {tile: strips_of(tile, run.strip_sources) for tile in plan.tiles}
+    held = tuple(hold(line, strip) for parts in strips.values() for strip in parts)
+    results = {t: [infer_strip(line, cut_strip(line, s)) for s in parts] for t, parts in strips.items()}
+    return Bench(scenario, images, run, line, held, results)
+
+
+def make_sky(scenario: Scenario, work: Path) -> Path:
+    """Return the folder of the simulated sky of a scenario; it is made once."""
+    size = f"{scenario.n_tiles}x{scenario.sources_per_tile}-{scenario.size_px}px-seed{scenario.seed}"
+    sky = work / f"sky-{size}"
+    if not sky.exists():
+        making = work / f"making-{uuid.uuid4().hex}"
+        write_mock(
+            str(making), n_tiles=scenario.n_tiles, seed=scenario.seed,
+            sources_per_tile=scenario.sources_per_tile, size_px=scenario.size_px,
+        )  # fmt: skip
+        making.rename(sky)
+    return sky
+
+
+def measurements(bench: Bench) -> Iterator[Measurement]:
+    """Give the measurements of a scenario, one after the other."""
+    yield from stage_measurements(bench)
+    yield from line_measurements(bench)
+    for workers in bench.scenario.engine_workers:
+        yield engine_measurement(bench, workers)
+
+
+def stage_measurements(bench: Bench) -> Iterator[Measurement]:
+    """Give each stage alone, on inputs held in memory."""
+    nothing = bool
+    threads = torch.get_num_threads()
+    yield measure("catalog", lambda _: time_catalog(bench), nothing, bench.scenario)
+    yield measure(
+        "read", lambda _: time_read(bench), lambda: drop_from_page_cache(bench.images), bench.scenario
+    )
+    yield measure("cut", lambda _: time_cut(bench), nothing, bench.scenario)
+    yield measure("composite", lambda _: time_composite(bench), nothing, bench.scenario)
+    yield measure("infer", lambda _: time_infer(bench), nothing, bench.scenario, threads)
+    yield measure("commit", lambda line: time_commit(bench, line), lambda: fresh_line(bench), bench.scenario)
+    yield measure("publish", lambda _: time_publish(bench), nothing, bench.scenario)
+
+
+def time_catalog(bench: Bench) -> Amount:
+    """Read and order the sources of each tile."""
+    for tile in bench.results:
+        tile_sources.__wrapped__(bench.line, tile)
+    return bench.amount()
+
+
+def time_read(bench: Bench) -> Amount:
+    """Read the tile rows of each strip from disk."""
+    rows = [read(bench.line, held.tile, held.y) for held in bench.strips]
+    return bench.amount(sum(r.pixels.nbytes for bands in rows for r in bands.values()))
+
+
+def time_cut(bench: Bench) -> Amount:
+    """Gather cutouts from rows in memory, flags included; bytes are those of the cutouts."""
+    n_bytes = 0
+    for held in bench.strips:
+        batch = cut(HeldArchive(held.rows), held.tile, held.x, held.y, bench.line.bundle.size_px)
+        n_bytes += batch.pixels.nbytes
+    return bench.amount(n_bytes)
+
+
+def time_composite(bench: Bench) -> Amount:
+    """Make composites of cutouts in memory; bytes are those of the cutouts."""
+    for held in bench.strips:
+        composite(held.batch.pixels, held.batch.zero_point_mag, bench.line.bundle.composite)
+    return bench.amount(sum(held.batch.pixels.nbytes for held in bench.strips))
+
+
+def time_infer(bench: Bench) -> Amount:
+    """Classify composites in memory; bytes are those of the composites."""
+    line = bench.line
+    classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
+    for held in bench.strips:
+        has_image: np.ndarray[Any, Any] = (held.batch.flags & int(Flag.NO_IMAGE)) == 0
+        classifier.predict(held.images[has_image])
+    return bench.amount(sum(held.images.nbytes for held in bench.strips))
+
+
+def fresh_line(bench: Bench) -> Line:
+    """Return the line with an empty run folder, its sources read: the line has them from cutting."""
+    line = replace(bench.line, out=bench.fresh().out)
+    line.folder.make()
+    for tile in bench.results:
+        tile_sources(line, tile)
+    return line
+
+
+def time_commit(bench: Bench, line: Line) -> Amount:
+    """Make the rows of each tile and commit them; bytes are those of the files."""
+    commits = [commit_strips(line, tile, results)[0] for tile, results in bench.results.items()]
+    return bench.amount(sum(commit.nbytes for commit in commits))
+
+
+def time_publish(bench: Bench) -> Amount:
+    """Publish the class catalogue of a finished run; bytes are those of its Parquet files."""
+    publish(bench.line.folder)
+    files = RunFolder(bench.line.folder.catalog).path.rglob("*.parquet")
+    return bench.amount(sum(path.stat().st_size for path in files))
+
+
+def line_measurements(bench: Bench) -> Iterator[Measurement]:
+    """Give the whole line, and the line with the archive or the network taken out."""
+    lines: dict[str, Callable[[RunConfig], RunReport]] = {
+        "line": pipeline.classify,
+        "line-null-archive": lambda run: bench_line.classify(run, null_archive=True),
+        "line-null-classifier": lambda run: bench_line.classify(run, null_classifier=True),
+    }
+    for name, classify in lines.items():
+        yield measure(
+            name, lambda run, c=classify: whole(c(run)), bench.fresh, bench.scenario, torch.get_num_threads()
+        )
+
+
+def whole(report: RunReport) -> Amount:
+    """Return what a whole run went through; bytes are those of the tile rows it asked for."""
+    return Amount(report.sources_in, report.tile_bytes_read)
+
+
+def engine_measurement(bench: Bench, workers: int) -> Measurement:
+    """Return the whole line on a local cluster of single-threaded workers; memory is the sum over processes."""
+    with connect("local", workers=workers) as client:
+        client.run(reset_peak)
+        return measure(
+            f"engine-{workers}",
+            lambda run: whole(engine.classify(run, client, quiet)),
+            bench.fresh,
+            bench.scenario,
+            workers,
+            lambda: peak_here_mb() + sum(client.run(peak_here_mb).values()),
+        )

@@ -1,0 +1,155 @@
+"""The engine on Dask against the plain pipeline: identical rows, however the work is spread."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pytest
+from distributed import Client, LocalCluster, get_task_stream
+
+from skyclass import engine, pipeline
+from skyclass.cluster import connect
+from skyclass.config import RunConfig
+from skyclass.errors import Interrupted
+from skyclass.progress import quiet
+from skyclass.query import open_catalog
+from skyclass.store import RunFolder, committed
+
+
+def rows_of(run: RunConfig) -> pa.Table:
+    """The published rows."""
+    return open_catalog(run.out).to_arrow()
+
+
+def into(run: RunConfig, folder) -> RunConfig:
+    return dataclasses.replace(run, out=str(folder))
+
+
+@pytest.fixture(scope="module")
+def plain(sky, bundle, tmp_path_factory):
+    """The rows of the plain pipeline."""
+    out = tmp_path_factory.mktemp("plain") / "classes"
+    run = RunConfig(str(sky.catalog), str(sky.images), str(out), str(bundle), None, "fp32", "cpu", strip_sources=128)
+    return pipeline.classify(run), rows_of(run)
+
+
+def test_the_pipeline_conserves_rows_and_reads_each_tile_once(plain, sky):
+    report, rows = plain
+    assert report.sources_in == sky.n_sources == len(rows) == report.classified + report.without_class
+    assert len(set(rows["source_id"].to_pylist())) == sky.n_sources
+    assert report.tile_bytes == 2 * 3 * 4 * 700 * 700
+    assert report.tile_bytes_read < 1.3 * report.tile_bytes  # strips of a small tile overlap by 37 of 700 rows
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
+    with connect("local", workers=workers) as client:
+        assert not engine.roles(client).split
+        report = engine.classify(run, client, quiet)
+    assert rows_of(run).equals(plain[1])
+    assert report.sources_in == plain[0].sources_in and report.class_counts == plain[0].class_counts
+
+
+def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
+    """A worker with the resource GPU=1 stands in for a GPU; inference must run there and nowhere else."""
+    gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
+    with LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **gpu) as pool, Client(pool) as client:
+        with engine_workers(pool.scheduler_address, client):
+            who = engine.roles(client)
+            assert who.split and who.slots == 1 and who.cut == {"CPU": 1}
+            with get_task_stream(client) as stream:
+                engine.classify(run, client, quiet)
+            where = places(client, stream.data)
+    assert rows_of(run).equals(plain[1])
+    assert where["infer_strip"] == {"GPU"} and where["cut_strip"] == {"CPU"}
+
+
+def engine_workers(address: str, client: Client):
+    """One CPU worker process beside the GPU stand-in, and the wait for it."""
+    from contextlib import contextmanager
+
+    from skyclass.cluster import worker_pool
+
+    @contextmanager
+    def running():
+        with worker_pool(address, 1, "CPU=1", "2GB"):
+            client.wait_for_workers(2)
+            yield
+
+    return running()
+
+
+def places(client: Client, stream: list[dict]) -> dict[str, set[str]]:
+    """Which kind of worker ran each kind of task."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    kind = {address: next(iter(w["resources"]), "") for address, w in workers.items()}
+    stages = ("cut_strip", "infer_strip")
+    return {s: {kind[t["worker"]] for t in stream if str(t["key"]).startswith(s)} for s in stages}
+
+
+def test_an_interrupted_run_resumes_to_the_same_rows(plain, run):
+    line_and_plan = []
+
+    class Stop:
+        def advance(self, n_sources: int) -> None:
+            line_and_plan.append(n_sources)
+            if len(committed(RunFolder(run.out))) == 1:
+                raise KeyboardInterrupt
+
+    from contextlib import nullcontext
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.classify(run, lambda total: nullcontext(Stop()))
+    assert len(committed(RunFolder(run.out))) == 1
+    with connect("local", workers=1) as client:
+        report = engine.classify(run, client, quiet)
+    assert report.tiles_resumed == 1 and report.tiles == 2
+    assert rows_of(run).equals(plain[1])
+    again = pipeline.classify(run)
+    assert again.tiles_resumed == 2 and again.tile_bytes_read == 0 and rows_of(run).equals(plain[1])
+
+
+def test_sigint_ends_with_exit_code_4_and_a_word_on_resuming(run, sky):
+    command = [sys.executable, "-m", "skyclass", "classify", "--catalog", run.catalog, "--images", run.images]
+    command += ["--model", run.model, "--out", run.out, "--cluster", "none", "--precision", "fp32", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = RunFolder(run.out).journal_path
+    deadline = time.monotonic() + 120
+    while not journal.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == Interrupted.exit_code, said
+    assert "same command" in said
+    assert pipeline.classify(run).sources_in == sky.n_sources
+
+
+def test_a_bad_tile_is_quarantined_and_its_rows_stay(run, sky, tmp_path):
+    import shutil
+
+    images = tmp_path / "images"
+    shutil.copytree(sky.images, images)
+    broken = sky.coadd_ids[0]
+    path = next(images.rglob(f"{broken}-w3-int-3.fits"))
+    path.write_bytes(path.read_bytes()[:100_000])
+    report = pipeline.classify(dataclasses.replace(run, images=str(images)))
+    rows = rows_of(run).to_pandas()
+    bad = rows["coadd_id"] == broken
+    assert list(report.quarantined) == [broken] and "w3" in report.quarantined[broken]
+    assert len(rows) == sky.n_sources and report.without_class == bad.sum() > 0
+    assert rows.loc[bad, "class"].isna().all() and rows.loc[bad, "p_star"].isna().all()
+    assert (rows.loc[bad, "flags"] == 32 + 128).all() and rows.loc[~bad, "class"].notna().all()
+
+
+def test_the_report_is_written_and_says_simulated(plain, run):
+    with connect("local", workers=1) as client:
+        engine.classify(run, client, quiet)
+    report = json.loads(RunFolder(run.out).report_path.read_text())
+    assert report["simulated_model"] is True and report["sources_in"] == plain[0].sources_in

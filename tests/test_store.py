@@ -1,0 +1,226 @@
+"""The run folder: a tile is committed exactly once, whatever is killed, raced, or full."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from astropy.io.votable.ucd import check_ucd
+from class_rows import FINGERPRINT, class_rows, make_run
+
+from skyclass import store
+from skyclass.errors import CommitConflict, LeaseHeld, RunMismatch, StoreError
+from skyclass.store import CLASS_SCHEMA, COLUMNS, RunFolder
+from skyclass.types import Flag
+
+TILE = "1500p015_ac51"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    store.start_or_resume(made, FINGERPRINT, {"n_sources": 100})
+    return made
+
+
+def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, with the helpers of the tests at hand."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+
+
+def test_every_column_and_flag_is_documented() -> None:
+    assert list(COLUMNS) == CLASS_SCHEMA.names
+    for unit, ucd, description in COLUMNS.values():
+        u.Unit(unit, format="vounit")
+        assert check_ucd(ucd, check_controlled_vocabulary=True), ucd
+        assert description
+    assert set(store.FLAG_MEANINGS) == set(Flag)
+    assert all(f"{flag.value} {flag.name}" in COLUMNS["flags"][2] for flag in Flag)
+
+
+def test_the_same_fingerprint_resumes_and_another_is_refused_by_name(folder: RunFolder) -> None:
+    run_id = store.read_run(folder)["run_id"]
+    assert store.start_or_resume(folder, dict(reversed(FINGERPRINT.items())), {"other": 1}) == run_id
+    assert store.expected_rows(folder) == 100
+    with pytest.raises(RunMismatch, match="model: a1 there, zz now(.|\n)*new: .none. there, 1 now") as caught:
+        store.start_or_resume(folder, {**FINGERPRINT, "model": "zz", "new": "1"}, {})
+    assert "plan" not in str(caught.value) and "another output folder" in str(caught.value)
+
+
+def test_commit_gives_the_same_bytes_in_any_row_order_chunking_and_string_type(tmp_path: Path) -> None:
+    rows = class_rows(TILE, 500, 150, 1.5)
+    shuffled = rows.take(pa.array(np.random.default_rng(1).permutation(500)))
+    chunked = pa.concat_tables([shuffled.slice(0, 200), shuffled.slice(200)])
+    large = chunked.set_column(1, "source_id", chunked["source_id"].cast(pa.large_string()))
+    folders = [RunFolder(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        folder.make()
+    commits = [store.commit_tile(f, TILE, t) for f, t in zip(folders, (rows, large), strict=True)]
+    assert commits[0] == commits[1]
+    assert folders[0].tile_path(TILE).read_bytes() == folders[1].tile_path(TILE).read_bytes()
+    n_flagged = pc.sum(pc.not_equal(rows["flags"], 0)).as_py()
+    assert commits[0].n_flagged == commits[0].classes["unclassified"] == n_flagged
+
+
+def test_rows_read_back_and_nan_is_null(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 50, 150, 1.5)
+    with_nan = rows.set_column(7, "w1mpro", pa.array(np.full(50, np.nan, np.float32)))
+    commit = store.commit_tile(folder, TILE, with_nan)
+    back = pq.read_table(folder.path / commit.file)
+    assert back["w1mpro"].null_count == 50
+    assert back.drop_columns("w1mpro").equals(
+        rows.sort_by([(key, "ascending") for key in store.SORT_KEYS]).drop_columns("w1mpro")
+    )
+
+
+def test_rows_that_do_not_fit_are_refused_with_every_reason(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 5, 150, 1.5)
+    wrong = rows.drop_columns("ra").append_column("extra", pa.array(range(5)))
+    wrong = wrong.set_column(3, "cntr", pa.array(np.ones(5)))
+    with pytest.raises(StoreError, match="no column ra; unknown column extra; cntr is double, must be int64"):
+        store.commit_tile(folder, TILE, wrong)
+    strange = rows.set_column(15, "class", pa.array(["galaxy"] * 4 + ["nebula"]))
+    with pytest.raises(StoreError, match="class 'nebula'"):
+        store.commit_tile(folder, TILE, strange)
+    with pytest.raises(StoreError, match="cannot be a file name"):
+        store.commit_tile(folder, "../outside", rows)
+    assert not store.committed(folder)
+
+
+def test_a_second_attempt_agrees_or_raises(folder: RunFolder) -> None:
+    first = store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
+    assert store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5)) == first
+    with pytest.raises(CommitConflict, match=f"{TILE}.*not deterministic"):
+        store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5, seed=9))
+    assert store.committed(folder) == {TILE: first}
+    assert not list(folder.tmp.iterdir())
+
+
+def test_racing_attempts_make_one_file(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 200, 150, 1.5)
+    with ThreadPoolExecutor(8) as pool:
+        commits = list(pool.map(lambda _: store.commit_tile(folder, TILE, rows), range(16)))
+    assert len({commit.sha256 for commit in commits}) == 1
+    assert [path.name for path in folder.tiles.iterdir()] == [f"{TILE}.parquet"]
+    assert not list(folder.tmp.iterdir())
+
+
+def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> None:
+    done = python(
+        """
+        import resource, sys
+        from class_rows import class_rows
+        from skyclass.errors import StoreError
+        from skyclass.store import RunFolder, commit_tile
+        rows = class_rows("1500p015_ac51", 5000, 150, 1.5)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            commit_tile(RunFolder(sys.argv[1]), "1500p015_ac51", rows)
+        except StoreError as error:
+            print(error)
+        """,
+        folder.path,
+    )
+    assert "File too large" in done.stdout and "free space" in done.stdout, done.stderr
+    assert str(folder.tile_path(TILE)) in done.stdout
+    assert not list(folder.tmp.iterdir()) and not store.committed(folder)
+
+
+@pytest.mark.parametrize(("step", "done"), [("os.link", 0), ("store.sync_folder", 1)])
+def test_a_kill_at_any_step_loses_nothing(folder: RunFolder, step: str, done: int) -> None:
+    """Killed before the claim the tile is to do; after it, the tile is done although no journal says so."""
+    killed = python(
+        f"""
+        import os, signal, sys
+        from class_rows import class_rows
+        from skyclass import store
+        {step} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        store.commit_tile(store.RunFolder(sys.argv[1]), "{TILE}", class_rows("{TILE}", 50, 150, 1.5))
+        """,
+        folder.path,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(store.committed(folder)) == done
+    commit = store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
+    assert store.committed(folder) == {TILE: commit}
+
+
+def test_a_torn_tile_is_no_commit_and_is_made_again(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 50, 150, 1.5)
+    commit = store.commit_tile(folder, TILE, rows)
+    store.journal_commit(folder, commit)
+    path = folder.tile_path(TILE)
+    for torn in (path.read_bytes()[:-40], b"", b"PAR1"):
+        path.write_bytes(torn)
+        assert not store.committed(folder)
+        assert store.commit_tile(folder, TILE, rows) == commit
+    assert store.committed(folder) == {TILE: commit}
+
+
+def test_the_journal_is_a_cache_and_survives_a_torn_line(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path, (("1500p015_ac51", 20, 150.0, 1.5), ("1515p015_ac51", 20, 151.5, 1.5)))
+    before = store.committed(folder)
+    with open(folder.journal_path, "ab") as file:
+        file.write(b'{"event": "comm')
+    store.append_journal(folder, "quarantine", coadd_id="x", reason="why")
+    assert [event["event"] for event in store.read_journal(folder)] == ["commit", "commit", "quarantine"]
+    folder.journal_path.unlink()
+    assert store.committed(folder) == before and len(before) == 2
+
+
+def test_one_driver_a_folder(folder: RunFolder) -> None:
+    told = f"process {os.getpid()} on .*wait for it"
+    with store.hold_lease(folder):
+        with pytest.raises(LeaseHeld, match=told), store.hold_lease(folder):
+            pass
+        assert folder.lease_path.exists()
+    assert not folder.lease_path.exists()
+
+
+def test_the_lease_of_a_dead_driver_is_taken_over_and_of_another_host_is_not(folder: RunFolder) -> None:
+    dead = python(
+        """
+        import os, signal, sys
+        from skyclass.store import RunFolder, hold_lease
+        with hold_lease(RunFolder(sys.argv[1])):
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        folder.path,
+    )
+    assert dead.returncode == -signal.SIGKILL
+    lease = json.loads(folder.lease_path.read_bytes())
+    with store.hold_lease(folder):
+        assert json.loads(folder.lease_path.read_bytes())["pid"] == os.getpid()
+    folder.lease_path.write_text(json.dumps({**lease, "host": "elsewhere"}))
+    with pytest.raises(LeaseHeld, match="elsewhere"), store.hold_lease(folder):
+        pass
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    store.write_json(path, {"b": 1, "a": 2})
+    with pytest.raises(TypeError):
+        store.write_json(path, {"b": object()})
+    with pytest.raises(RuntimeError), store.replacing(path) as temp:
+        temp.write_text("half")
+        raise RuntimeError
+    assert store.read_json(path) == {"b": 1, "a": 2}
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+    path.write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.read_json(path)
