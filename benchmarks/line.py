@@ -1,7 +1,7 @@
 """The straight line with a stage taken out, and what each stage works on, held in memory.
 
-Nothing is computed here: the functions are those of skyclass, and a null stage takes the place of an archive or
-a classifier. With no stage taken out the rows are those of `skyclass.pipeline`; a test says so.
+Nothing is computed here: the functions are those of skyclass, and a null stage takes the place of an archive
+or a classifier. With no stage taken out the rows are those of `skyclass.pipeline`; a test says so.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def measure(
     threads: int = 1,
     peak_rss_mb: Callable[[], float] | None = None,
 ) -> Measurement:
-    """Return the timing of `work`, which gets what `before` makes; `before` and the warm-ups are not timed."""
+    """Return the timing of `work`, which gets what `before` makes; that and the warm-ups are not timed."""
     for _ in range(scenario.warmups):
         work(before())
     reset_peak()
@@ -132,7 +132,7 @@ def surroundings(scenario: Scenario) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the git commit of this checkout, with "-dirty" if files differ from it; "unknown" without git."""
+    """Return the git commit of this checkout, "-dirty" if files differ from it; "unknown" without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -52,8 +52,8 @@ def heading(record: Record) -> str:
     settings, machine = record["settings"], record["hardware"]
     cache = "files not in the page cache" if record["page_cache"] == "dropped" else "files in the page cache"
     return (
-        f"Scenario `{record['scenario']}`, a simulated sky: {settings['n_tiles']} tile(s) of {settings['size_px']} px, "
-        f"{settings['sources_per_tile']:,} sources a tile; model {record['model']}. "
+        f"Scenario `{record['scenario']}`, a simulated sky: {settings['n_tiles']} tile(s) of "
+        f"{settings['size_px']} px, {settings['sources_per_tile']:,} sources each; model {record['model']}. "
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB"
         f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {record['device']}, {record['precision']}. "
         f"Median of {record['n_runs']} run(s) after {settings['warmups']} dropped, {cache}; "
@@ -74,8 +74,8 @@ def row(record: Record, line: Record | None) -> str:
     ratio = f"{record['sources_per_s'] / line['sources_per_s']:.2f}" if line else ""
     rate = "" if record["MB_per_s"] is None else f"{record['MB_per_s']:,.0f}"
     return (
-        f"| {record['stage']} | {meaning(record['stage'])} | {record['threads']} | {record['sources_per_s']:,.0f} | "
-        f"{ratio} | {rate} | {record['peak_rss_mb']:,.0f} |"
+        f"| {record['stage']} | {meaning(record['stage'])} | {record['threads']} | "
+        f"{record['sources_per_s']:,.0f} | {ratio} | {rate} | {record['peak_rss_mb']:,.0f} |"
     )
 
 

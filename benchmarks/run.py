@@ -1,4 +1,4 @@
-"""Time a scenario: each stage alone, the whole line, the line less a stage, the engine. One JSON line each."""
+"""Time a scenario: each stage alone, the whole line, the line less a stage, the engine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ class Bench:
     def fresh(self) -> RunConfig:
         """Return the run with a folder of its own, the images out of the page cache."""
         drop_from_page_cache(self.images)
-        return replace(self.run, out=f"{self.run.out}-{uuid.uuid4().hex}")
+        return replace(self.run, out=self.new_folder())
+
+    def new_folder(self) -> str:
+        """Return the name of a run folder that does not exist yet."""
+        return f"{self.run.out}-{uuid.uuid4().hex}"
 
     def amount(self, n_bytes: int | None = None) -> Amount:
         """Return the amount of work of one run over all sources."""
@@ -73,7 +77,7 @@ class Bench:
 def run_scenario(
     scenario: str | Scenario, output: str | None, echo: Callable[[str], None], work: Path = WORK
 ) -> list[dict[str, Any]]:
-    """Return one record for each stage; each goes to `echo` as a JSON line and is appended to file `output`."""
+    """Return one record for each stage; also said to `echo` and added to file `output`."""
     scenario = find(scenario) if isinstance(scenario, str) else scenario
     facts = {"scenario": scenario.name, "settings": asdict(scenario)}
     around = surroundings(scenario)
@@ -194,7 +198,7 @@ def time_infer(bench: Bench) -> Amount:
 
 def fresh_line(bench: Bench) -> Line:
     """Return the line with an empty run folder, its sources read: the line has them from cutting."""
-    line = replace(bench.line, out=bench.fresh().out)
+    line = replace(bench.line, out=bench.new_folder())
     line.folder.make()
     for tile in bench.results:
         tile_sources(line, tile)
@@ -222,23 +226,26 @@ def line_measurements(bench: Bench) -> Iterator[Measurement]:
         "line-null-classifier": lambda run: bench_line.classify(run, null_classifier=True),
     }
     for name, classify in lines.items():
-        yield measure(
-            name, lambda run, c=classify: whole(c(run)), bench.fresh, bench.scenario, torch.get_num_threads()
-        )
+        yield measure(name, whole(classify), bench.fresh, bench.scenario, torch.get_num_threads())
 
 
-def whole(report: RunReport) -> Amount:
-    """Return what a whole run went through; bytes are those of the tile rows it asked for."""
-    return Amount(report.sources_in, report.tile_bytes_read)
+def whole(classify: Callable[[RunConfig], RunReport]) -> Callable[[RunConfig], Amount]:
+    """Return the work of a whole run; its bytes are those of the tile rows that it asked for."""
+
+    def work(run: RunConfig) -> Amount:
+        report = classify(run)
+        return Amount(report.sources_in, report.tile_bytes_read)
+
+    return work
 
 
 def engine_measurement(bench: Bench, workers: int) -> Measurement:
-    """Return the whole line on a local cluster of single-threaded workers; memory is the sum over processes."""
+    """Return the whole line on a local cluster of one-threaded workers; memory is the sum over processes."""
     with connect("local", workers=workers) as client:
         client.run(reset_peak)
         return measure(
             f"engine-{workers}",
-            lambda run: whole(engine.classify(run, client, quiet)),
+            whole(lambda run: engine.classify(run, client, quiet)),
             bench.fresh,
             bench.scenario,
             workers,

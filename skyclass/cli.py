@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -161,7 +161,7 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
 @click.option("--sources-per-tile", default=20_000, show_default=True)
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
-def mock(directory: str, tiles: int, seed: int, sources_per_tile: int, size: int, mix: str) -> int:
+def mock(directory: str, tiles: int, seed: int, sources_per_tile: int, size: int, mix: Literal["natural", "balanced"]) -> int:
     """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive."""
     from .mock import write_mock
 

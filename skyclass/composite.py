@@ -72,7 +72,8 @@ class CompositeSettings:
         unknown = set(data) - {f.name for f in fields(CompositeSettings)}
         if unknown:
             raise ConfigError(f"composite: unknown settings {sorted(unknown)}")
-        return CompositeSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return CompositeSettings(**values)
 
 
 def atlas_settings(bands: tuple[str, ...], **changes: Any) -> CompositeSettings:
@@ -144,13 +145,15 @@ def _log(x: Float32, settings: CompositeSettings) -> Float32:
 def _percentile(x: Float32, settings: CompositeSettings) -> Float32:
     filled = np.where(np.isfinite(x).any(axis=(2, 3), keepdims=True), x, 0)  # an empty band has no percentiles
     low, high = np.nanpercentile(filled, settings.percentiles, axis=(2, 3), keepdims=True).astype(np.float32)
-    return np.clip((x - low) / np.maximum(high - low, np.float32(1e-6)), 0, 1)
+    scaled: Float32 = np.clip((x - low) / np.maximum(high - low, np.float32(1e-6)), 0, 1)
+    return scaled
 
 
 def _lupton(x: Float32, settings: CompositeSettings) -> Float32:
     intensity = np.maximum(x.mean(axis=1, keepdims=True), np.float32(1e-6))
     q = np.float32(settings.lupton_q)
-    return x * (np.arcsinh(q * intensity) / (q * intensity))
+    stretched: Float32 = x * (np.arcsinh(q * intensity) / (q * intensity))
+    return stretched
 
 
 STRETCHES: dict[str, Callable[[Float32, CompositeSettings], Float32]] = {

@@ -63,11 +63,11 @@ def describe(pixels: Float32, tile: Tile, x: Float64, y: Float64) -> CutoutBatch
     finite = np.isfinite(pixels)
     inside = pixels_inside(tile, x, y, size_px)
     n_finite = finite.sum(axis=(2, 3))
-    centre = size_px // 2
+    centre = finite[:, :, size_px // 2, size_px // 2]
     flags = (
         mark(inside < size_px * size_px, Flag.EDGE)
         | mark((n_finite < inside[:, None]).any(axis=1), Flag.NAN_PIXELS)
-        | mark(~finite[:, :, centre, centre].all(axis=1), Flag.CENTRE_MISSING)
+        | mark(centre.sum(axis=1) < len(tile.bands), Flag.CENTRE_MISSING)
         | mark(inside == 0, Flag.OFF_TILE)
         | mark((n_finite == 0).any(axis=1), Flag.NO_IMAGE)
     )

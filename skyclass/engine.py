@@ -55,8 +55,8 @@ class Chain:
 
     tile: TilePlan
     attempt: int = 1
-    strips: list[Future] = field(default_factory=list)
-    commit: Future | None = None
+    strips: list[Future[Any]] = field(default_factory=list)
+    commit: Future[Any] | None = None
 
 
 def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) -> RunReport:
@@ -145,31 +145,31 @@ class Window:
         results = [self.submit_strip(strip) for strip in strips]
         chain.strips = [self.submit(strip_facts, result) for result in results]
         chain.commit = self.submit(commit_strips, self.line, chain.tile, results)
-        self.chains[chain.commit.key] = chain
+        self.chains[str(chain.commit.key)] = chain
         self.done.update([*chain.strips, chain.commit])
 
-    def submit_strip(self, strip: Strip) -> Future:
+    def submit_strip(self, strip: Strip) -> Future[Any]:
         """Submit CUT and INFER of a strip, as one task or as two."""
         if not self.who.split:
             return self.submit(classify_strip, self.line, strip)
         composites = self.submit(cut_strip, self.line, strip, resources=self.who.cut)
         return self.submit(infer_strip, self.line, composites, resources=self.who.infer)
 
-    def submit(self, work: Any, *parts: Any, **placing: Any) -> Future:
+    def submit(self, work: Any, *parts: Any, **placing: Any) -> Future[Any]:
         """Submit one task; equal work of another attempt is other work."""
-        future: Future = self.client.submit(work, *parts, pure=False, **placing)
+        future: Future[Any] = self.client.submit(work, *parts, pure=False, **placing)
         return future
 
-    def settle(self, future: Future, tally: Tally) -> None:
+    def settle(self, future: Future[Any], tally: Tally) -> None:
         """Count a finished strip or commit; begin a tile again whose worker died."""
-        chain = self.chains.get(future.key)
+        chain = self.chains.get(str(future.key))
         if future.status == "error":
             self.again(chain, future.exception())
         elif chain:
             commit, timing = future.result()
             journal_commit(tally.line.folder, commit)
             tally.commit(commit, timing)
-            del self.chains[future.key]
+            del self.chains[str(future.key)]
         else:
             tally.strip(*future.result())
 
@@ -178,7 +178,7 @@ class Window:
         if not isinstance(error, KilledWorker) or (chain and chain.attempt >= ATTEMPTS):
             raise error if isinstance(error, SkyclassError | OSError) else _surprise(error)
         if chain and chain.commit:  # its strips end with the same error and are not counted
-            del self.chains[chain.commit.key]
+            del self.chains[str(chain.commit.key)]
             self.begin(Chain(chain.tile, chain.attempt + 1))
 
 

@@ -51,7 +51,7 @@ class Line:
     @property
     def folder(self) -> RunFolder:
         """The run folder."""
-        return RunFolder(self.out)
+        return RunFolder(Path(self.out))
 
     @property
     def bundle(self) -> Bundle:

@@ -143,6 +143,10 @@ def _set(region: object, **values: object) -> None:
 class Region(Protocol):
     """A piece of sky: `Cone`, `Box`, `Polygon` or `Pixels`."""
 
+    def __hash__(self) -> int:
+        """Return equal numbers for equal regions: they are keys of caches."""
+        ...
+
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
         """Return True for each position (degrees) inside the region."""
         ...

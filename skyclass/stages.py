@@ -140,7 +140,7 @@ def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Tab
 
 def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
     """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
-    known = np.isfinite(probabilities).all(axis=1)
+    known = ~np.isnan(probabilities.sum(axis=1))
     p = np.where(known[:, None], probabilities, 1 / len(CLASSES))
     ranked = np.sort(p, axis=1)
     numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}

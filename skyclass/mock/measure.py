@@ -27,8 +27,8 @@ from .render import SATURATION_MAG, light_image
 HALF_PX = 8
 CHUNK = 8192
 NOISE_POINTS = 4000
-SKY_RADII_PX = (26.0, 34.0, 42.0)
-SKY_ANGLES = 32
+SKY_RADII_PX = (28.0, 40.0)
+SKY_ANGLES = 26
 REACH_PX = 22.0
 """Sources farther apart than 30 arcsec do not touch each other's fit: the second round takes what is left."""
 MODEL_ERROR = 0.022
@@ -63,13 +63,15 @@ def _gather(image: Float32, ix: np.ndarray, iy: np.ndarray) -> Float32:
 
 
 def _local_sky(image: Float32, x: Float64, y: Float64) -> Float64:
-    """Return the median of three rings, 36 to 58 arcsec away; the image's median where those are empty."""
+    """Return the median of two rings, 38 and 55 arcsec away; the image's median where those are empty."""
     angle = 2 * np.pi * np.arange(SKY_ANGLES) / SKY_ANGLES
     dx = np.concatenate([r * np.cos(angle) for r in SKY_RADII_PX])
     dy = np.concatenate([r * np.sin(angle) for r in SKY_RADII_PX])
     ix, iy = (np.rint(p[:, None] + d).astype(np.int64) for p, d in ((x, dx), (y, dy)))
     ring = _gather(image, ix, iy)
-    ring[np.isnan(ring).all(1)] = np.nanmedian(image)
+    empty = np.isnan(ring).all(1)
+    if empty.any():
+        ring[empty] = np.nanmedian(image)
     return cast(Float64, np.nanmedian(ring, axis=1).astype(np.float64))
 
 

@@ -26,8 +26,8 @@ Points = tuple[Float64, Float64, Float64]
 MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
 """Structure of the sky on the scale of an arcminute, as the real cutouts of tile 1210p015_ac51 show it."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
-POINTS_OF_GALAXY = ((0.0, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
-"""How many points carry a galaxy, from which half-light radius in arcsec on."""
+POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
+"""How many points carry a galaxy, from which half-light radius in arcsec on; 0.6 is a sixth of the PSF's sigma."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
@@ -53,6 +53,7 @@ def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: i
     """Return points (x, y, flux) of galaxies of one profile: a sunflower spiral, squeezed and turned."""
     k = np.arange(n_points)
     radius, angle = _profile_radii(index, n_points), GOLDEN_ANGLE * k
+    radius = radius if n_points > 1 else np.zeros(1)
     size = (sources.radius_arcsec / PIXEL_SCALE_ARCSEC)[:, None]
     # Area-preserving: the half-light radius stays that of the circle of equal area.
     q = np.sqrt(sources.axis_ratio)[:, None]
@@ -86,8 +87,11 @@ def _deposit(x: Float64, y: Float64, flux: Float64, side: int) -> Float32:
     """Return a (side, side) grid of points spread with cubic B-splines; what lies outside is dropped."""
     ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     inside = (ix >= 1) & (iy >= 1) & (ix < side - 3) & (iy < side - 3)
-    ix, iy, flux = ix[inside], iy[inside], flux[inside]
-    wx, wy = _spline(x[inside] - ix), _spline(y[inside] - iy)
+    # Sorted by pixel, so that memory is written in order.
+    order = np.flatnonzero(inside)
+    order = order[np.argsort(iy[order] * side + ix[order], kind="stable")]
+    ix, iy, flux = ix[order], iy[order], flux[order]
+    wx, wy = _spline(x[order] - ix), _spline(y[order] - iy)
     at = np.concatenate([(iy + j - 1) * side + ix + i - 1 for j in range(4) for i in range(4)])
     weights = np.concatenate([flux * wy[j] * wx[i] for j in range(4) for i in range(4)])
     return cast(Float32, np.bincount(at, weights, side * side).reshape(side, side).astype(np.float32))
@@ -167,9 +171,8 @@ def _blank_holes(image: Float32, sky: BandSky) -> None:
     rng = np.random.default_rng([*sky.seed, 3])
     n = max(1, round(12 * image.size / FULL_SIZE_PX**2))
     rows, columns = image.shape
-    for x, y, radius in zip(
-        *(rng.uniform(a, b, n) for a, b in ((0, columns), (0, rows), (1, 5))), strict=True
-    ):
+    places = (rng.uniform(low, high, n) for low, high in ((0, columns), (0, rows), (1, 5)))
+    for x, y, radius in zip(*places, strict=True):
         _blank(image, x, y, radius)
 
 
