@@ -119,7 +119,6 @@ def surroundings(scenario: Scenario) -> dict[str, Any]:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
         "simulated_sky": True,
-        "model": Path(scenario.model).name,
         "commit": commit(),
         "versions": {"python": platform.python_version(), "skyclass": skyclass.__version__}
         | {name: metadata.version(name) for name in VERSIONS_OF},

@@ -30,7 +30,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m benchmarks.report FILE.jsonl", file=sys.stderr)
         return 2
-    print(report(Path(arguments[0])))
+    try:
+        print(report(Path(arguments[0])))
+    except (OSError, ConfigError) as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -51,9 +55,10 @@ def heading(record: Record) -> str:
     """Return what the numbers of a table hold for."""
     settings, machine = record["settings"], record["hardware"]
     cache = "files not in the page cache" if record["page_cache"] == "dropped" else "files in the page cache"
+    tiles = f"{settings['n_tiles']} tile(s) of {settings['size_px']} px"
     return (
-        f"Scenario `{record['scenario']}`, a simulated sky: {settings['n_tiles']} tile(s) of "
-        f"{settings['size_px']} px, {settings['sources_per_tile']:,} sources each; model {record['model']}. "
+        f"Scenario `{record['scenario']}`, a simulated sky: {tiles}, {settings['sources_per_tile']:,} sources "
+        f"each; model {settings['model']}. "
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB"
         f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {record['device']}, {record['precision']}. "
         f"Median of {record['n_runs']} run(s) after {settings['warmups']} dropped, {cache}; "

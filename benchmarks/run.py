@@ -79,7 +79,7 @@ def run_scenario(
 ) -> list[dict[str, Any]]:
     """Return one record for each stage; also said to `echo` and added to file `output`."""
     scenario = find(scenario) if isinstance(scenario, str) else scenario
-    facts = {"scenario": scenario.name, "settings": asdict(scenario)}
+    facts = {"scenario": scenario.name, "settings": asdict(scenario) | {"model": Path(scenario.model).name}}
     around = surroundings(scenario)
     records = []
     folder = work / "runs"

@@ -254,9 +254,14 @@ def train(train_toml: str) -> int:
 @click.option("-o", "--output", default=None, help="Append JSON lines here too.")
 def bench(scenario: str, output: str | None) -> int:
     """Time each stage and the whole line; one JSON line each."""
-    try:
-        from benchmarks.run import run_scenario
-    except ImportError as error:
-        raise ConfigError("`skyclass bench` needs the benchmarks/ folder: run it in a checkout of skyclass") from error
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "benchmarks" / "run.py").is_file():
+        raise ConfigError(
+            f"`skyclass bench` needs the folder benchmarks/ beside the package, and {checkout} has none: "
+            "install skyclass from a checkout with `pip install --editable .`"
+        )
+    sys.path.insert(0, str(checkout))
+    from benchmarks.run import run_scenario
+
     run_scenario(scenario, output, click.echo)
     return 0

@@ -23,10 +23,11 @@ def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bu
     tiny = replace(SCENARIOS["tiny"], model=str(bundle), device="cpu")
     records = run_scenario(tiny, str(output), said.append, work=tmp_path / "work")
     assert [r["stage"] for r in records] == STAGES + LINES
-    assert [json.loads(text) for text in output.read_text().splitlines()] == records
-    assert [json.loads(text) for text in said] == records
+    assert output.read_text().splitlines() == said
+    assert [json.loads(text) for text in said] == json.loads(json.dumps(records))
+    assert len({record["n_sources"] for record in records}) == 1
     for record in records:
-        assert record["n_sources"] == 150
+        assert record["n_sources"] > 100
         assert record["n_runs"] == 1 == len(record["seconds_of_runs"])
         assert record["sources_per_s"] > 0 and record["peak_rss_mb"] > 0
         assert record["device"] == "cpu" and record["simulated_sky"] is True

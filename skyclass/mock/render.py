@@ -27,7 +27,7 @@ MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
 """Structure of the sky on the scale of an arcminute, as the real cutouts of tile 1210p015_ac51 show it."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
 POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
-"""How many points carry a galaxy, from which half-light radius in arcsec on; 0.6 is a sixth of the PSF's sigma."""
+"""How many points carry a galaxy, from which half-light radius in arcsec on (the PSF's sigma is 3.6)."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
