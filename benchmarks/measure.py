@@ -43,6 +43,8 @@ class Measurement:
     seconds: tuple[float, ...]
     threads: int
     peak_rss_mb: float
+    load_average: float
+    """Of the last minute when the stage was done: well above `cores`, something else was running."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; rates are of the median run."""
@@ -59,6 +61,7 @@ class Measurement:
             "sources_per_s_per_thread": round(self.amount.n_sources / median / self.threads, 1),
             "MB_per_s": None if n_bytes is None else round(n_bytes / median / 1e6, 1),
             "peak_rss_mb": round(self.peak_rss_mb, 1),
+            "load_average": round(self.load_average, 2),
         }
 
 
@@ -80,7 +83,8 @@ def measure(
         began = time.perf_counter()
         amount = work(given)
         seconds.append(time.perf_counter() - began)
-    return Measurement(stage, amount, tuple(seconds), threads, (peak_rss_mb or peak_here_mb)())
+    peak = (peak_rss_mb or peak_here_mb)()
+    return Measurement(stage, amount, tuple(seconds), threads, peak, os.getloadavg()[0])
 
 
 def reset_peak() -> None:

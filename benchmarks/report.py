@@ -43,12 +43,10 @@ def report(path: Path) -> str:
     lines = path.read_text().splitlines()
     groups: dict[str, dict[str, Record]] = {}
     for record in map(json.loads, filter(str.strip, lines)):
-        groups.setdefault(heading(record), {})[record["stage"]] = (
-            record  # a later run takes the earlier's place
-        )
+        groups.setdefault(heading(record), {})[record["stage"]] = record  # a later run takes the earlier's place
     if not groups:
         raise ConfigError(f"{path} holds no result line: fill it with `skyclass bench -o {path}`")
-    return "\n\n".join(f"{title}\n\n{table(stages)}" for title, stages in groups.items())
+    return "\n\n".join(f"{title}{warning(stages)}\n\n{table(stages)}" for title, stages in groups.items())
 
 
 def heading(record: Record) -> str:
@@ -56,14 +54,20 @@ def heading(record: Record) -> str:
     settings, machine = record["settings"], record["hardware"]
     cache = "files not in the page cache" if record["page_cache"] == "dropped" else "files in the page cache"
     tiles = f"{settings['n_tiles']} tile(s) of {settings['size_px']} px"
+    sources = f"{settings['sources_per_tile']:,} sources each"
     return (
-        f"Scenario `{record['scenario']}`, a simulated sky: {tiles}, {settings['sources_per_tile']:,} sources "
-        f"each; model {settings['model']}. "
+        f"Scenario `{record['scenario']}`, a simulated sky: {tiles}, {sources}; model {settings['model']}. "
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB"
         f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {record['device']}, {record['precision']}. "
         f"Median of {record['n_runs']} run(s) after {settings['warmups']} dropped, {cache}; "
         f"commit {record['commit']}, {record['date'][:10]}."
     )
+
+
+def warning(stages: dict[str, Record]) -> str:
+    """Return a sentence where other work was running beside the benchmark, or nothing."""
+    disturbed = [s for s, r in stages.items() if r["load_average"] > r["hardware"]["cores"] + 1]
+    return f" Disturbed by other work, measure again: {', '.join(disturbed)}." if disturbed else ""
 
 
 def table(stages: dict[str, Record]) -> str:

@@ -147,9 +147,7 @@ def stage_measurements(bench: Bench) -> Iterator[Measurement]:
     nothing = bool
     threads = torch.get_num_threads()
     yield measure("catalog", lambda _: time_catalog(bench), nothing, bench.scenario)
-    yield measure(
-        "read", lambda _: time_read(bench), lambda: drop_from_page_cache(bench.images), bench.scenario
-    )
+    yield measure("read", lambda _: time_read(bench), lambda: drop_from_page_cache(bench.images), bench.scenario)
     yield measure("cut", lambda _: time_cut(bench), nothing, bench.scenario)
     yield measure("composite", lambda _: time_composite(bench), nothing, bench.scenario)
     yield measure("infer", lambda _: time_infer(bench), nothing, bench.scenario, threads)

@@ -26,7 +26,22 @@ _HOME = {
     "open_catalog": "query",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "BANDS",
+    "CLASSES",
+    "Box",
+    "Cone",
+    "Flag",
+    "Pixels",
+    "Polygon",
+    "RunConfig",
+    "SkyclassError",
+    "__version__",
+    "classify",
+    "connect",
+    "open_catalog",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from .cluster import connect

@@ -122,9 +122,7 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
     return load(_verified_weights(bundle.path / WEIGHTS_FILE, bundle.weights_sha256))
 
 
-def save_bundle(
-    path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]
-) -> Bundle:
+def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
     """Write a bundle folder in one step and return it as `load_bundle` would.
 
     `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`. A bundle already at
@@ -176,9 +174,7 @@ def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str
         "classes": list(fields.get("classes", CLASSES)),
         "weights_sha256": weights_sha256,
     }
-    document: dict[str, Any] = json.loads(
-        json.dumps(plain)
-    )  # tuples become lists here, as they will be when read back
+    document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists here, as they will be when read back
     return document | {"digest": _digest(document)}
 
 

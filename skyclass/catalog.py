@@ -221,9 +221,7 @@ def select(catalog: Catalog, region: Region) -> Catalog:
 # --- reading partitions ----------------------------------------------------------------------------
 
 
-def read_partition(
-    catalog: Catalog, i: int, region: Region | None = None, coadd_id: str | None = None
-) -> pa.Table:
+def read_partition(catalog: Catalog, i: int, region: Region | None = None, coadd_id: str | None = None) -> pa.Table:
     """Return the sources of partition `i` in `SOURCE_SCHEMA`, only those in the region and of the tile.
 
     Raises `CatalogError`, naming the file, for a missing column, a value that does not fit its column,

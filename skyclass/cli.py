@@ -161,13 +161,18 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
 @click.option("--sources-per-tile", default=20_000, show_default=True)
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
-def mock(directory: str, tiles: int, seed: int, sources_per_tile: int, size: int, mix: Literal["natural", "balanced"]) -> int:
+def mock(
+    directory: str,
+    tiles: int,
+    seed: int,
+    sources_per_tile: int,
+    size: int,
+    mix: Literal["natural", "balanced"],
+) -> int:
     """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive."""
     from .mock import write_mock
 
-    made = write_mock(
-        directory, n_tiles=tiles, seed=seed, sources_per_tile=sources_per_tile, size_px=size, mix=mix
-    )
+    made = write_mock(directory, n_tiles=tiles, seed=seed, sources_per_tile=sources_per_tile, size_px=size, mix=mix)
     click.echo(f"{made}")
     return 0
 
@@ -209,12 +214,17 @@ def verify(catalogue: str) -> int:
 @cli.command()
 @click.argument("catalogue")
 @click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin.")
-@click.option("--where", help="SQL condition, such as \"p_quasar > 0.9 AND w1snr > 20\".")
+@click.option("--where", help='SQL condition, such as "p_quasar > 0.9 AND w1snr > 20".')
 @click.option("--columns", help="Comma-separated; all when absent.")
 @click.option("--sql", help="SQL over the table `classes` (the rows selected so far).")
 @click.option("-o", "--output", help="Write .parquet, .csv, .fits or .vot; print otherwise.")
 def query(
-    catalogue: str, cone: str | None, where: str | None, columns: str | None, sql: str | None, output: str | None
+    catalogue: str,
+    cone: str | None,
+    where: str | None,
+    columns: str | None,
+    sql: str | None,
+    output: str | None,
 ) -> int:
     """Select rows of a class catalogue by position and condition; print or export them."""
     from .query import open_catalog

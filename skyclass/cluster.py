@@ -38,8 +38,7 @@ DASK_SETTINGS: dict[str, Any] = {
 def dask_environment() -> dict[str, str]:
     """Return `DASK_SETTINGS` as environment variables: how schedulers and workers of other processes get them."""
     return {
-        "DASK_" + name.replace("-", "_").replace(".", "__").upper(): str(value)
-        for name, value in DASK_SETTINGS.items()
+        "DASK_" + name.replace("-", "_").replace(".", "__").upper(): str(value) for name, value in DASK_SETTINGS.items()
     }
 
 
@@ -71,7 +70,10 @@ def connect(
                 yield _ready(client)
             return
         n_gpus = count_gpus() if gpus is None else gpus
-        with _local(workers or os.cpu_count() or 1, memory_limit, n_gpus) as address, Client(address) as client:
+        with (
+            _local(workers or os.cpu_count() or 1, memory_limit, n_gpus) as address,
+            Client(address) as client,
+        ):
             yield _ready(client)
 
 
@@ -114,7 +116,15 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
 @contextmanager
 def worker_pool(address: str, workers: int, resources: str, memory_limit: str) -> Iterator[None]:
     """Hold single-threaded worker processes with these resources at a scheduler on this machine."""
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK, "--no-dashboard"]
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--host",
+        LOOPBACK,
+        "--no-dashboard",
+    ]
     command += ["--nworkers", str(workers), "--nthreads", "1", "--resources", resources]
     pool = subprocess.Popen([*command, "--memory-limit", memory_limit])
     try:

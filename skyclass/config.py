@@ -22,7 +22,17 @@ from .sky import Region, region_from_dict
 
 T = TypeVar("T")
 
-ROW_MODULES = ("types", "sky", "catalog", "archive", "cutouts", "composite", "networks/iicnet", "infer", "stages")
+ROW_MODULES = (
+    "types",
+    "sky",
+    "catalog",
+    "archive",
+    "cutouts",
+    "composite",
+    "networks/iicnet",
+    "infer",
+    "stages",
+)
 """The modules whose code decides what stands in a row: their digest is part of a run's fingerprint."""
 
 
@@ -57,9 +67,7 @@ class RunConfig:
     """Most sources of one strip: one unit of work."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)
-        ]
+        problems = [f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)]
         if self.precision not in ("auto", "fp32", "bf16"):
             problems.append(f"precision = {self.precision!r}: choose auto, fp32 or bf16")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
@@ -108,9 +116,7 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
         if f.default is MISSING and f.default_factory is MISSING and f.name not in data
     ]
     values = {k: _coerce(v, hints[k]) for k, v in data.items() if k in known}
-    problems += [
-        f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])
-    ]
+    problems += [f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])]
     if problems:
         raise ConfigError(f"{what}: " + "; ".join(problems))
     return cls(**values)

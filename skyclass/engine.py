@@ -23,7 +23,7 @@ from .cluster import connect
 from .config import RunConfig
 from .errors import SkyclassError
 from .pipeline import finish, pending
-from .plan import Line, Plan, count_partition, prepare, strips_of
+from .plan import Line, count_partition, prepare, strips_of
 from .progress import RunReport, Tally, Watch, show, strip_facts
 from .stages import classify_strip, commit_strips, cut_strip, infer_strip
 from .store import committed, hold_lease, journal_commit
@@ -121,9 +121,7 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
 class Window:
     """The strips in flight. Filled from `tiles`; a chain leaves when its tile is committed."""
 
-    def __init__(
-        self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: Iterator[TilePlan]
-    ) -> None:
+    def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: Iterator[TilePlan]) -> None:
         self.client, self.line, self.who, self.tiles = client, line, who, tiles
         self.strip_sources = strip_sources
         self.size = who.slots * STRIPS_PER_SLOT + 1

@@ -1,17 +1,17 @@
 """The errors of skyclass. Whoever wants all of them catches `SkyclassError`.
 
-    SkyclassError
-    ├── ConfigError              wrong usage or input, found before any work starts      exit code 2
-    │   ├── CatalogError         the catalogue or table cannot be read as one
-    │   ├── ArchiveError         the image folder holds nothing usable
-    │   └── BundleError          the model bundle is missing, damaged or of another make
-    ├── TileFault                one tile or band is missing or damaged: data, the run goes on
-    ├── StoreError               the run folder cannot be written or read               exit code 1
-    │   ├── RunMismatch          the folder belongs to another run                      exit code 2
-    │   ├── LeaseHeld            another driver is working in the folder                exit code 2
-    │   └── CommitConflict       two attempts at one tile gave different bytes
-    ├── RowsLost                 rows in and rows out differ: a defect, never hidden
-    └── Interrupted              stopped by signal; the same command resumes            exit code 4
+SkyclassError
+├── ConfigError              wrong usage or input, found before any work starts      exit code 2
+│   ├── CatalogError         the catalogue or table cannot be read as one
+│   ├── ArchiveError         the image folder holds nothing usable
+│   └── BundleError          the model bundle is missing, damaged or of another make
+├── TileFault                one tile or band is missing or damaged: data, the run goes on
+├── StoreError               the run folder cannot be written or read               exit code 1
+│   ├── RunMismatch          the folder belongs to another run                      exit code 2
+│   ├── LeaseHeld            another driver is working in the folder                exit code 2
+│   └── CommitConflict       two attempts at one tile gave different bytes
+├── RowsLost                 rows in and rows out differ: a defect, never hidden
+└── Interrupted              stopped by signal; the same command resumes            exit code 4
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class TileFault(SkyclassError):
     bands), "bad" (there is a file, and it is damaged or not an Atlas image).
     """
 
-    def __init__(
-        self, coadd_id: str, reason: str, band: str | None = None, kind: FaultKind = "bad"
-    ) -> None:
+    def __init__(self, coadd_id: str, reason: str, band: str | None = None, kind: FaultKind = "bad") -> None:
         self.coadd_id, self.reason, self.band, self.kind = coadd_id, reason, band, kind
         super().__init__(f"tile {coadd_id}{' ' + band if band else ''}: {reason}")
 

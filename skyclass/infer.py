@@ -153,9 +153,7 @@ class NullClassifier:
         return probabilities
 
 
-def load_classifier(
-    model: str | Path | Bundle, device: str = "auto", precision: str = "auto"
-) -> NetworkClassifier:
+def load_classifier(model: str | Path | Bundle, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
     """Return the classifier of a bundle, given as a shipped name, a folder or a `Bundle`.
 
     `device`: auto (CUDA if there is one), cpu, cuda or cuda:N. `precision`: auto, fp32 or bf16.
@@ -167,9 +165,7 @@ def load_classifier(
 
 
 @lru_cache(maxsize=4)
-def cached_classifier(
-    path: str, digest: str, device: str = "auto", precision: str = "auto"
-) -> NetworkClassifier:
+def cached_classifier(path: str, digest: str, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
     """Return the classifier of the bundle at `path`, loaded once a process; `BundleError` if not `digest`.
 
     What crosses to a worker is the path and the digest, never the network.
@@ -207,9 +203,7 @@ def resolve_precision(device: str, precision: str) -> str:
         return precision
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    capabilities: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch before 2.11 does not tell
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
@@ -223,9 +217,7 @@ def _network(bundle: Bundle) -> nn.Module:
     try:
         network.load_state_dict(load_weights(bundle))
     except RuntimeError as error:
-        raise BundleError(
-            f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}"
-        ) from error
+        raise BundleError(f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}") from error
     return network.eval()
 
 

@@ -102,7 +102,10 @@ def prepare(run: RunConfig, count: CountTiles) -> tuple[Line, Plan]:
     bundle = line.bundle
     fields = fingerprint(line.images, run.precision, bundle.digest, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
-    info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
+    info |= {
+        "model": {"id": bundle.model_id, "training": dict(bundle.training)},
+        "label": bundle.training["label"],
+    }
     line = replace(line, run_id=start_or_resume(line.folder, fields, info))
     if table is not None:
         write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))

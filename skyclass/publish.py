@@ -256,7 +256,8 @@ def publish(
     """Return the manifest of the class catalogue, published from the committed tiles of a run.
 
     `progress(done, total)` is called after each file. `expected_rows` is what the plan counted unless
-    given. `each` does the work of the files, here or on a cluster. The caller holds the lease. Raises `RowsLost` and `StoreError` as `finish_catalog`.
+    given. `each` does the work of the files, here or on a cluster. The caller holds the lease. Raises
+    `RowsLost` and `StoreError` as `finish_catalog`.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     expected = store.expected_rows(folder) if expected_rows is None else expected_rows
@@ -273,9 +274,7 @@ def publish(
 # --- the files beside the data ---------------------------------------------------------------------
 
 
-def _sidecars(
-    records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str
-) -> dict[str, bytes]:
+def _sidecars(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> dict[str, bytes]:
     properties = _properties(records, provenance, created).encode()
     pixels = "".join(f"{CATALOG_ORDER},{record.pixel}\n" for record in records)
     empty = CLASS_SCHEMA.empty_table()
@@ -370,6 +369,12 @@ class VerifyReport:
     def ok(self) -> bool:
         """True if nothing is wrong."""
         return not self.problems
+
+    def __str__(self) -> str:
+        """Return what was found, a problem a line."""
+        if self.ok:
+            return f"{self.rows:,} rows in {self.files} files, as planned and as published: nothing lost, no key twice"
+        return "\n".join([f"{self.catalog} has {len(self.problems)} problems:", *self.problems])
 
 
 def verify(catalog: str | Path) -> VerifyReport:

@@ -13,12 +13,12 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from .catalog import read_partition
 from .composite import composite
 from .cutouts import cut, row_span
 from .errors import RowsLost, TileFault
 from .infer import cached_classifier
 from .plan import NO_TILE, Line
-from .catalog import read_partition
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile
 from .types import CLASSES, FAULT_FLAGS, Flag, Float16, Float32, Int32, Strip, Tile, TilePlan
@@ -88,9 +88,7 @@ def _faulty(strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
         flag |= Flag.OFF_TILE
     n = strip.stop - strip.start
     reason = None if strip.tile.coadd_id == NO_TILE else str(fault)
-    return CutStrip(
-        strip, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,)
-    )
+    return CutStrip(strip, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,))
 
 
 def infer_strip(line: Line, composites: CutStrip) -> StripResult:
@@ -103,7 +101,12 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
         probabilities[has_image] = classifier.predict(composites.images[has_image])
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
-        composites.strip, probabilities, composites.flags, composites.valid_frac, composites.fault, (*composites.timings, timing)
+        composites.strip,
+        probabilities,
+        composites.flags,
+        composites.valid_frac,
+        composites.fault,
+        (*composites.timings, timing),
     )
 
 
@@ -125,7 +128,9 @@ def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Tab
     results = sorted(results, key=lambda r: r.strip.start)
     probabilities = np.concatenate([r.probabilities for r in results])
     if not len(sources) == len(probabilities) == tile.n_sources:
-        raise RowsLost(f"tile {tile.coadd_id}: {tile.n_sources} planned, {len(sources)} read, {len(probabilities)} classified")
+        raise RowsLost(
+            f"tile {tile.coadd_id}: {tile.n_sources} planned, {len(sources)} read, {len(probabilities)} classified"
+        )
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities)
     columns |= {

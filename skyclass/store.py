@@ -1,14 +1,14 @@
 """The run folder: schema, paths, commit, journal, manifest, lease. No other file names a path in it.
 
-    run.json          the fingerprint and what the run was told           written once
-    plan.json         tiles, rows and catalogue partitions                written once
-    sources/          a user's table of positions, made ready             written once
-    tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
-    journal.jsonl     what the driver saw, in order: a cache, never the truth
-    lease.json        the one driver that works here
-    tmp/              attempts; harmless when left behind
-    report.json       what the run came to
-    catalog/          the published class catalogue; manifest.json is written last
+run.json          the fingerprint and what the run was told           written once
+plan.json         tiles, rows and catalogue partitions                written once
+sources/          a user's table of positions, made ready             written once
+tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
+journal.jsonl     what the driver saw, in order: a cache, never the truth
+lease.json        the one driver that works here
+tmp/              attempts; harmless when left behind
+report.json       what the run came to
+catalog/          the published class catalogue; manifest.json is written last
 """
 
 from __future__ import annotations
@@ -399,9 +399,7 @@ def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None
     schema = table.schema.remove_metadata()
     sink = pa.BufferOutputStream()
     options = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
-    with pq.ParquetWriter(
-        sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options
-    ) as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options) as writer:
         writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         # as metadata of the schema it would stand in the footer twice, once of it in base64
         writer.add_key_value_metadata(dict(metadata or {}))

@@ -14,9 +14,7 @@ from skyclass.types import CLASSES
 FINGERPRINT = {"model": "a1", "plan": "b2", "code": "0.1.0"}
 
 
-def class_rows(
-    coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2.5, seed: int = 0
-) -> pa.Table:
+def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2.5, seed: int = 0) -> pa.Table:
     """Return `n` rows spread over a box of `size_deg` round a position; one in ten has no image."""
     rng = np.random.default_rng(seed)
     offsets = rng.uniform(-size_deg / 2, size_deg / 2, (2, n))
@@ -61,9 +59,7 @@ TILES = (
 """Tiles that overlap, share order-5 pixels, and wrap through RA 0."""
 
 
-def make_run(
-    path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES
-) -> tuple[RunFolder, pa.Table]:
+def make_run(path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES) -> tuple[RunFolder, pa.Table]:
     """Return a run folder whose tiles are committed and journaled, and all their rows."""
     folder = RunFolder(path)
     training = {"simulated": True, "label": "trained on the simulated sky"}

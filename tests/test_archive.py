@@ -63,8 +63,15 @@ def test_the_archive_layout_is_found_below_its_root(tmp_path: Path, prefix: str)
     write_layout(tmp_path / prefix)
     archive: Archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
     tile = archive.tile("0098p408_ac51", ("w1", "w3"))
-    assert tile == Tile("0098p408_ac51", ("w1", "w3"), (ROWS, COLUMNS), (9.890156, 40.89), (20.0, 18.0),
-                        (-CDELT_DEG, CDELT_DEG), (20.5, 18.0))
+    assert tile == Tile(
+        "0098p408_ac51",
+        ("w1", "w3"),
+        (ROWS, COLUMNS),
+        (9.890156, 40.89),
+        (20.0, 18.0),
+        (-CDELT_DEG, CDELT_DEG),
+        (20.5, 18.0),
+    )
     rows = archive.read_rows(tile, "w3", 5, 17)
     assert rows.dtype == np.dtype(np.float32) and rows.dtype.isnative and rows.flags.writeable
     np.testing.assert_array_equal(rows, pixels_of(3)[5:17])

@@ -117,7 +117,5 @@ def test_saving_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
 def test_reading_a_bundle_does_not_import_torch(tmp_path: Path) -> None:
     make_bundle(tmp_path / "m")
     code = "import sys, skyclass.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -69,9 +69,7 @@ def write_hive(root: Path, table: pa.Table) -> Path:
     return root
 
 
-def write_hats(
-    root: Path, table: pa.Table, order: int = 3, folders: bool = False, names: bool = True
-) -> Path:
+def write_hats(root: Path, table: pa.Table, order: int = 3, folders: bool = False, names: bool = True) -> Path:
     pixels = healpix(order, table["ra"].to_numpy(), table["dec"].to_numpy())
     for pixel in np.unique(pixels):
         base = root / "dataset" / f"Norder={order}" / f"Dir={pixel // 10_000 * 10_000}"
@@ -197,9 +195,7 @@ def test_an_empty_region_gives_no_partition(hive: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("ra", np.nan), ("dec", -90.5), ("ra", 360.5), ("dec", np.inf), ("ra", None)]
 )
-def test_a_position_that_is_none_is_named(
-    tmp_path: Path, sources: pa.Table, name: str, value: float | None
-) -> None:
+def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, name: str, value: float | None) -> None:
     table = sources.slice(0, 50)
     column = table[name].to_pylist()
     column[7] = value
@@ -405,9 +401,7 @@ def test_positions_come_through_csv_exactly(
 # --- tiles -----------------------------------------------------------------------------------------
 
 
-def atlas_tile(
-    name: str, ra: float, dec: float, shape: tuple[int, int] = (4095, 4095), shift: float = 0.0
-) -> Tile:
+def atlas_tile(name: str, ra: float, dec: float, shape: tuple[int, int] = (4095, 4095), shift: float = 0.0) -> Tile:
     crpix = (2048.0 + shift, 2048.0)
     return Tile(name, ("w1",), shape, (ra, dec), crpix, (-CDELT_DEG, CDELT_DEG), (20.5,))
 

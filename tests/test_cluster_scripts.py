@@ -51,9 +51,7 @@ def wait_for(port: int, seconds: float = 60) -> None:
 def running(log: Path, script: str, *arguments: str, **settings: str) -> Iterator[int]:
     with open(log, "w") as out:
         command = [str(SCRIPTS / script), *arguments]
-        process = subprocess.Popen(
-            command, env=environment(**settings), stdout=out, stderr=out, cwd=log.parent
-        )
+        process = subprocess.Popen(command, env=environment(**settings), stdout=out, stderr=out, cwd=log.parent)
     try:
         yield process.pid
     finally:
@@ -101,9 +99,7 @@ def test_scripts_make_a_split_cluster_on_loopback(start: Start, tmp_path: Path) 
 
 
 def test_tls_cluster_takes_members_only(start: Start, tmp_path: Path) -> None:
-    made = subprocess.run(
-        [SCRIPTS / "tls.sh", "tls"], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
+    made = subprocess.run([SCRIPTS / "tls.sh", "tls"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     ca, cert, key = (str(tmp_path / "tls" / f"{name}.pem") for name in ("ca", "cert", "key"))
     assert Path(key).stat().st_mode & 0o077 == 0

@@ -20,8 +20,16 @@ def cutouts(n: int = 5, size: int = 37) -> np.ndarray:
 def test_asinh_is_arcsinh_of_sky_subtracted_flux_over_softening():
     pixels = cutouts()
     images = composite(pixels, ZERO_POINTS, atlas_settings(BANDS, softening_dn=(0.5, 0.25, 2.0)))
-    sky = np.median(np.concatenate([pixels[0, 1, :3].ravel(), pixels[0, 1, -3:].ravel(),
-                                    pixels[0, 1, 3:-3, :3].ravel(), pixels[0, 1, 3:-3, -3:].ravel()]))
+    sky = np.median(
+        np.concatenate(
+            [
+                pixels[0, 1, :3].ravel(),
+                pixels[0, 1, -3:].ravel(),
+                pixels[0, 1, 3:-3, :3].ravel(),
+                pixels[0, 1, 3:-3, -3:].ravel(),
+            ]
+        )
+    )
     assert images.dtype == np.float16 and images.shape == pixels.shape
     np.testing.assert_allclose(images[0, 1], np.arcsinh((pixels[0, 1] - sky) / 0.25), rtol=2e-3, atol=2e-3)
 

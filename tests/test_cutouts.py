@@ -64,9 +64,7 @@ def test_equal_to_astropy_wherever_the_source_is(positions, size):
         for b, band in enumerate(tile.bands):
             expected = oracle(archive.images[band], x[n], y[n], size)
             np.testing.assert_array_equal(batch.pixels[n, b], expected)
-    np.testing.assert_array_equal(
-        batch.valid_frac, np.isfinite(batch.pixels).mean(axis=(1, 2, 3)).astype(np.float32)
-    )
+    np.testing.assert_array_equal(batch.valid_frac, np.isfinite(batch.pixels).mean(axis=(1, 2, 3)).astype(np.float32))
 
 
 def test_half_pixels_round_as_astropy_does():

@@ -58,7 +58,10 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """A worker with the resource GPU=1 stands in for a GPU; inference must run there and nowhere else."""
     gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
-    with LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **gpu) as pool, Client(pool) as client:
+    with (
+        LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **gpu) as pool,
+        Client(pool) as client,
+    ):
         with engine_workers(pool.scheduler_address, client):
             who = engine.roles(client)
             assert who.split and who.slots == 1 and who.cut == {"CPU": 1}
@@ -116,7 +119,18 @@ def test_an_interrupted_run_resumes_to_the_same_rows(plain, run):
 
 def test_sigint_ends_with_exit_code_4_and_a_word_on_resuming(run, sky):
     command = [sys.executable, "-m", "skyclass", "classify", "--catalog", run.catalog, "--images", run.images]
-    command += ["--model", run.model, "--out", run.out, "--cluster", "none", "--precision", "fp32", "--device", "cpu"]
+    command += [
+        "--model",
+        run.model,
+        "--out",
+        run.out,
+        "--cluster",
+        "none",
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = RunFolder(run.out).journal_path
     deadline = time.monotonic() + 120

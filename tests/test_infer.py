@@ -88,12 +88,8 @@ def test_preprocessing_fills_resizes_and_normalises(bundle: Bundle, size: int) -
     x[0, 0, :4] = float("nan")
     zeroed = torch.where(x.isnan(), 0, x).float()
     px = bundle.preprocessing.input_px
-    torch_resize = torch.nn.functional.interpolate(
-        zeroed, size=(px, px), mode="bilinear", align_corners=False
-    )
-    mean, std = (
-        torch.tensor(v)[:, None, None] for v in (bundle.preprocessing.mean, bundle.preprocessing.std)
-    )
+    torch_resize = torch.nn.functional.interpolate(zeroed, size=(px, px), mode="bilinear", align_corners=False)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (bundle.preprocessing.mean, bundle.preprocessing.std))
     out = Preprocess(bundle.preprocessing)(x)
     assert torch.allclose(out, (torch_resize - mean) / std, atol=1e-4)
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -108,9 +104,7 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
     assert len(np.unique(p, axis=0)) == 75
 
 
-def test_out_of_memory_halves_the_batch(
-    bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected = classifier.predict(images)
     classifier.micro_batch, plain = 512, NetworkClassifier._predict

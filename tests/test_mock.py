@@ -39,9 +39,7 @@ HEADER_KEYWORDS = (
 
 @pytest.fixture(scope="module")
 def natural(tmp_path_factory):
-    return write_mock(
-        tmp_path_factory.mktemp("natural"), n_tiles=2, seed=3, sources_per_tile=700, size_px=900
-    )
+    return write_mock(tmp_path_factory.mktemp("natural"), n_tiles=2, seed=3, sources_per_tile=700, size_px=900)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +83,7 @@ def test_grid_agrees_with_the_published_list():
     assert len({*partner}) == 18_240
     # Centres drift from equal steps along a row, which costs a twentieth of the names their last digit.
     assert np.degrees(distance).max() < 0.02
-    same = [
-        tile_name(ra[i], dec[i])[:8] == str(c)[:8] for i, c in zip(partner, table["coadd_id"], strict=True)
-    ]
+    same = [tile_name(ra[i], dec[i])[:8] == str(c)[:8] for i, c in zip(partner, table["coadd_id"], strict=True)]
     assert np.mean(same) > 0.94
 
 
@@ -229,9 +225,7 @@ def test_noise_is_correlated_like_a_real_cutout(natural, band):
         level = np.nan_to_num(np.clip(image - np.nanmedian(image), -3 * sigma, 3 * sigma))
         return np.array([(level[:, k:] * level[:, :-k]).mean() for k in (1, 2, 4, 8)]) / (level**2).mean()
 
-    mine = fits.getdata(next(natural.images.rglob(f"*-{band}-int-3.fits"))).astype(np.float64)[
-        300:561, 300:561
-    ]
+    mine = fits.getdata(next(natural.images.rglob(f"*-{band}-int-3.fits"))).astype(np.float64)[300:561, 300:561]
     real = fits.getdata(DATA / "atlas_cutouts" / f"2010H-{band}.fits").astype(np.float64)
     assert np.allclose(correlation(mine), correlation(real), atol=0.2)
     # Noise and confusion within a factor of two of a real field.
@@ -316,8 +310,7 @@ def test_balanced_mix_gives_nothing_away_by_brightness(tmp_path):
     assert all(0.29 < n / made.n_sources < 0.38 for n in made.class_counts.values())
     truth = pd.read_parquet(made.truth)
     shares = [
-        np.histogram(g.true_w1_mag, [10, 13, 14.5, 15.5, 16.2, 17])[0] / len(g)
-        for _, g in truth.groupby("class")
+        np.histogram(g.true_w1_mag, [10, 13, 14.5, 15.5, 16.2, 17])[0] / len(g) for _, g in truth.groupby("class")
     ]
     assert np.ptp(shares, axis=0).max() < 0.08
 

@@ -71,9 +71,7 @@ def test_files_carry_units_ucds_and_provenance(published: tuple[RunFolder, pa.Ta
     assert "22 % pure" in readme and "simulated" in readme and "CENTRE_MISSING" in readme
 
 
-def test_hats_accepts_the_catalogue(
-    published: tuple[RunFolder, pa.Table], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hats_accepts_the_catalogue(published: tuple[RunFolder, pa.Table], caplog: pytest.LogCaptureFixture) -> None:
     validation = pytest.importorskip("hats.io.validation")
     with caplog.at_level(logging.ERROR):
         assert validation.is_valid_catalog(published[0].catalog, strict=True)

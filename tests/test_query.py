@@ -145,9 +145,7 @@ def test_a_condition_that_is_none_is_refused_before_reading(catalog: ClassCatalo
         catalog.where("p_nova > 0.5")
 
 
-@pytest.mark.parametrize(
-    "wrong", ["SELECT nope FROM classes", "COPY classes TO 'x.csv'", "SELECT 1; SELECT 2", ""]
-)
+@pytest.mark.parametrize("wrong", ["SELECT nope FROM classes", "COPY classes TO 'x.csv'", "SELECT 1; SELECT 2", ""])
 def test_sql_takes_one_select(catalog: ClassCatalog, wrong: str) -> None:
     with pytest.raises(ConfigError):
         catalog.sql(wrong)
@@ -177,9 +175,7 @@ def test_export_reads_back_in_other_tools(catalog: ClassCatalog, tmp_path: Path,
         assert back["ra"].unit == u.deg
 
 
-def test_export_says_which_endings_there_are_and_empty_selections_work(
-    catalog: ClassCatalog, tmp_path: Path
-) -> None:
+def test_export_says_which_endings_there_are_and_empty_selections_work(catalog: ClassCatalog, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out.xlsx.*.parquet, .csv, .fits"):
         catalog.export(tmp_path / "out.xlsx")
     empty = catalog.cone(10, 80, 1)

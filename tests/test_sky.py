@@ -100,9 +100,7 @@ def test_a_point_at_any_distance_within_the_radius_is_covered(
     lat, lon, d = math.radians(dec), math.radians(ra), math.radians(radius * share)
     z = math.sin(lat) * math.cos(d) + math.cos(lat) * math.sin(d) * math.cos(angle)
     lat2 = math.asin(max(-1, min(1, z)))
-    lon2 = lon + math.atan2(
-        math.sin(angle) * math.sin(d) * math.cos(lat), math.cos(d) - math.sin(lat) * math.sin(lat2)
-    )
+    lon2 = lon + math.atan2(math.sin(angle) * math.sin(d) * math.cos(lat), math.cos(d) - math.sin(lat) * math.sin(lat2))
     point = math.degrees(lon2), math.degrees(lat2)
     if cone.contains(*point):
         assert healpix(6, *point) in cone.cover(6)
@@ -138,8 +136,12 @@ def winding(polygon: Polygon, ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     lat, bearings = np.radians(dec), []
     for vertex_ra, vertex_dec in polygon.vertices:
         dlon, lat2 = np.radians(vertex_ra - ra), math.radians(vertex_dec)
-        bearings.append(np.arctan2(np.sin(dlon) * np.cos(lat2),
-                                   np.cos(lat) * np.sin(lat2) - np.sin(lat) * np.cos(lat2) * np.cos(dlon)))
+        bearings.append(
+            np.arctan2(
+                np.sin(dlon) * np.cos(lat2),
+                np.cos(lat) * np.sin(lat2) - np.sin(lat) * np.cos(lat2) * np.cos(dlon),
+            )
+        )
     turns = np.diff(np.array([*bearings, bearings[0]]), axis=0)
     return np.abs(((turns + np.pi) % (2 * np.pi) - np.pi).sum(axis=0)) > np.pi
 
@@ -236,5 +238,7 @@ def test_tile_pixels_far_side_and_edges() -> None:
     x, y = tile_pixels(tile, [10, 190, 10, np.nan], [80, -80, -20, 0])
     assert (x[0], y[0]) == pytest.approx((2048, 2048))
     assert np.isnan(x[1:]).all() and np.isnan(y[1:]).all()
-    np.testing.assert_allclose(edge_distance_px(tile, [2048, 0.5, 1, 4096, np.nan], [2048, 9, 9, 9, 9]),
-                               [2047.5, 0, 0.5, -0.5, -np.inf])
+    np.testing.assert_allclose(
+        edge_distance_px(tile, [2048, 0.5, 1, 4096, np.nan], [2048, 9, 9, 9, 9]),
+        [2047.5, 0, 0.5, -0.5, -np.inf],
+    )

@@ -157,19 +157,13 @@ class FakeArchive:
     def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
         ra = 10.0 + int(coadd_id[0])
         scale = 1.375 / 3600
-        return Tile(
-            coadd_id, bands, (200, 200), (ra, 0.0), (100.5, 100.5), (-scale, scale), (20.5, 19.5, 18.0)
-        )
+        return Tile(coadd_id, bands, (200, 200), (ra, 0.0), (100.5, 100.5), (-scale, scale), (20.5, 19.5, 18.0))
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> np.ndarray:
         if tile.coadd_id[0] == "1" and band == "w2":
             raise TileFault(tile.coadd_id, "cut short", band)
         empty = tile.coadd_id[0] == "2" and band == "w3"
-        return (
-            np.full((stop - start, 200), np.nan, np.float32)
-            if empty
-            else self.pixels[int(band[1]) - 1, start:stop]
-        )
+        return np.full((stop - start, 200), np.nan, np.float32) if empty else self.pixels[int(band[1]) - 1, start:stop]
 
 
 def test_a_dataset_holds_each_labelled_source_with_its_own_image(
@@ -294,6 +288,4 @@ def test_all_config_mistakes_come_together() -> None:
     for part in ("dataset is required", "simulated is required", "epochs", "'learning'"):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="schedule.*epochs"):
-        train_config(
-            {"out": "m", "dataset": "d", "simulated": False, "schedule": "step", "epochs": 0, "bands": ["w1"]}
-        )
+        train_config({"out": "m", "dataset": "d", "simulated": False, "schedule": "step", "epochs": 0, "bands": ["w1"]})

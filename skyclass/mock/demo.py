@@ -24,12 +24,14 @@ def run_demo(folder: Path, n_tiles: int, sources_per_tile: int, size_px: int, sa
     """Make, classify, publish, query and compare; `say` hears each step. Run again, it resumes."""
     say(f"1. a SIMULATED sky in {folder}/mock: {n_tiles} Atlas tiles of {size_px} x {size_px} pixels")
     sky = write_mock(
-        str(folder / "mock"), n_tiles=n_tiles, seed=DEMO_SEED, sources_per_tile=sources_per_tile, size_px=size_px
+        str(folder / "mock"),
+        n_tiles=n_tiles,
+        seed=DEMO_SEED,
+        sources_per_tile=sources_per_tile,
+        size_px=size_px,
     )
     run = RunConfig(catalog=str(sky.catalog), images=str(sky.images), out=str(folder / "classes"))
-    say(
-        f"2. skyclass classify --catalog {run.catalog} --images {run.images} --model {run.model} --out {run.out}"
-    )
+    say(f"2. skyclass classify --catalog {run.catalog} --images {run.images} --model {run.model} --out {run.out}")
     report = classify(run)
     say(
         f"   {report.sources_in:,} sources in = {report.classified:,} classified + {report.without_class:,} without "
@@ -55,9 +57,7 @@ def summary(classes: ClassCatalog, sky: MockReport) -> str:
     for name, part in (("all", rows), ("W1 S/N > 20", rows[rows["w1snr"] > 20])):
         cuts = colour_cuts(*(part[c].to_numpy(float) for c in ("w1mpro", "w2mpro", "w3mpro")))
         network, plain = (balanced_accuracy(part["truth"], given) for given in (part["class"], pd.Series(cuts)))
-        lines.append(
-            f"balanced accuracy, {name} ({len(part):,}): network {network:.3f}, two colour cuts {plain:.3f}"
-        )
+        lines.append(f"balanced accuracy, {name} ({len(part):,}): network {network:.3f}, two colour cuts {plain:.3f}")
     return "\n".join("   " + line for line in lines)
 
 

@@ -103,9 +103,7 @@ def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
     for mixture, sigma in ((RAW[sky.band], sky.sigma), (((1.0, 45.0),), MOTTLE_DN[sky.band])):
         part = transfer(mixture, fx, fy)
         # The real transform holds the columns but the first and last twice.
-        power = 2 * float(
-            (part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum()
-        )
+        power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())
         out += np.float32(sigma / np.sqrt(power / len(fy) ** 2)) * part
     return out
 

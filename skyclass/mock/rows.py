@@ -110,8 +110,7 @@ def designations(ra: Float64, dec: Float64) -> list[str]:
     """Return names of the form Jhhmmss.ss+ddmmss.s."""
     signs = np.where(dec < 0, "-", "+")
     return [
-        f"J{a}{s}{b}"
-        for a, s, b in zip(_sexagesimal(ra / 15, 2), signs, _sexagesimal(np.abs(dec), 1), strict=True)
+        f"J{a}{s}{b}" for a, s, b in zip(_sexagesimal(ra / 15, 2), signs, _sexagesimal(np.abs(dec), 1), strict=True)
     ]
 
 

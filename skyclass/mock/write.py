@@ -152,9 +152,7 @@ def _take(phot: Photometry, rows: Bool) -> Photometry:
     return Photometry(*(column[rows] for column in vars(phot).values()))
 
 
-def _make_tile(
-    sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]
-) -> _TileRows:
+def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]) -> _TileRows:
     """Render, write and measure one tile; return its catalogue and truth."""
     sources = sources_near(sky, tile, PAD_PX)
     listed = _fitted(tile, sources)

@@ -20,9 +20,7 @@ from .dataset import Dataset
 BINS = 15
 
 
-def evaluate(
-    bundle: Bundle, dataset: Dataset, device: str = "auto", precision: str = "auto"
-) -> dict[str, Any]:
+def evaluate(bundle: Bundle, dataset: Dataset, device: str = "auto", precision: str = "auto") -> dict[str, Any]:
     """Return the scores of `bundle` on a dataset, and those of the colour cuts on the same rows.
 
     Keys as in `scores`, plus `model_id`, `training` (provenance) and, when the rows have photometry,

@@ -34,8 +34,7 @@ STATISTICS_ROWS = 8192
 """Images that give the mean and scatter of the network's input: enough for three digits."""
 
 PROVENANCE = (
-    "simulated epochs batch_size learning_rate weight_decay schedule balanced flips shift_px "
-    "val_fraction seed"
+    "simulated epochs batch_size learning_rate weight_decay schedule balanced flips shift_px val_fraction seed"
 ).split()
 """The settings of a run that its bundle remembers."""
 
@@ -351,9 +350,7 @@ def _network_options(run: TrainConfig) -> dict[str, Any]:
 def _optimiser(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     if run.schedule == "paper":
         return torch.optim.Adam(network.parameters(), lr=1e-4)
-    return torch.optim.AdamW(
-        network.parameters(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(network.parameters(), lr=run.learning_rate, weight_decay=run.weight_decay, fused=True)
 
 
 def _bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""The house: a module imports only from modules above it, and each decision has one room."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "skyclass"
+
+READING_ORDER = [
+    *("errors", "types", "sky", "config", "catalog", "archive", "cutouts", "composite", "networks", "bundle"),
+    *("infer", "store", "publish", "plan", "stages", "progress", "pipeline", "cluster", "engine", "forecast"),
+    *("stamps", "query", "training", "mock", "cli", "__main__"),
+]
+LAYER = {name: i for i, name in enumerate(READING_ORDER)}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+ONE_ROOM = {
+    "dask_cuda": {"cluster.py"},
+    "distributed": {"cluster.py", "engine.py", "cli.py"},
+    "astropy.io.fits": {"archive.py", "catalog.py", "query.py"},
+    "torch": {"networks", "bundle.py", "infer.py", "training"},
+}
+"""Library -> the only files or folders that may import it (the simulated sky writes its own FITS)."""
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Absolute dotted names that a file imports, wherever in it they stand, and the line."""
+    found = []
+    package = ("skyclass", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_modules_above_it(path):
+    own = room(path)
+    assert own in LAYER, f"{own} has no place in the reading order"
+    for name, line in imports(path):
+        parts = name.split(".")
+        if parts[0] != "skyclass" or len(parts) < 2 or parts[1] not in LAYER or parts[1] == own:
+            continue
+        assert LAYER[parts[1]] < LAYER[own], f"{path.name}:{line} imports {parts[1]}, which is below {own}"
+
+
+@pytest.mark.parametrize("library", ONE_ROOM)
+def test_each_decision_has_one_room(library):
+    for path in FILES:
+        where = path.relative_to(PACKAGE).parts[0]
+        if where == "mock":
+            continue
+        used = [line for name, line in imports(path) if f"{name}.".startswith(f"{library}.")]
+        assert not used or where in ONE_ROOM[library], f"{path.name}:{used[0]} imports {library}"
+
+
+def test_nothing_of_the_line_imports_training_or_the_simulated_sky():
+    for path in FILES:
+        if room(path) in ("training", "mock", "cli"):
+            continue
+        assert not [n for n, _ in imports(path) if n.startswith(("skyclass.training", "skyclass.mock"))], path
+
+
+def test_importing_skyclass_loads_neither_torch_nor_dask():
+    code = "import skyclass, sys; print([m for m in ('torch', 'distributed', 'dask', 'duckdb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_had():
+    import skyclass
+
+    assert all(getattr(skyclass, name) is not None for name in skyclass.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = skyclass.nonsense
+
+
+def test_the_pipeline_fits_one_screen():
+    assert len((PACKAGE / "pipeline.py").read_text().splitlines()) <= 66
+
+
+def test_no_quiet_catch_all():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"bare"}
+                assert not names & {"bare", "Exception", "BaseException"}, f"{path.name}:{node.lineno}"

@@ -1,0 +1,233 @@
+"""The command line as a user meets it: exit codes, one clear message for bad input, nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+ATLAS = SHARED / "data" / "atlas_cutouts"
+LOOKALIKES = SHARED / "data" / "lookalikes"
+
+
+def skyclass(*words: object, limit_bytes: int | None = None) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+
+    def full_disk() -> None:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
+    command = [sys.executable, "-m", "skyclass", *map(str, words)]
+    before = full_disk if limit_bytes else None
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, preexec_fn=before)
+
+
+def classify(sky, bundle, out, *words, **options) -> subprocess.CompletedProcess:
+    """Classify the small sky without Dask, which starts faster; `words` override."""
+    base = ["--catalog", sky.catalog, "--images", sky.images, "--model", bundle, "--out", out, "--cluster", "none"]
+    return skyclass("classify", *base, "--precision", "fp32", "--device", "cpu", *words, **options)
+
+
+def refused(done: subprocess.CompletedProcess, out: Path, *words: str, code: int = 2) -> None:
+    """One message on standard error with these words, the code, no traceback, and nothing written."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("skyclass: ") == 1
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert not out.exists()
+
+
+def write_csv(path: Path, **columns) -> Path:
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
+    out = tmp_path / "classes"
+    toml = tmp_path / "run.toml"
+    toml.write_text(
+        f'catalog = "{sky.catalog}"\nimages = "{sky.images}"\nmodel = "nonsense"\nout = "{out}"\n'
+        'cluster = "none"\nprecision = "fp32"\n'
+    )
+    done = skyclass("classify", toml, "--model", bundle)  # the flag overrides the file
+    assert done.returncode == 0, done.stderr
+    assert f"{sky.n_sources:,} sources in = {sky.n_sources:,} classified" in done.stdout
+    assert "SIMULATED" in done.stdout and '"sources_per_s"' in done.stderr
+    verified = skyclass("verify", out / "catalog")
+    assert verified.returncode == 0 and f"{sky.n_sources:,} rows" in verified.stdout
+    csv = tmp_path / "stars.csv"
+    asked = skyclass(
+        "query", out / "catalog", "--where", "p_star >= 0 AND w1snr > 20", "--columns", "source_id,w1snr", "-o", csv
+    )
+    assert asked.returncode == 0, asked.stderr
+    rows = pd.read_csv(csv)
+    assert len(rows) and (rows["w1snr"] > 20).all() and list(rows) == ["source_id", "w1snr"]
+    counted = skyclass("query", out / "catalog", "--sql", "SELECT count(*) AS n FROM classes")
+    assert str(sky.n_sources) in counted.stdout
+
+    file = next((out / "catalog").rglob("Npix=*.parquet"))
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    assert skyclass("verify", out / "catalog").returncode == 1
+
+
+def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
+    rows = pq.read_table(sky.truth.parent / "catalog").to_pandas()
+    ra, dec = rows["ra"].iloc[0], rows["dec"].iloc[0]
+    out = tmp_path / "cone"
+    assert classify(sky, bundle, out, "--cone", f"{ra},{dec},3arcmin").returncode == 0
+    found = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet")))
+    assert 0 < len(found) < len(rows)
+    refused(classify(sky, bundle, tmp_path / "a", "--cone", "10,-40,1deg"), tmp_path / "a", "no partition")
+    far = f"{ra},{dec + 0.7},1arcsec"
+    refused(classify(sky, bundle, tmp_path / "b", "--cone", far), tmp_path / "b", "nothing to classify")
+    refused(classify(sky, bundle, tmp_path / "c", "--cone", "1,2"), tmp_path / "c", "RA,DEC,RADIUS")
+    refused(classify(sky, bundle, tmp_path / "d", "--cone", "1,2,3parsec"), tmp_path / "d", "3parsec")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"ra": [150.0, np.nan], "dec": [2.0, 2.0]}, ["row 2", "nan"]),
+        ({"ra": [150.0, 151.0], "dec": [95.0, 2.0]}, ["row 1", "95"]),
+        ({"x": [1.0], "y": [2.0]}, ["ra", "dec", "x, y"]),
+        ({"ra": ["10:20:30"], "dec": ["1:2:3"]}, ["degrees"]),
+        ({"ra": [150.1, 150.2], "dec": [2.0, 2.0], "source_id": ["a", "a"]}, ["source_id", "a"]),
+        ({"ra": [10.0], "dec": [-80.0]}, ["none of the 1 positions"]),
+    ],
+    ids=["nan", "range", "columns", "sexagesimal", "duplicates", "no-tile"],
+)
+def test_bad_tables_are_refused(sky, bundle, tmp_path, columns, words):
+    table = write_csv(tmp_path / "table.csv", **columns)
+    out = tmp_path / "out"
+    refused(classify(sky, bundle, out, "--catalog", table), out, *words)
+
+
+def test_bad_catalogues_are_refused(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    refused(classify(sky, bundle, out, "--catalog", tmp_path / "nowhere"), out, "nowhere", "no such file")
+    refused(classify(sky, bundle, out, "--catalog", sky.images), out, "healpix_k0")
+    copy = tmp_path / "catalog"
+    shutil.copytree(sky.catalog, copy)
+    part = next(copy.rglob("part0*.parquet"))
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(["coadd_id"]), part)
+    refused(classify(sky, bundle, out, "--catalog", copy), out, "coadd_id", part.name)
+
+
+def test_bad_image_folders_are_refused(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    refused(classify(sky, bundle, out, "--images", tmp_path / "nowhere"), out, "nowhere")
+    refused(classify(sky, bundle, out, "--images", tmp_path / "empty"), out, "empty")
+    images = tmp_path / "images"
+    shutil.copytree(sky.images, images)
+    for path in images.rglob("*-w3-int-3.fits"):
+        path.unlink()
+    refused(classify(sky, bundle, out, "--images", images), out, "w3")
+    for i, path in enumerate(images.rglob("*-w1-int-3.fits")):
+        path.write_bytes(path.read_bytes()[:9000] if i else b"<!DOCTYPE html><html>503 Slow down</html>")
+    refused(classify(sky, bundle, out, "--images", images), out, "HTML", "truncated")
+
+
+@pytest.mark.skipif(not LOOKALIKES.is_dir(), reason="the look-alikes of ../shared are not here")
+def test_images_of_other_surveys_are_refused(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    refused(classify(sky, bundle, out, "--images", LOOKALIKES), out, "unWISE", "single exposure")
+
+
+def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(sky.images, images)
+    next(images.rglob(f"{sky.coadd_ids[0]}-w2-int-3.fits")).write_bytes(b"<html>not here</html>")
+    done = classify(sky, bundle, tmp_path / "out", "--images", images)
+    assert done.returncode == 3 and f"quarantined {sky.coadd_ids[0]}" in done.stdout, done.stderr
+    assert skyclass("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_damaged_bundle_is_refused(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    for name in ("weights.safetensors", "model.json"):
+        copy = tmp_path / name.split(".")[0]
+        shutil.copytree(bundle, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[-200 if name.startswith("w") else 60] ^= 1
+        (copy / name).write_bytes(data)
+        refused(classify(sky, copy, out), out, name)
+    refused(classify(sky, "no-such-model", out), out, "no-such-model")
+
+
+def test_the_folder_of_another_run_is_refused_and_left_as_it_was(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    assert classify(sky, bundle, out).returncode == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    done = classify(sky, bundle, out, "--precision", "bf16")
+    assert done.returncode == 2 and "precision: fp32 there, bf16 now" in done.stderr
+    table = pq.read_table(sky.truth.parent / "catalog").select(["ra", "dec"]).slice(0, 20)
+    done = classify(sky, bundle, out, "--catalog", write_csv(tmp_path / "t.csv", **table.to_pydict()))
+    assert done.returncode == 2 and "plan: " in done.stderr
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    done = classify(sky, bundle, out, limit_bytes=12_000)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "same command" in done.stderr, done.stderr
+    assert not (out / "catalog").exists() and not list((out / "tmp").iterdir())
+    assert classify(sky, bundle, out).returncode == 0
+    assert skyclass("verify", out).returncode == 0
+
+
+def test_wrong_usage_is_told_all_at_once(tmp_path):
+    toml = tmp_path / "run.toml"
+    toml.write_text('catalog = 3\nimags = "x"\nworkers = "two"\n')
+    done = skyclass("classify", toml)
+    assert done.returncode == 2
+    for word in ("'imags'", "images is required", "out is required", "catalog = 3", "workers = 'two'"):
+        assert word in done.stderr
+    assert skyclass("classify", "--nonsense").returncode == 2
+    assert skyclass("classify", "--catalog", "x", "--images", "y").returncode == 2
+
+
+def test_plan_writes_nothing(sky, bundle, tmp_path):
+    done = skyclass("plan", "--catalog", sky.catalog, "--images", sky.images, "--model", bundle)
+    assert done.returncode == 0 and f"{sky.n_sources:,} sources on 2 tiles" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
+    table = pq.read_table(sky.truth.parent / "catalog").select(["ra", "dec", "wx", "wy", "source_id", "coadd_id"])
+    table = table.to_pandas().sample(40, random_state=1)
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp_path / "table.parquet")
+    done = skyclass(
+        "cutouts", "--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", tmp_path / "c.npz"
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "c.npz") as data:
+        assert data["cutouts"].shape == (40, 3, 37, 37) and data["cutouts"].dtype == np.float32
+        assert data["source_id"].tolist() == table["source_id"].tolist()
+        np.testing.assert_allclose(data["x"], table["wx"], atol=0.01)
+        np.testing.assert_allclose(data["y"], table["wy"], atol=0.01)
+    assert skyclass("cutouts", "--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.png").returncode == 2
+
+
+@pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
+def test_a_real_field_and_a_target_over_the_edge(bundle, tmp_path):
+    table = write_csv(tmp_path / "hosts.csv", ra=[121.6004], dec=[1.0361])
+    out = tmp_path / "out"
+    done = skyclass(
+        "classify", "--catalog", table, "--images", ATLAS, "--model", bundle, "--out", out, "--cluster", "none"
+    )
+    assert done.returncode == 0, done.stderr
+    row = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet"))).to_pylist()[0]
+    assert row["coadd_id"] == "1210p015_ac51" and row["flags"] == 0 and row["class"] is not None
