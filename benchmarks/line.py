@@ -10,43 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skyclass.archive import LocalArchive
 from skyclass.composite import composite
 from skyclass.config import RunConfig
 from skyclass.cutouts import cut, row_span
-from skyclass.infer import NullClassifier, cached_classifier
-from skyclass.pipeline import finish
-from skyclass.plan import Line, count_here, prepare, strips_of
-from skyclass.progress import RunReport, Silent, Tally, strip_facts
+from skyclass.infer import NullClassifier
+from skyclass.pipeline import classify_tile, finish
+from skyclass.plan import Line, count_here, prepare
+from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
-from skyclass.stages import CutStrip, StripResult, Timing, commit_strips, cut_strip, open_tile, tile_sources
-from skyclass.store import hold_lease, journal_commit
-from skyclass.types import (
-    CLASSES,
-    Archive,
-    Classifier,
-    CutoutBatch,
-    Flag,
-    Float16,
-    Float32,
-    Float64,
-    RowRange,
-    Strip,
-    Tile,
-    TilePlan,
-)
+from skyclass.stages import open_tile, tile_sources
+from skyclass.store import hold_lease
+from skyclass.types import Archive, Classifier, CutoutBatch, Float16, Float32, Float64, RowRange, Strip, Tile
 
 
 @dataclass(frozen=True)
 class NullArchive:
     """Constant pixels without any reading; headers come from the real archive."""
 
-    real: LocalArchive
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """The bands of the real archive."""
-        return self.real.bands
+    real: Archive
 
     def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
         """Return the real tile."""
@@ -80,7 +61,7 @@ class BenchLine(Line):
     null_classifier: bool = False
 
     @property
-    def archive(self) -> Archive:  # type: ignore[override]
+    def archive(self) -> Archive:
         """The image archive, or constant pixels."""
         real = super().archive
         return NullArchive(real) if self.null_archive else real
@@ -90,7 +71,7 @@ class BenchLine(Line):
         """The network, or a hash."""
         if self.null_classifier:
             return NullClassifier()
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision)
+        return super().classifier
 
 
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
@@ -102,32 +83,6 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
         for tile in plan.tiles:
             classify_tile(line, tile, run.strip_sources, tally)
         return finish(line, tally)
-
-
-def classify_tile(line: BenchLine, tile: TilePlan, strip_sources: int, tally: Tally) -> None:
-    """Take one tile down the line and commit it."""
-    results = [infer(line, cut_strip(line, strip)) for strip in strips_of(tile, strip_sources)]
-    for result in results:
-        tally.strip(*strip_facts(result))
-    commit, timing = commit_strips(line, tile, results)
-    journal_commit(line.folder, commit)
-    tally.commit(commit, timing)
-
-
-def infer(line: BenchLine, composites: CutStrip) -> StripResult:
-    """Return class probabilities for a strip by the line's classifier, NaN where there is no image."""
-    probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
-    has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
-    if composites.images is not None and has_image.any():
-        probabilities[has_image] = line.classifier.predict(composites.images[has_image])
-    return StripResult(
-        composites.strip,
-        probabilities,
-        composites.flags,
-        composites.valid_frac,
-        composites.fault,
-        (*composites.timings, Timing("infer", 0.0)),
-    )
 
 
 @dataclass(frozen=True)

@@ -429,6 +429,8 @@ def _check_rows(table: pa.Table, path: Path) -> None:
 def _degrees(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
     """Return a coordinate as float64 degrees; text that is no number becomes null, sexagesimal is refused."""
     column = _plain(column)
+    if pa.types.is_temporal(column.type):  # the CSV reader takes 10:20:30 for a time of day
+        column = column.cast(pa.string())
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
         return column.cast(pa.float64(), safe=False)
     sexagesimal = pc.match_substring_regex(column, SEXAGESIMAL)

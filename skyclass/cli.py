@@ -158,7 +158,7 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
 @click.argument("directory")
 @click.option("--tiles", default=2, show_default=True, help="Number of neighbouring Atlas tiles.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same bytes.")
-@click.option("--sources-per-tile", default=20_000, show_default=True)
+@click.option("--sources-per-tile", type=int, help="[default: 20000 on a full tile, the same density on a smaller one]")
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
 def mock(
@@ -173,7 +173,11 @@ def mock(
     from .mock import write_mock
 
     made = write_mock(directory, n_tiles=tiles, seed=seed, sources_per_tile=sources_per_tile, size_px=size, mix=mix)
-    click.echo(f"{made}")
+    counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())
+    click.echo(
+        f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}"
+    )
+    click.echo(f"skyclass classify --catalog {made.catalog} --images {made.images} --out classes")
     return 0
 
 
@@ -208,7 +212,7 @@ def verify(catalogue: str) -> int:
 
     report = verify_catalogue(catalogue)
     click.echo(str(report))
-    return 1 if report.problems else 0
+    return 0 if report.ok else 1
 
 
 @cli.command()

@@ -67,28 +67,26 @@ def connect(
     with dask.config.set(DASK_SETTINGS):
         if cluster != "local":
             with _join(cluster) as client:
-                yield _ready(client)
+                yield client
             return
         n_gpus = count_gpus() if gpus is None else gpus
         with (
             _local(workers or os.cpu_count() or 1, memory_limit, n_gpus) as address,
             Client(address) as client,
         ):
-            yield _ready(client)
-
-
-def _ready(client: Client) -> Client:
-    client.register_plugin(WorkerSetup())
-    return client
+            yield client
 
 
 def _join(address: str) -> Client:
     try:
         return Client(address, timeout="15s")
+    except TypeError as error:  # what distributed raises for tls:// without certificates
+        names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
+        raise ConfigError(f"{address} needs certificates: set {names}; cluster/README.md shows how") from error
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigError(
-            f"no Dask scheduler answers at {address} ({error}); start one with cluster/local/scheduler.sh, or use "
-            "--cluster local"
+            f"no Dask scheduler answers at {address} ({error}): start one with cluster/local/scheduler.sh, or use "
+            "--cluster local; a scheduler with TLS has an address that begins with tls://"
         ) from error
 
 
@@ -116,17 +114,10 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
 @contextmanager
 def worker_pool(address: str, workers: int, resources: str, memory_limit: str) -> Iterator[None]:
     """Hold single-threaded worker processes with these resources at a scheduler on this machine."""
-    command = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_worker",
-        address,
-        "--host",
-        LOOPBACK,
-        "--no-dashboard",
-    ]
-    command += ["--nworkers", str(workers), "--nthreads", "1", "--resources", resources]
-    pool = subprocess.Popen([*command, "--memory-limit", memory_limit])
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK]
+    command += ["--dashboard-address", f"{LOOPBACK}:0", "--nworkers", str(workers), "--nthreads", "1"]
+    command += ["--resources", resources, "--memory-limit", memory_limit]
+    pool = subprocess.Popen(command, env={**os.environ, **dask_environment()})
     try:
         yield
     finally:

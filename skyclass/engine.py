@@ -19,7 +19,7 @@ import pyarrow as pa
 from distributed import Client, Future, as_completed
 from distributed.scheduler import KilledWorker
 
-from .cluster import connect
+from .cluster import WorkerSetup, connect
 from .config import RunConfig
 from .errors import SkyclassError
 from .pipeline import finish, pending
@@ -66,7 +66,8 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     resumes: committed tiles are not touched. Raises `ConfigError` before any work for input that cannot be used.
     """
     with nullcontext(client) if client else connect(run.cluster, run.workers, run.memory_limit) as client:
-        line, plan = prepare(run, lambda line, partitions: count_on(client, line, partitions))
+        client.register_plugin(WorkerSetup())
+        line, plan = prepare(run, partial(count_on, client))
         with hold_lease(line.folder), watch(plan.n_sources) as watcher:
             tally = Tally(line, plan, watcher)
             tally.resume(committed(line.folder))

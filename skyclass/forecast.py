@@ -37,7 +37,7 @@ def tile_bytes(line: Line, plan: Plan) -> int:
     """Return the bytes of all tiles of a plan, taking each for as large as the first usable one."""
     for planned in plan.tiles:
         try:
-            return line.archive.tile(planned.coadd_id, line.archive.bands).nbytes * len(plan.tiles)
+            return line.archive.tile(planned.coadd_id, line.bundle.bands).nbytes * len(plan.tiles)
         except TileFault:
             continue
     return 0

@@ -22,9 +22,10 @@ from .bundle import Bundle, load_bundle
 from .catalog import Catalog, assign_tiles, count_tiles, open_catalog, select, standardise_table
 from .config import RunConfig, fingerprint
 from .errors import ArchiveError, CatalogError, TileFault
+from .infer import cached_classifier
 from .sky import Region
 from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
-from .types import Strip, TilePlan
+from .types import Archive, Classifier, Strip, TilePlan
 
 NO_TILE = "none"
 """The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
@@ -64,9 +65,14 @@ class Line:
         return _catalog(self.catalog, self.region)
 
     @property
-    def archive(self) -> LocalArchive:
+    def archive(self) -> Archive:
         """The image archive, opened once a process."""
         return _archive(self.images, tuple(self.bundle.bands))
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network on this worker's device, loaded once a process."""
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision)
 
 
 _bundle = lru_cache(maxsize=4)(load_bundle)
@@ -174,12 +180,12 @@ def count_partition(line: Line, partition: int) -> pa.Table:
     return count_tiles(line.sources, partition, line.region)
 
 
-def preflight(line: Line, archive: LocalArchive, plan: Plan) -> None:
+def preflight(line: Line, archive: Archive, plan: Plan) -> None:
     """Raise `ArchiveError` when not one of the first tiles of the plan is usable; one message, each reason."""
     faults = []
     for tile in [t for t in plan.tiles if t.coadd_id != NO_TILE][:PREFLIGHT_TILES]:
         try:
-            archive.tile(tile.coadd_id, archive.bands)
+            archive.tile(tile.coadd_id, line.bundle.bands)
         except TileFault as fault:
             faults.append(str(fault))
         else:

@@ -17,7 +17,6 @@ from .catalog import read_partition
 from .composite import composite
 from .cutouts import cut, row_span
 from .errors import RowsLost, TileFault
-from .infer import cached_classifier
 from .plan import NO_TILE, Line
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile
@@ -97,8 +96,7 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
     probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
     has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
-        classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
-        probabilities[has_image] = classifier.predict(composites.images[has_image])
+        probabilities[has_image] = line.classifier.predict(composites.images[has_image])
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,
@@ -160,7 +158,7 @@ def open_tile(line: Line, tile: TilePlan) -> Tile:
     """Return the tile of a plan with the bands of the model; raises `TileFault`."""
     if tile.coadd_id == NO_TILE:
         raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return line.archive.tile(tile.coadd_id, line.archive.bands)
+    return line.archive.tile(tile.coadd_id, line.bundle.bands)
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,8 @@ from skyclass.networks import build
 
 BANDS = ("w1", "w2", "w3")
 
+torch.set_num_threads(1)  # two threads on busy cores are slower than one; workers have one
+
 
 @pytest.fixture(scope="session")
 def sky(tmp_path_factory):

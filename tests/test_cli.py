@@ -218,16 +218,24 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
         assert data["source_id"].tolist() == table["source_id"].tolist()
         np.testing.assert_allclose(data["x"], table["wx"], atol=0.01)
         np.testing.assert_allclose(data["y"], table["wy"], atol=0.01)
-    assert skyclass("cutouts", "--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.png").returncode == 2
+    assert (
+        skyclass("cutouts", "--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.png").returncode
+        == 2
+    )
 
 
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
-def test_a_real_field_and_a_target_over_the_edge(bundle, tmp_path):
-    table = write_csv(tmp_path / "hosts.csv", ra=[121.6004], dec=[1.0361])
-    out = tmp_path / "out"
-    done = skyclass(
-        "classify", "--catalog", table, "--images", ATLAS, "--model", bundle, "--out", out, "--cluster", "none"
-    )
-    assert done.returncode == 0, done.stderr
-    row = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet"))).to_pylist()[0]
-    assert row["coadd_id"] == "1210p015_ac51" and row["flags"] == 0 and row["class"] is not None
+def test_the_shipped_model_on_two_real_fields(tmp_path):
+    """The host of 2010H is a galaxy, the point sources around it are not quasars; 2010ai's target overhangs."""
+    rows = {}
+    for field in ("2010H", "2010ai"):
+        out = tmp_path / field
+        positions = Path(__file__).parent / "data" / f"{field}.csv"
+        done = skyclass("classify", "--catalog", positions, "--images", ATLAS, "--out", out, "--cluster", "none")
+        assert done.returncode == 0 and "SIMULATED" in done.stdout, done.stderr
+        table = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet"))).to_pandas()
+        rows[field] = table.set_index("source_id")
+    host, target = rows["2010H"].loc["2010H-host"], rows["2010ai"].loc["2010ai-target"]
+    assert host["class"] == "galaxy" and host["coadd_id"] == "1210p015_ac51" and host["flags"] == 0
+    assert (rows["2010H"].drop("2010H-host")["class"] == "star").sum() >= 10
+    assert target["flags"] == 1 and abs(target["valid_frac"] - 32 / 37) < 1e-6 and target["class"] is not None
