@@ -94,6 +94,7 @@ def parse_cone(text: str) -> Cone:
 def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Classify every source of a catalogue and publish the class catalogue under OUT/catalog."""
     run = _run(run_toml, cone, flags)
+    click.echo(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
     report = _classify(run)
     _print_report(report, run)
     return EXIT_QUARANTINED if report.quarantined else 0
