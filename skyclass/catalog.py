@@ -218,6 +218,15 @@ def select(catalog: Catalog, region: Region) -> Catalog:
     return replace(catalog, partitions=tuple(kept))
 
 
+def gaps(catalog: Catalog, region: Region) -> list[int]:
+    """Return the pixels of an IRSA catalogue that a region touches and this copy of it lacks."""
+    if catalog.kind != "hive":
+        return []
+    order = catalog.partitions[0].order
+    held = {part.pixel for part in catalog.partitions}
+    return [pixel for pixel in region.cover(order).tolist() if pixel not in held]
+
+
 # --- reading partitions ----------------------------------------------------------------------------
 
 

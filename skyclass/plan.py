@@ -7,6 +7,7 @@ and the denominator of the ETA. All faults of configuration surface here, before
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,13 +20,15 @@ import pyarrow.compute as pc
 
 from .archive import LocalArchive, open_archive
 from .bundle import Bundle, load_bundle
-from .catalog import Catalog, assign_tiles, count_tiles, open_catalog, select, standardise_table
+from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, select, standardise_table
 from .config import RunConfig, fingerprint
 from .errors import ArchiveError, CatalogError, TileFault
 from .infer import cached_classifier
 from .sky import Region
 from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
 from .types import Archive, Classifier, Strip, TilePlan
+
+log = logging.getLogger(__name__)
 
 NO_TILE = "none"
 """The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
@@ -137,6 +140,8 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
         selected = select(catalog, run.region) if run.region else catalog
         if not selected.partitions:
             raise CatalogError(f"{run.catalog}: no partition of it touches the region {run.region}")
+        if run.region and (missing := gaps(catalog, run.region)):
+            log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
         counts = count(line, range(len(selected.partitions)))
         plan = make_plan(line, counts)
     preflight(line, archive, plan)

@@ -74,14 +74,22 @@ def pixel_radius_deg(order: int) -> float:
     return float(separation_deg(45.0 / nside, dec[0], 0.0, dec[1])) + ROUNDING_DEG
 
 
+REFINED_PIXELS = 64
+"""A cover of at most so many pixels is made tighter by looking three orders deeper."""
+
+
 def _descend(order: int, touches: Callable[[Float64, Float64, float], Bool]) -> Int64:
     """Return the sorted pixels of `order` left when `touches(ra, dec, radius)` prunes every level."""
     pixels = np.arange(12, dtype=np.int64)
-    for level in range(order + 1):
+    depth = order
+    for level in range(min(order + 3, MAX_ORDER) + 1):
+        if level > order and len(pixels) > REFINED_PIXELS * 4 ** (level - order - 1):
+            break
         if level:
             pixels = (pixels[:, None] * 4 + np.arange(4)).ravel()
         pixels = pixels[touches(*pixel_centres(level, pixels), pixel_radius_deg(level))]
-    return pixels
+        depth = max(order, level)
+    return np.unique(pixels >> (2 * (depth - order)))
 
 
 # --- angles ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from skyclass.catalog import (
     Catalog,
     assign_tiles,
     count_tiles,
+    gaps,
     open_catalog,
     read_partition,
     select,
@@ -159,6 +160,17 @@ def test_a_region_loses_and_adds_no_row(hive: Path, tmp_path: Path, sources: pa.
         assert set(picked.partitions) < set(catalog.partitions)
         parts = [read_partition(picked, i, region) for i in range(len(picked.partitions))]
         assert sorted(x for part in parts for x in part["source_id"].to_pylist()) == expected
+
+
+def test_partitions_that_a_copy_lacks_are_named(tmp_path: Path, sources: pa.Table) -> None:
+    root = write_hive(tmp_path / "copy", sources)
+    region = Cone(0.0, 0.0, "3deg")
+    assert gaps(open_catalog(str(root)), region) == []
+    lost = next(root.rglob("healpix_k5=*"))
+    for file in lost.iterdir():
+        file.unlink()
+    pixel = int(lost.name.split("=")[1])
+    assert gaps(open_catalog(str(root)), Pixels(5, (pixel,))) == [pixel]
 
 
 def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:
