@@ -89,15 +89,22 @@ class Bundle:
         return f"{self.name}-{self.digest[:12]}"
 
 
-def load_bundle(name_or_path: str | Path) -> Bundle:
+def load_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
     """Return the bundle in a folder, or the packaged one of that bare name; both files are verified.
 
-    Raises `BundleError` when the folder or a file is missing, a byte has changed, or the schema is another.
+    Raises `BundleError` when the folder or a file is missing, a byte has changed, the schema is another, or the
+    bundle is not the one of `digest`.
     """
     folder = find_bundle(name_or_path)
     document = _parse(folder / MODEL_FILE)
     _verified_weights(folder / WEIGHTS_FILE, document["weights_sha256"])
-    return _bundle(folder, document)
+    bundle = _bundle(folder, document)
+    if digest and bundle.digest != digest:
+        raise BundleError(
+            f"the bundle at {name_or_path} has digest {bundle.digest[:12]} here, {digest[:12]} was asked for: give "
+            "every worker the same files"
+        )
+    return bundle
 
 
 def find_bundle(name_or_path: str | Path) -> Path:

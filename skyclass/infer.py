@@ -170,13 +170,7 @@ def cached_classifier(path: str, digest: str, device: str = "auto", precision: s
 
     What crosses to a worker is the path and the digest, never the network.
     """
-    bundle = load_bundle(path)
-    if bundle.digest != digest:
-        raise BundleError(
-            f"the bundle at {path} has digest {bundle.digest[:12]} here, {digest[:12]} was asked for: "
-            "give every worker the same files"
-        )
-    return load_classifier(bundle, device, precision)
+    return load_classifier(load_bundle(path, digest), device, precision)
 
 
 def resolve_device(device: str) -> str:

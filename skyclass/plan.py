@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,8 @@ class Line:
     precision: str
     device: str
     out: str
+    session: str
+    """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
     run_id: str = ""
 
     @property
@@ -60,17 +63,17 @@ class Line:
     @property
     def bundle(self) -> Bundle:
         """The model bundle, read once a process."""
-        return _bundle(self.model)
+        return _bundle(self.model, self.model_digest)
 
     @property
     def sources(self) -> Catalog:
         """The partitions of this run, listed once a process."""
-        return _catalog(self.catalog, self.region)
+        return _catalog(self.catalog, self.region, self.session)
 
     @property
     def archive(self) -> Archive:
         """The image archive, opened once a process."""
-        return _archive(self.images, tuple(self.bundle.bands))
+        return _archive(self.images, self.bundle.bands, self.session)
 
     @property
     def classifier(self) -> Classifier:
@@ -78,12 +81,18 @@ class Line:
         return cached_classifier(self.model, self.model_digest, self.device, self.precision)
 
 
-_bundle = lru_cache(maxsize=4)(load_bundle)
-_archive = lru_cache(maxsize=4)(open_archive)
+@lru_cache(maxsize=4)
+def _bundle(model: str, digest: str) -> Bundle:
+    return load_bundle(model, digest)
 
 
 @lru_cache(maxsize=4)
-def _catalog(location: str, region: Region | None) -> Catalog:
+def _archive(images: str, bands: tuple[str, ...], session: str) -> LocalArchive:
+    return open_archive(images, bands)
+
+
+@lru_cache(maxsize=4)
+def _catalog(location: str, region: Region | None, session: str) -> Catalog:
     catalog = open_catalog(location)
     return select(catalog, region) if region else catalog
 
@@ -130,7 +139,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     archive = open_archive(run.images, tuple(bundle.bands))
     catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
     model = run.model if bundle.is_packaged else str(bundle.path.absolute())
-    line = Line(catalog_at, run.region, images_at, model, bundle.digest, run.precision, run.device, out_at)
+    line = Line(catalog_at, run.region, images_at, model, bundle.digest, run.precision, run.device, out_at, uuid4().hex)
     table = None
     if catalog.kind == "table":
         table = tiled_table(run, archive)
