@@ -15,7 +15,7 @@ from skyclass.config import RunConfig
 from skyclass.cutouts import cut, row_span
 from skyclass.infer import NullClassifier
 from skyclass.pipeline import classify_tile, finish
-from skyclass.plan import Line, count_here, prepare
+from skyclass.plan import Line, begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
 from skyclass.stages import open_tile, tile_sources
@@ -76,9 +76,10 @@ class BenchLine(Line):
 
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
     """Return the report of a whole run in this process, like `skyclass.pipeline.classify`, less a stage."""
-    line, plan = prepare(run, count_here)
-    line = BenchLine(**vars(line), null_archive=null_archive, null_classifier=null_classifier)
-    with hold_lease(line.folder):
+    opened, plan, table = survey(run, count_here)
+    with hold_lease(opened.folder):
+        opened = begin(run, opened, plan, table)
+        line = BenchLine(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
         tally = Tally(line, plan, Silent())
         for tile in plan.tiles:
             classify_tile(line, tile, run.strip_sources, tally)

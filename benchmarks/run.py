@@ -20,7 +20,7 @@ from skyclass.config import RunConfig
 from skyclass.cutouts import cut
 from skyclass.infer import cached_classifier
 from skyclass.mock import write_mock
-from skyclass.plan import Line, count_here, prepare, strips_of
+from skyclass.plan import Line, begin, count_here, strips_of, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish
 from skyclass.stages import StripResult, commit_strips, cut_strip, infer_strip, tile_sources
@@ -113,7 +113,8 @@ def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
         device=scenario.device, precision=scenario.precision,
     )  # fmt: skip
     pipeline.classify(run)
-    line, plan = prepare(run, count_here)
+    line, plan, table = survey(run, count_here)
+    line = begin(run, line, plan, table)
     strips = {tile: strips_of(tile, run.strip_sources) for tile in plan.tiles}
     held = tuple(hold(line, strip) for parts in strips.values() for strip in parts)
     results = {t: [infer_strip(line, cut_strip(line, s)) for s in parts] for t, parts in strips.items()}

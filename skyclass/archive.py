@@ -32,9 +32,9 @@ from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
 from .types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Tile
 
 MAX_ZERO_FRACTION = 0.05
-"""Share of exactly 0.0 pixels above which a read is refused. A partly fetched file holds zeroed blocks;
-a real Atlas image marks missing pixels as NaN and its sky is never exactly 0 in float32 (no exact zero
-in the nine real cutouts these rules were checked on)."""
+"""Share of exactly 0.0 pixels in one row above which it is refused, whatever rows are read with it. A partly
+fetched file holds zeroed blocks; a real Atlas image marks missing pixels as NaN and its sky is never exactly 0 in
+float32 (no exact zero in the nine real cutouts these rules were checked on)."""
 
 SCALE_TOLERANCE_ARCSEC = 1e-3
 ROTATION_TOLERANCE_DEG = 1e-6
@@ -268,8 +268,8 @@ class LocalArchive:
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN, one read.
 
-        Raises `TileFault` if the file is bad, was replaced since `tile` was made, or came with more
-        than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.
+        Raises `TileFault` if the file is bad, was replaced since `tile` was made, or has a row with
+        more than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.
         """
         if not 0 <= start < stop <= tile.shape[0]:
             raise ValueError(f"rows {start}:{stop} are not in the {tile.shape[0]} rows of {tile.coadd_id}")
@@ -277,9 +277,10 @@ class LocalArchive:
         if image.shape != tile.shape or image.crpix != tile.crpix:
             raise TileFault(tile.coadd_id, f"{image.path} was replaced during the run: run again", band)
         pixels = _read(image, start, stop)
-        zero_fraction = 1 - np.count_nonzero(pixels) / pixels.size
-        if zero_fraction > MAX_ZERO_FRACTION:
-            share = f"{zero_fraction:.0%} of rows {start}:{stop}"
+        zero_fraction = 1 - np.count_nonzero(pixels, axis=1) / pixels.shape[1]
+        if zero_fraction.max() > MAX_ZERO_FRACTION:
+            worst = int(zero_fraction.argmax())
+            share = f"{zero_fraction[worst]:.0%} of row {start + worst}"
             raise TileFault(tile.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", band)
         return pixels
 

@@ -441,7 +441,10 @@ def _degrees(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
     if pa.types.is_temporal(column.type):  # the CSV reader takes 10:20:30 for a time of day
         column = column.cast(pa.string())
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-        return column.cast(pa.float64(), safe=False)
+        try:
+            return column.cast(pa.float64(), safe=False)
+        except pa.ArrowException as error:
+            raise CatalogError(f"table {path}: column {name} is {column.type}, not degrees: {error}") from error
     sexagesimal = pc.match_substring_regex(column, SEXAGESIMAL)
     if pc.any(sexagesimal).as_py():
         example = column.filter(sexagesimal)[0]
@@ -599,10 +602,10 @@ def _from_astropy(column: Any, name: str, path: Path) -> pa.Array:
 
 
 def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
-    """Return the table with `coadd_id` by footprint: the tile in which a source is farthest from the edge.
+    """Return the table with null `coadd_id` filled: the tile whose edge is farthest from the source.
 
-    Null where no tile covers the position. This is the archive's own rule of ownership (AllWISE
-    Explanatory Supplement, V.4), applied to the images that are there.
+    Null stays where no tile covers the position; a `coadd_id` that is given is kept. This is the archive's own rule
+    of ownership (AllWISE Explanatory Supplement, V.4), applied to the images that are there.
     """
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
     order = np.argsort(dec, kind="stable")
@@ -617,7 +620,8 @@ def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
         wins = (inside_px > best_px[rows]) | ((inside_px == 0) & (owner[rows] < 0))
         best_px[rows[wins]], owner[rows[wins]] = inside_px[wins], number
     names = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
-    return _with_column(table, "coadd_id", pa.array(names[owner], pa.string()))
+    assigned = pa.chunked_array([pa.array(names[owner], pa.string())])
+    return _with_column(table, "coadd_id", pc.coalesce(table["coadd_id"], assigned))
 
 
 def _footprint(tile: Tile) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,12 @@ from .types import BANDS, CLASSES
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
+PREVIEW_ROWS = 30
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's word to stop, like Ctrl-C
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
@@ -191,8 +194,7 @@ def demo(directory: str, tiles: int, sources_per_tile: int, size: int) -> int:
     """Make a simulated sky, classify it, publish it, and compare it with the truth."""
     from .mock.demo import run_demo
 
-    run_demo(Path(directory), tiles, sources_per_tile, size, click.echo)
-    return 0
+    return 0 if run_demo(Path(directory), tiles, sources_per_tile, size, click.echo) else 1
 
 
 @cli.command()
@@ -200,8 +202,12 @@ def demo(directory: str, tiles: int, sources_per_tile: int, size: int) -> int:
 def publish(directory: str) -> int:
     """Publish the class catalogue of a finished run folder (again)."""
     from .publish import publish as publish_run
+    from .store import RunFolder, hold_lease, read_run
 
-    click.echo(f"published {publish_run(directory)}")
+    folder = RunFolder(Path(directory))
+    read_run(folder)
+    with hold_lease(folder):
+        click.echo(f"published {publish_run(folder)}")
     return 0
 
 
@@ -232,7 +238,7 @@ def query(
     output: str | None,
 ) -> int:
     """Select rows of a class catalogue by position and condition; print or export them."""
-    from .query import open_catalog
+    from .query import export_table, open_catalog
 
     classes = open_catalog(catalogue)
     if cone:
@@ -241,14 +247,14 @@ def query(
         classes = classes.where(where)
     if columns:
         classes = classes.select([c.strip() for c in columns.split(",")])
-    if sql:
+    if output:
+        written = export_table(classes.sql_arrow(sql), output) if sql else classes.export(output)
+        click.echo(f"written to {written}")
+    elif sql:
         click.echo(classes.sql(sql).to_string(index=False))
-    elif output:
-        click.echo(f"{classes.count():,} rows written to {classes.export(output)}")
     else:
-        rows = classes.to_pandas()
-        click.echo(rows.to_string(index=False, max_rows=30))
-        click.echo(f"{len(rows):,} rows")
+        click.echo(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}").to_string(index=False))
+        click.echo(f"{classes.count():,} rows")
     return 0
 
 

@@ -6,20 +6,27 @@ routing is the same with real GPUs and with a plain worker that stands in for on
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import dask
+from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.worker import Worker
 
 from .errors import ConfigError
 
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120
 LOOPBACK = "127.0.0.1"
 """A Dask scheduler runs any code for whoever reaches its port: nothing of ours listens beyond this machine."""
 
@@ -43,15 +50,18 @@ def dask_environment() -> dict[str, str]:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Gives torch as many threads as the worker has: nannies start their processes with one."""
+    """Gives torch its threads, so that Dask's threads times torch's are not more than the worker has."""
 
     name = "skyclass-setup"
 
     def setup(self, worker: Worker) -> None:
-        """Set the threads once, when the worker joins or comes back."""
+        """Set the threads once, when the worker joins or comes back.
+
+        A GPU worker infers one strip at a time; on any other each of its threads may infer one.
+        """
         from .infer import set_threads
 
-        set_threads(worker.state.nthreads)
+        set_threads(worker.state.nthreads if "GPU" in worker.state.total_resources else 1)
 
 
 @contextmanager
@@ -69,12 +79,22 @@ def connect(
             with _join(cluster) as client:
                 yield client
             return
-        n_gpus = count_gpus() if gpus is None else gpus
-        with (
-            _local(workers or os.cpu_count() or 1, memory_limit, n_gpus) as address,
-            Client(address) as client,
-        ):
+        n_workers, n_gpus = workers or CPU_COUNT, count_gpus() if gpus is None else gpus
+        if n_gpus and not find_spec("dask_cuda"):
+            log.warning("%d GPUs found, but no dask-cuda: using CPU workers; install skyclass[cuda]", n_gpus)
+            n_gpus = 0
+        check_memory_limit(memory_limit)
+        with _local(n_workers, memory_limit, n_gpus) as address, Client(address) as client:
+            client.wait_for_workers(n_workers + n_gpus, timeout=START_TIMEOUT_S)
             yield client
+
+
+def check_memory_limit(memory_limit: str) -> None:
+    """Raise `ConfigError` for what Dask does not read as an amount of memory."""
+    try:
+        parse_bytes(memory_limit)
+    except ValueError as error:
+        raise ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB") from error
 
 
 def _join(address: str) -> Client:
@@ -99,13 +119,8 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
         with LocalCluster(n_workers=workers, **options) as pool:
             yield pool.scheduler_address
         return
-    try:
-        from dask_cuda import LocalCUDACluster
-    except ImportError as error:
-        raise ConfigError(
-            f"{n_gpus} GPUs found but dask-cuda does not import ({error}): install skyclass[cuda], or hide the GPUs "
-            "with CUDA_VISIBLE_DEVICES="
-        ) from error
+    from dask_cuda import LocalCUDACluster
+
     with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **options) as pool:
         with worker_pool(pool.scheduler_address, workers, "CPU=1", memory_limit):
             yield pool.scheduler_address

@@ -6,6 +6,7 @@ Reading a configuration opens nothing but the TOML file itself.
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 import types
 import typing
@@ -23,14 +24,7 @@ from .sky import Region, region_from_dict
 T = TypeVar("T")
 
 ROW_MODULES = (
-    "types",
-    "sky",
-    "catalog",
-    "archive",
-    "cutouts",
-    "composite",
-    "networks/iicnet",
-    "infer",
+    *("types", "sky", "catalog", "archive", "cutouts", "composite", "networks/iicnet", "bundle", "infer", "plan"),
     "stages",
 )
 """The modules whose code decides what stands in a row: their digest is part of a run's fingerprint."""
@@ -74,6 +68,8 @@ class RunConfig:
             problems.append(f"device = {self.device!r}: choose auto, cpu or cuda")
         if self.cluster not in ("local", "none") and "://" not in self.cluster:
             problems.append(f"cluster = {self.cluster!r}: choose local, none or an address like tcp://HOST:8786")
+        if "://" in self.out:
+            problems.append(f"out = {self.out!r}: runs are written to a folder of a shared or local disk")
         if self.workers is not None and self.workers < 1:
             problems.append(f"workers = {self.workers}: must be at least 1")
         if self.strip_sources < 1:
@@ -153,12 +149,16 @@ def _describe(hint: Any) -> str:
     return " or ".join("nothing" if k is type(None) else k.__name__ for k in _kinds(hint))
 
 
-def fingerprint(images: str, precision: str, model_digest: str, plan_digest: str) -> dict[str, str]:
+def fingerprint(
+    catalog: str, region: Region | None, images: str, model: str, precision: str, plan: str
+) -> dict[str, str]:
     """Return what decides the rows of a run, field by field: resuming with another value is refused."""
     return {
-        "model": model_digest,  # weights, cut, composite, preprocessing and calibration
-        "plan": plan_digest,  # which sources, on which tiles
+        "catalog": catalog,
+        "region": json.dumps(region.to_dict()) if region else "all",
+        "plan": plan,  # how many sources on which tiles
         "images": images,
+        "model": model,  # weights, cut, composite, preprocessing and calibration
         "precision": precision,
         "code": code_version(),
     }

@@ -18,6 +18,9 @@ def cut(archive: Archive, tile: Tile, x: Float64, y: Float64, size_px: int) -> C
     """
     pixels = np.empty((len(x), len(tile.bands), size_px, size_px), dtype=np.float32)
     start, stop = row_span(tile, y, size_px)
+    if start == stop:  # nothing of any cutout is on the tile
+        pixels.fill(np.nan)
+        return describe(pixels, tile, x, y)
     for b, band in enumerate(tile.bands):
         rows = RowRange(start, archive.read_rows(tile, band, start, stop))
         pixels[:, b] = gather(rows, x, y, size_px)

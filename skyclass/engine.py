@@ -7,8 +7,10 @@ Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewh
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,15 +19,16 @@ import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 from distributed import Client, Future, as_completed
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from .cluster import WorkerSetup, connect
 from .config import RunConfig
 from .errors import SkyclassError
 from .pipeline import finish, pending
-from .plan import Line, count_partition, prepare, strips_of
+from .plan import Line, begin, count_partition, strips_of, survey
 from .progress import RunReport, Tally, Watch, show, strip_facts
-from .stages import classify_strip, commit_strips, cut_strip, infer_strip
+from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .store import committed, hold_lease, journal_commit
 from .types import Strip, TilePlan
 
@@ -33,30 +36,31 @@ STRIPS_PER_SLOT = 2
 """In flight for each thread that infers: one at work, one whose pixels are being made or moved."""
 
 ATTEMPTS = 3
-"""Times that a tile is begun again after its worker died."""
+"""Times that a tile is begun before it is quarantined because its workers died."""
 
 SMALLEST_STRIP = 1_024
 """A small run is cut finer, so that each worker has a few strips; never finer than this."""
 
+WORKERS_TIMEOUT_S = 600
+
 
 @dataclass(frozen=True)
 class Roles:
-    """Where work goes: `infer` and `cut` are Dask resources, `slots` the threads that infer."""
+    """Where work goes, as Dask resources, and how many strips may be in flight (`window`)."""
 
     split: bool
-    slots: int
+    window: int
     cut: dict[str, float] | None = None
     infer: dict[str, float] | None = None
 
 
 @dataclass
 class Chain:
-    """A tile on its way: its strips' small facts and its commit, as futures."""
+    """A tile on its way: its strips' results and, when the last is submitted, its commit, as futures."""
 
     tile: TilePlan
     attempt: int = 1
-    strips: list[Future[Any]] = field(default_factory=list)
-    commit: Future[Any] | None = None
+    results: list[Future[Any]] = field(default_factory=list)
 
 
 def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) -> RunReport:
@@ -65,14 +69,40 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     Without a client, the cluster that `run` names is made or joined. Running the same configuration again
     resumes: committed tiles are not touched. Raises `ConfigError` before any work for input that cannot be used.
     """
-    with nullcontext(client) if client else connect(run.cluster, run.workers, run.memory_limit) as client:
+    with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
         client.register_plugin(WorkerSetup())
-        line, plan = prepare(run, partial(count_on, client))
-        with hold_lease(line.folder), watch(plan.n_sources) as watcher:
-            tally = Tally(line, plan, watcher)
-            tally.resume(committed(line.folder))
-            drive(client, tally, pending(plan, tally), run.strip_sources)
+        await_workers(client)
+        line, plan, table = survey(run, partial(count_on, client))
+        with hold_lease(line.folder):
+            line = begin(run, line, plan, table)
+            tally = Tally(line, plan)
+            with watch(tally.resume(committed(line.folder))) as tally.watcher:
+                drive(client, tally, pending(plan, tally), run.strip_sources)
             return finish(line, tally, partial(spread, client))
+
+
+def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
+    """Give a client of the cluster that a run names."""
+    return connect(run.cluster, run.workers, run.memory_limit, 0 if run.device == "cpu" else None)
+
+
+def await_workers(client: Client) -> None:
+    """Wait for the first worker; `SkyclassError` when none comes."""
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
+    except TimeoutError as error:
+        raise SkyclassError(f"no worker joined {client} in {WORKERS_TIMEOUT_S} s") from error
+
+
+@contextmanager
+def dask_faults() -> Iterator[None]:
+    """Turn what Dask raises when workers or the scheduler die into one message of ours."""
+    try:
+        yield
+    except (KilledWorker, CancelledError, CommClosedError) as error:
+        raise SkyclassError(
+            f"{type(error).__name__}: {error}; what is committed is kept, and the same command resumes"
+        ) from error
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
@@ -92,27 +122,28 @@ def _count_frame(partition: int, line: Line) -> pd.DataFrame:
 def spread(client: Client, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Give work(*item) of every item, done by the workers, as they finish."""
     futures = [client.submit(work, *item, pure=False) for item in items]
-    for _, result in as_completed(futures, with_results=True):
+    for _, result in as_completed(futures, with_results=True, loop=client.loop):
         yield result
 
 
 def roles(client: Client) -> Roles:
-    """Return who does what: split where workers are labelled `GPU`, fused where none is."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    """Return who does what: split where workers are labelled `GPU`, fused where none is.
+
+    The window is two strips for each thread that infers and, when split, one for each that cuts.
+    """
+    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     gpu_slots = sum(int(w["resources"].get("GPU", 0)) for w in workers)
     if not gpu_slots:
-        return Roles(split=False, slots=max(1, sum(w["nthreads"] for w in workers)))
-    labelled = any("CPU" in w["resources"] for w in workers)
-    return Roles(True, gpu_slots, {"CPU": 1} if labelled else None, {"GPU": 1})
+        return Roles(False, STRIPS_PER_SLOT * max(1, sum(w["nthreads"] for w in workers)))
+    cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
+    return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
 
 
 def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int) -> None:
     """Take tiles down the line, longest first, with a bounded number of strips in flight."""
     who = roles(client)
-    n_sources = sum(tile.n_sources for tile in tiles)
-    fair = -(-n_sources // (2 * STRIPS_PER_SLOT * who.slots))
-    strip_sources = min(strip_sources, max(fair, SMALLEST_STRIP))
-    window = Window(client, tally.line, who, strip_sources, iter(tiles))
+    fair = -(-sum(tile.n_sources for tile in tiles) // (2 * who.window))
+    window = Window(client, tally.line, who, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
     window.fill()
     for future in window.done:
         window.settle(future, tally)
@@ -120,32 +151,41 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
 
 
 class Window:
-    """The strips in flight. Filled from `tiles`; a chain leaves when its tile is committed."""
+    """The strips in flight, never more than `who.window`. A tile is committed when its last strip is submitted."""
 
-    def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: Iterator[TilePlan]) -> None:
-        self.client, self.line, self.who, self.tiles = client, line, who, tiles
-        self.strip_sources = strip_sources
-        self.size = who.slots * STRIPS_PER_SLOT + 1
-        self.done: Any = as_completed(with_results=False)
-        self.chains: dict[str, Chain] = {}
+    def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: list[TilePlan]) -> None:
+        self.client, self.line, self.who, self.strip_sources = client, line, who, strip_sources
+        self.chains = deque(Chain(tile) for tile in tiles)
+        self.strips: Iterator[tuple[Chain, Strip, bool]] = iter(())
+        self.done: Any = as_completed(loop=client.loop)
+        self.in_flight: dict[str, Chain] = {}
+        self.committing: dict[str, Chain] = {}
 
     def fill(self) -> None:
-        """Begin tiles until the window is full or none is left."""
-        while self.in_flight() < self.size and (tile := next(self.tiles, None)):
-            self.begin(Chain(tile))
+        """Submit strips until the window is full or none is left."""
+        while len(self.in_flight) < self.who.window and (item := self.next_strip()):
+            chain, strip, is_last = item
+            result = self.submit_strip(strip)
+            chain.results.append(result)
+            self.watch(self.in_flight, self.submit(strip_facts, result, resources=self.who.cut), chain)
+            if is_last:
+                commit = self.submit(commit_strips, self.line, chain.tile, chain.results, resources=self.who.cut)
+                self.watch(self.committing, commit, chain)
 
-    def in_flight(self) -> int:
-        """Return the number of strips that are not through the network yet."""
-        return sum(not f.done() for chain in self.chains.values() for f in chain.strips)
+    def next_strip(self) -> tuple[Chain, Strip, bool] | None:
+        """Return the next strip of the tile at hand, or the first of the next tile."""
+        while (item := next(self.strips, None)) is None:
+            if not self.chains:
+                return None
+            chain = self.chains.popleft()
+            strips = strips_of(chain.tile, self.strip_sources)
+            self.strips = ((chain, strip, strip is strips[-1]) for strip in strips)
+        return item
 
-    def begin(self, chain: Chain) -> None:
-        """Submit the strips of a tile and its commit."""
-        strips = strips_of(chain.tile, self.strip_sources)
-        results = [self.submit_strip(strip) for strip in strips]
-        chain.strips = [self.submit(strip_facts, result) for result in results]
-        chain.commit = self.submit(commit_strips, self.line, chain.tile, results)
-        self.chains[str(chain.commit.key)] = chain
-        self.done.update([*chain.strips, chain.commit])
+    def watch(self, kind: dict[str, Chain], future: Future[Any], chain: Chain) -> None:
+        """Hear of a future when it is done."""
+        kind[str(future.key)] = chain
+        self.done.add(future)
 
     def submit_strip(self, strip: Strip) -> Future[Any]:
         """Submit CUT and INFER of a strip, as one task or as two."""
@@ -154,36 +194,35 @@ class Window:
         composites = self.submit(cut_strip, self.line, strip, resources=self.who.cut)
         return self.submit(infer_strip, self.line, composites, resources=self.who.infer)
 
-    def submit(self, work: Any, *parts: Any, **placing: Any) -> Future[Any]:
+    def submit(self, work: Callable[..., Any], *parts: Any, resources: dict[str, float] | None = None) -> Future[Any]:
         """Submit one task; equal work of another attempt is other work."""
-        future: Future[Any] = self.client.submit(work, *parts, pure=False, **placing)
+        future: Future[Any] = self.client.submit(work, *parts, pure=False, resources=resources)
         return future
 
     def settle(self, future: Future[Any], tally: Tally) -> None:
-        """Count a finished strip or commit; begin a tile again whose worker died."""
-        chain = self.chains.get(str(future.key))
+        """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""
+        key = str(future.key)
+        strip_of, commit_of = self.in_flight.pop(key, None), self.committing.pop(key, None)
         if future.status == "error":
-            self.again(chain, future.exception())
-        elif chain:
+            error = future.exception()
+            if not isinstance(error, KilledWorker):
+                raise error
+            if commit_of:  # its strips fail with it, and only this is counted
+                self.again(commit_of, str(error))
+        elif strip_of:
+            tally.strip(future.result())
+        elif commit_of:
             commit, timing = future.result()
             journal_commit(tally.line.folder, commit)
             tally.commit(commit, timing)
-            del self.chains[str(future.key)]
-        else:
-            tally.strip(*future.result())
 
-    def again(self, chain: Chain | None, error: BaseException | None) -> None:
-        """Begin a tile again if a dying worker took it along; any other error ends the run."""
-        if not isinstance(error, KilledWorker) or (chain and chain.attempt >= ATTEMPTS):
-            raise error if isinstance(error, SkyclassError | OSError) else _surprise(error)
-        if chain and chain.commit:  # its strips end with the same error and are not counted
-            del self.chains[str(chain.commit.key)]
-            self.begin(Chain(chain.tile, chain.attempt + 1))
-
-
-def _surprise(error: BaseException | None) -> SkyclassError:
-    wrapped = SkyclassError(
-        f"a worker failed with {type(error).__name__}: {error}; what is committed is kept, and the same command resumes"
-    )
-    wrapped.__cause__ = error
-    return wrapped
+    def again(self, chain: Chain, reason: str) -> None:
+        """Begin a tile again whose worker died; after `ATTEMPTS`, commit its rows without a class."""
+        if chain.attempt < ATTEMPTS:
+            self.chains.append(Chain(chain.tile, chain.attempt + 1))
+            return
+        if chain.attempt > ATTEMPTS:
+            raise SkyclassError(f"tile {chain.tile.coadd_id}: workers die even when it is only flagged ({reason})")
+        words = f"its workers died in each of {ATTEMPTS} attempts ({reason})"
+        commit = self.submit(commit_fault, self.line, chain.tile, words, resources=self.who.cut)
+        self.watch(self.committing, commit, Chain(chain.tile, ATTEMPTS + 1))

@@ -8,7 +8,7 @@ import numpy as np
 
 from .config import RunConfig
 from .errors import TileFault
-from .infer import load_classifier
+from .infer import load_classifier, set_threads
 from .plan import Line, Plan, count_here, strips_of, survey
 
 PROBE_IMAGES = 256
@@ -52,7 +52,8 @@ def strip_bytes(line: Line, n_sources: int) -> float:
 
 
 def probe_rate(line: Line) -> float:
-    """Return images per second of the network in this process."""
+    """Return images per second of the network in one process with one thread, as a local worker has."""
+    set_threads(1)
     classifier = load_classifier(line.model, line.device, line.precision)
     shape = (PROBE_IMAGES, len(line.bundle.bands), line.bundle.size_px, line.bundle.size_px)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float16)

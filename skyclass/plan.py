@@ -17,14 +17,14 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .archive import LocalArchive, open_archive
 from .bundle import Bundle, load_bundle
 from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, select, standardise_table
 from .config import RunConfig, fingerprint
 from .errors import ArchiveError, CatalogError, TileFault
-from .infer import cached_classifier
+from .infer import cached_classifier, resolve_device, resolve_precision
+from .publish import refuse_foreign
 from .sky import Region
 from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
 from .types import Archive, Classifier, Strip, TilePlan
@@ -110,24 +110,20 @@ class Plan:
         return sum(tile.n_sources for tile in self.tiles)
 
 
-def prepare(run: RunConfig, count: CountTiles) -> tuple[Line, Plan]:
-    """Return the line and the plan of a run, its folder begun or, with the same fingerprint, resumed.
+def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
+    """Return the line with its run id, the run folder begun or, with the same fingerprint, resumed.
 
-    Raises `ConfigError` for every input that cannot be used and `RunMismatch` for the folder of another run,
-    before anything is written.
+    The caller holds the lease. Raises `RunMismatch` for the folder of another run.
     """
-    line, plan, table = survey(run, count)
     bundle = line.bundle
-    fields = fingerprint(line.images, run.precision, bundle.digest, plan.digest)
+    sources = absolute(run.catalog)
+    fields = fingerprint(sources, run.region, line.images, bundle.digest, line.precision, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
-    info |= {
-        "model": {"id": bundle.model_id, "training": dict(bundle.training)},
-        "label": bundle.training["label"],
-    }
-    line = replace(line, run_id=start_or_resume(line.folder, fields, info))
+    info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
+    run_id = start_or_resume(line.folder, fields, info)
     if table is not None:
         write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
-    return line, plan
+    return replace(line, run_id=run_id)
 
 
 def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:
@@ -139,7 +135,9 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     archive = open_archive(run.images, tuple(bundle.bands))
     catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
     model = run.model if bundle.is_packaged else str(bundle.path.absolute())
-    line = Line(catalog_at, run.region, images_at, model, bundle.digest, run.precision, run.device, out_at, uuid4().hex)
+    precision = settled_precision(run)
+    line = Line(catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex)
+    refuse_foreign(line.folder)
     table = None
     if catalog.kind == "table":
         table = tiled_table(run, archive)
@@ -169,6 +167,17 @@ def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:
     ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
     named = repr((content, [(t.coadd_id, t.n_sources, t.partitions) for t in ordered]))
     return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16])
+
+
+def settled_precision(run: RunConfig) -> str:
+    """Return fp32 or bf16, settled once by the driver, so that no two workers of a run differ.
+
+    CUDA devices that only a joined cluster has are taken to multiply bf16. Raises `ConfigError` for a device
+    that is not there.
+    """
+    if run.device.startswith("cuda") and "://" in run.cluster:
+        return "bf16" if run.precision == "auto" else run.precision
+    return resolve_precision(resolve_device(run.device), run.precision)
 
 
 def absolute(location: str) -> str:
@@ -226,9 +235,7 @@ def tiled_table(run: RunConfig, archive: LocalArchive) -> pa.Table:
         raise CatalogError(f"{run.catalog}: no source in the region {run.region}; nothing to classify")
     if table["coadd_id"].null_count:
         near = (table["ra"].to_numpy(), table["dec"].to_numpy())
-        assigned = assign_tiles(table, archive.list_tiles(near))["coadd_id"]
-        index = table.schema.get_field_index("coadd_id")
-        table = table.set_column(index, table.schema.field(index), pc.coalesce(table["coadd_id"], assigned))
+        table = assign_tiles(table, archive.list_tiles(near))
     return table.sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])
 
 

@@ -55,36 +55,47 @@ class Watcher(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class StripFacts:
+    """What a driver hears of a strip: a few numbers instead of its arrays."""
+
+    coadd_id: str
+    start: int
+    n_sources: int
+    timings: tuple[Timing, ...]
+
+
 @dataclass
 class Tally:
     """Running counts of one driver."""
 
     line: Line
     plan: Plan
-    watcher: Watcher
+    watcher: Watcher = field(default_factory=lambda: Silent())
     began: float = field(default_factory=time.perf_counter)
     commits: dict[str, Commit] = field(default_factory=dict)
     n_resumed: int = 0
     n_classified_now: int = 0
+    seen: set[tuple[str, int]] = field(default_factory=set)
     bytes_read: int = 0
     bytes_of_tiles: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    quarantined: dict[str, str] = field(default_factory=dict)
 
-    def resume(self, commits: dict[str, Commit]) -> None:
-        """Take over what an earlier driver committed."""
+    def resume(self, commits: dict[str, Commit]) -> int:
+        """Take over what an earlier driver committed; return the sources that are left to do."""
         self.commits |= commits
         self.n_resumed = len(commits)
-        self.watcher.advance(sum(c.rows for c in commits.values()))
+        return self.plan.n_sources - sum(c.rows for c in commits.values())
 
-    def strip(self, timings: tuple[Timing, ...], n_sources: int, coadd_id: str, fault: str | None) -> None:
-        """Count a finished strip."""
-        for timing in timings:
+    def strip(self, facts: StripFacts) -> None:
+        """Count a finished strip, once however often it was done."""
+        if (facts.coadd_id, facts.start) in self.seen:
+            return
+        self.seen.add((facts.coadd_id, facts.start))
+        for timing in facts.timings:
             self.time(timing)
-        if fault:
-            self.quarantined[coadd_id] = fault
-        self.n_classified_now += n_sources
-        self.watcher.advance(n_sources)
+        self.n_classified_now += facts.n_sources
+        self.watcher.advance(facts.n_sources)
 
     def time(self, timing: Timing) -> None:
         """Count seconds and bytes."""
@@ -96,6 +107,11 @@ class Tally:
         """Count a committed tile."""
         self.commits[commit.coadd_id] = commit
         self.time(timing)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this driver committed anything itself."""
+        return len(self.commits) > self.n_resumed
 
     def report(self) -> RunReport:
         """Return the report; `RowsLost` unless rows in = rows out, to the last row."""
@@ -118,7 +134,7 @@ class Tally:
             class_counts=dict(sorted(classes.items())),
             tiles=len(self.commits),
             tiles_resumed=self.n_resumed,
-            quarantined=dict(sorted(self.quarantined.items())),
+            quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},
             tile_bytes=self.bytes_of_tiles,
             tile_bytes_read=self.bytes_read,
             wall_seconds=round(wall, 3),
@@ -128,10 +144,10 @@ class Tally:
         )
 
 
-def strip_facts(result: StripResult) -> tuple[tuple[Timing, ...], int, str, str | None]:
-    """Return what a tally needs to know of a strip: a few numbers instead of its arrays."""
-    n_sources = result.strip.stop - result.strip.start
-    return result.timings, n_sources, result.strip.tile.coadd_id, result.fault
+def strip_facts(result: StripResult) -> StripFacts:
+    """Return what a tally needs to know of a strip."""
+    strip = result.strip
+    return StripFacts(strip.tile.coadd_id, strip.start, strip.stop - strip.start, result.timings)
 
 
 Watch = Callable[[int], AbstractContextManager[Watcher]]

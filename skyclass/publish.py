@@ -117,7 +117,7 @@ def begin_catalog(folder: RunFolder) -> Path:
 
     Raises `StoreError` where `catalog/` is something else than a catalogue of ours: it would be replaced.
     """
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     with store.storing(folder.building):
         if folder.building.exists():  # left behind by a kill
             shutil.rmtree(folder.building)
@@ -125,7 +125,8 @@ def begin_catalog(folder: RunFolder) -> Path:
     return folder.building
 
 
-def _refuse_foreign(folder: RunFolder) -> None:
+def refuse_foreign(folder: RunFolder) -> None:
+    """Raise `StoreError` where publishing would replace a `catalog/` that is not a class catalogue of ours."""
     if folder.catalog.exists() and not (folder.catalog / store.MANIFEST_NAME).exists():
         raise StoreError(
             f"{folder.catalog} exists and is no class catalogue of skyclass; publishing would replace it: "
@@ -220,7 +221,7 @@ def _manifest(
 
 def _swap(folder: RunFolder) -> None:
     """Put the new catalogue in place of the old: two renames, and whole files at every moment."""
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     folder.make()
     aside = folder.tmp / f"catalog.{uuid.uuid4().hex}"
     with store.storing(folder.catalog):
@@ -245,6 +246,14 @@ def repeated_ids(catalog: Path, records: Sequence[PixelRecord], tmp: Path, limit
         connection.execute(f"SET memory_limit = '{_ID_MEMORY}'; SET preserve_insertion_order = false")
         connection.execute("SET temp_directory = ?", [str(tmp)])
         return [row[0] for row in connection.execute(query, [paths]).fetchall()]
+
+
+def is_published(folder: RunFolder) -> bool:
+    """Return whether `catalog/` is the published catalogue of this run, all its rows there."""
+    if not (folder.catalog / store.MANIFEST_NAME).exists():
+        return False
+    manifest = store.read_manifest(folder.catalog)
+    return manifest.run_id == store.read_run(folder)["run_id"] and manifest.rows == store.expected_rows(folder)
 
 
 def publish(

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .catalog import read_partition
 from .composite import composite
@@ -20,7 +21,7 @@ from .errors import RowsLost, TileFault
 from .plan import NO_TILE, Line
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile
-from .types import CLASSES, FAULT_FLAGS, Flag, Float16, Float32, Int32, Strip, Tile, TilePlan
+from .types import CLASSES, FAULT_FLAGS, UNCOVERED_FLAGS, Flag, Float16, Float32, Int32, Int64, Strip, Tile, TilePlan
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Timing:
 class CutStrip:
     """Composites of a strip on their way to the network: `images` (N, C, S, S) float16, NaN = missing.
 
-    With a `fault` there are no images (None) and each source carries the fault's flag.
+    With a `fault` there are no images (None) and each source carries the fault's flag. `source_id` says whose
+    rows they are: rows are joined by name, never by place.
     """
 
     strip: Strip
+    source_id: pa.Array
     images: Float16 | None
     flags: Int32
     valid_frac: Float32
@@ -53,6 +56,7 @@ class StripResult:
     """What is known of each source of a strip: `probabilities` (N, 3) float32, NaN where there is no class."""
 
     strip: Strip
+    source_id: pa.Array
     probabilities: Float32
     flags: Int32
     valid_frac: Float32
@@ -69,7 +73,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         batch = cut(line.archive, tile, x, y, line.bundle.size_px)
     except TileFault as fault:
-        return _faulty(strip, fault, Timing("cut", time.perf_counter() - began))
+        return faulty_strip(line, strip, fault, Timing("cut", time.perf_counter() - began))
     cut_done = time.perf_counter()
     images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
     start, stop = row_span(tile, y, line.bundle.size_px)
@@ -78,16 +82,17 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         Timing("cut", cut_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
         Timing("composite", time.perf_counter() - cut_done),
     )
-    return CutStrip(strip, images, batch.flags, batch.valid_frac, None, timings)
+    return CutStrip(strip, ids_of(sources), images, batch.flags, batch.valid_frac, None, timings)
 
 
-def _faulty(strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
-    flag = FAULT_FLAGS[fault.kind]
-    if strip.tile.coadd_id == NO_TILE:
-        flag |= Flag.OFF_TILE
+def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
+    """Return a strip without images, each source flagged with the fault of its tile."""
+    uncovered = strip.tile.coadd_id == NO_TILE
+    flag = UNCOVERED_FLAGS if uncovered else FAULT_FLAGS[fault.kind]
+    reason = None if uncovered else str(fault)
     n = strip.stop - strip.start
-    reason = None if strip.tile.coadd_id == NO_TILE else str(fault)
-    return CutStrip(strip, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,))
+    source_id = ids_of(tile_sources(line, strip.tile).slice(strip.start, n))
+    return CutStrip(strip, source_id, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,))
 
 
 def infer_strip(line: Line, composites: CutStrip) -> StripResult:
@@ -100,6 +105,7 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,
+        composites.source_id,
         probabilities,
         composites.flags,
         composites.valid_frac,
@@ -116,29 +122,61 @@ def classify_strip(line: Line, strip: Strip) -> StripResult:
 def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, Timing]:
     """Return the commit of a tile whose strips are all there: one immutable file, claimed once."""
     began = time.perf_counter()
-    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results))
+    fault = next((r.fault for r in results if r.fault), None)
+    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault)
     return commit, Timing("commit", time.perf_counter() - began)
 
 
+def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, Timing]:
+    """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class."""
+    fault = TileFault(tile.coadd_id, reason)
+    cut = faulty_strip(line, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
+    return commit_strips(line, tile, [infer_strip(line, cut)])
+
+
 def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Table:
-    """Return the rows of a tile in `CLASS_SCHEMA`, ordered by pixel row; `RowsLost` unless it is all of them."""
+    """Return the rows of a tile in `CLASS_SCHEMA`; `RowsLost` unless each source has exactly one result.
+
+    A fault of one strip is a fault of the tile: what stands in a row does not depend on how strips were cut.
+    """
     sources = tile_sources(line, tile)
-    results = sorted(results, key=lambda r: r.strip.start)
-    probabilities = np.concatenate([r.probabilities for r in results])
-    if not len(sources) == len(probabilities) == tile.n_sources:
-        raise RowsLost(
-            f"tile {tile.coadd_id}: {tile.n_sources} planned, {len(sources)} read, {len(probabilities)} classified"
+    place = places(sources, results, tile)
+    probabilities, flags, valid_frac = (
+        np.concatenate([getattr(r, name) for r in results])[place] for name in ("probabilities", "flags", "valid_frac")
+    )
+    faulty = next((r for r in results if r.fault), None)
+    if faulty:
+        probabilities, flags, valid_frac = (
+            np.full_like(a, v) for a, v in ((probabilities, np.nan), (flags, faulty.flags[0]), (valid_frac, 0))
         )
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities)
     columns |= {
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": np.concatenate([r.flags for r in results]),
-        "valid_frac": np.concatenate([r.valid_frac for r in results]),
+        "flags": flags,
+        "valid_frac": valid_frac,
         "model_id": pa.array([line.bundle.model_id] * len(sources)),
         "run_id": pa.array([line.run_id] * len(sources)),
     }
     return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+
+
+def places(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int64:
+    """Return for each source the place of its result in the concatenated `results`."""
+    given = pa.concat_arrays([r.source_id for r in results])
+    place = pc.index_in(ids_of(sources), value_set=given)
+    counts = (tile.n_sources, len(sources), len(given), len(pc.unique(place)) - bool(place.null_count))
+    if len(set(counts)) != 1:
+        raise RowsLost(
+            f"tile {tile.coadd_id}: {counts[0]} sources planned, {counts[1]} read, {counts[2]} classified, {counts[3]} "
+            "of them distinct; did the catalogue change during the run, or does it repeat a source_id?"
+        )
+    return np.asarray(place.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def ids_of(sources: pa.Table) -> pa.Array:
+    """Return the source ids of a table as one array."""
+    return sources["source_id"].combine_chunks()
 
 
 def class_columns(probabilities: Float32) -> dict[str, pa.Array]:

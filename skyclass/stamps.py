@@ -14,9 +14,11 @@ from .cutouts import cut
 from .errors import ConfigError, TileFault
 from .sky import parse_angle, tile_pixels
 from .store import replacing
-from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, CutoutBatch, Flag
+from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag
 
 MAX_PIXELS = 1024
+MAX_BYTES = 8_000_000_000
+"""Cutouts are held in memory until they are written."""
 
 
 def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tuple[str, ...]) -> str:
@@ -27,6 +29,11 @@ def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tupl
     size_px = parse_size(size)
     archive = open_archive(images, bands)
     table = positions(catalog, archive)
+    nbytes = 4 * len(table) * len(bands) * size_px**2
+    if nbytes > MAX_BYTES:
+        raise ConfigError(
+            f"{len(table):,} cutouts would take {nbytes / 1e9:.0f} GB of memory: split the table, or cut smaller"
+        )
     batch = cut_table(archive, table, size_px, bands)
     with replacing(path) as temp:
         np.savez(
@@ -77,7 +84,7 @@ def cut_table(archive: LocalArchive, table: pa.Table, size_px: int, bands: tuple
     n = len(table)
     pixels = np.full((n, len(bands), size_px, size_px), np.nan, dtype=np.float32)
     x, y = np.full(n, np.nan), np.full(n, np.nan)
-    flags = np.full(n, int(Flag.NO_IMAGE | Flag.TILE_MISSING), dtype=np.int32)
+    flags = np.full(n, int(UNCOVERED_FLAGS), dtype=np.int32)
     valid_frac = np.zeros(n, dtype=np.float32)
     coadd_id = np.array([c or "" for c in table["coadd_id"].to_pylist()])
     for name in sorted(set(coadd_id) - {""}):

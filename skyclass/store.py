@@ -135,10 +135,6 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
-    def plan_path(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
     def sources(self) -> Path:
         """The user's table of positions, prepared; absent where the catalogue needs no preparation."""
         return self.path / "sources"
@@ -329,7 +325,10 @@ def expected_rows(folder: RunFolder) -> int:
 
 @dataclass(frozen=True)
 class Commit:
-    """A tile that is done. `file` is relative to the run folder; `classes` counts rows by class."""
+    """A tile that is done. `file` is relative to the run folder; `classes` counts rows by class.
+
+    `fault` is why the tile was quarantined: its rows are there, without a class.
+    """
 
     coadd_id: str
     file: str
@@ -338,6 +337,7 @@ class Commit:
     rows: int
     n_flagged: int
     classes: dict[str, int]
+    fault: str | None = None
 
 
 def conform(table: pa.Table) -> pa.Table:
@@ -412,7 +412,7 @@ def _sorting(schema: pa.Schema) -> Any:
     return pq.SortingColumn.from_ordering(schema, [(key, "ascending") for key in SORT_KEYS])
 
 
-def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table) -> Commit:
+def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | None = None) -> Commit:
     """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
 
     The file is written under `tmp/`, read back, and claimed by `link`, which succeeds once. A later
@@ -422,7 +422,7 @@ def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table) -> Commit:
     target = folder.tile_path(coadd_id)
     rows = conform(table)
     counts: Json = {"rows": len(rows), "n_flagged": flagged(rows), "classes": class_counts(rows)}
-    words: Json = {"coadd_id": coadd_id, **counts}
+    words: Json = {"coadd_id": coadd_id, **counts, "fault": fault}
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()
     commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **words)

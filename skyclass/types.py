@@ -54,6 +54,9 @@ FAULT_FLAGS = {
 }
 """What the sources of a tile carry, by the `kind` of its `TileFault`."""
 
+UNCOVERED_FLAGS = Flag.OFF_TILE | Flag.TILE_MISSING | Flag.NO_IMAGE
+"""What a source carries that no tile covers."""
+
 
 @dataclass(frozen=True)
 class Tile:

@@ -31,6 +31,7 @@ class ArrayArchive:
         return Tile(coadd_id, bands, shape, (10.0, 5.0), (1.0, 1.0), (-3.8e-4, 3.8e-4), (20.5,) * len(bands))
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> np.ndarray:
+        assert 0 <= start < stop <= tile.shape[0]  # the contract of an archive
         self.reads.append((band, start, stop))
         return self.images[band][start:stop].astype(np.float32)
 

@@ -3,22 +3,29 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import cloudpickle
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from distributed import Client, LocalCluster, get_task_stream
+from distributed import Client, LocalCluster, WorkerPlugin, get_task_stream
 
-from skyclass import engine, pipeline
+from skyclass import engine, pipeline, stages
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
-from skyclass.errors import Interrupted
+from skyclass.errors import Interrupted, RowsLost, RunMismatch, TileFault
+from skyclass.plan import Line, count_here, survey
 from skyclass.progress import quiet
 from skyclass.query import open_catalog
+from skyclass.sky import Cone
 from skyclass.store import RunFolder, committed
+from skyclass.types import CLASSES, Flag, Strip
 
 
 def rows_of(run: RunConfig) -> pa.Table:
@@ -64,12 +71,12 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
     ):
         with engine_workers(pool.scheduler_address, client):
             who = engine.roles(client)
-            assert who.split and who.slots == 1 and who.cut == {"CPU": 1}
+            assert who.split and who.window == 3 and who.cut == {"CPU": 1}
             with get_task_stream(client) as stream:
                 engine.classify(run, client, quiet)
             where = places(client, stream.data)
     assert rows_of(run).equals(plain[1])
-    assert where["infer_strip"] == {"GPU"} and where["cut_strip"] == {"CPU"}
+    assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}
 
 
 def engine_workers(address: str, client: Client):
@@ -91,7 +98,7 @@ def places(client: Client, stream: list[dict]) -> dict[str, set[str]]:
     """Which kind of worker ran each kind of task."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     kind = {address: next(iter(w["resources"]), "") for address, w in workers.items()}
-    stages = ("cut_strip", "infer_strip")
+    stages = ("cut_strip", "infer_strip", "commit_strips")
     return {s: {kind[t["worker"]] for t in stream if str(t["key"]).startswith(s)} for s in stages}
 
 
@@ -146,8 +153,6 @@ def test_sigint_ends_with_exit_code_4_and_a_word_on_resuming(run, sky):
 
 
 def test_a_bad_tile_is_quarantined_and_its_rows_stay(run, sky, tmp_path):
-    import shutil
-
     images = tmp_path / "images"
     shutil.copytree(sky.images, images)
     broken = sky.coadd_ids[0]
@@ -167,3 +172,97 @@ def test_the_report_is_written_and_says_simulated(plain, run):
         engine.classify(run, client, quiet)
     report = json.loads(RunFolder(run.out).report_path.read_text())
     assert report["simulated_model"] is True and report["sources_in"] == plain[0].sources_in
+
+
+class Poison(WorkerPlugin):
+    """Ends the process of a worker that begins to cut one tile: what a crash in C code does."""
+
+    name = "poison"
+
+    def __init__(self, coadd_id: str) -> None:
+        self.coadd_id = coadd_id
+
+    def setup(self, worker) -> None:
+        import os
+
+        from skyclass import stages
+
+        cut = stages.cut_strip
+
+        def poisoned(line, strip):
+            if strip.tile.coadd_id == self.coadd_id:
+                os._exit(1)
+            return cut(line, strip)
+
+        stages.cut_strip = poisoned
+
+
+def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, monkeypatch):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(engine, "ATTEMPTS", 1)
+    with connect("local", workers=1) as client:
+        client.register_plugin(Poison(sky.coadd_ids[0]))
+        report = engine.classify(run, client, quiet)
+    assert list(report.quarantined) == [sky.coadd_ids[0]] and "died" in report.quarantined[sky.coadd_ids[0]]
+    rows = rows_of(run)
+    good = pc.not_equal(rows["coadd_id"], sky.coadd_ids[0])
+    assert len(rows) == sky.n_sources and rows.filter(good).equals(plain[1].filter(good))
+    again = pipeline.classify(run)
+    assert again.quarantined == report.quarantined and again.tiles_resumed == 2
+
+
+class BrokenArchive:
+    """An archive whose tile vanishes after it was cut."""
+
+    def tile(self, coadd_id, bands):
+        raise TileFault(coadd_id, "gone", kind="missing_tile")
+
+
+def test_rows_are_joined_by_name_when_a_tile_vanishes_before_its_commit(run):
+    """The order of a tile's sources comes from its header; a commit elsewhere may not be able to read it."""
+    line, plan, table = survey(run, count_here)
+    line.folder.make()
+    tile = plan.tiles[0]
+    result = stages.classify_strip(line, Strip(tile, 0, tile.n_sources))
+    expected = stages.class_rows(line, tile, [result])
+    stages.tile_sources.cache_clear()
+
+    class Blind(Line):
+        @property
+        def archive(self):
+            return BrokenArchive()
+
+    rows = stages.class_rows(Blind(**vars(line)), tile, [result])
+    assert rows["source_id"].to_pylist() != expected["source_id"].to_pylist()
+    assert rows.sort_by("source_id").equals(expected.sort_by("source_id"))
+    with pytest.raises(RowsLost, match="classified"):
+        stages.class_rows(line, tile, [result, result])
+
+
+def test_another_region_or_catalogue_is_another_run(run, sky):
+    pipeline.classify(run)
+    with pytest.raises(RunMismatch, match="region"):
+        pipeline.classify(dataclasses.replace(run, region=Cone(149.7, 2.2, "4deg")))
+
+
+def test_a_second_run_in_one_process_sees_what_changed(run, sky, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(sky.images, images)
+    lost = images / sky.coadd_ids[0][:2] / sky.coadd_ids[0][:4] / sky.coadd_ids[0]
+    shutil.move(lost, tmp_path / "aside")
+    first = dataclasses.replace(run, images=str(images))
+    assert list(pipeline.classify(first).quarantined) == [sky.coadd_ids[0]]
+    shutil.move(tmp_path / "aside", lost)
+    assert not pipeline.classify(into(first, tmp_path / "second")).quarantined
+
+
+def test_positions_beside_the_image_keep_their_rows(run, sky, tmp_path):
+    rows = pq.read_table(sky.catalog).select(["ra", "dec", "source_id", "coadd_id"]).slice(0, 4).to_pandas()
+    rows.loc[0, "coadd_id"] = sky.coadd_ids[0] if rows.loc[0, "coadd_id"] == sky.coadd_ids[1] else sky.coadd_ids[1]
+    rows.loc[1, "coadd_id"] = None
+    rows.to_csv(tmp_path / "own.csv", index=False)
+    report = pipeline.classify(dataclasses.replace(run, catalog=str(tmp_path / "own.csv")))
+    found = rows_of(run).to_pandas().set_index("source_id")
+    assert report.sources_in == 4 and report.without_class == 1
+    assert found.loc[rows.loc[0, "source_id"], "flags"] & Flag.OFF_TILE
+    assert found.loc[rows.loc[1, "source_id"], "class"] in CLASSES

@@ -20,8 +20,8 @@ DEMO_SEED = 2026
 """Not the seed of any sky that the shipped model was trained on."""
 
 
-def run_demo(folder: Path, n_tiles: int, sources_per_tile: int, size_px: int, say: Say) -> None:
-    """Make, classify, publish, query and compare; `say` hears each step. Run again, it resumes."""
+def run_demo(folder: Path, n_tiles: int, sources_per_tile: int, size_px: int, say: Say) -> bool:
+    """Make, classify, publish, query and compare; `say` hears each step. Return whether the catalogue is sound."""
     say(f"1. a SIMULATED sky in {folder}/mock: {n_tiles} Atlas tiles of {size_px} x {size_px} pixels")
     sky = write_mock(
         str(folder / "mock"),
@@ -40,11 +40,13 @@ def run_demo(folder: Path, n_tiles: int, sources_per_tile: int, size_px: int, sa
     )
     catalogue = folder / "classes" / "catalog"
     say(f"3. skyclass verify {catalogue}")
-    say(f"   {verify(catalogue)}")
+    verified = verify(catalogue)
+    say(f"   {verified}")
     classes = open_catalog(str(catalogue))
     say("4. against the simulated truth (natural mix; a purity here is one of this simulation only)")
     say(summary(classes, sky))
     say(example_query(classes, catalogue))
+    return verified.ok
 
 
 def summary(classes: ClassCatalog, sky: MockReport) -> str:

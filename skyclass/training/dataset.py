@@ -78,7 +78,9 @@ def load_dataset(path: str | Path) -> Dataset:
     """Return the dataset in a folder, its images memory-mapped; `ConfigError` when a file is missing."""
     folder = Path(path)
     if missing := [name for name in (IMAGES, ROWS, SETTINGS) if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder} is not a dataset ({', '.join(missing)} missing): make one with `skyclass dataset`")
+        raise ConfigError(
+            f"{folder} is not a dataset ({', '.join(missing)} missing): name `catalog`, `images`, `labels`"
+        )
     settings = json.loads((folder / SETTINGS).read_text())
     rows = pq.read_table(folder / ROWS)
     labels = rows["label"].to_numpy().astype(np.int64)
