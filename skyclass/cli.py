@@ -190,11 +190,18 @@ def mock(
 @click.option("--tiles", default=2, show_default=True)
 @click.option("--sources-per-tile", default=12_000, show_default=True)
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
-def demo(directory: str, tiles: int, sources_per_tile: int, size: int) -> int:
+@click.option("--seed", default=2026, show_default=True, help="Not that of a sky the model was trained on.")
+@click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
+def demo(
+    directory: str, tiles: int, sources_per_tile: int, size: int, seed: int, mix: Literal["natural", "balanced"]
+) -> int:
     """Make a simulated sky, classify it, publish it, and compare it with the truth."""
+    from .mock import write_mock
     from .mock.demo import run_demo
 
-    return 0 if run_demo(Path(directory), tiles, sources_per_tile, size, click.echo) else 1
+    click.echo(f"1. a SIMULATED sky in {directory}/mock: {tiles} Atlas tiles of {size} x {size} pixels, {mix} mix")
+    sky = write_mock(Path(directory) / "mock", tiles, seed, sources_per_tile, size, mix)
+    return 0 if run_demo(Path(directory), sky, click.echo) else 1
 
 
 @cli.command()
