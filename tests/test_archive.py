@@ -190,13 +190,22 @@ def test_a_file_replaced_during_a_run_is_noticed(tmp_path: Path) -> None:
 
 def test_nan_and_a_few_zeros_are_pixels_like_others(tmp_path: Path) -> None:
     pixels = pixels_of(1)
-    pixels[3, 4:9], pixels[10, :20], pixels[11, 3] = np.nan, 0, -0.0
+    pixels[3, 4:9], pixels[10, 5], pixels[11, 3] = np.nan, 0, -0.0
     write_image(tmp_path / "a" / "x.fits", atlas_header(), pixels)
     archive = open_archive(str(tmp_path), ["w1"])
     tile = archive.tile("0098p408_ac51", ("w1",))
     np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels)
-    fault = fault_of(lambda: archive.read_rows(tile, "w1", 10, 11))
-    assert fault.reason.startswith("zeroed pixels: 54% of rows 10:11")
+
+
+@pytest.mark.parametrize("rows", [(10, 11), (0, ROWS)])
+def test_a_zeroed_row_is_refused_whatever_is_read_with_it(tmp_path: Path, rows: tuple[int, int]) -> None:
+    pixels = pixels_of(1)
+    pixels[10, :20] = 0
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), pixels)
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    fault = fault_of(lambda: archive.read_rows(tile, "w1", *rows))
+    assert fault.reason.startswith("zeroed pixels: 54% of row 10")
 
 
 @settings(max_examples=40, deadline=None)

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from skyclass.query import open_catalog
+
 SHARED = Path(__file__).parents[2] / "shared"
 ATLAS = SHARED / "data" / "atlas_cutouts"
 LOOKALIKES = SHARED / "data" / "lookalikes"
@@ -233,8 +235,7 @@ def test_the_shipped_model_on_two_real_fields(tmp_path):
         positions = Path(__file__).parent / "data" / f"{field}.csv"
         done = skyclass("classify", "--catalog", positions, "--images", ATLAS, "--out", out, "--cluster", "none")
         assert done.returncode == 0 and "SIMULATED" in done.stdout, done.stderr
-        table = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet"))).to_pandas()
-        rows[field] = table.set_index("source_id")
+        rows[field] = open_catalog(out).to_pandas().set_index("source_id")
     host, target = rows["2010H"].loc["2010H-host"], rows["2010ai"].loc["2010ai-target"]
     assert host["class"] == "galaxy" and host["coadd_id"] == "1210p015_ac51" and host["flags"] == 0
     assert (rows["2010H"].drop("2010H-host")["class"] == "star").sum() >= 10
