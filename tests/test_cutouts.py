@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from astropy.nddata import Cutout2D
 from astropy.nddata.utils import NoOverlapError
@@ -104,6 +105,20 @@ def test_each_band_is_read_once_and_only_where_needed():
 
 def read_whole(tile: Tile, archive, band: str) -> np.ndarray:
     return archive.read_rows(tile, band, 0, tile.shape[0])
+
+
+def test_simulated_pixels_of_catalogue_sources_equal_astropy(sky):
+    archive = open_archive(str(sky.images), ("w1", "w2", "w3"))
+    rows = pq.read_table(sky.catalog).to_pandas()
+    for coadd_id, sources in rows.groupby("coadd_id"):
+        tile = archive.tile(coadd_id, ("w1", "w2", "w3"))
+        x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
+        np.testing.assert_allclose((x, y), (sources["wx"], sources["wy"]), atol=0.01)
+        batch = cut(archive, tile, x, y, 37)
+        for b, band in enumerate(tile.bands):
+            image = read_whole(tile, archive, band)
+            for n in range(len(x)):
+                np.testing.assert_array_equal(batch.pixels[n, b], oracle(image, x[n], y[n], 37))
 
 
 @needs_atlas
