@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -44,7 +45,8 @@ def main() -> None:
 
 def _fail(error: SkyclassError) -> None:
     click.echo(f"skyclass: {error}", err=True)
-    sys.exit(error.exit_code)
+    sys.stderr.flush()
+    os._exit(error.exit_code)  # native threads of Arrow and torch may still run, and abort an orderly exit
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -255,8 +257,12 @@ def query(
     if columns:
         classes = classes.select([c.strip() for c in columns.split(",")])
     if output:
-        written = export_table(classes.sql_arrow(sql), output) if sql else classes.export(output)
-        click.echo(f"written to {written}")
+        if sql:
+            answer = classes.sql_arrow(sql)
+            click.echo(f"{len(answer):,} rows written to {export_table(answer, output)}")
+        else:
+            written = classes.export(output)
+            click.echo(f"{classes.count():,} rows written to {written}")
     elif sql:
         click.echo(classes.sql(sql).to_string(index=False))
     else:

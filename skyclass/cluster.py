@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -126,7 +128,9 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
     options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": memory_limit, "host": LOOPBACK}
     options["dashboard_address"] = f"{LOOPBACK}:0"
     if not n_gpus:
-        with LocalCluster(n_workers=workers, **options) as pool:
+        with deaf_to_ctrl_c():
+            pool = LocalCluster(n_workers=workers, **options)
+        with pool:
             yield pool.scheduler_address
         return
     from dask_cuda import LocalCUDACluster
@@ -134,6 +138,19 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
     with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **options) as pool:
         with worker_pool(pool.scheduler_address, workers, "CPU=1", memory_limit):
             yield pool.scheduler_address
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Let processes that start in this block ignore Ctrl-C: a terminal sends it to all, and the driver decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -28,15 +28,16 @@ from .errors import SkyclassError
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, strips_of, survey
 from .progress import RunReport, Tally, Watch, show, strip_facts
-from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
-from .store import committed, hold_lease, journal_commit
+from .stages import Timing, classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
+from .store import Commit, committed, hold_lease, journal_commit
 from .types import Strip, TilePlan
 
 STRIPS_PER_SLOT = 2
 """In flight for each thread that infers: one at work, one whose pixels are being made or moved."""
 
-ATTEMPTS = 3
-"""Times that a tile is begun before it is quarantined because its workers died."""
+ATTEMPTS = 2
+"""Times that a tile is begun before it is quarantined because its workers died: the last time alone, since Dask
+blames whatever a dying worker held, innocent neighbours too (distributed#5234)."""
 
 SMALLEST_STRIP = 1_024
 """A small run is cut finer, so that each worker has a few strips; never finer than this."""
@@ -156,6 +157,7 @@ class Window:
     def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: list[TilePlan]) -> None:
         self.client, self.line, self.who, self.strip_sources = client, line, who, strip_sources
         self.chains = deque(Chain(tile) for tile in tiles)
+        self.suspects: deque[Chain] = deque()
         self.strips: Iterator[tuple[Chain, Strip, bool]] = iter(())
         self.done: Any = as_completed(loop=client.loop)
         self.in_flight: dict[str, Chain] = {}
@@ -173,11 +175,11 @@ class Window:
                 self.watch(self.committing, commit, chain)
 
     def next_strip(self) -> tuple[Chain, Strip, bool] | None:
-        """Return the next strip of the tile at hand, or the first of the next tile."""
+        """Return the next strip of the tile at hand, or the first of the next tile; suspects last, one by one."""
         while (item := next(self.strips, None)) is None:
-            if not self.chains:
+            if not self.chains and (not self.suspects or self.in_flight or self.committing):
                 return None
-            chain = self.chains.popleft()
+            chain = (self.chains or self.suspects).popleft()
             strips = strips_of(chain.tile, self.strip_sources)
             self.strips = ((chain, strip, strip is strips[-1]) for strip in strips)
         return item
@@ -203,26 +205,30 @@ class Window:
         """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""
         key = str(future.key)
         strip_of, commit_of = self.in_flight.pop(key, None), self.committing.pop(key, None)
-        if future.status == "error":
-            error = future.exception()
-            if not isinstance(error, KilledWorker):
-                raise error
+        try:
+            result = future.result()
+        except KilledWorker as error:
             if commit_of:  # its strips fail with it, and only this is counted
-                self.again(commit_of, str(error))
-        elif strip_of:
-            tally.strip(future.result())
-        elif commit_of:
-            commit, timing = future.result()
-            journal_commit(tally.line.folder, commit)
-            tally.commit(commit, timing)
-
-    def again(self, chain: Chain, reason: str) -> None:
-        """Begin a tile again whose worker died; after `ATTEMPTS`, commit its rows without a class."""
-        if chain.attempt < ATTEMPTS:
-            self.chains.append(Chain(chain.tile, chain.attempt + 1))
+                self.again(commit_of, str(error), tally)
             return
-        if chain.attempt > ATTEMPTS:
-            raise SkyclassError(f"tile {chain.tile.coadd_id}: workers die even when it is only flagged ({reason})")
-        words = f"its workers died in each of {ATTEMPTS} attempts ({reason})"
-        commit = self.submit(commit_fault, self.line, chain.tile, words, resources=self.who.cut)
-        self.watch(self.committing, commit, Chain(chain.tile, ATTEMPTS + 1))
+        if strip_of:
+            tally.strip(result)
+        elif commit_of:
+            book(tally, *result)
+
+    def again(self, chain: Chain, reason: str, tally: Tally) -> None:
+        """Begin a tile again whose worker died; after `ATTEMPTS`, commit its rows without a class.
+
+        The driver does that itself: strips of the tile may still be killing workers.
+        """
+        if chain.attempt < ATTEMPTS:
+            self.suspects.append(Chain(chain.tile, chain.attempt + 1))
+            return
+        words = f"workers died of it in {ATTEMPTS} attempts, once with nothing beside it ({reason})"
+        book(tally, *commit_fault(self.line, chain.tile, words))
+
+
+def book(tally: Tally, commit: Commit, timing: Timing) -> None:
+    """Write a commit into the journal and the tally."""
+    journal_commit(tally.line.folder, commit)
+    tally.commit(commit, timing)

@@ -7,6 +7,7 @@ SkyclassError
 │   └── BundleError          the model bundle is missing, damaged or of another make
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on
 ├── StoreError               the run folder cannot be written or read               exit code 1
+│   ├── NotPublished         no class catalogue, or no run, at this path           exit code 2
 │   ├── RunMismatch          the folder belongs to another run                      exit code 2
 │   ├── LeaseHeld            another driver is working in the folder                exit code 2
 │   └── CommitConflict       two attempts at one tile gave different bytes
@@ -64,8 +65,14 @@ class StoreError(SkyclassError):
     """The run folder or catalogue cannot be written or read."""
 
 
+class NotPublished(StoreError):
+    """There is no class catalogue, or no run, at this path."""
+
+    exit_code = 2
+
+
 class RunMismatch(StoreError):
-    """The output folder belongs to a run with another fingerprint."""
+    """The output folder belongs to a run with another fingerprint, or to somebody else."""
 
     exit_code = 2
 

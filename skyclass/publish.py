@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import store
-from .errors import RowsLost, StoreError
+from .errors import RowsLost, RunMismatch, StoreError
 from .sky import MAX_ORDER
 from .store import CATALOG_ORDER, CLASS_SCHEMA, Json, Manifest, PixelRecord, RunFolder
 from .types import Flag
@@ -126,12 +126,16 @@ def begin_catalog(folder: RunFolder) -> Path:
 
 
 def refuse_foreign(folder: RunFolder) -> None:
-    """Raise `StoreError` where publishing would replace a `catalog/` that is not a class catalogue of ours."""
+    """Raise `RunMismatch` for an output folder that holds anything else than a run of ours: it stays as it is."""
     if folder.catalog.exists() and not (folder.catalog / store.MANIFEST_NAME).exists():
-        raise StoreError(
+        raise RunMismatch(
             f"{folder.catalog} exists and is no class catalogue of skyclass; publishing would replace it: "
             "move it away, or give the run another output folder"
         )
+    if folder.path.exists() and not folder.run_path.exists():
+        ours = {p.name for p in (folder.tmp, folder.tiles, folder.lease_path)}
+        if foreign := sorted({p.name for p in folder.path.iterdir()} - ours):
+            raise RunMismatch(f"{folder.path} is no run of skyclass and holds {foreign[0]}: give a new folder")
 
 
 def publish_plan(folder: RunFolder) -> list[tuple[int, tuple[str, ...]]]:
@@ -249,10 +253,14 @@ def repeated_ids(catalog: Path, records: Sequence[PixelRecord], tmp: Path, limit
 
 
 def is_published(folder: RunFolder) -> bool:
-    """Return whether `catalog/` is the published catalogue of this run, all its rows there."""
+    """Return whether `catalog/` is the published catalogue of this run, its files there with their sizes."""
     if not (folder.catalog / store.MANIFEST_NAME).exists():
         return False
     manifest = store.read_manifest(folder.catalog)
+    for record in manifest.files:
+        path = folder.catalog / record.path
+        if not path.is_file() or path.stat().st_size != record.nbytes:
+            return False
     return manifest.run_id == store.read_run(folder)["run_id"] and manifest.rows == store.expected_rows(folder)
 
 

@@ -204,6 +204,8 @@ class ClassCatalog:
         paths = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
         source = f"read_parquet([{paths}], hive_partitioning = false)"
         connection.execute(f"CREATE TEMP VIEW classes AS SELECT {names} FROM {source}{condition}")
+        connection.execute("SET allowed_directories = " + f"['{str(self.root).replace(chr(39), chr(39) * 2)}/']")
+        connection.execute("SET enable_external_access = false")
 
 
 def open_catalog(path: str | Path) -> ClassCatalog:
@@ -285,6 +287,8 @@ def _answering(question: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         reason = str(error).strip().split("\n")[0]
+        if "No files found" in reason:
+            raise StoreError("a file of the catalogue is gone: `skyclass verify` names it") from error
         raise ConfigError(f"cannot answer {question!r}: {reason}. Columns: {_column_list()}") from error
 
 
@@ -293,6 +297,7 @@ def _check_condition(expression: str) -> None:
     text = f"({expression}\n)"
     query = f"SELECT {text} AS condition FROM classes WHERE {text}"
     with _answering(expression), _connect() as connection:
+        duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")  # by itself: no bracket may close ours
         if len(duckdb.extract_statements(query)) != 1:
             raise ConfigError(f"where takes one condition, not {expression!r}")
         connection.register("classes", CLASS_SCHEMA.empty_table())

@@ -5,6 +5,7 @@ Angles are degrees unless a name says otherwise; positions are ICRS (J2000); HEA
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -367,7 +368,8 @@ def region_from_dict(values: Mapping[str, Any]) -> Region:
     try:
         return kinds[kind](**fields)
     except TypeError as error:
-        raise ConfigError(f"region {kind} cannot be made from {sorted(fields)}: {error}") from error
+        takes = ", ".join(inspect.signature(kinds[kind]).parameters)
+        raise ConfigError(f"region {kind} takes {takes}; given are {', '.join(sorted(fields))}") from error
 
 
 def _edge_separation_deg(corners: Float64, points: Float64) -> Float64:

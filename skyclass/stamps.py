@@ -57,7 +57,9 @@ def parse_size(size: str) -> int:
     pixels = re.fullmatch(r"\s*(\d+)\s*(px|pix|pixels)\s*", size)
     side = int(pixels[1]) if pixels else _odd(parse_angle(size) * 3600 / PIXEL_SCALE_ARCSEC)
     if not 1 <= side <= MAX_PIXELS:
-        raise ConfigError(f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS}")
+        raise ConfigError(
+            f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS} (36 is degrees: write 36px or 50arcsec)"
+        )
     return side
 
 

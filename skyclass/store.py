@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import CommitConflict, LeaseHeld, RunMismatch, StoreError
+from .errors import CommitConflict, LeaseHeld, NotPublished, RunMismatch, StoreError
 from .types import CLASSES, Flag
 
 Json = dict[str, Any]
@@ -256,7 +256,7 @@ def read_json(path: Path) -> Json:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise StoreError(f"{path} does not exist: check the folder, or classify first") from error
+        raise NotPublished(f"{path} does not exist: check the folder, or classify first") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
@@ -706,7 +706,7 @@ def find_catalog(path: str | Path) -> Path:
     for folder in (given, RunFolder(given).catalog):
         if (folder / MANIFEST_NAME).is_file():
             return folder
-    raise StoreError(
+    raise NotPublished(
         f"{given} is no published class catalogue (no {MANIFEST_NAME}): give the catalog folder of a run, "
         "or publish the run first with 'skyclass publish'"
     )

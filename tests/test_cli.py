@@ -240,3 +240,39 @@ def test_the_shipped_model_on_two_real_fields(tmp_path):
     assert host["class"] == "galaxy" and host["coadd_id"] == "1210p015_ac51" and host["flags"] == 0
     assert (rows["2010H"].drop("2010H-host")["class"] == "star").sum() >= 10
     assert target["flags"] == 1 and abs(target["valid_frac"] - 32 / 37) < 1e-6 and target["class"] is not None
+
+
+def test_a_folder_of_somebody_else_is_left_alone(sky, bundle, tmp_path):
+    theirs = tmp_path / "thesis"
+    theirs.mkdir()
+    (theirs / "chapter1.tex").write_text("important")
+    done = classify(sky, bundle, theirs)
+    assert done.returncode == 2 and "chapter1.tex" in done.stderr
+    assert [p.name for p in theirs.iterdir()] == ["chapter1.tex"]
+
+
+def test_a_damaged_catalogue_is_published_again_by_the_same_command(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    assert classify(sky, bundle, out).returncode == 0
+    next((out / "catalog").rglob("Npix=*.parquet")).write_bytes(b"junk")
+    assert skyclass("verify", out).returncode == 1
+    assert classify(sky, bundle, out).returncode == 0
+    assert skyclass("verify", out).returncode == 0
+    next((out / "catalog").rglob("Npix=*.parquet")).unlink()
+    gone = skyclass("query", out)
+    assert gone.returncode == 1 and "skyclass verify" in gone.stderr
+
+
+def test_what_is_no_catalogue_is_wrong_input(tmp_path):
+    for verb in ("query", "verify", "publish"):
+        done = skyclass(verb, tmp_path / "nowhere")
+        assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_condition_cannot_close_our_bracket_and_sql_reads_no_other_file(sky, bundle, tmp_path):
+    out = tmp_path / "out"
+    assert classify(sky, bundle, out).returncode == 0
+    secret = write_csv(tmp_path / "secret.csv", word=["hush"])
+    assert skyclass("query", out, "--where", "1=0) OR (1=1").returncode == 2
+    read = skyclass("query", out, "--sql", f"SELECT * FROM read_csv('{secret}')")
+    assert read.returncode == 2 and "hush" not in read.stdout

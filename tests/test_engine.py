@@ -197,9 +197,8 @@ class Poison(WorkerPlugin):
         stages.cut_strip = poisoned
 
 
-def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, monkeypatch):
+def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(engine, "ATTEMPTS", 1)
     with connect("local", workers=1) as client:
         client.register_plugin(Poison(sky.coadd_ids[0]))
         report = engine.classify(run, client, quiet)

@@ -198,7 +198,7 @@ def test_angles(text: str | float, degrees: float) -> None:
         (lambda: Pixels(0, (12,)), "0 to 11"),
         (lambda: Pixels(0, ()), "got none"),
         (lambda: region_from_dict({"kind": "circle"}), "'circle'"),
-        (lambda: region_from_dict({"kind": "cone", "ra": 1}), "cone cannot be made"),
+        (lambda: region_from_dict({"kind": "cone", "ra": 1}), "cone takes ra, dec, radius"),
     ],
 )
 def test_bad_input_names_the_value(make, words: str) -> None:
