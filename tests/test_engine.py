@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster, WorkerPlugin, get_task_stream
 
-from skyclass import engine, pipeline, stages
+from skyclass import cluster, engine, pipeline, stages
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
 from skyclass.errors import Interrupted, RowsLost, RunMismatch, TileFault
@@ -197,7 +197,9 @@ class Poison(WorkerPlugin):
         stages.cut_strip = poisoned
 
 
-def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky):
+def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, monkeypatch):
+    monkeypatch.setitem(cluster.DASK_SETTINGS, "distributed.scheduler.allowed-failures", 0)  # each death takes seconds
+    run = dataclasses.replace(run, strip_sources=1000)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connect("local", workers=1) as client:
         client.register_plugin(Poison(sky.coadd_ids[0]))
