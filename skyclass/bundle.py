@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .composite import CompositeSettings
-from .errors import BundleError
+from .errors import BundleError, ConfigError
+from .photometry import PhotometrySettings
 from .types import CLASSES, PIXEL_SCALE_ARCSEC
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 PACKAGED = Path(__file__).parent / "models"
@@ -51,8 +52,9 @@ class Preprocessing:
 class Bundle:
     """A model as `model.json` describes it; `load_weights` gives its numbers.
 
-    `training` is the provenance; it always says whether the data were `simulated`, and has a `label` for
-    people.
+    Probabilities are softmax(logits / temperature + bias), the classes in the order of `classes`. `photometry` is
+    None for a network of images alone. `training` is the provenance; it always says whether the data were
+    `simulated`, and has a `label` for people.
     """
 
     path: Path
@@ -67,6 +69,8 @@ class Bundle:
     weights_sha256: str
     digest: str
     classes: tuple[str, ...] = CLASSES
+    photometry: PhotometrySettings | None = None
+    bias: tuple[float, ...] = (0.0,) * len(CLASSES)
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -132,8 +136,8 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
 def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
     """Write a bundle folder in one step and return it as `load_bundle` would.
 
-    `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`. A bundle already at
-    `path` is replaced; anything else there is refused with `BundleError`.
+    `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`; those that have a default
+    may be left out. A bundle already at `path` is replaced; anything else there is refused with `BundleError`.
     """
     from safetensors.torch import save
 
@@ -172,15 +176,20 @@ def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str
     fields = dict(bundle_fields)
     if not {"simulated", "label"} <= set(fields["training"]):
         raise BundleError("training provenance must say `simulated` (true or false) and a `label` for people")
+    classes, photometry = fields.get("classes", CLASSES), fields.get("photometry")
     plain = {
         **fields,
         "schema": SCHEMA,
         "cut": asdict(fields["cut"]),
         "composite": fields["composite"].to_dict(),
         "preprocessing": asdict(fields["preprocessing"]),
-        "classes": list(fields.get("classes", CLASSES)),
+        "photometry": photometry.to_dict() if photometry else None,
+        "classes": list(classes),
+        "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
+    if len(plain["bias"]) != len(classes):
+        raise BundleError(f"bias = {plain['bias']}: give one number for each class ({', '.join(classes)})")
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists here, as they will be when read back
     return document | {"digest": _digest(document)}
 
@@ -224,8 +233,8 @@ def _verified_weights(path: Path, sha256: str) -> bytes:
 
 def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
     fields = {k: v for k, v in document.items() if k != "schema"}
-    cut, preprocessing = fields.pop("cut"), fields.pop("preprocessing")
     try:
+        cut, preprocessing, photometry = (fields.pop(name) for name in ("cut", "preprocessing", "photometry"))
         return Bundle(
             path=folder,
             cut=Cut(**cut | {"bands": tuple(cut["bands"])}),
@@ -233,8 +242,10 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
             preprocessing=Preprocessing(
                 preprocessing["input_px"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
             ),
+            photometry=PhotometrySettings.from_dict(photometry) if photometry else None,
             classes=tuple(fields.pop("classes")),
+            bias=tuple(fields.pop("bias")),
             **fields,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise BundleError(f"{folder / MODEL_FILE} has wrong fields ({error}): {REMEDY}") from error

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +19,7 @@ import click
 from . import __version__
 from .config import RunConfig, read_toml, run_config
 from .errors import ConfigError, Interrupted, SkyclassError
-from .sky import Cone, parse_angle
+from .sky import Box, Cone, parse_angle
 from .types import BANDS, CLASSES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -272,14 +272,164 @@ def query(
 
 
 @cli.command()
-@click.argument("train_toml", type=click.Path(dir_okay=False))
-def train(train_toml: str) -> int:
-    """Train a network on labelled sources and write its model bundle."""
-    from .training.train import train as run_training
-    from .training.train import train_config
+@click.argument("labels_toml", required=False, type=click.Path(dir_okay=False))
+@click.option("--out", help="Label table to write, Parquet.")
+@click.option("--catalog", help="AllWISE partitions to match against; IRSA is asked without them.")
+@click.option("--data-release", type=int, help="SDSS data release.  [default: 17]")
+@click.option("--per-class", type=int, help="Most spectra of each class, in plate order.  [default: all]")
+@click.option("--one-in", type=int, help="Take one spectrum in so many, spread over the sky.  [default: 1]")
+@click.option("--region", metavar="RA0,RA1,DEC0,DEC1", help="Box in degrees.  [default: all the sky]")
+@click.option("--min-snr", type=float, help="Least W1 and W2 S/N.  [default: 5]")
+@click.option("--max-match-arcsec", type=float, help="Largest distance of a match.  [default: 2]")
+def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
+    """Fetch a label table: SDSS spectra matched to AllWISE. The same command goes on where it was stopped."""
+    from .training.labels import fetch_labels, labels_config
+    from .training.watch import say_steps
 
-    bundle = run_training(train_config(read_toml(train_toml)), lambda e: click.echo(json.dumps(e), err=True))
-    click.echo(f"{bundle.model_id} written to {bundle.path}")
+    data = read_toml(labels_toml) if labels_toml else {}
+    data |= {key: value for key, value in flags.items() if value is not None}
+    if region:
+        data["region"] = parse_box(region)
+    click.echo(f"label table written to {fetch_labels(labels_config(data), say_steps)}")
+    return 0
+
+
+def parse_box(text: str) -> Box:
+    """Return the box of "RA0,RA1,DEC0,DEC1"."""
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise ConfigError(f"--region {text!r}: write RA0,RA1,DEC0,DEC1 in degrees, such as 140,160,-2,5")
+    return Box(*map(parse_angle, parts))
+
+
+@cli.command()
+@click.argument("dataset_toml", required=False, type=click.Path(dir_okay=False))
+@click.option("--out", help="Folder of the dataset; must not exist.")
+@click.option("--labels", help="Table with ra, dec, class; optionally source_id, coadd_id and photometry.")
+@click.option("--images", help="Folder of Atlas tiles.")
+@click.option("--catalog", help="Catalogue that gives positions, tiles and photometry of the labelled sources.")
+@click.option("--bands", help="Comma-separated.  [default: w1,w2,w3,w4]")
+@click.option("--size-px", type=int, help="Native pixels on a side of a cutout.  [default: 37]")
+@click.option("--preset", help="paper: 7,298 galaxies, 7,215 quasars, 7,223 stars.")
+@click.option("--counts", metavar="CLASS=N,...", help="Sources to draw of each class.  [default: all]")
+@click.option("--min-w1snr", type=float)
+@click.option("--min-w2snr", type=float)
+@click.option("--seed", type=int, help="Decides the draw and the splits.")
+@click.option("--simulated/--real", default=None, help="What the images are, where the files do not say.")
+@click.option("--cluster", help="local, or a scheduler's address.  [default: this process]")
+@click.option("--workers", type=int, help="Workers of a local cluster.  [default: cores]")
+def dataset(
+    dataset_toml: str | None,
+    bands: str | None,
+    counts: str | None,
+    cluster: str | None,
+    workers: int | None,
+    **flags: Any,
+) -> int:
+    """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
+    from .training.dataset import build_dataset, dataset_config, summary
+    from .training.watch import show_cutting
+
+    data = read_toml(dataset_toml) if dataset_toml else {}
+    data |= {key: value for key, value in flags.items() if value is not None}
+    data |= {"bands": bands.lower().split(",")} if bands else {}
+    data |= {"counts": parse_counts(counts)} if counts else {}
+    config = dataset_config(data)
+    with show_cutting() as watch:
+        if cluster:
+            from .cluster import connect
+
+            with connect(cluster, workers, gpus=0) as client:
+                made = build_dataset(config, client, watch)
+        else:
+            made = build_dataset(config, None, watch)
+    click.echo(f"dataset written to {config.out}\n{summary(made)}")
+    return 0
+
+
+def parse_counts(text: str) -> dict[str, int]:
+    """Return the counts of "galaxy=500,star=300"."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(number.strip().isdigit() for _, _, number in pairs):
+        raise ConfigError(f"--counts {text!r}: write CLASS=N,..., such as galaxy=500,quasar=500,star=500")
+    return {name.strip(): int(number) for name, _, number in pairs}
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...] DATASET")
+@click.option("-o", "--output", required=True, help="Folder for evaluation.json, evaluation.md and figures.")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
+@click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
+@click.option("--kind", type=click.Choice(["temperature", "bias"]), default="temperature", show_default=True)
+@click.option("--prior", type=click.Choice(["sample", "equal"]), default="sample", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+def evaluate(
+    models: tuple[str, ...], output: str, split: str, calibrate: str | None, kind: str, prior: str, **where: Any
+) -> int:
+    """Measure models on a labelled dataset: rates, ROC, calibration, by S/N, magnitude and latitude."""
+    if len(models) < 2:
+        raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
+    from .bundle import load_bundle
+    from .training.calibration import calibrate as fit
+    from .training.dataset import load_dataset
+    from .training.evaluate import check_fit, evaluate_models, write_evaluation
+
+    data, bundles = load_dataset(models[-1]), [load_bundle(name) for name in models[:-1]]
+    check_fit(bundles, data)
+    if calibrate:
+        bundles.append(fit(bundles[0], data, "val", calibrate, kind, prior, **where))
+    folder = write_evaluation(output, evaluate_models(bundles, data, split, **where))
+    click.echo((folder / "evaluation.md").read_text())
+    click.echo(f"written to {output}")
+    return 0
+
+
+@cli.command()
+@click.argument("path")
+@click.option("-o", "--output", help="HTML page.  [default: report.html beside it]")
+def report(path: str, output: str | None) -> int:
+    """Make one HTML page, figures included, from a class catalogue or an evaluation."""
+    from .report import write_html
+
+    click.echo(f"written to {write_html(path, output)}")
+    return 0
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one of its training that speaks."""
+    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "SLURM_PROCID"))
+
+
+@cli.command()
+@click.argument("train_toml", type=click.Path(dir_okay=False))
+@click.option("--cluster", help="local, or a scheduler's address: one torchrun on each node of it.  [default: here]")
+@click.option("--nodes", type=int, help="Nodes of the cluster to use.  [default: all]")
+@click.option("--ranks-per-node", type=int, help="Processes on each node.  [default: its GPUs, or 1]")
+def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_node: int | None) -> int:
+    """Train a network on a dataset and write its model bundle; the same command on it resumes.
+
+    Works the same under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN.toml`.
+    """
+    from .training.recipe import train_config
+
+    run, is_first = train_config(read_toml(train_toml)), is_first_rank()
+    if cluster:
+        from .cluster import connect
+        from .training.launch import launch
+
+        with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client:
+            launch(Path(train_toml), client, nodes, ranks_per_node, echo=lambda line: click.echo(line, err=True))
+    else:
+        from .training.train import train as train_here
+        from .training.watch import show_training
+
+        with show_training() if is_first else nullcontext() as watch:
+            train_here(run, watch)
+    if is_first:
+        from .bundle import load_bundle
+
+        click.echo(f"{load_bundle(run.out).model_id} written to {run.out}")
     return 0
 
 

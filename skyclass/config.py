@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +25,10 @@ from .sky import Region, region_from_dict
 T = TypeVar("T")
 
 ROW_MODULES = (
-    *("types", "sky", "catalog", "archive", "cutouts", "composite", "networks/iicnet", "bundle", "infer", "plan"),
-    "stages",
+    *("types", "sky", "catalog", "archive", "cutouts", "composite", "photometry", "networks", "bundle", "infer"),
+    *("plan", "stages"),
 )
-"""The modules whose code decides what stands in a row: their digest is part of a run's fingerprint."""
+"""The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,16 @@ def fingerprint(
 def code_version() -> str:
     """Return the version with a digest of the code that makes rows, such as 0.1.0+1f3a9c02."""
     digest = hashlib.sha256()
-    package = resources.files(__package__)
-    for name in ROW_MODULES:
-        digest.update(package.joinpath(f"{name}.py").read_bytes())
+    for file in row_files():
+        digest.update(file.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"
+
+
+def row_files() -> list[Traversable]:
+    """Return the source files of `ROW_MODULES`, those of a folder by name."""
+    files: list[Traversable] = []
+    for name in ROW_MODULES:
+        entry = resources.files(__package__).joinpath(name)
+        inner = [file for file in entry.iterdir() if file.name.endswith(".py")] if entry.is_dir() else []
+        files += sorted(inner, key=lambda file: file.name) or [resources.files(__package__).joinpath(f"{name}.py")]
+    return files

@@ -8,11 +8,12 @@ Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import dask.dataframe as dd
@@ -120,10 +121,13 @@ def _count_frame(partition: int, line: Line) -> pd.DataFrame:
     return frame
 
 
-def spread(client: Client, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """Give work(*item) of every item, done by the workers, as they finish."""
-    futures = [client.submit(work, *item, pure=False) for item in items]
-    for _, result in as_completed(futures, with_results=True, loop=client.loop):
+def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Give work(*item) of every item, done by the workers, as they finish; `STRIPS_PER_SLOT` in flight a thread."""
+    window = STRIPS_PER_SLOT * max(1, sum(client.nthreads().values()))
+    futures = (client.submit(work, *item, pure=False) for item in items)
+    done: Any = as_completed(islice(futures, window), with_results=True, loop=client.loop)
+    for _, result in done:
+        done.update(islice(futures, 1))
         yield result
 
 

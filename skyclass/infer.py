@@ -1,10 +1,12 @@
-"""A model bundle on a device: composites in, calibrated class probabilities out.
+"""A model bundle on a device: composites and photometry in, calibrated class probabilities out.
 
-    images (N, C, S, S) float16, NaN = missing
+    images (N, C, S, S) float16, NaN = missing; photometry (N, F) float32, NaN = unknown
       micro-batches of one fixed size, the last one padded
       Preprocess      NaN -> 0, resize, normalise     float32
+      standardise     (x - mean) / std, NaN -> 0      float32
       network         fused, channels_last, fp32 or bf16
-      softmax(logits / temperature)                   float32 (N, 3)
+      logits                                          float32 (N, 3)
+      softmax(logits / temperature + bias)            float32 (N, 3)
 
 Every micro-batch has the same shape, so the probabilities of a row do not depend on which rows stand
 beside it: strips, workers, threads and window sizes leave no trace in a catalogue.
@@ -13,6 +15,7 @@ beside it: strips, workers, threads and window sizes leave no trace in a catalog
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,8 +25,9 @@ from torch import Tensor, nn
 
 from .bundle import Bundle, Preprocessing, load_bundle, load_weights
 from .errors import BundleError, ConfigError
-from .networks import build, channels_last, fuse, to_bf16
-from .types import CLASSES, Float16, Float32
+from .networks import INPUTS, build, channels_last, fuse, to_bf16
+from .photometry import standardise
+from .types import CLASSES, Float16, Float32, FloatArray
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ MICRO_BATCH = {"cpu": 32, "cuda": 1024}
 SMALLEST_BATCH = 64
 FLOAT16_MAX = 65504.0
 PRECISIONS = ("auto", "fp32", "bf16")
+ON_THE_WIRE = {"images": torch.float16, "photometry": torch.float32}
+"""Input of a network -> the type in which it travels to the device."""
 
 
 class Preprocess(nn.Module):
@@ -81,27 +87,35 @@ def _taps(size: int, px: int, device: torch.device) -> tuple[Tensor, Tensor, Ten
 class NetworkClassifier:
     """The network of a bundle on one device; `load_classifier` makes it.
 
-    `predict` may be called from several threads. On CUDA a batch that does not fit is halved, and stays so.
+    `predict` and `logits` may be called from several threads. On CUDA a batch that does not fit is halved, and
+    stays so.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str) -> None:
         self.bundle, self.device, self.precision = bundle, torch.device(device), precision
         self.model_id = bundle.model_id
+        self.inputs = _inputs(bundle)
         self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._preprocess = Preprocess(bundle.preprocessing).to(self.device)
         network = fuse(_network(bundle)).to(self.device)
         self._network = channels_last(to_bf16(network) if precision == "bf16" else network)
 
-    def predict(self, images: Float16) -> Float32:
+    def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
 
-        Rows sum to 1. Images of another size or number of bands than the bundle's raise `ConfigError`.
+        `photometry` (N, F) are the bundle's features of the same sources as `photometry.features` gives them, NaN
+        where unknown; a network that takes images alone leaves them aside, and one that takes photometry alone
+        heeds the number of images only. Rows sum to 1. What does not fit the bundle raises `ConfigError`.
         """
-        self._check(images)
+        return calibrated(self.logits(images, photometry), self.bundle.temperature, self.bundle.bias)
+
+    def logits(self, images: Float16, photometry: Float32 | None = None) -> Float32:
+        """Return (N, 3) float32 logits of the network, before temperature and bias; otherwise like `predict`."""
+        given = self._given(images, photometry)
         while True:
             try:
-                return self._predict(images, self.micro_batch)
+                return self._logits(given, len(images), self.micro_batch)
             except torch.OutOfMemoryError:
                 if self.micro_batch // 2 < SMALLEST_BATCH:
                     raise
@@ -109,19 +123,39 @@ class NetworkClassifier:
                 torch.cuda.empty_cache()
                 log.warning("out of GPU memory: continuing with batches of %d images", self.micro_batch)
 
-    @torch.inference_mode()
-    def _predict(self, images: Float16, size: int) -> Float32:
-        starts = range(0, len(images), size)
-        logits = [self._logits(_padded(images[i : i + size], size)) for i in starts]
-        rows = torch.cat(logits)[: len(images)] if logits else torch.empty((0, len(self.bundle.classes)))
-        probabilities: Float32 = torch.softmax(rows / self.bundle.temperature, dim=1).cpu().numpy()
-        return probabilities
+    def _given(self, images: Float16, photometry: Float32 | None) -> dict[str, FloatArray]:
+        """Return what the network takes, by name, photometry standardised; `ConfigError` when it does not fit."""
+        given: dict[str, FloatArray] = {}
+        if "images" in self.inputs:
+            self._check(images)
+            given["images"] = images
+        if self.bundle.photometry:
+            names = self.bundle.photometry.features
+            if photometry is None or photometry.shape != (len(images), len(names)):
+                raise ConfigError(
+                    f"{self.model_id} takes photometry (N, {len(names)}): {', '.join(names)}, a row for each of "
+                    f"{len(images)} images, not {None if photometry is None else photometry.shape}: pass "
+                    "photometry.features(rows, bundle.photometry.features)"
+                )
+            given["photometry"] = standardise(photometry, self.bundle.photometry)
+        return {name: given[name] for name in self.inputs}
 
-    def _logits(self, images: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def _logits(self, given: Mapping[str, FloatArray], n: int, size: int) -> Float32:
+        batches = (
+            [_padded(rows[i : i + size], size, ON_THE_WIRE[name]) for name, rows in given.items()]
+            for i in range(0, n, size)
+        )
+        logits = [self._forward(batch) for batch in batches]
+        rows = torch.cat(logits)[:n] if logits else torch.empty((0, len(self.bundle.classes)))
+        on_host: Float32 = rows.cpu().numpy()
+        return on_host
+
+    def _forward(self, batch: list[Tensor]) -> Tensor:
         if self.device.type == "cuda":  # pinned, so that the copy overlaps the previous batch's kernels
-            images = images.pin_memory().to(self.device, non_blocking=True)
-        x = self._preprocess(images).to(self._dtype)
-        logits: Tensor = self._network(x)
+            batch = [x.pin_memory().to(self.device, non_blocking=True) for x in batch]
+        ready = {"images": lambda x: self._preprocess(x).to(self._dtype), "photometry": lambda x: x}
+        logits: Tensor = self._network(*(ready[name](x) for name, x in zip(self.inputs, batch, strict=True)))
         return logits.float()
 
     def _check(self, images: Float16) -> None:
@@ -143,7 +177,7 @@ class NullClassifier:
 
     model_id = "null"
 
-    def predict(self, images: Float16) -> Float32:
+    def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 rows that sum to 1, a hash of the bytes of each composite (N, C, S, S)."""
         bits = np.ascontiguousarray(images, dtype=np.float16).view(np.uint16).reshape(len(images), -1)
         total = bits.sum(axis=1, dtype=np.uint64)[:, None]
@@ -151,6 +185,17 @@ class NullClassifier:
         weights = ((mixed >> np.uint64(40)) + np.uint64(1)).astype(np.float64)
         probabilities: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
         return probabilities
+
+
+def calibrated(logits: Float32, temperature: float, bias: tuple[float, ...]) -> Float32:
+    """Return probabilities (N, K) float32, softmax(logits / temperature + bias), for logits (N, K).
+
+    A temperature spreads confidence, and the bias moves it between the classes (bias-corrected temperature
+    scaling, Alexandari et al. 2020, ICML).
+    """
+    scaled = torch.from_numpy(logits) / temperature + torch.tensor(bias, dtype=torch.float32)
+    probabilities: Float32 = torch.softmax(scaled, dim=1).numpy()
+    return probabilities
 
 
 def load_classifier(model: str | Path | Bundle, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
@@ -206,8 +251,27 @@ def set_threads(n: int) -> None:
     torch.set_num_threads(max(1, n))
 
 
+def _inputs(bundle: Bundle) -> tuple[str, ...]:
+    """Return what the network takes; `BundleError` when the bundle does not describe it, `ConfigError` for spectra."""
+    inputs = INPUTS.get(bundle.network, ("images",))
+    if foreign := [name for name in inputs if name not in ON_THE_WIRE]:
+        raise ConfigError(
+            f"network {bundle.network!r} of {bundle.path} takes {', '.join(foreign)}, which a catalogue run does not "
+            "have: choose a model of images or photometry"
+        )
+    if ("photometry" in inputs) != (bundle.photometry is not None):
+        has = "photometry settings" if bundle.photometry else "no photometry settings"
+        raise BundleError(
+            f"the bundle at {bundle.path} has {has}, but its network {bundle.network!r} takes "
+            f"{' and '.join(inputs)}: train it again with `skyclass train`"
+        )
+    return inputs
+
+
 def _network(bundle: Bundle) -> nn.Module:
-    network = build(bundle.network, **bundle.network_options)
+    """Return the network with its weights, as wide as the features are many."""
+    width = {"features": len(bundle.photometry.features)} if bundle.photometry else {}
+    network = build(bundle.network, **bundle.network_options | width)
     try:
         network.load_state_dict(load_weights(bundle))
     except RuntimeError as error:
@@ -215,11 +279,11 @@ def _network(bundle: Bundle) -> nn.Module:
     return network.eval()
 
 
-def _padded(images: Float16, size: int) -> Tensor:
-    """Return a tensor (size, C, S, S) float16 that starts with `images`; the rest is 0.
+def _padded(rows: FloatArray, size: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor (size, ...) that starts with `rows`; the rest is 0.
 
     The copy also spares torch the read-only arrays that come over the wire.
     """
-    batch = torch.zeros((size, *images.shape[1:]), dtype=torch.float16)
-    batch.numpy()[: len(images)] = images
+    batch = torch.zeros((size, *rows.shape[1:]), dtype=dtype)
+    batch.numpy()[: len(rows)] = rows
     return batch

@@ -17,13 +17,15 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from .archive import LocalArchive, open_archive
 from .bundle import Bundle, load_bundle
-from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, select, standardise_table
+from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, read_partition, select, standardise_table
 from .config import RunConfig, fingerprint
 from .errors import ArchiveError, CatalogError, TileFault
 from .infer import cached_classifier, resolve_device, resolve_precision
+from .photometry import columns_of
 from .publish import refuse_foreign
 from .sky import Region
 from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
@@ -141,18 +143,53 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     table = None
     if catalog.kind == "table":
         table = tiled_table(run, archive)
+        check_photometry(bundle, catalog, table)
         line = replace(line, catalog=str(line.folder.sources), region=None)
         plan = make_plan(line, table_counts(table), content_digest(table))
     else:
         selected = select(catalog, run.region) if run.region else catalog
         if not selected.partitions:
             raise CatalogError(f"{run.catalog}: no partition of it touches the region {run.region}")
+        check_photometry(bundle, selected)
         if run.region and (missing := gaps(catalog, run.region)):
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
         counts = count(line, range(len(selected.partitions)))
         plan = make_plan(line, counts)
     preflight(line, archive, plan)
     return line, plan, table
+
+
+def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = None) -> None:
+    """Raise `CatalogError` when a catalogue lacks photometry that the model's features are made of.
+
+    A survey's catalogue must have every column. A user's table (`table` holds its rows) may lack some, though not
+    all: the features made of them count as the training mean, and a warning says so.
+    """
+    if bundle.photometry is None:
+        return
+    needed = columns_of(bundle.photometry.features)
+    own = catalog.kind in ("table", "prepared")  # conformed: what the user's file lacks is null
+    if own:
+        rows = read_partition(catalog, 0) if table is None else table
+        absent = [name for name in needed if rows[name].null_count == len(rows)]
+    else:
+        absent = missing_columns(catalog, needed)
+    if not absent:
+        return
+    lack = f"{catalog.root} has no value in {', '.join(absent)}"
+    if own and len(absent) < len(needed):
+        log.warning("%s: %s takes the training mean of the features made of them", lack, bundle.model_id)
+        return
+    raise CatalogError(
+        f"{lack}: {bundle.model_id} needs the photometry {', '.join(needed)}; give a catalogue with these columns "
+        "(AllWISE has them), or choose a model of images alone, such as iicnet-mock"
+    )
+
+
+def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
+    """Return those of the names that the first partition of a catalogue has no column of; only its schema is read."""
+    present = set(ds.dataset(catalog.partitions[0].path, format="parquet", partitioning=None).schema.names)
+    return [name for name in names if name not in present]
 
 
 def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:

@@ -18,6 +18,7 @@ from .catalog import read_partition
 from .composite import composite
 from .cutouts import cut, row_span
 from .errors import RowsLost, TileFault
+from .photometry import features
 from .plan import NO_TILE, Line
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile
@@ -38,13 +39,15 @@ class Timing:
 class CutStrip:
     """Composites of a strip on their way to the network: `images` (N, C, S, S) float16, NaN = missing.
 
-    With a `fault` there are no images (None) and each source carries the fault's flag. `source_id` says whose
-    rows they are: rows are joined by name, never by place.
+    `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model takes any. With a
+    `fault` there is neither (None) and each source carries the fault's flag. `source_id` says whose rows they are:
+    rows are joined by name, never by place.
     """
 
     strip: Strip
     source_id: pa.Array
     images: Float16 | None
+    photometry: Float32 | None
     flags: Int32
     valid_frac: Float32
     fault: str | None
@@ -82,7 +85,9 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         Timing("cut", cut_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
         Timing("composite", time.perf_counter() - cut_done),
     )
-    return CutStrip(strip, ids_of(sources), images, batch.flags, batch.valid_frac, None, timings)
+    wanted = line.bundle.photometry
+    photometry = features(sources, wanted.features) if wanted else None
+    return CutStrip(strip, ids_of(sources), images, photometry, batch.flags, batch.valid_frac, None, timings)
 
 
 def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
@@ -92,7 +97,8 @@ def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> 
     reason = None if uncovered else str(fault)
     n = strip.stop - strip.start
     source_id = ids_of(tile_sources(line, strip.tile).slice(strip.start, n))
-    return CutStrip(strip, source_id, None, np.full(n, int(flag), np.int32), np.zeros(n, np.float32), reason, (timing,))
+    flags, valid_frac = np.full(n, int(flag), np.int32), np.zeros(n, np.float32)
+    return CutStrip(strip, source_id, None, None, flags, valid_frac, reason, (timing,))
 
 
 def infer_strip(line: Line, composites: CutStrip) -> StripResult:
@@ -101,7 +107,8 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
     probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
     has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
-        probabilities[has_image] = line.classifier.predict(composites.images[has_image])
+        photometry = None if composites.photometry is None else composites.photometry[has_image]
+        probabilities[has_image] = line.classifier.predict(composites.images[has_image], photometry)
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,

@@ -140,6 +140,9 @@ class Classifier(Protocol):
 
     model_id: str
 
-    def predict(self, images: Float16) -> Float32:
-        """Return (N, 3) probabilities in the order of `CLASSES` for composites (N, C, S, S)."""
+    def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
+        """Return (N, 3) probabilities in the order of `CLASSES` for composites (N, C, S, S).
+
+        `photometry` (N, F) are the features of the same sources, for a network that takes them; NaN = unknown.
+        """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from skyclass.bundle import (
 from skyclass.composite import atlas_settings
 from skyclass.errors import BundleError
 from skyclass.networks import build
+from skyclass.photometry import PhotometrySettings
 
 BANDS = ("w1", "w2", "w3")
 FIELDS: dict[str, Any] = {
@@ -37,13 +39,18 @@ FIELDS: dict[str, Any] = {
     "temperature": 1.25,
     "training": {"simulated": True, "label": "random weights"},
 }
+PHOTOMETRY = PhotometrySettings(("w1-w2", "w2-w3", "w1"), (0.5, 2.0, 15.0), (0.4, 1.0, 1.5))
+FUSION: dict[str, Any] = {"network": "fusion", "photometry": PHOTOMETRY, "bias": (0.5, -0.25, 0.0)}
+"""Changes that make the bundle one of images and photometry, its probabilities shifted between classes."""
+COLOUR = FUSION | {"network": "colour", "network_options": {"hidden": [16, 8]}}
 
 
 def make_bundle(path: Path, **changes: Any) -> Bundle:
     """Return a bundle of random weights whose network has lived-in BatchNorms and lively logits."""
     fields = FIELDS | changes
+    width = {"features": len(fields["photometry"].features)} if fields.get("photometry") else {}
     torch.manual_seed(3)
-    network = lived_in(build("iicnet", **fields["network_options"]))
+    network = lived_in(build(fields["network"], **fields["network_options"] | width))
     return save_bundle(path, fields, network.state_dict())
 
 
@@ -66,10 +73,46 @@ def test_digest_follows_every_part(tmp_path: Path) -> None:
         make_bundle(tmp_path / str(i), **change).digest
         for i, change in enumerate(
             [{}, {"temperature": 1.5}, {"preprocessing": Preprocessing(64, (0, 0, 0), (1, 1, 1))},
-             {"composite": atlas_settings(BANDS, stretch="log")}, {"network_options": {"head": [9]}}]
+             {"composite": atlas_settings(BANDS, stretch="log")}, {"network_options": {"head": [9]}},
+             {"bias": (0, 0, 0.1)}, FUSION, FUSION | {"photometry": replace(PHOTOMETRY, mean=(0.5, 2.0, 14.0))}]
         )
     }  # fmt: skip
-    assert len(digests) == 5
+    assert len(digests) == 8
+
+
+def test_photometry_and_bias_come_back(tmp_path: Path) -> None:
+    fusion = make_bundle(tmp_path / "fusion", **FUSION)
+    assert load_bundle(fusion.path) == fusion
+    assert fusion.photometry == PHOTOMETRY and fusion.bias == (0.5, -0.25, 0.0)
+    plain = load_bundle(make_bundle(tmp_path / "plain").path)
+    assert plain.photometry is None and plain.bias == (0.0, 0.0, 0.0)
+    with pytest.raises(BundleError, match="one number for each class"):
+        make_bundle(tmp_path / "short", bias=(0.5, 0.5))
+
+
+def rewritten(path: Path, **changes: Any) -> Path:
+    """The bundle's folder with other content in model.json, its digest fitting: what another version may write."""
+    from skyclass import bundle
+
+    document = json.loads((path / MODEL_FILE).read_text()) | changes
+    document = {k: v for k, v in document.items() if v is not ...}
+    (path / MODEL_FILE).write_bytes(bundle._render(document | {"digest": bundle._digest(document)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"schema": 1, "photometry": ..., "bias": ...}, "schema 1, this version reads 2: use the skyclass version"),
+        ({"schema": 99}, "schema 99"),
+        ({"bias": ...}, "wrong fields .'bias'"),
+        ({"photometry": {"features": ["w9"], "mean": [0.0], "std": [1.0]}}, "wrong fields .*unknown feature 'w9'"),
+        ({"photometry": {"features": ["w1"]}}, "wrong fields .*features, mean and std"),
+    ],
+)
+def test_other_schemas_and_fields_are_refused(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(BundleError, match=word):
+        load_bundle(rewritten(make_bundle(tmp_path / "m").path, **changes))
 
 
 @pytest.mark.parametrize("file", [MODEL_FILE, WEIGHTS_FILE])
@@ -93,13 +136,6 @@ def test_what_is_missing_or_foreign_is_named(tmp_path: Path) -> None:
     make_bundle(tmp_path / "m")
     (tmp_path / "m" / WEIGHTS_FILE).unlink()
     with pytest.raises(BundleError, match=f"{WEIGHTS_FILE} is missing"):
-        load_bundle(tmp_path / "m")
-    from skyclass import bundle
-
-    document = json.loads((tmp_path / "m" / MODEL_FILE).read_text()) | {"schema": 99}
-    document["digest"] = bundle._digest(document)
-    (tmp_path / "m" / MODEL_FILE).write_bytes(bundle._render(document))
-    with pytest.raises(BundleError, match="schema 99"):
         load_bundle(tmp_path / "m")
 
 

@@ -8,14 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_bundle import make_bundle
+from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle
 
 from skyclass import infer
-from skyclass.bundle import Bundle, load_weights
+from skyclass.bundle import Bundle, load_weights, save_bundle
 from skyclass.errors import BundleError, ConfigError
-from skyclass.infer import NetworkClassifier, NullClassifier, Preprocess, cached_classifier, load_classifier
+from skyclass.infer import (
+    NetworkClassifier,
+    NullClassifier,
+    Preprocess,
+    cached_classifier,
+    calibrated,
+    load_classifier,
+)
 from skyclass.networks import build
-from skyclass.types import Classifier, Float16
+from skyclass.photometry import standardise
+from skyclass.types import Classifier, Float16, Float32
 
 _: list[type[Classifier]] = [NullClassifier, NetworkClassifier]
 
@@ -23,6 +31,20 @@ _: list[type[Classifier]] = [NullClassifier, NetworkClassifier]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(tmp_path_factory.mktemp("infer") / "model")
+
+
+@pytest.fixture(scope="module")
+def fusion(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("infer") / "fusion", **FUSION)
+
+
+@pytest.fixture(scope="module")
+def photometry() -> Float32:
+    """Raw features of 75 sources, one in ten unknown."""
+    rng = np.random.default_rng(6)
+    values = rng.normal(PHOTOMETRY.mean, PHOTOMETRY.std, (75, 3))
+    values[rng.random(values.shape) < 0.1] = np.nan
+    return values.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +79,75 @@ def test_a_row_depends_on_nothing_but_its_image(bundle: Bundle, images: Float16,
     assert len(np.unique(whole, axis=0)) == 75
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [FUSION, COLOUR], ids=["fusion", "colour"])
+def test_a_row_of_photometry_depends_on_nothing_but_its_source(
+    tmp_path: Path, images: Float16, photometry: Float32, changes: dict, precision: str
+) -> None:
+    classifier = load_classifier(make_bundle(tmp_path / "m", **changes), "cpu", precision)
+    rng = np.random.default_rng(1)
+    infer.set_threads(2)
+    whole, logits = classifier.predict(images, photometry), classifier.logits(images, photometry)
+    for threads in (1, 2):
+        infer.set_threads(threads)
+        for subset in [np.arange(1), np.arange(40, 43), rng.permutation(75), rng.choice(75, 33, replace=False)]:
+            assert np.array_equal(classifier.predict(images[subset], photometry[subset]), whole[subset])
+            assert np.array_equal(classifier.logits(images[subset], photometry[subset]), logits[subset])
+    assert len(np.unique(whole, axis=0)) > 70
+
+
+def test_fusion_is_the_plain_network_on_standardised_photometry(
+    fusion: Bundle, images: Float16, photometry: Float32
+) -> None:
+    network = build("fusion", **fusion.network_options, features=3).eval()
+    network.load_state_dict(load_weights(fusion))
+    with torch.inference_mode():
+        x = Preprocess(fusion.preprocessing)(torch.from_numpy(images))
+        expected = network(x, torch.from_numpy(standardise(photometry, PHOTOMETRY))).numpy()
+    classifier = load_classifier(fusion, "cpu", "fp32")
+    logits, given = classifier.logits(images, photometry), classifier.predict(images, photometry)
+    assert logits.dtype == given.dtype == np.float32
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+    powers = np.exp(logits.astype(np.float64) / fusion.temperature + fusion.bias)
+    assert np.abs(given - powers / powers.sum(1, keepdims=True)).max() < 1e-6
+    assert np.array_equal(given, calibrated(logits, fusion.temperature, fusion.bias))
+    assert classifier.predict(images[:0], photometry[:0]).shape == classifier.logits(images[:0], photometry[:0]).shape
+    other = classifier.predict(images, photometry[::-1].copy())
+    assert (np.abs(other - given).max(1) > 1e-4).mean() > 0.9, "photometry counts"
+
+
+def test_unknown_photometry_counts_as_the_training_mean(fusion: Bundle, images: Float16) -> None:
+    classifier = load_classifier(fusion, "cpu", "fp32")
+    mean = np.tile(np.array(PHOTOMETRY.mean, np.float32), (75, 1))
+    given = classifier.predict(images, np.full_like(mean, np.nan))
+    assert np.abs(given.sum(1) - 1).max() < 1e-6
+    assert np.abs(given - classifier.predict(images, mean)).max() < 1e-5
+
+
+def test_a_colour_network_heeds_only_the_number_of_images(tmp_path: Path, images: Float16, photometry: Float32) -> None:
+    classifier = load_classifier(make_bundle(tmp_path / "m", **COLOUR), "cpu", "fp32")
+    no_pixels = np.empty((75, 0, 0, 0), np.float16)
+    assert np.array_equal(classifier.predict(images, photometry), classifier.predict(no_pixels, photometry))
+
+
+def test_networks_and_photometry_that_do_not_fit_are_refused(
+    tmp_path: Path, fusion: Bundle, images: Float16, photometry: Float32
+) -> None:
+    classifier = load_classifier(fusion, "cpu")
+    for wrong in (None, photometry[:, :2], photometry[:10]):
+        with pytest.raises(ConfigError, match=r"photometry \(N, 3\): w1-w2, w2-w3, w1.*75 images, not"):
+            classifier.predict(images, wrong)
+    state = build("fusion", head=[8], features=2).state_dict()
+    with pytest.raises(BundleError, match="do not fit"):
+        load_classifier(save_bundle(tmp_path / "narrow", FIELDS | FUSION, state), "cpu")
+    with pytest.raises(BundleError, match="no photometry settings.*images and photometry"):
+        load_classifier(save_bundle(tmp_path / "without", FIELDS | {"network": "fusion"}, state), "cpu")
+    with pytest.raises(BundleError, match="has photometry settings.*takes images"):
+        load_classifier(save_bundle(tmp_path / "with", FIELDS | {"photometry": PHOTOMETRY}, state), "cpu")
+    with pytest.raises(ConfigError, match="spectra.*choose a model"):
+        load_classifier(save_bundle(tmp_path / "spectrum", FIELDS | {"network": "spectrum"}, state), "cpu")
+
+
 def test_probabilities_are_calibrated_softmax_of_the_plain_network(bundle: Bundle, images: Float16) -> None:
     network = build(bundle.network, **bundle.network_options).eval()
     network.load_state_dict(load_weights(bundle))
@@ -72,6 +163,8 @@ def test_probabilities_are_calibrated_softmax_of_the_plain_network(bundle: Bundl
     frozen = images.copy()
     frozen.flags.writeable = False  # as arrays arrive from another process
     assert np.array_equal(classifier.predict(frozen), given)
+    ignored = np.zeros((len(images), 2), np.float32)  # a network of images alone leaves photometry aside
+    assert np.array_equal(classifier.predict(images, ignored), given)
 
 
 def test_bf16_agrees_with_fp32(bundle: Bundle, images: Float16) -> None:
@@ -107,17 +200,17 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
 def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected = classifier.predict(images)
-    classifier.micro_batch, plain = 512, NetworkClassifier._predict
+    classifier.micro_batch, plain = 512, NetworkClassifier._logits
 
-    def small_memory(self: NetworkClassifier, x: Float16, size: int) -> np.ndarray:
+    def small_memory(self: NetworkClassifier, given: dict[str, np.ndarray], n: int, size: int) -> np.ndarray:
         if size > 128:
             raise torch.OutOfMemoryError("pretended")
-        return plain(self, x, size)
+        return plain(self, given, n, size)
 
-    monkeypatch.setattr(NetworkClassifier, "_predict", small_memory)
+    monkeypatch.setattr(NetworkClassifier, "_logits", small_memory)
     assert np.abs(classifier.predict(images) - expected).max() < 1e-5
     assert classifier.micro_batch == 128
-    monkeypatch.setattr(NetworkClassifier, "_predict", lambda *_: small_memory(classifier, images, 999))
+    monkeypatch.setattr(NetworkClassifier, "_logits", lambda *_: small_memory(classifier, {}, 0, 999))
     with pytest.raises(torch.OutOfMemoryError):
         classifier.predict(images)
 
@@ -139,10 +232,6 @@ def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    from test_bundle import FIELDS
-
-    from skyclass.bundle import save_bundle
-
     other = save_bundle(tmp_path / "m", FIELDS, build("iicnet", head=[7]).state_dict())
     with pytest.raises(BundleError, match="do not fit"):
         load_classifier(other, "cpu")

@@ -1,4 +1,8 @@
-"""The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, 3) logits."""
+"""The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, 3) logits.
+
+`NETWORKS` has the reconstruction of IICnet, the six networks it is compared with in table 3 of Zhao et al.
+2023, and those of its sections on colours and spectra. `INPUTS` says what each is called with.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,53 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from .iicnet import IICnet, fuse
+from .colour import ColourNet
+from .count import macs, parameters
+from .efficientnetv2 import EfficientNetV2
+from .folding import fuse
+from .fusion import FusionNet
+from .googlenet import GoogLeNet
+from .iicnet import IICnet
+from .mobilenet import MobileNet
+from .repvgg import RepVGG
+from .resnet34 import ResNet34
+from .spectrum import SpectrumNet
+from .vgg16 import VGG16
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"iicnet": IICnet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "iicnet": IICnet,
+    "vgg16": VGG16,
+    "googlenet": GoogLeNet,
+    "resnet34": ResNet34,
+    "mobilenet": MobileNet,
+    "efficientnetv2": EfficientNetV2,
+    "repvgg": RepVGG,
+    "colour": ColourNet,
+    "fusion": FusionNet,
+    "spectrum": SpectrumNet,
+}
 
-__all__ = ["NETWORKS", "build", "channels_last", "fuse", "to_bf16"]
+INPUTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(NETWORKS, ("images",)),
+    "colour": ("photometry",),
+    "fusion": ("images", "photometry"),
+    "spectrum": ("spectra",),
+}
+"""What `network(*inputs)` takes: images (N, bands, S, S), photometry (N, F), spectra (N, L)."""
+
+FULL_PRECISION = ("head", "colour")
+"""Parts that stay in float32: the logits keep their digits, and photometry is not rounded to three."""
+
+__all__ = ["INPUTS", "NETWORKS", "build", "channels_last", "fuse", "macs", "parameters", "to_bf16"]
 
 
 def build(name: str, **options: object) -> nn.Module:
-    """Return a freshly initialised network: (N, in_channels, S, S) images to (N, 3) logits.
+    """Return a freshly initialised network: its `INPUTS` to (N, classes) float32 logits.
 
+    An image network takes (N, in_channels, S, S) with S from 64 to 224 px.
     An unknown name or option raises `ConfigError` with the choices.
 
-    >>> sum(p.numel() for p in build("iicnet").parameters())
+    >>> parameters(build("iicnet"))
     1748407
     """
     if name not in NETWORKS:
@@ -33,10 +71,14 @@ def build(name: str, **options: object) -> nn.Module:
 
 
 def to_bf16(network: nn.Module) -> nn.Module:
-    """Return the network with its weights in bfloat16, but for the head: logits keep their digits."""
+    """Return the network with its weights in bfloat16, but for heads and colour branches (`FULL_PRECISION`)."""
     for name, child in network.named_children():
-        if name != "head":
-            child.to(torch.bfloat16)
+        if name in FULL_PRECISION:
+            continue
+        to_bf16(child)
+        for own in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
+            if own.is_floating_point():
+                own.data = own.data.to(torch.bfloat16)
     return network
 
 

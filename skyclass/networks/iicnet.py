@@ -17,31 +17,30 @@ This reconstruction agrees with every stated number and every stated block; it i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
+from .blocks import ImageClassifier, conv_block, dense
+from .folding import bias_of, conv_of, fold, folded_conv
 
 WIDTHS = (64, 128, 256, 256, 256)
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 BN_PLACES = ("first", "all")
 CBAM_REDUCTION = 16
 RFB_SCALE = 0.1
-BN_MOMENTUM = 0.1
-"""The published RFB and CBAM code uses 0.01, with which running statistics lag by hundreds of steps."""
 
 
-class IICnet(nn.Module):
+class IICnet(ImageClassifier):
     """Reconstruction of IICnet: (N, in_channels, S, S) images to (N, classes) logits.
 
     With the defaults 1,748,407 parameters and 216,770,440 multiply-accumulates (convolutions and linear
     layers) at 3 x 80 x 80. The mean over pixels before the head accepts any S from 64 to 128 px.
     `bn` is "first" (after conv1 only, as the paper says; RFB and CBAM carry their own) or "all"; `rfb` and
-    `cbam` switch the blocks off for ablation; `pool` is "max" or "avg"; `head` are the hidden widths.
+    `cbam` switch the blocks off for ablation; `pool` is "max" or "avg"; `head` are the hidden widths;
+    `first_kernel` is the kernel of conv1, 5 in the paper, 3 in its ablation. `embed` gives the last of `head`.
     """
 
     def __init__(
@@ -68,16 +67,16 @@ class IICnet(nn.Module):
         self.conv5 = conv_block(w4, w5, 3, bias=True, norm=norm)
         self.cbam2 = CBAM(w5) if cbam else nn.Identity()
         self.pool = POOLS[pool](2)
-        self.head = _head(w5, head, classes)
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(*dense((w5, *head)), nn.Linear((w5, *head)[-1], classes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = self.pool(self.cbam1(self.rfb(self.conv1(x))))  # (N, 64, S/4, S/4)
         x = self.pool(self.conv2(x))  # (N, 128, S/8, S/8)
         x = self.conv5(self.conv4(self.conv3(x)))  # (N, 256, S/8, S/8)
-        x = self.pool(self.cbam2(x)).mean((2, 3), dtype=torch.float32)  # (N, 256)
-        with torch.autocast(x.device.type, enabled=False):  # bf16 logits would have three digits
-            logits: Tensor = self.head(x)
-        return logits
+        x = self.pool(self.cbam2(x))  # (N, 256, S/16, S/16)
+        pooled: Tensor = self.gap(x.float()).flatten(1)
+        return pooled
 
 
 class RFB(nn.Module):
@@ -92,35 +91,45 @@ class RFB(nn.Module):
         i = channels // 8
         self.branch0 = nn.Sequential(
             conv_block(channels, 2 * i, 1),
-            conv_block(2 * i, 2 * i, 3, relu=False),
+            conv_block(2 * i, 2 * i, 3, act=None),
         )
         self.branch1 = nn.Sequential(
             conv_block(channels, i, 1),
             conv_block(i, 2 * i, 3),
-            conv_block(2 * i, 2 * i, 3, dilation=2, relu=False),
+            conv_block(2 * i, 2 * i, 3, dilation=2, act=None),
         )
         self.branch2 = nn.Sequential(
             conv_block(channels, i, 1),
             conv_block(i, i // 2 * 3, 3),
             conv_block(i // 2 * 3, 2 * i, 3),
-            conv_block(2 * i, 2 * i, 3, dilation=3, relu=False),
+            conv_block(2 * i, 2 * i, 3, dilation=3, act=None),
         )
-        self.linear = conv_block(6 * i, channels, 1, relu=False)
-        self.shortcut = conv_block(channels, channels, 1, relu=False)
+        self.linear = conv_block(6 * i, channels, 1, act=None)
+        self.shortcut = conv_block(channels, channels, 1, act=None)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         branches = torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), 1)
-        return F.relu(RFB_SCALE * self.linear(branches) + self.shortcut(x))
+        out: Tensor = self.relu(RFB_SCALE * self.linear(branches) + self.shortcut(x))
+        return out
+
+    def fused(self) -> FusedRFB:
+        """Return the exact inference form: 8 convolutions where this has 11, and no sum of two tensors."""
+        return FusedRFB(self)
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention: weights channels, then pixels; (N, C, H, W) to the same shape."""
+    """Convolutional block attention: weights channels, then pixels; (N, C, H, W) to the same shape.
+
+    As published: one two-layer perceptron on the mean and the maximum of each channel, then a 7x7 convolution
+    on the mean and the maximum over channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = channels // CBAM_REDUCTION
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        self.spatial = conv_block(2, 1, 7, relu=False)
+        self.spatial = conv_block(2, 1, 7, act=None)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
@@ -135,98 +144,20 @@ class FusedRFB(nn.Module):
     def __init__(self, rfb: RFB) -> None:
         super().__init__()
         branches = [list(branch.children()) for branch in (rfb.branch0, rfb.branch1, rfb.branch2)]
-        leads = [_folded_conv(blocks[0]) for blocks in branches]
+        leads = [folded_conv(blocks[0]) for blocks in branches]
         self.widths = [lead.out_channels for lead in leads]
-        self.lead = _conv1x1(torch.cat([c.weight for c in leads]), torch.cat([_bias(c) for c in leads]))
-        self.tails = nn.ModuleList(nn.Sequential(*map(_fold, blocks[1:])) for blocks in branches)
-        linear, shortcut = _folded_conv(rfb.linear), _folded_conv(rfb.shortcut)
-        self.close = _conv1x1(
+        self.lead = conv_of(torch.cat([c.weight for c in leads]), torch.cat([bias_of(c) for c in leads]))
+        self.tails = nn.ModuleList(nn.Sequential(*map(fold, blocks[1:])) for blocks in branches)
+        linear, shortcut = folded_conv(rfb.linear), folded_conv(rfb.shortcut)
+        self.close = conv_of(
             torch.cat((RFB_SCALE * linear.weight, shortcut.weight), 1),
-            RFB_SCALE * _bias(linear) + _bias(shortcut),
+            RFB_SCALE * bias_of(linear) + bias_of(shortcut),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(F.relu(self.lead(x), inplace=True), self.widths, 1)
         branches = [tail(part) for tail, part in zip(self.tails, parts, strict=True)]
         return F.relu(self.close(torch.cat((*branches, x), 1)), inplace=True)
-
-
-def conv_block(
-    n_in: int,
-    n_out: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    bias: bool = False,
-    norm: bool = True,
-    relu: bool = True,
-) -> nn.Sequential:
-    """Return convolution, then BatchNorm if `norm`, then ReLU if `relu`; size kept but for `stride`."""
-    padding = dilation * (kernel - 1) // 2
-    layers: list[nn.Module] = [
-        nn.Conv2d(n_in, n_out, kernel, stride, padding, dilation, bias=bias),
-    ]
-    if norm:
-        layers.append(nn.BatchNorm2d(n_out, momentum=BN_MOMENTUM))
-    if relu:
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
-
-
-def fuse(network: nn.Module) -> nn.Module:
-    """Return a copy for inference that computes the same function with fewer passes over memory.
-
-    BatchNorms are folded into their convolutions; each RFB gets one leading 1x1 convolution for its three
-    branches, and one closing 1x1 convolution on [b0, b1, b2, x] for linear, scale, shortcut and sum.
-    In fp32 the logits differ by rounding only (below 1e-5). The copy is in eval mode; the original is kept.
-    """
-    fused = deepcopy(network).eval()
-    _fuse_children(fused)
-    return fused.requires_grad_(False)
-
-
-def _fuse_children(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, RFB):
-            setattr(module, name, FusedRFB(child))
-        elif isinstance(child, nn.Sequential) and isinstance(child[0], nn.Conv2d):
-            setattr(module, name, _fold(child))
-        else:
-            _fuse_children(child)
-
-
-def _fold(block: nn.Module) -> nn.Sequential:
-    """Return the block with its BatchNorm, if any, folded into its convolution."""
-    rest = [nn.ReLU(inplace=True) for layer in block.children() if isinstance(layer, nn.ReLU)]
-    return nn.Sequential(_folded_conv(block), *rest)
-
-
-def _folded_conv(block: nn.Module) -> nn.Conv2d:
-    conv, *rest = block.eval().children()
-    assert isinstance(conv, nn.Conv2d)
-    for layer in rest:
-        if isinstance(layer, nn.BatchNorm2d):
-            return fuse_conv_bn_eval(conv, layer)
-    return conv
-
-
-def _conv1x1(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-    return conv
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-
-
-def _head(n_in: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    widths = [n_in, *hidden]
-    layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
 
 def _check(bn: str, pool: str, first_kernel: int) -> None:

@@ -1,276 +1,333 @@
-"""A labelled set of composites in a folder: `images.npy`, `rows.parquet`, `dataset.json`.
+"""A labelled set of cutouts in a folder: `pixels.npy`, `rows.parquet`, `dataset.json`; how it is made and read.
 
-Images are native size and float16, so a hundred thousand of them are 0.8 GB; they are mapped, not read.
+Cutouts are native size, float32 DN in all bands, so any composite, band choice or network can be trained from one
+set. They are cut by the engine's own code, in this process or on a Dask cluster, and mapped, never read whole: sets
+have 10^4 to 10^6 sources, 22 kB each.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..archive import open_archive
+from .. import config
 from ..bundle import Cut
-from ..catalog import assign_tiles, open_catalog, read_partition
 from ..composite import CompositeSettings, composite
-from ..cutouts import cut
-from ..errors import CatalogError, ConfigError, TileFault
-from ..sky import healpix, tile_pixels
-from ..types import CLASSES, Archive, Bool, Flag, Float16, Int64
+from ..errors import ConfigError
+from ..plan import absolute
+from ..store import replacing, storing, write_json
+from ..types import CLASSES, Bool, Float16, Float32, Int64
+from .choose import Chosen, DatasetConfig, choose, dataset_config
+from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
+from .examples import class_counts, refuse_empty_classes
+from .splits import NO_SPLIT, SPLITS, split_table
 
-IMAGES, ROWS, SETTINGS = "images.npy", "rows.parquet", "dataset.json"
-STRIP = 16_384
-SPLIT_ORDER = 9
-"""HEALPix order of the pixels that go to training or validation as a whole: 6.9 arcmin, many cutouts wide."""
+__all__ = [
+    "Dataset",
+    "DatasetConfig",
+    "build_dataset",
+    "class_counts",
+    "composites",
+    "dataset_config",
+    "load_dataset",
+    "save_dataset",
+    "summary",
+]
 
-Progress = Callable[[dict[str, Any]], None]
+PIXELS, ROWS, SETTINGS = "pixels.npy", "rows.parquet", "dataset.json"
+FORMAT = "skyclass training set 1"
+BLOCK = 2048
+"""Cutouts in memory at a time."""
+
+MAX_FAULTS = 20
+"""Faults of tiles that the provenance words; all are counted."""
+
+
+# --- the dataset -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Composites and what is known of them, row by row.
+    """Cutouts and what is known of them, row by row.
 
-    `images` (N, C, S, S) float16, NaN = missing; `labels` (N,) int64 index into `CLASSES`; `rows` the table
-    of `source_id`, `coadd_id`, `ra`, `dec` (deg) and photometry; `cut` and `composite` say how images were
-    made.
+    `pixels` (N, B, S, S) float32 DN at `zero_point_mag` (B,), NaN = missing; `labels` (N,) int64 index into
+    `CLASSES`; `rows` the columns of `SOURCE_SCHEMA`, `flags` and `split` ("train", "val", "test", or "none" for a
+    source too close to another split); `provenance` says where all came from, `simulated` among it. `path` is the
+    folder, None for a dataset in memory.
     """
 
-    images: Float16
+    pixels: Float32
     labels: Int64
     rows: pa.Table
     cut: Cut
-    composite: CompositeSettings
+    zero_point_mag: tuple[float, ...]
+    provenance: dict[str, Any]
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Int64 | Bool) -> Dataset:
-        """Return the rows at `index` (positions or a mask), images in memory."""
+        """Return the rows at `index` (positions or a mask), their pixels in memory."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
-        return replace(self, images=self.images[index], labels=self.labels[index], rows=self.rows.take(index))
+        rows = self.rows.take(pa.array(index))
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index], rows=rows, path=None)
+
+    def split(self, name: str) -> Int64:
+        """Return the positions of the rows of a split."""
+        if name not in (*SPLITS, NO_SPLIT):
+            raise ConfigError(f"split {name!r}: choose one of {', '.join((*SPLITS, NO_SPLIT))}")
+        return np.flatnonzero(np.asarray(pc.equal(self.rows["split"], name))).astype(np.int64)
 
 
-def class_counts(labels: Int64) -> dict[str, int]:
-    """Return the number of rows of each class."""
-    return dict(zip(CLASSES, np.bincount(labels, minlength=len(CLASSES)).tolist(), strict=True))
+def summary(dataset: Dataset) -> str:
+    """Return a table of class by split, with what was left out and why."""
+    table = split_table(dataset.labels, dataset.rows["split"].to_pylist())
+    names = (*SPLITS, NO_SPLIT)
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in names) + f"{'total':>9}"]
+    for row in (*CLASSES, "total"):
+        counts = [sum(table[s].values()) if row == "total" else table[s][row] for s in names]
+        lines.append(f"{row:8}" + "".join(f"{n:9,}" for n in (*counts, sum(counts))))
+    size, note = dataset.cut.size_px, "SIMULATED" if dataset.provenance.get("simulated") else "real"
+    lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {note} images")
+    if dropped := {k: n for k, n in dataset.provenance.get("dropped", {}).items() if n}:
+        lines.append("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()))
+    return "\n".join([*lines, *dataset.provenance.get("notes", [])])
 
 
-def save_dataset(path: str | Path, dataset: Dataset) -> None:
-    """Write a dataset folder; `ConfigError` if there is one already."""
-    with _folder(path) as folder:
-        np.save(folder / IMAGES, dataset.images)
-        _save_rows(folder, dataset.rows, dataset.labels)
-        _save_settings(folder, dataset.cut, dataset.composite)
+# --- on disk ---------------------------------------------------------------------------------------
 
 
 def load_dataset(path: str | Path) -> Dataset:
-    """Return the dataset in a folder, its images memory-mapped; `ConfigError` when a file is missing."""
+    """Return the dataset in a folder, its pixels memory-mapped.
+
+    Raises `ConfigError` when the folder is not a dataset, or its files are damaged or do not belong together.
+    """
     folder = Path(path)
-    if missing := [name for name in (IMAGES, ROWS, SETTINGS) if not (folder / name).is_file()]:
-        raise ConfigError(
-            f"{folder} is not a dataset ({', '.join(missing)} missing): name `catalog`, `images`, `labels`"
-        )
-    settings = json.loads((folder / SETTINGS).read_text())
-    rows = pq.read_table(folder / ROWS)
-    labels = rows["label"].to_numpy().astype(np.int64)
-    cut_settings = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
-    images = np.load(folder / IMAGES, mmap_mode="r")
-    stretch = CompositeSettings.from_dict(settings["composite"])
-    return Dataset(images, labels, rows.drop_columns("label"), cut_settings, stretch)
+    if missing := [name for name in (PIXELS, ROWS, SETTINGS) if not (folder / name).is_file()]:
+        raise ConfigError(f"{folder} is not a dataset ({', '.join(missing)} missing): make one with `skyclass dataset`")
+    settings = _read_settings(folder)
+    try:
+        rows = pq.read_table(folder / ROWS, partitioning=None)
+        pixels = np.load(folder / PIXELS, mmap_mode="r")
+        cut_settings = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
+        zero_point_mag = tuple(float(z) for z in settings["zero_point_mag"])
+        labels = rows["label"].to_numpy().astype(np.int64)
+        names = set(pc.unique(rows["split"]).to_pylist())
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ConfigError(f"{folder}: damaged dataset ({error}): make it again") from error
+    shape = (len(labels), len(cut_settings.bands), cut_settings.size_px, cut_settings.size_px)
+    if pixels.shape != shape or pixels.dtype != np.float32 or len(zero_point_mag) != shape[1]:
+        found = f"{PIXELS} is {pixels.dtype} {pixels.shape}, {ROWS} and {SETTINGS} ask for float32 {shape}"
+        raise ConfigError(f"{folder}: damaged dataset ({found}): make it again")
+    if not names <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
+        raise ConfigError(f"{folder}: damaged dataset (labels or splits that are none): make it again")
+    rows = rows.drop_columns("label")
+    return Dataset(pixels, labels, rows, cut_settings, zero_point_mag, settings["provenance"], folder)
 
 
-def split_sky(dataset: Dataset, val_fraction: float) -> tuple[Int64, Int64]:
-    """Return positions of the training and validation rows, disjoint on the sky.
-
-    Whole HEALPix pixels of order 9 go to one side by a hash of their number: a source stays on its side
-    whatever else is in the dataset. Raises `ConfigError` when a class is missing on one side.
-    """
-    pixels = healpix(SPLIT_ORDER, dataset.rows["ra"].to_numpy(), dataset.rows["dec"].to_numpy())
-    held = _hash01(pixels) < val_fraction
-    train, val = np.flatnonzero(~held), np.flatnonzero(held)
-    present = set(np.unique(dataset.labels))
-    for side, index in (("training", train), ("validation", val)):
-        if lost := [CLASSES[k] for k in sorted(present - set(np.unique(dataset.labels[index])))]:
-            raise ConfigError(
-                f"no {', '.join(lost)} in the {side} set: {len(dataset)} rows lie in "
-                f"{len(np.unique(pixels))} sky pixels; "
-                f"use more sky or another val_fraction than {val_fraction}"
-            )
-    return train, val
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / SETTINGS}: damaged ({error}): make the dataset again") from error
+    found = settings.get("format") if isinstance(settings, dict) else None
+    if found != FORMAT or not isinstance(settings.get("provenance"), dict):
+        raise ConfigError(f"{folder}: its format is {found!r}, this version reads {FORMAT!r}: make the dataset again")
+    return dict(settings)
 
 
-def build_dataset(
-    catalog: str,
-    images: str,
-    labels: str,
-    bands: tuple[str, ...],
-    size_px: int,
-    composite_settings: CompositeSettings,
-    out: str | Path,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Cut and composite every labelled source of a catalogue into the dataset folder `out`; return it.
-
-    `labels` is a Parquet or CSV table with `source_id` and `class`. Sources without an image in some band are
-    left out and counted: `progress` gets {"tile", "done", "total", "dropped", "fault"} after each tile.
-    Raises `ConfigError` when nothing matches or `out` exists.
-    """
-    archive = open_archive(images, bands)
-    rows = labelled_rows(catalog, labels)
-    if rows["coadd_id"].null_count:
-        rows = assign_tiles(rows, archive.list_tiles())
-    rows = rows.sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])
-    with _folder(out) as folder:
-        with open(folder / "pixels", "w+b") as pixels:
-            kept = _cut_all(archive, rows, bands, size_px, composite_settings, pixels, progress)
-            _to_npy(pixels, folder / IMAGES, (len(kept), len(bands), size_px, size_px))
-        (folder / "pixels").unlink()
-        rows = rows.take(kept)
-        _save_rows(folder, rows.drop_columns("label"), rows["label"].to_numpy())
-        _save_settings(folder, Cut(size_px, bands), composite_settings)
-    return load_dataset(out)
+def save_dataset(path: str | Path, dataset: Dataset) -> None:
+    """Write a dataset folder, block by block; `ConfigError` if there is one already."""
+    with _new_folder(path) as folder:
+        shape = dataset.pixels.shape
+        copy = np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype="<f4", shape=shape)
+        for start in range(0, len(dataset), BLOCK):
+            copy[start : start + BLOCK] = dataset.pixels[start : start + BLOCK]
+        copy.flush()
+        _save_rows(folder, dataset.rows, dataset.labels, bool(dataset.provenance.get("simulated")))
+        _save_settings(folder, dataset.cut, dataset.zero_point_mag, dataset.provenance)
 
 
-def labelled_rows(catalog: str, labels: str) -> pa.Table:
-    """Return the catalogue rows that `labels` names, with `label` (int64, index into `CLASSES`) appended."""
-    table, source = read_labels(labels), open_catalog(catalog)
-    found = []
-    for i in range(len(source.partitions)):
-        rows = read_partition(source, i)
-        place = pc.index_in(rows["source_id"], table["source_id"])
-        hit = pc.is_valid(place)
-        found.append(rows.filter(hit).append_column("label", table["label"].take(place.filter(hit))))
-    rows = pa.concat_tables(found)
-    if not len(rows):
-        raise CatalogError(f"no source_id of {labels} is in {catalog}: are they of the same catalogue?")
-    return rows
+def _save_rows(folder: Path, rows: pa.Table, labels: Int64, simulated: bool) -> None:
+    table = rows.append_column("label", pa.array(labels, pa.int64()))
+    note = {"simulated": "SIMULATED: no row describes a real source"} if simulated else None
+    pq.write_table(table.replace_schema_metadata(note), folder / ROWS)
 
 
-def read_labels(path: str) -> pa.Table:
-    """Return `source_id` (string) and `label` (int64) from a Parquet or CSV table of `source_id`, `class`."""
-    if not Path(path).is_file():
-        raise CatalogError(f"{path}: there is no such label table")
-    table = pq.read_table(path) if Path(path).suffix == ".parquet" else pyarrow.csv.read_csv(path)
-    if missing := {"source_id", "class"} - set(table.column_names):
-        raise CatalogError(f"{path}: column {', '.join(sorted(missing))} is missing")
-    label = pc.index_in(table["class"].cast(pa.string()), pa.array(CLASSES))
-    if label.null_count:
-        strange = pc.unique(table["class"].filter(pc.is_null(label))).to_pylist()
-        raise CatalogError(f"{path}: class {strange[:5]} is unknown: use {', '.join(CLASSES)}")
-    source_id = table["source_id"].cast(pa.string())
-    if len(pc.unique(source_id)) != len(source_id):
-        raise CatalogError(f"{path}: some source_id stands twice: keep one label a source")
-    return pa.table({"source_id": source_id, "label": label.cast(pa.int64())})
+def _save_settings(folder: Path, cut: Cut, zero_point_mag: tuple[float, ...], provenance: dict[str, Any]) -> None:
+    document = {"format": FORMAT, "cut": asdict(cut), "zero_point_mag": zero_point_mag, "provenance": provenance}
+    write_json(folder / SETTINGS, document)
 
 
-def _cut_all(
-    archive: Archive,
-    rows: pa.Table,
-    bands: tuple[str, ...],
-    size_px: int,
-    settings: CompositeSettings,
-    out: IO[bytes],
-    progress: Progress | None,
-) -> Int64:
-    """Append the composites of `rows` (sorted by tile) to `out`; return the positions of those with one."""
-    row_bytes = len(bands) * size_px * size_px * 2
-    kept = np.empty(0, dtype=np.int64)
-    for coadd_id, first, last in _tiles(rows):
-        fault = None
-        try:
-            index = np.arange(first, last)
-            kept = np.append(kept, _cut_tile(archive, coadd_id, rows, index, bands, size_px, settings, out))
-        except TileFault as error:  # a tile that breaks half-way leaves none of its rows
-            fault = error.reason
-            out.seek(len(kept) * row_bytes)
-            out.truncate()
-        if progress:
-            dropped = last - len(kept)
-            done = {"tile": coadd_id, "done": last, "total": len(rows)}
-            progress(done | {"dropped": dropped, "fault": fault})
-    if not len(kept):
-        raise ConfigError(f"none of {len(rows)} labelled sources has an image in {', '.join(bands)}")
-    return kept
-
-
-def _cut_tile(
-    archive: Archive,
-    coadd_id: str,
-    rows: pa.Table,
-    index: Int64,
-    bands: tuple[str, ...],
-    size_px: int,
-    settings: CompositeSettings,
-    out: IO[bytes],
-) -> Int64:
-    """Append the composites of one tile to `out`; return the positions of their rows, in that order."""
-    tile = archive.tile(coadd_id, bands)
-    x, y = tile_pixels(tile, rows["ra"].to_numpy()[index], rows["dec"].to_numpy()[index])
-    kept = []
-    for part in np.array_split(np.argsort(y, kind="stable"), -(-len(index) // STRIP)):
-        batch = cut(archive, tile, x[part], y[part], size_px)
-        good = (batch.flags & int(Flag.NO_IMAGE)) == 0
-        out.write(composite(batch.pixels[good], batch.zero_point_mag, settings).tobytes())
-        kept.append(index[part[good]])
-    return np.concatenate(kept)
-
-
-def _tiles(rows: pa.Table) -> Iterator[tuple[str, int, int]]:
-    """Yield (coadd_id, first, last) for each run of equal coadd_id; rows without a tile are passed over."""
-    names = rows["coadd_id"].to_pandas().fillna("").to_numpy(dtype=str)
-    edges = np.flatnonzero(np.r_[True, names[1:] != names[:-1], True])
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
-        if names[first]:
-            yield str(names[first]), int(first), int(last)
-
-
-def _to_npy(pixels: IO[bytes], path: Path, shape: tuple[int, ...]) -> None:
-    """Copy raw float16 pixels behind an npy header, whose length of rows is known only at the end."""
-    pixels.seek(0)
-    with open(path, "wb") as file:
-        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        shutil.copyfileobj(pixels, file)
-
-
-def _save_rows(folder: Path, rows: pa.Table, labels: Int64) -> None:
-    pq.write_table(rows.append_column("label", pa.array(labels, pa.int64())), folder / ROWS)
-
-
-def _save_settings(folder: Path, cut_settings: Cut, settings: CompositeSettings) -> None:
-    document = {"cut": asdict(cut_settings), "composite": settings.to_dict()}
-    (folder / SETTINGS).write_text(json.dumps(document, indent=2) + "\n")
+def _refuse_existing(path: str | Path) -> None:
+    if Path(path).exists():
+        raise ConfigError(f"{path} exists: choose another folder for the dataset")
 
 
 @contextmanager
-def _folder(path: str | Path) -> Iterator[Path]:
-    """Give a folder that appears under its name only when the block ends well."""
-    path = Path(path)
-    if path.exists():
-        raise ConfigError(f"{path} exists: choose another folder for the dataset")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        folder = Path(temporary) / "new"
-        folder.mkdir()
-        yield folder
-        folder.rename(path)
+def _new_folder(path: str | Path) -> Iterator[Path]:
+    """Give a folder that appears under its name only when the block ends well. Raises `StoreError` on a full disk."""
+    _refuse_existing(path)
+    path = Path(path).absolute()
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+            folder = Path(temporary) / "new"
+            folder.mkdir()
+            yield folder
+            _refuse_existing(path)
+            folder.rename(path)
 
 
-def _hash01(pixels: Int64) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return a uniform number in [0, 1) for each pixel (the finaliser of splitmix64, Steele et al. 2014)."""
-    z = pixels.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+# --- composites ------------------------------------------------------------------------------------
+
+
+def composites(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> Float16:
+    """Return the composites (N, C, S, S) float16 of `bands`, NaN = missing, made in blocks.
+
+    For a dataset on disk they are a memory map, made once and kept in its folder: whole or not at all, and by one
+    process where several ask at once. Raises `ConfigError` for a band that the dataset lacks.
+    """
+    if lacking := [band for band in bands if band not in dataset.cut.bands]:
+        have = ", ".join(dataset.cut.bands)
+        raise ConfigError(f"the dataset has no {', '.join(lacking)}, only {have}: train on those, or cut it again")
+    shape = (len(dataset), len(bands), dataset.cut.size_px, dataset.cut.size_px)
+    if dataset.path is None:
+        out: Float16 = np.empty(shape, np.float16)
+        _composite_into(out, dataset, bands, settings)
+        return out
+    path = dataset.path / f"composites-{_composites_digest(dataset, bands, settings)}.npy"
+    return _kept(path, shape, partial(_composite_into, dataset=dataset, bands=bands, settings=settings))
+
+
+def _composites_digest(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> str:
+    """Return a name for composites: what they are made of, how, and by which code."""
+    pixels = dataset.provenance.get("digests", {}).get("pixels", "")
+    facts = [pixels, len(dataset), list(bands), settings.to_dict(), config.code_version()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _composite_into(out: Float16, dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> None:
+    """Fill `out` with composites, a block at a time."""
+    index = [dataset.cut.bands.index(band) for band in bands]
+    zero_point_mag = tuple(dataset.zero_point_mag[i] for i in index)
+    for start in range(0, len(dataset), BLOCK):
+        pixels = np.asarray(dataset.pixels[start : start + BLOCK])[:, index]
+        out[start : start + BLOCK] = composite(pixels, zero_point_mag, settings)
+
+
+def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[Float16], None]) -> Float16:
+    """Return a float16 memory map of a file, which is filled first where it is absent or another's."""
+    if (found := _mapped(path, shape)) is not None:
+        return found
+    with _one_at_a_time(path.parent):
+        if (found := _mapped(path, shape)) is None:
+            with replacing(path) as temp:
+                new = np.lib.format.open_memmap(temp, mode="w+", dtype="<f2", shape=shape)
+                fill(new)
+                new.flush()
+            found = np.load(path, mmap_mode="r")
+    return found
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Float16 | None:
+    """Return the memory map of a file, None where it is absent or damaged."""
+    try:
+        found: Float16 = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == shape and found.dtype == np.float16 else None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock of a folder that ends with this process; where a disk has no locks, processes work side by side."""
+    with storing(folder), open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # each then writes its own file under a temporary name: slower, not wrong
+        yield
+
+
+# --- making one ---------------------------------------------------------------------------------------
+
+
+def build_dataset(run: DatasetConfig, client: Any = None, progress: Progress | None = None) -> Dataset:
+    """Return the training set of labelled sources, cut from the archive into the folder `run.out`.
+
+    With a `distributed.Client` its workers cut, otherwise this process; both give the same bytes. What cannot be
+    right is refused before anything is cut (`ConfigError`, `CatalogError`, `ArchiveError`); sources off the
+    archive or without an image are dropped, counted by reason in the provenance and told to `progress`, which gets
+    {"done", "total", "kept", "dropped", "faults"} in sources after each piece of work.
+    """
+    _refuse_existing(run.out)
+    chosen = choose(run)
+    tell = progress or (lambda _: None)
+    tell({"done": 0, "total": len(chosen.table), "kept": 0, "dropped": chosen.dropped, "faults": []})
+    with _new_folder(run.out) as folder:
+        with tempfile.TemporaryDirectory(prefix="cut-", dir=folder.parent) as scratch:
+            job = CutJob(absolute(run.images), run.bands, run.size_px, scratch, uuid4().hex)
+            harvest = cut_all(job, chosen.table, chosen.dropped, folder / PIXELS, client, tell)
+        rows = chosen.table.take(pa.array(harvest.kept)).append_column("flags", pa.array(harvest.flags))
+        labels = rows["label"].to_numpy()
+        refuse_empty_classes(labels, f"{run.labels} on {run.images}: after cutting")
+        provenance = _provenance(run, chosen, harvest, labels, rows["split"].to_pylist())
+        _save_rows(folder, rows.drop_columns("label"), labels, provenance["simulated"])
+        _save_settings(folder, Cut(run.size_px, run.bands), zero_points(run.bands), provenance)
+    return load_dataset(run.out)
+
+
+def _provenance(
+    run: DatasetConfig, chosen: Chosen, harvest: Harvest, labels: Int64, splits: list[str]
+) -> dict[str, Any]:
+    """Return where a dataset came from. No clock, no name of its folder: equal input, equal bytes."""
+    split, counts = chosen.split, split_table(labels, splits)
+    notes = [
+        f"no {name} in {s}: evaluation or early stopping on it will miss that class"
+        for s, share in zip(SPLITS, run.split, strict=True)
+        for name in CLASSES
+        if share and not counts[s][name]
+    ]
+    digests = {
+        "labels": chosen.labels_digest,
+        "catalog": chosen.matched_digest,
+        "images": harvest.images_digest,
+        "pixels": harvest.pixels_digest,
+    }
+    return {
+        "simulated": chosen.simulated,
+        "labels": run.labels,
+        "catalog": run.catalog,
+        "images": run.images,
+        "digests": digests,
+        "code": config.code_version(),
+        "settings": {k: v for k, v in asdict(run).items() if k not in ("out", "labels", "catalog", "images")},
+        "counts": class_counts(labels),
+        "dropped": harvest.dropped,
+        "n_faults": len(harvest.faults),
+        "faults": harvest.faults[:MAX_FAULTS],
+        "split": {
+            "order": split.order,
+            "seed": run.seed,
+            "n_pixels": split.n_pixels,
+            "reach_arcsec": round(split.reach_arcsec, 3),
+            "counts": counts,
+        },
+        "notes": notes,
+    }

@@ -1,0 +1,417 @@
+"""The experiments: each trains or measures one thing on the simulated paper set and leaves one JSON record.
+
+    Study(preset, folder)  ->  EXPERIMENTS[name](study, seed)  ->  results/<preset>/<name>-<seed>.json
+
+A record that is there is not made again, so a study that was stopped goes on. All sources are SIMULATED.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from skyclass.bundle import Bundle, load_bundle
+from skyclass.composite import atlas_settings
+from skyclass.infer import set_threads
+from skyclass.mock import write_mock
+from skyclass.mock.spectra import simulate_spectra
+from skyclass.networks import build, macs, parameters
+from skyclass.photometry import FEATURES, features
+from skyclass.training import classic, selfsup, small
+from skyclass.training.calibration import calibrate, softmax
+from skyclass.training.dataset import Dataset, DatasetConfig, build_dataset, composites, load_dataset
+from skyclass.training.evaluate import bootstrap, evaluate, interval, probabilities_of, scores
+from skyclass.training.recipe import TrainConfig
+from skyclass.training.train import input_statistics, train
+from skyclass.types import Float32, Int64
+
+BANDS = ("w1", "w2", "w3")
+ALL_FEATURES = tuple(FEATURES)
+BASELINES = ("vgg16", "googlenet", "resnet34", "mobilenet", "efficientnetv2", "repvgg")
+SIZES = tuple(range(64, 129, 8))
+BORDER_PX = 8
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of the study a machine does. Epochs and rows of training; the test set is always whole."""
+
+    name: str
+    tiles: int
+    sources_per_tile: int
+    counts: dict[str, int]
+    epochs: int
+    """Of the networks that Table 2, Fig. 17 and the controls compare."""
+    equal_epochs: int
+    """Of every network of Table 3."""
+    equal_rows: int | None
+    """Training rows of Table 3; None: all."""
+    sweep_epochs: int
+    sweep_rows: int | None
+    """Training rows of the sweeps and of the pre-training."""
+    recipe: str = "modern"
+    tile_px: int = 4095
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
+PAPER_COUNTS = {"galaxy": 7298, "quasar": 7215, "star": 7223}
+PRESETS = {
+    "quick": Preset(
+        "quick", 2, 250, {"galaxy": 60, "quasar": 60, "star": 60}, 1, 1, 60, 1, 60, tile_px=700, seeds=(1,)
+    ),
+    "cpu": Preset("cpu", 4, 14_000, PAPER_COUNTS, 6, 3, 6_000, 2, 6_000),
+    "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, 50, None, recipe="paper"),
+}
+"""quick: a test of the harness. cpu: an afternoon on two cores, epochs and rows reduced. full: the paper's own 200."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A preset with the folder where its sky, dataset and models lie (`work`) and that of its records."""
+
+    preset: Preset
+    work: Path
+    results: Path
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The simulated paper set: 7,298 galaxies, 7,215 quasars, 7,223 stars in four bands."""
+        return load_dataset(self.work / "dataset")
+
+    @cached_property
+    def natural(self) -> Dataset:
+        """A held-out simulated sky with natural class shares."""
+        return load_dataset(self.work / "natural")
+
+    def prepare(self) -> None:
+        """Make the simulated skies and cut the datasets, where they are not there."""
+        p = self.preset
+        self._make("dataset", p.tiles, 7, "balanced", counts=p.counts, min_w1snr=5.0, min_w2snr=5.0)
+        self._make("natural", 2, 2027, "natural")
+
+    def _make(self, name: str, tiles: int, seed: int, mix: Any, **changes: Any) -> None:
+        if (self.work / name).exists():
+            return
+        p, sky = self.preset, self.work / f"{name}-sky"
+        made = write_mock(
+            sky, n_tiles=tiles, seed=seed, sources_per_tile=p.sources_per_tile, size_px=p.tile_px, mix=mix,
+            bands=("w1", "w2", "w3", "w4"),
+        )  # fmt: skip
+        config = DatasetConfig(
+            out=str(self.work / name), labels=str(made.truth), catalog=str(made.catalog), images=str(made.images),
+            seed=1, **changes,
+        )  # fmt: skip
+        build_dataset(config)
+
+    def model(self, name: str, seed: int) -> Path:
+        """Folder of a trained bundle."""
+        return self.work / "models" / f"{name}-{seed}"
+
+    def record(self, name: str, seed: int) -> Path:
+        """File of a record."""
+        return self.results / f"{name}-{seed}.json"
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the record of an experiment, made now unless it is there."""
+        path = self.record(name, seed)
+        if not path.exists():
+            began = time.monotonic()
+            found = EXPERIMENTS[name](self, seed)
+            facts = {"experiment": name, "seed": seed, "preset": self.preset.name, "simulated": True}
+            text = json.dumps(facts | found | {"seconds": round(time.monotonic() - began, 1)}, indent=1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".tmp").write_text(text + "\n")
+            path.with_suffix(".tmp").replace(path)
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record
+
+
+def todo(study: Study) -> Iterator[tuple[str, int]]:
+    """Yield (experiment, seed), those first that others build on."""
+    for name in EXPERIMENTS:
+        for seed in study.preset.seeds if name in SEEDED else study.preset.seeds[:1]:
+            yield name, seed
+
+
+# --- training an image network ----------------------------------------------------------------------
+
+
+def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
+    """Return the bundle of a network trained on the paper set, or on a change of it; a finished one is not redone."""
+    set_threads(1)
+    run = TrainConfig(
+        out=str(study.model(name, seed)), dataset=str(study.work / "dataset"), seed=seed, name=name,
+        label="trained on a SIMULATED sky only (benchmarks/paper)",
+        **{**RECIPE[study.preset.recipe], "epochs": study.preset.epochs, **changes},
+    )  # fmt: skip
+    return train(run, dataset=dataset or study.dataset)
+
+
+RECIPE: dict[str, dict[str, Any]] = {
+    "modern": {"recipe": "modern", "learning_rate": 1e-3, "weight_decay": 1e-2, "schedule": "cosine", "shift_px": 1.0},
+    "paper": {"recipe": "paper", "learning_rate": 1e-4, "weight_decay": 0.0, "schedule": "halve"},
+}
+
+
+def measured(study: Study, bundle: Bundle, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Return the scores of a bundle on the test rows, and what it took to train it."""
+    found = evaluate(bundle, dataset or study.dataset, "test")
+    kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc")
+    print_ = bundle.training["fingerprint"]
+    return {
+        "n_test": found["n"],
+        "confusion": found["confusion"],
+        **{k: found[k] for k in (*kept, "ece")},
+        "interval": found["intervals"]["accuracy"],
+        "strata": found["strata"],
+        "epochs": print_["epochs"],
+        "train_rows": sum(bundle.training["train_counts"].values()),
+        "recipe": print_["recipe"],
+        "batch_size": print_["batch_size"],
+        "device": bundle.training["device"],
+        "precision_mode": bundle.training["precision"],
+        "model_id": bundle.model_id,
+    }
+
+
+def fewer(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """Return the dataset with n training rows, chosen at random; validation and test rows stay."""
+    rows = dataset.split("train")
+    if n is None or n >= len(rows):
+        return dataset
+    split = np.array(dataset.rows["split"].to_pylist(), dtype=object)
+    split[np.setdiff1d(rows, np.random.default_rng(seed).permutation(rows)[:n])] = "none"
+    place = dataset.rows.column_names.index("split")
+    return replace(dataset, rows=dataset.rows.set_column(place, "split", pa.array(split.tolist(), pa.string())))
+
+
+def iicnet(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet on W1, W2, W3: Table 2."""
+    return measured(study, trained(study, "iicnet", seed))
+
+
+def fusion(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet and all the photometry that the random forest sees: Fig. 17."""
+    return measured(study, trained(study, "fusion", seed, network="fusion", features=ALL_FEATURES))
+
+
+def four_bands(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet on W1 to W4: Fig. 17."""
+    return measured(study, trained(study, "iicnet-4", seed, bands=(*BANDS, "w4")))
+
+
+def equal(network: str, study: Study, seed: int) -> dict[str, Any]:
+    """One network of Table 3, all with the same rows and epochs, at 80 x 80 pixels."""
+    dataset = fewer(study.dataset, study.preset.equal_rows, seed)
+    name = f"equal-{network}"
+    found = measured(study, trained(study, name, seed, dataset, network=network, epochs=study.preset.equal_epochs))
+    return found | cost(network)
+
+
+def cost(network: str) -> dict[str, Any]:
+    """Return parameters, and multiply-accumulates at 80 and at 224 pixels."""
+    module = build(network)
+    return {
+        "parameters": parameters(module),
+        "macs_80": macs(module, (1, 3, 80, 80)),
+        "macs_224": macs(module, (1, 3, 224, 224)),
+    }
+
+
+def sweep(name: str, study: Study, seed: int, **changes: Any) -> dict[str, Any]:
+    """IICnet with one thing changed, on fewer rows: Figs. 8 and 12, and the ablation of its blocks."""
+    dataset = fewer(study.dataset, study.preset.sweep_rows, seed)
+    return measured(study, trained(study, name, seed, dataset, epochs=study.preset.sweep_epochs, **changes))
+
+
+# --- the mock is no giveaway ------------------------------------------------------------------------
+
+
+def only_w1(study: Study, seed: int) -> dict[str, Any]:
+    """A network that sees W1 alone: shape and brightness, no colour."""
+    return measured(study, trained(study, "only-w1", seed, bands=("w1",), epochs=study.preset.sweep_epochs))
+
+
+def shuffled(study: Study, seed: int) -> dict[str, Any]:
+    """A network trained on shuffled labels and tested on the true ones: chance."""
+    dataset, rng = study.dataset, np.random.default_rng(seed)
+    labels = dataset.labels.copy()
+    for split in ("train", "val"):
+        rows = dataset.split(split)
+        labels[rows] = labels[rng.permutation(rows)]
+    bundle = trained(study, "shuffled", seed, replace(dataset, labels=labels), epochs=study.preset.sweep_epochs)
+    return measured(study, bundle)
+
+
+def border(study: Study, seed: int) -> dict[str, Any]:
+    """A network that sees the 8 pixels along the border alone: the neighbours, not the source."""
+    dataset = study.dataset
+    pixels = dataset.pixels[:, :3].copy()
+    inner = slice(BORDER_PX, dataset.cut.size_px - BORDER_PX)
+    pixels[:, :, inner, inner] = np.nan
+    cut = replace(dataset.cut, bands=BANDS)
+    framed = replace(dataset, pixels=pixels, cut=cut, zero_point_mag=dataset.zero_point_mag[:3], path=None)
+    bundle = trained(study, "border", seed, framed, epochs=study.preset.sweep_epochs)
+    return measured(study, bundle, framed)
+
+
+# --- without images, and other methods -----------------------------------------------------------------
+
+
+def rated(labels: Int64, probabilities: Float32, **facts: Any) -> dict[str, Any]:
+    """Return the scores of probabilities that no bundle made."""
+    found = scores(labels, probabilities)
+    drawn = bootstrap(labels, {"it": probabilities})["it"]["accuracy"]
+    kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc", "ece")
+    ends = interval(found["accuracy"], drawn).tolist()
+    return {
+        "n_test": len(labels),
+        "confusion": found["confusion"],
+        **{k: found[k] for k in kept},
+        "interval": ends,
+    } | facts
+
+
+def photometry_of(dataset: Dataset, names: tuple[str, ...]) -> tuple[Float32, Int64, Int64]:
+    """Return features of all rows, training rows (validation included) and test rows."""
+    rows = np.sort(np.concatenate([dataset.split("train"), dataset.split("val")]))
+    return features(dataset.rows, names), rows, dataset.split("test")
+
+
+def by_photometry(method: str, study: Study, seed: int) -> dict[str, Any]:
+    """Random forest or SVM on the catalogue's measured photometry of the same sources."""
+    data = study.dataset
+    x, rows, test = photometry_of(data, ALL_FEATURES)
+    fitted = classic.METHODS[method](x[rows], data.labels[rows], seed)
+    return rated(data.labels[test], fitted.predict_proba(x[test]), train_rows=len(rows), features=ALL_FEATURES)
+
+
+def colours(study: Study, seed: int) -> dict[str, Any]:
+    """The colour-colour network: Fig. 17."""
+    data = study.dataset
+    x = features(data.rows, ("w1-w2", "w2-w3"))
+    train_rows, val, test = (data.split(name) for name in ("train", "val", "test"))
+    scale = small.scale_of(x[train_rows])
+    x = small.scaled(x, scale)
+    network = small.fit_small(
+        small.seeded("colour", seed), x[train_rows], data.labels[train_rows], val=(x[val], data.labels[val]), seed=seed
+    )
+    p = softmax(small.logits_small(network, x[test])).astype(np.float32)
+    return rated(data.labels[test], p, train_rows=len(train_rows), epochs="60 at most, early stopping")
+
+
+def spectra(study: Study, seed: int) -> dict[str, Any]:
+    """A 1-D network on simulated spectra of the same number of sources: Fig. 17."""
+    counts = [len(study.dataset.split(name)) for name in ("train", "val", "test")]
+    flux, labels = simulate_spectra(sum(counts), seed)
+    train_rows, val, test = np.split(np.random.default_rng(seed).permutation(len(labels)), np.cumsum(counts)[:-1])
+    epochs = 12
+    network = small.fit_small(
+        small.seeded("spectrum", seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
+        epochs=epochs, seed=seed, learning_rate=1e-3,
+    )  # fmt: skip
+    p = softmax(small.logits_small(network, flux[test])).astype(np.float32)
+    return rated(labels[test], p, train_rows=len(train_rows), epochs=epochs)
+
+
+def embedding_svm(study: Study, seed: int) -> dict[str, Any]:
+    """An SVM on what the last layer of IICnet sees."""
+    data, bundle = study.dataset, load_bundle(study.model("iicnet", seed))
+    rows, test = np.concatenate([data.split("train"), data.split("val")]), data.split("test")
+    known, asked = (classic.embeddings(bundle, data, index) for index in (rows, test))
+    fitted = classic.fit_svm(known, data.labels[rows], seed)
+    return rated(data.labels[test], fitted.predict_proba(asked), train_rows=len(rows))
+
+
+def self_supervised(study: Study, seed: int) -> dict[str, Any]:
+    """SimCLR on unlabelled cutouts, then a linear probe; beside the probe of an untrained network."""
+    set_threads(1)
+    data = fewer(study.dataset, study.preset.sweep_rows, seed)
+    images = composites(data, BANDS, atlas_settings(BANDS))
+    rows, test = data.split("train"), data.split("test")
+    settings = input_statistics(images, rows, TrainConfig(out="-", dataset="-"))
+    epochs = 2 * study.preset.sweep_epochs
+    batch = min(256, len(rows))
+    state = selfsup.pretrain(images[rows], settings, epochs=epochs, batch_size=batch, seed=seed)
+    known, asked, labels = images[rows], images[test], data.labels
+    p = selfsup.linear_probe(state, settings, known, labels[rows], asked, seed=seed)
+    chance = selfsup.linear_probe(selfsup.random_state(seed=seed), settings, known, labels[rows], asked, seed=seed)
+    untrained = float((chance.argmax(1) == labels[test]).mean())
+    return rated(labels[test], p, train_rows=len(rows), epochs=epochs, accuracy_of_an_untrained_network=untrained)
+
+
+# --- calibration and margins ------------------------------------------------------------------------
+
+
+def natural_mix(name: str, study: Study, seed: int) -> dict[str, Any]:
+    """Calibration on a held-out simulated sky of natural class shares: fitted on one half, measured on the other."""
+    bundle = load_bundle(study.model(name, seed))
+    sky = study.natural
+    found: dict[str, Any] = {}
+    for kind in ("temperature", "bias"):
+        out = study.model(f"{name}-natural-{kind}", seed)
+        fitted = calibrate(bundle, sky, "train", out, kind)
+        on_test = evaluate(fitted, sky, "test")
+        found[kind] = {k: on_test[k] for k in ("ece", "ece_floor", "accuracy", "balanced_accuracy", "nll", "n")}
+        found[kind] |= {"temperature": fitted.temperature, "bias": fitted.bias}
+    as_trained = evaluate(bundle, sky, "test")
+    found["as trained"] = {k: as_trained[k] for k in ("ece", "ece_floor", "accuracy", "balanced_accuracy", "nll", "n")}
+    return found
+
+
+def margins(study: Study, seed: int) -> dict[str, Any]:
+    """Paired differences of accuracy on the same test rows: IICnet, forest, fusion."""
+    data = study.dataset
+    test, labels = data.split("test"), data.labels[data.split("test")]
+    x, rows, _ = photometry_of(data, ALL_FEATURES)
+    forest = classic.fit_forest(x[rows], data.labels[rows], seed).predict_proba(x[test])
+    given = {n: probabilities_of(load_bundle(study.model(n, seed)), data, test) for n in ("iicnet", "fusion")}
+    given["forest"] = forest
+    drawn = bootstrap(labels, given)
+    value = {n: float((p.argmax(1) == labels).mean()) for n, p in given.items()}
+    found = {}
+    for a, b in (("forest", "iicnet"), ("iicnet", "fusion"), ("forest", "fusion")):
+        gap = value[b] - value[a]
+        found[f"{b} - {a}"] = [gap, *interval(gap, drawn[b]["accuracy"] - drawn[a]["accuracy"]).tolist()]
+    return {"accuracy": value, "differences": found}
+
+
+EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
+    "iicnet": iicnet,
+    "fusion": fusion,
+    "forest": partial(by_photometry, "forest"),
+    "svm": partial(by_photometry, "svm"),
+    "colours": colours,
+    "spectra": spectra,
+    "iicnet-4": four_bands,
+    "only-w1": only_w1,
+    "shuffled": shuffled,
+    "border": border,
+    **{f"equal-{network}": partial(equal, network) for network in ("iicnet", *BASELINES)},
+    **{f"size-{px}": partial(sweep, f"size-{px}", input_px=px) for px in SIZES},
+    **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 5, 7)},
+    "without-rfb": partial(sweep, "without-rfb", options={"rfb": False}),
+    "without-cbam": partial(sweep, "without-cbam", options={"cbam": False}),
+    "self-supervised": self_supervised,
+    "embedding-svm": embedding_svm,
+    "margins": margins,
+    "natural-mix": partial(natural_mix, "iicnet"),
+    "natural-mix-fusion": partial(natural_mix, "fusion"),
+}
+SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "margins", "natural-mix")
+"""Run for every seed of the preset; the others once."""
+NEEDS = {
+    "embedding-svm": ("iicnet",),
+    "margins": ("iicnet", "fusion"),
+    "natural-mix": ("iicnet",),
+    "natural-mix-fusion": ("fusion",),
+}
+"""Experiments that use the models of others."""

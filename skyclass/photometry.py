@@ -1,0 +1,139 @@
+"""Photometry as network input: magnitudes and S/N of the catalogue -> features, and their training statistics. Pure.
+
+A model bundle names its features and holds the mean and scatter that they had in training, so training and
+inference agree. What is unknown is NaN here, and the training mean (0) once it is standardised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import CatalogError, ConfigError
+from .types import Float32, Float64
+
+COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
+"""Columns of the catalogue that features are made of: profile-fit magnitudes (Vega) and S/N."""
+
+LIMIT_SNR = 2.0
+"""Below this S/N the magnitude is a 95 % upper limit (AllWISE Explanatory Supplement, section II.1)."""
+
+
+def as_is(values: Float64) -> Float64:
+    """Return magnitudes unchanged."""
+    return values
+
+
+def is_limit(snr: Float64) -> Float64:
+    """Return 1.0 where a magnitude is an upper limit or its S/N unknown, else 0.0."""
+    return np.where(snr >= LIMIT_SNR, 0.0, 1.0)
+
+
+FEATURES: dict[str, Callable[..., Float64]] = {
+    "w1-w2": np.subtract,
+    "w2-w3": np.subtract,
+    "w1": as_is,
+    "w1_snr": np.arcsinh,
+    "w2_snr": np.arcsinh,
+    "w3_snr": np.arcsinh,
+    "w3_limit": is_limit,
+}
+"""Feature -> what makes it of its columns, each (N,) float64 with NaN where unknown."""
+
+MADE_OF: dict[str, tuple[str, ...]] = {
+    "w1-w2": ("w1mpro", "w2mpro"),
+    "w2-w3": ("w2mpro", "w3mpro"),
+    "w1": ("w1mpro",),
+    "w1_snr": ("w1snr",),
+    "w2_snr": ("w2snr",),
+    "w3_snr": ("w3snr",),
+    "w3_limit": ("w3snr",),
+}
+"""Feature -> the columns it is made of."""
+
+
+@dataclass(frozen=True)
+class PhotometrySettings:
+    """Which features a network takes, in its order, with the mean and standard deviation they had in training.
+
+    Unknown features, other numbers of means or deviations, and deviations that are not positive raise
+    `ConfigError`, all in one message.
+    """
+
+    features: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        problems = feature_problems(self.features)
+        if not len(self.features) == len(self.mean) == len(self.std):
+            problems.append(f"{len(self.features)} features, {len(self.mean)} means, {len(self.std)} deviations")
+        if not np.isfinite(self.mean).all():
+            problems.append(f"mean = {self.mean}: must be finite")
+        if not all(np.isfinite(s) and s > 0 for s in self.std):
+            problems.append(f"std = {self.std}: must be positive")
+        if problems:
+            raise ConfigError("photometry: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {k: list(v) for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> PhotometrySettings:
+        """Return the settings that `to_dict` wrote; unknown or missing keys raise `ConfigError`."""
+        if set(data) != {"features", "mean", "std"}:
+            raise ConfigError(f"photometry: settings are features, mean and std, not {sorted(data)}")
+        return PhotometrySettings(**{k: tuple(v) for k, v in data.items()})
+
+
+def feature_problems(names: Sequence[str]) -> list[str]:
+    """Return what is wrong with a choice of features, in words; an empty list when nothing is."""
+    problems = [f"unknown feature {n!r} (known: {', '.join(FEATURES)})" for n in names if n not in FEATURES]
+    if len(set(names)) < len(names):
+        problems.append(f"features {', '.join(names)}: one stands there twice")
+    if not names:
+        problems.append(f"no feature is named: choose of {', '.join(FEATURES)}")
+    return problems
+
+
+def columns_of(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the catalogue columns that features are made of, in the order of `COLUMNS`; `ConfigError` if unknown."""
+    if problems := feature_problems(names):
+        raise ConfigError("photometry: " + "; ".join(problems))
+    return tuple(column for column in COLUMNS if any(column in MADE_OF[name] for name in names))
+
+
+def features(rows: pa.Table, names: tuple[str, ...]) -> Float32:
+    """Return (N, F) float32 features of catalogue rows, NaN where unknown.
+
+    Colours and magnitudes in mag (Vega), S/N as arcsinh(S/N). Upper limits count as magnitudes; `w3_limit` tells
+    them. Raises `CatalogError` for a column that is absent, `ConfigError` for an unknown feature.
+    """
+    needed = columns_of(names)
+    if absent := [column for column in needed if column not in rows.column_names]:
+        raise CatalogError(
+            f"no column {', '.join(absent)} for the features {', '.join(names)}: add the columns (AllWISE names), "
+            "or choose features without them"
+        )
+    values = {column: numbers(rows[column]) for column in needed}
+    made = [FEATURES[name](*(values[column] for column in MADE_OF[name])) for name in names]
+    return np.stack(made, axis=1).astype(np.float32)
+
+
+def numbers(column: pa.ChunkedArray) -> Float64:
+    """Return a column as (N,) float64, NaN where it is null or not finite."""
+    values = np.array(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def standardise(values: Float32, settings: PhotometrySettings) -> Float32:
+    """Return (values - mean) / std as (N, F) float32; NaN becomes 0, the training mean."""
+    scaled = (values.astype(np.float64) - np.array(settings.mean)) / np.array(settings.std)
+    known: Float32 = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    return known

@@ -1,0 +1,705 @@
+"""The analyses of Zhao et al. 2023 (RAA 23, 085010): numbers first, then a figure of them.
+
+    snr_statistics       Fig. 2         sweep               Figs. 8, 12
+    rgb_histograms       Fig. 5         feature_maps        Fig. 11, and grad_cam
+    colour_colour        Fig. 6         training_curves     Fig. 13
+    misclassified        Fig. 19        outliers            Fig. 20
+
+Each function returns plain numbers and arrays; `draw_...` makes a matplotlib figure of them, which says so when
+the data are simulated. matplotlib and scikit-learn are imported where they are used (extra `train`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import CatalogError, ConfigError
+from ..types import CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float16, Float32, Float64, Int64
+from .classic import train_extra
+from .dataset import Dataset
+
+COLOURS = dict(zip(CLASSES, ("#0072b2", "#d55e00", "#009e73"), strict=True))
+"""Blue, vermilion, green of Okabe & Ito: told apart with every kind of colour vision."""
+MARKERS = dict(zip(CLASSES, ("o", "s", "^"), strict=True))
+DASHES = dict(zip(CLASSES, ("-", "--", ":"), strict=True))
+INK, FAINT = "#333333", "#999999"
+
+SNR_LEVELS = (2.0, 3.0, 5.0)
+APERTURE_PX = 3.0
+"""Radius of the aperture, 4.1 arcsec: about half the width of a point source in the Atlas images, W1 to W3."""
+CENTRE_SNR = 3.0
+PEAK_PX = 3.0
+SURE = 0.6
+"""A right answer with less confidence is an outlier (Zhao et al. 2023, section 5)."""
+CLUSTERS = 4
+RINGS_PX = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0, 18.0)
+
+
+# --- S/N of the bands (Fig. 2) ---------------------------------------------------------------------------------------
+
+
+def snr_statistics(dataset: Dataset, index: Int64 | None = None) -> dict[str, Any]:
+    """Return the S/N of each band: median, quartiles and the shares above 2, 3 and 5, class by class.
+
+    `table` maps band -> class -> {n, median, q25, q75, above: {level: share}}; `values` band -> (N,) S/N, NaN
+    unknown; `labels` (N,); `source` says where the S/N come from. The catalogue's `w?snr` are taken when the
+    rows have them for every band of the dataset; else all bands are measured alike in the cutouts (`cutout_snr`).
+    """
+    chosen = np.arange(len(dataset)) if index is None else index
+    bands, rows = dataset.cut.bands, dataset.rows
+    if {f"{band}snr" for band in bands} <= set(rows.column_names):
+        values = {band: rows[f"{band}snr"].to_numpy().astype(np.float64)[chosen] for band in bands}
+        source = "catalogue"
+    else:
+        measured = cutout_snr(dataset.pixels, chosen)
+        values = {band: measured[:, b].astype(np.float64) for b, band in enumerate(bands)}
+        source = "cutouts"
+    labels = dataset.labels[chosen]
+    table = {band: {name: _snr_row(snr[labels == k]) for k, name in enumerate(CLASSES)} for band, snr in values.items()}
+    return {"source": source, "levels": list(SNR_LEVELS), "table": table, "values": values, "labels": labels}
+
+
+def cutout_snr(pixels: Float32, index: Int64 | None = None, radius_px: float = APERTURE_PX) -> Float32:
+    """Return the S/N (N, B) of what lies at the centre of cutouts (M, B, S, S) in DN, at `index` or all.
+
+    The mean in a central aperture, above the median of the same aperture set around the border, over their
+    scatter (1.4826 MAD). Atlas noise is correlated over the width of a source, so the scatter of single pixels
+    would promise too much; equal apertures measure noise and confusion as the source meets them. NaN where the
+    centre or half of the border is missing.
+    """
+    size = pixels.shape[-1]
+    weights = _apertures(size, radius_px)  # (P, S * S), the centre first
+    out = []
+    for part in _parts(np.arange(len(pixels)) if index is None else index):
+        flat = np.asarray(pixels[part], dtype=np.float32).reshape(len(part), pixels.shape[1], size * size)
+        known = np.isfinite(flat)
+        share = known.astype(np.float32) @ weights.T
+        total = np.where(known, flat, 0) @ weights.T
+        means = np.where(share > 0.5, total / np.maximum(share, 1e-6), np.nan)
+        out.append(_centre_over_border(means))
+    found: Float32 = np.concatenate(out) if out else np.empty((0, pixels.shape[1]), np.float32)
+    return found
+
+
+def _centre_over_border(means: Float32) -> Float32:
+    """Return (N, B) from aperture means (N, B, P), the centre first."""
+    border = means[..., 1:]
+    enough = np.isfinite(border).mean(-1) >= 0.5
+    filled = np.where(enough[..., None], border, 0)  # no warning for rows that become NaN below
+    sky = np.nanmedian(filled, axis=-1)
+    scatter = 1.4826 * np.nanmedian(np.abs(filled - sky[..., None]), axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = (means[..., 0] - sky) / scatter
+    result: Float32 = np.where(enough & (scatter > 0), snr, np.nan).astype(np.float32)
+    return result
+
+
+def _apertures(size: int, radius_px: float) -> Float32:
+    """Return weights (P, size * size) of round apertures: one at the centre, the others side by side on a ring."""
+    ring_px = (size - 1) / 2 - radius_px
+    if ring_px < 2 * radius_px:
+        raise ConfigError(f"cutouts of {size} px have no border for apertures of {radius_px} px: cut larger ones")
+    n = int(math.pi * ring_px / radius_px)
+    angle = 2 * np.pi * np.arange(n) / n
+    centres = np.concatenate(([[0.0, 0.0]], ring_px * np.stack((np.sin(angle), np.cos(angle)), 1)))
+    axis = np.arange(size) - (size - 1) / 2
+    y, x = axis[:, None], axis[None, :]
+    masks = np.stack([np.hypot(y - cy, x - cx) <= radius_px + 0.25 for cy, cx in centres]).reshape(n + 1, -1)
+    weights: Float32 = (masks / masks.sum(1, keepdims=True)).astype(np.float32)
+    return weights
+
+
+def _snr_row(values: Float64) -> dict[str, Any]:
+    """Return the statistics of one band and class; unknown S/N are counted, and are above no level."""
+    known = values[np.isfinite(values)]
+    q25, median, q75 = (float(q) for q in np.percentile(known, (25, 50, 75))) if len(known) else (math.nan,) * 3
+    above = {level: float((known > level).sum() / max(1, len(values))) for level in SNR_LEVELS}
+    return {"n": len(values), "unknown": len(values) - len(known)} | {
+        "median": median,
+        "q25": q25,
+        "q75": q75,
+        "above": above,
+    }
+
+
+def draw_snr(statistics: Mapping[str, Any], *, simulated: bool) -> Any:
+    """Return the figure of `snr_statistics`: quartiles by band and class, and shares above the levels."""
+    table = statistics["table"]
+    figure, (left, right) = _figure(1, 2, (9.5, 3.8), "Signal to noise by band and class", simulated)
+    for k, name in enumerate(CLASSES):
+        x = np.arange(len(table)) + 0.22 * (k - 1)
+        middle, low, high = (np.array([table[b][name][q] for b in table]) for q in ("median", "q25", "q75"))
+        style = {"color": COLOURS[name], "marker": MARKERS[name], "linestyle": "none", "label": name}
+        left.errorbar(x, middle, (middle - low, high - middle), capsize=3, **style)
+        for level, filled in zip(SNR_LEVELS, (1.0, 0.6, 0.3), strict=True):
+            share = [100 * table[b][name]["above"][level] for b in table]
+            right.plot(x, share, **style | {"alpha": filled, "label": None})
+            for xi, si in zip(x, share, strict=True):
+                right.annotate(f"{level:g}", (xi, si), (4, -3), textcoords="offset points", fontsize=6, color=INK)
+    for axes in (left, right):
+        axes.set_xticks(range(len(table)), [b.upper() for b in table])
+    left.set_yscale("symlog", linthresh=10)
+    top = max((v["q75"] for row in table.values() for v in row.values() if np.isfinite(v["q75"])), default=10)
+    ticks = [t for t in (0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t <= max(10, 1.2 * top)]
+    left.set_yticks(ticks, [str(t) for t in ticks])
+    left.set_yticks([], minor=True)
+    left.set_ylabel(f"S/N ({statistics['source']}): median, quartiles")
+    left.axhline(SNR_LEVELS[0], color=FAINT, lw=0.8)
+    right.set_ylabel("share above S/N 2, 3, 5 [%]")
+    right.set_ylim(-4, 104)
+    left.legend(frameon=False)
+    return figure
+
+
+# --- pixel values (Fig. 5) and colours (Fig. 6) ----------------------------------------------------------------------
+
+
+def rgb_histograms(
+    images: Float16, labels: Int64, bands: Sequence[str], bins: int = 80, span: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Return the distribution of the pixel values of composites (N, C, S, S), by class and channel.
+
+    `edges` (bins + 1,) in units of the composite; `density` class -> (C, bins), each row summing to 1 over the
+    range when multiplied by the bin width; `bands` are the channels. `span` defaults to the middle 99.8 %.
+    """
+    if span is None:
+        sample = np.asarray(images[:: max(1, len(images) // 500)], dtype=np.float32)
+        low, high = np.nanpercentile(sample, (0.1, 99.9))
+        span = (float(low), float(high))
+    edges = np.linspace(*span, bins + 1)
+    counts = np.zeros((len(CLASSES), images.shape[1], bins))
+    for part in _parts(np.arange(len(images))):
+        block = np.asarray(images[part], dtype=np.float32)
+        for k in np.unique(labels[part]):
+            for c in range(images.shape[1]):
+                counts[k, c] += np.histogram(block[labels[part] == k, c], edges)[0]  # NaN falls in no bin
+    density = counts / np.maximum(counts.sum(2, keepdims=True), 1) / (edges[1] - edges[0])
+    return {"edges": edges, "density": dict(zip(CLASSES, density, strict=True)), "bands": tuple(bands)}
+
+
+def draw_histograms(histograms: Mapping[str, Any], *, simulated: bool) -> Any:
+    """Return the figure of `rgb_histograms`: a panel a channel, a line a class."""
+    bands, edges = histograms["bands"], histograms["edges"]
+    figure, axes = _figure(1, len(bands), (3.2 * len(bands), 3.2), "Pixel values of the composites", simulated)
+    for c, (panel, band) in enumerate(zip(np.atleast_1d(axes), bands, strict=True)):
+        for name in CLASSES:
+            line = {"color": COLOURS[name], "linestyle": DASHES[name], "label": name}
+            panel.stairs(histograms["density"][name][c], edges, lw=1.4, **line)
+        panel.set_yscale("log")
+        channel = f" ({'RGB'[c]})" if len(bands) == 3 else ""
+        panel.set_title(f"{band.upper()}{channel}", fontsize=10)
+        panel.set_xlabel("value in the composite (stretched)")
+    np.atleast_1d(axes)[0].set_ylabel("density")
+    np.atleast_1d(axes)[-1].legend(frameon=False)
+    return figure
+
+
+def colour_colour(dataset: Dataset, index: Int64 | None = None) -> dict[str, Any]:
+    """Return W1-W2 and W2-W3 (Vega mag) of the sources: `w1-w2`, `w2-w3` (N,), `labels` (N,), and `table`.
+
+    Rows without both colours are left out and counted in `dropped`. `table` is class -> {n, and median and
+    scatter (1.4826 MAD) of each colour}. Raises `CatalogError` when the rows have no magnitudes.
+    """
+    chosen = np.arange(len(dataset)) if index is None else index
+    names = ("w1mpro", "w2mpro", "w3mpro")
+    if missing := set(names) - set(dataset.rows.column_names):
+        raise CatalogError(f"the dataset has no column {', '.join(sorted(missing))}: build it with photometry")
+    w1, w2, w3 = (dataset.rows[name].to_numpy().astype(np.float64)[chosen] for name in names)
+    colours = {"w1-w2": w1 - w2, "w2-w3": w2 - w3}
+    good = np.isfinite(w1 - w2) & np.isfinite(w2 - w3)
+    kept = {name: values[good] for name, values in colours.items()}
+    labels = dataset.labels[chosen][good]
+    table = {
+        name: {"n": int((labels == k).sum())} | {c: _middle(v[labels == k]) for c, v in kept.items()}
+        for k, name in enumerate(CLASSES)
+    }
+    return kept | {"labels": labels, "table": table, "dropped": int((~good).sum())}
+
+
+def _middle(values: Float64) -> dict[str, float]:
+    if not len(values):
+        return {"median": math.nan, "scatter": math.nan}
+    median = float(np.median(values))
+    return {"median": median, "scatter": float(1.4826 * np.median(np.abs(values - median)))}
+
+
+def draw_colour_colour(data: Mapping[str, Any], *, simulated: bool, points: int = 3000) -> Any:
+    """Return the figure of `colour_colour`: up to `points` sources a class, and the two plain cuts."""
+    figure, axes = _figure(1, 1, (5.6, 4.8), "Colours", simulated)
+    for k, name in enumerate(CLASSES):
+        rows = np.flatnonzero(data["labels"] == k)
+        rows = rows[:: max(1, math.ceil(len(rows) / points))]
+        style = {"s": 7, "alpha": 0.35, "linewidths": 0, "color": COLOURS[name], "marker": MARKERS[name]}
+        axes.scatter(data["w2-w3"][rows], data["w1-w2"][rows], **style, label=f"{name} ({data['table'][name]['n']:,})")
+    x, y = (np.percentile(data[c], (0.3, 99.7)) if len(data[c]) else (0.0, 1.0) for c in ("w2-w3", "w1-w2"))
+    axes.set_xlim(x[0] - 0.3, x[1] + 0.3)
+    axes.set_ylim(y[0] - 0.2, y[1] + 0.2)
+    axes.axhline(0.8, color=INK, lw=1, ls="--", label="the two plain cuts")
+    axes.plot([1.5, 1.5], [-9, 0.8], color=INK, lw=1, ls="--")
+    axes.set_xlabel("W2 - W3 [Vega mag]")
+    axes.set_ylabel("W1 - W2 [Vega mag]")
+    legend = axes.legend(frameon=True, framealpha=0.9, edgecolor="none", markerscale=2)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    return figure
+
+
+# --- sweeps (Figs. 8, 12) and the course of a training (Fig. 13) -----------------------------------------------------
+
+
+def sweep(records: Iterable[Mapping[str, Any]], x: str, y: str = "balanced_accuracy") -> dict[str, Any]:
+    """Return `y` against `x` over records of trainings: `x`, `mean`, `low`, `high`, `n` (K,), sorted by `x`.
+
+    `low` and `high` are the least and greatest of the records (seeds) at each x. A record without `x` or `y`
+    raises `ConfigError`.
+    """
+    groups: dict[float, list[float]] = {}
+    for place, record in enumerate(records):
+        if missing := [key for key in (x, y) if key not in record]:
+            raise ConfigError(f"record {place} has no {', '.join(missing)}: it has {', '.join(map(str, record))}")
+        groups.setdefault(record[x], []).append(float(record[y]))
+    at = sorted(groups)
+    summary: dict[str, Callable[[list[float]], Any]] = {"mean": np.mean, "low": min, "high": max, "n": len}
+    return {"name": x, "of": y, "x": at} | {k: np.array([f(groups[a]) for a in at]) for k, f in summary.items()}
+
+
+def draw_sweep(
+    curve: Mapping[str, Any], xlabel: str, *, simulated: bool, paper: Mapping[float, float] | None = None
+) -> Any:
+    """Return the figure of `sweep`; `paper` maps x to the figure printed in the paper, drawn beside ours."""
+    figure, axes = _figure(1, 1, (5.6, 3.8), f"{curve['of'].replace('_', ' ')} against {xlabel}", simulated)
+    bars = (100 * (curve["mean"] - curve["low"]), 100 * (curve["high"] - curve["mean"]))
+    seeds = f"{curve['n'].min()}" if curve["n"].min() == curve["n"].max() else f"{curve['n'].min()}-{curve['n'].max()}"
+    line = {"color": COLOURS["galaxy"], "marker": "o", "capsize": 3}
+    axes.errorbar(curve["x"], 100 * curve["mean"], bars, **line, label=f"this work: mean, range of seeds ({seeds})")
+    if paper:
+        at = sorted(paper)
+        other = {"color": COLOURS["quasar"], "marker": "s", "linestyle": "--"}
+        axes.plot(at, [100 * paper[a] for a in at], **other, label="Zhao et al. 2023, real data")
+    axes.set_xticks(curve["x"])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(f"{curve['of'].replace('_', ' ')} [%]")
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(log: str | Path | Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return `epoch`, `loss`, `val_loss`, `val_balanced_accuracy` (K,) and `best` epoch from a training log.
+
+    `log` is the JSON-lines file beside a bundle, or its records. The last record of an epoch counts (a resumed
+    run may have written two); a value that is absent is NaN. Raises `ConfigError` for a log without epochs.
+    """
+    records = _read_log(Path(log)) if isinstance(log, str | Path) else log
+    by_epoch = {int(record["epoch"]): record for record in records if {"epoch", "loss"} <= set(record)}
+    if not by_epoch:
+        raise ConfigError(f"{log if isinstance(log, str | Path) else 'the log'} holds no record of an epoch")
+    epochs = sorted(by_epoch)
+    curves = {
+        key: np.array([by_epoch[e].get(key, math.nan) for e in epochs], dtype=np.float64)
+        for key in ("loss", "val_loss", "val_balanced_accuracy")
+    }
+    seen = np.isfinite(curves["val_loss"])
+    best = epochs[int(np.nanargmin(curves["val_loss"]))] if seen.any() else None
+    return {"epoch": np.array(epochs), "best": best} | curves
+
+
+def draw_training(curves: Mapping[str, Any], *, simulated: bool) -> Any:
+    """Return the figure of `training_curves`: losses on the left, balanced accuracy on the right."""
+    figure, (left, right) = _figure(1, 2, (9, 3.6), "Training", simulated)
+    left.plot(curves["epoch"], curves["loss"], color=COLOURS["galaxy"], label="training")
+    left.plot(curves["epoch"], curves["val_loss"], color=COLOURS["quasar"], ls="--", label="validation")
+    accuracy = 100 * curves["val_balanced_accuracy"]
+    right.plot(curves["epoch"], accuracy, color=COLOURS["quasar"], ls="--", label="validation")
+    for axes, label in ((left, "cross-entropy [nat]"), (right, "balanced accuracy [%]")):
+        if curves["best"] is not None:
+            axes.axvline(curves["best"], color=FAINT, lw=0.8, label=f"kept: epoch {curves['best']}")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False)
+    return figure
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such training log")
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a log of JSON lines: {error}") from error
+
+
+# --- what the network looks at (Fig. 11, Grad-CAM) -------------------------------------------------------------------
+
+
+def feature_maps(
+    network: nn.Module, images: Tensor, layers: Sequence[str] = ("conv1", "rfb", "cbam1"), channels: int = 8
+) -> dict[str, Float32]:
+    """Return the strongest `channels` of each layer for network input (1, C, P, P): layer -> (channels, h, w).
+
+    Strongest by their greatest value, in falling order. The network must not be fused; it is left in eval mode.
+    Raises `ConfigError` for a layer that it has not.
+    """
+    with torch.inference_mode(), _watched(network.eval(), layers) as seen:
+        network(images)
+    found = {}
+    for name in layers:
+        maps = seen[name][0].float()
+        found[name] = maps[maps.amax((1, 2)).argsort(descending=True)[:channels]].cpu().numpy()
+    return found
+
+
+def grad_cam(network: nn.Module, images: Tensor, classes: Int64 | None = None, layer: str = "cbam2") -> Float32:
+    """Return where the evidence for a class lies (Selvaraju et al. 2017, arXiv:1610.02391): (N, P, P) in [0, 1].
+
+    `images` is network input (N, C, P, P), `classes` (N,) the class of each, the given one by default. Maps of
+    `layer` are weighed by the mean gradient of the logit, summed, cut at 0 and scaled to a greatest value of 1;
+    a map that is 0 throughout says that nothing there speaks for the class. It is no finer than the layer: 8 of
+    80 px for cbam2.
+    """
+    x = images.detach().clone().requires_grad_(True)  # a fused network has no gradients of its own
+    with _watched(network.eval(), (layer,)) as seen:
+        logits = network(x)
+    wanted = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
+    score = logits.gather(1, wanted[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, seen[layer])
+    weights = gradient.mean((2, 3), keepdim=True)
+    heat = F.relu((weights * seen[layer]).sum(1, keepdim=True))
+    heat = F.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    result: Float32 = heat.detach().float().cpu().numpy()
+    return result
+
+
+@contextmanager
+def _watched(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Give a dict that holds the output of each layer once the network has run."""
+    modules = dict(network.named_modules())
+    if missing := [name for name in layers if name not in modules]:
+        known = ", ".join(name for name, _ in network.named_children())
+        raise ConfigError(f"the network has no layer {', '.join(missing)}: it has {known}")
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: seen.__setitem__(name, output)
+
+    hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def draw_feature_maps(maps: Mapping[str, Float32], image: Float16, *, simulated: bool) -> Any:
+    """Return the figure of `feature_maps`, a row a layer, with the composite (C, S, S) they come from."""
+    with train_extra("the figure"):
+        from matplotlib import colormaps
+    viridis = colormaps["viridis"]
+    lines, words = [], []
+    for stack in maps.values():
+        span = np.maximum(stack.max((1, 2), keepdims=True) - stack.min((1, 2), keepdims=True), 1e-12)
+        pictures = viridis((stack - stack.min((1, 2), keepdims=True)) / span)[..., :3]
+        lines.append([rgb(image[None])[0], *pictures])
+        words.append(["composite", *(f"to {m.max():.2g}" for m in stack)])
+    heading = "Feature maps of the strongest channels, each from its least to its greatest value"
+    names = [f"after\n{name}" for name in maps]
+    return _mosaic(lines, words, names, _title(heading, simulated), 1 + max(len(m) for m in maps.values()))
+
+
+def draw_grad_cam(images: Float16, heat: Float32, titles: Sequence[str], *, simulated: bool) -> Any:
+    """Return the figure of `grad_cam`: composites (N, C, S, S) above, with the heat (N, P, P) on them below."""
+    n = len(images)
+    figure, axes = _figure(2, n, (1.6 * n + 0.6, 3.9), "", simulated)
+    panels = np.asarray(axes).reshape(2, n)
+    size = images.shape[-1]
+    for column, image, warm, title in zip(panels.T, rgb(images), heat, titles, strict=True):
+        column[0].imshow(image, origin="lower")
+        column[0].set_title(title, fontsize=8)
+        column[1].imshow(image.mean(2), origin="lower", cmap="gray")
+        shown = column[1].imshow(
+            warm, origin="lower", cmap="inferno", alpha=0.55, vmin=0, vmax=1, extent=(-0.5, size - 0.5) * 2
+        )
+    panels[0, 0].set_ylabel("W1 W2 W3 as RGB", fontsize=8)
+    panels[1, 0].set_ylabel("Grad-CAM", fontsize=8)
+    _bare(panels)
+    figure.colorbar(shown, ax=panels[1].tolist(), label="evidence, 1 = most", fraction=0.03, pad=0.02)
+    figure.suptitle(_title("Where the evidence for the class lies", simulated), fontsize=10)
+    return figure
+
+
+# --- what goes wrong (Figs. 19, 20) ----------------------------------------------------------------------------------
+
+
+def misclassified(
+    labels: Int64, probabilities: Float32, features: Float32, pixels: Float32, *, k: int = CLUSTERS, seed: int = 0
+) -> dict[str, Any]:
+    """Return the wrong answers in `k` groups (K-means, Lloyd 1982) of standardised features (N, F).
+
+    All arguments run over the same N rows: `features` an embedding or `ring_features`, `pixels` (N, B, S, S) in
+    DN. `index` (M,) positions of the wrong ones; `cluster` (M,) their group, 0 the largest; `counts`. A group is
+    called empty by what is in the pixels, not by looking: `empty` (M,) is `empty_centres`, `empty_count` their
+    number, `empty_share` (k,) their share by group, `empty_cluster` the group with the greatest share (None
+    when there are no empty ones): "Class 4" of Zhao et al. 2023.
+    """
+    index = np.flatnonzero(probabilities.argmax(1) != labels)
+    cluster = _kmeans(features[index], k, seed)
+    empty = empty_centres(pixels, index)["empty"]
+    counts = np.bincount(cluster, minlength=k)
+    share = np.bincount(cluster, weights=empty, minlength=k) / np.maximum(counts, 1)
+    return {
+        "index": index,
+        "cluster": cluster,
+        "counts": counts.tolist(),
+        "empty": empty,
+        "empty_count": int(empty.sum()),
+        "empty_share": share.tolist(),
+        "empty_cluster": int(share.argmax()) if empty.any() else None,
+        "rule": EMPTY_RULE,
+    }
+
+
+EMPTY_RULE = (
+    f"no source at the centre: in no band does the central aperture ({APERTURE_PX:g} px radius) reach S/N "
+    f"{CENTRE_SNR:g}, or in every band where it does the brightest spot within {2 * PEAK_PX:g} px lies farther than "
+    f"{PEAK_PX:g} px from the centre (light of a neighbour)"
+)
+
+
+def empty_centres(pixels: Float32, index: Int64 | None = None) -> dict[str, Any]:
+    """Return which cutouts (M, B, S, S) in DN have no source at their centre, at `index` or all: `EMPTY_RULE`.
+
+    `empty` (N,) is `faint` or `off_centre`, two masks; `snr` (N, B) is that of `cutout_snr`. A centre without
+    pixels in some band (a saturated core, a tile's edge) is not taken as faint there, and not as a source.
+    """
+    chosen = np.arange(len(pixels)) if index is None else index
+    snr = cutout_snr(pixels, chosen)
+    bright: Bool = snr >= CENTRE_SNR
+    parts = [_peak_is_central(np.asarray(pixels[part], dtype=np.float32)) for part in _parts(chosen)]
+    central = np.concatenate(parts) if parts else np.empty_like(bright)
+    detected, measured = np.asarray(bright.any(axis=1)), np.asarray(np.isfinite(snr).any(axis=1))
+    faint = ~detected & measured
+    off_centre = detected & ~np.asarray((bright & central).any(axis=1))
+    return {"empty": faint | off_centre, "faint": faint, "off_centre": off_centre, "snr": snr}
+
+
+def _peak_is_central(pixels: Float32) -> Bool:
+    """Return (N, B): whether the 3 x 3 mean is greatest near the centre, of all within twice `PEAK_PX`."""
+    size = pixels.shape[-1]
+    filled = np.where(np.isfinite(pixels), pixels, -np.inf)
+    rows = filled[:, :, :-2] + filled[:, :, 1:-1] + filled[:, :, 2:]
+    smooth = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    axis = np.arange(1, size - 1) - (size - 1) / 2
+    radius = np.hypot(axis[:, None], axis[None, :])
+    inner = smooth[:, :, radius <= PEAK_PX].max(-1)
+    ring: Bool = inner >= smooth[:, :, (radius > PEAK_PX) & (radius <= 2 * PEAK_PX)].max(-1)
+    return ring
+
+
+def ring_features(images: Float16, index: Int64) -> Float32:
+    """Return the mean of each ring about the centre of composites (N, C, S, S): (len(index), C * rings).
+
+    It does not change when an image is turned; rings without pixels count as sky, 0.
+    """
+    size = images.shape[-1]
+    axis = np.arange(size) - (size - 1) / 2
+    place = np.digitize(np.hypot(axis[:, None], axis[None, :]), RINGS_PX[1:])
+    found = []
+    for part in _parts(index):
+        block = np.nan_to_num(np.asarray(images[part], dtype=np.float32), nan=0.0)
+        rings = [block[:, :, place == r].mean(-1) for r in range(len(RINGS_PX) - 1) if (place == r).any()]
+        found.append(np.concatenate(rings, axis=1))
+    return np.concatenate(found)
+
+
+def _kmeans(features: Float32, k: int, seed: int) -> Int64:
+    """Return the group (M,) of each row, the largest group first; fewer than `k` groups for fewer rows."""
+    if len(features) == 0:
+        return np.empty(0, dtype=np.int64)
+    with train_extra("K-means"):
+        from sklearn.cluster import KMeans
+        from sklearn.preprocessing import StandardScaler
+    scaled = StandardScaler().fit_transform(features)
+    groups = min(k, len(np.unique(scaled, axis=0)))
+    found = KMeans(groups, n_init=10, random_state=seed).fit_predict(scaled)
+    rank = np.argsort(np.argsort(-np.bincount(found, minlength=groups), kind="stable"))
+    cluster: Int64 = rank[found].astype(np.int64)
+    return cluster
+
+
+def outliers(labels: Int64, probabilities: Float32, sure: float = SURE) -> dict[str, Any]:
+    """Return the rows that are right with a confidence below `sure`: `index` (M,), the least sure first.
+
+    `confidence` (M,) belongs to `index`; `counts` class -> number; `share` of all right rows.
+    """
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    index = np.flatnonzero(right & (confidence < sure))
+    index = index[np.argsort(confidence[index], kind="stable")]
+    counts = np.bincount(labels[index], minlength=len(CLASSES)).tolist()
+    return {
+        "index": index,
+        "confidence": confidence[index],
+        "counts": dict(zip(CLASSES, counts, strict=True)),
+        "share": len(index) / max(1, int(right.sum())),
+        "sure": sure,
+    }
+
+
+def draw_misclassified(
+    groups: Mapping[str, Any],
+    images: Float16,
+    labels: Int64,
+    probabilities: Float32,
+    *,
+    simulated: bool,
+    columns: int = 8,
+) -> Any:
+    """Return the gallery of `misclassified`: a row a group; composites (N, C, S, S) of all N rows are given.
+
+    In each row those without a source at the centre come first.
+    """
+    names = []
+    for c, count in enumerate(groups["counts"]):
+        words = f"{c + 1}: {count}\n{100 * groups['empty_share'][c]:.0f} % empty"
+        names.append(words + ("\n(cf. Class 4)" if c == groups["empty_cluster"] else ""))
+    first = np.argsort(~groups["empty"], kind="stable")  # those without a source come first in their row
+    index, cluster = groups["index"][first], groups["cluster"][first]
+    rows = [index[cluster == c][:columns] for c in range(len(names))]
+    heading = (
+        f"{len(index)} misclassified, grouped by K-means; {groups['empty_count']} have no source at the centre, "
+        "and stand first in their row"
+    )
+    return gallery(images, rows, names, _words(labels, probabilities), heading, simulated=simulated, columns=columns)
+
+
+def draw_outliers(
+    found: Mapping[str, Any],
+    images: Float16,
+    labels: Int64,
+    probabilities: Float32,
+    *,
+    simulated: bool,
+    columns: int = 8,
+) -> Any:
+    """Return the gallery of `outliers`: a row a class, the least sure first."""
+    index = found["index"]
+    rows = [index[labels[index] == k][:columns] for k in range(len(CLASSES))]
+    names = [f"{name}\n{found['counts'][name]}" for name in CLASSES]
+    heading = f"Right, with a confidence below {found['sure']:g}: {100 * found['share']:.1f} % of the right answers"
+    return gallery(images, rows, names, _words(labels, probabilities), heading, simulated=simulated, columns=columns)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def gallery(
+    images: Float16,
+    rows: Sequence[Int64],
+    names: Sequence[str],
+    words: Mapping[int, str] | Sequence[str],
+    heading: str,
+    *,
+    simulated: bool,
+    columns: int = 8,
+) -> Any:
+    """Return a figure of composites (N, C, S, S) as W1 W2 W3 = RGB: `rows` of positions, each with a name.
+
+    `words` stand above the cutouts. North is up, east is left, as in the Atlas images.
+    """
+    lines = [list(rgb(np.asarray(images[index]))) for index in rows]
+    side = images.shape[-1] * PIXEL_SCALE_ARCSEC
+    caption = f"W1 W2 W3 as R G B, {side:.0f} arcsec on a side; true > given class (G, Q, S), confidence"
+    heading = f"{_title(heading, simulated)}\n{caption}"
+    return _mosaic(lines, [[words[int(i)] for i in index] for index in rows], names, heading, columns)
+
+
+def _mosaic(
+    lines: Sequence[Sequence[Float32]],
+    words: Sequence[Sequence[str]],
+    names: Sequence[str],
+    heading: str,
+    columns: int,
+) -> Any:
+    """Return a figure of pictures (S, S, 3) in rows, with words above each and a name before each row.
+
+    One pair of axes for all: a hundred of them would take ten seconds to lay out.
+    """
+    figure, axes = _figure(1, 1, (1.2 * columns + 1.0, 1.38 * len(lines) + 0.5), "", False)
+    for r, (pictures, above, name) in enumerate(zip(lines, words, names, strict=True)):
+        y = -1.22 * r
+        axes.text(-0.1, y + 0.5, name, ha="right", va="center", fontsize=9, color=INK)
+        for c, (picture, word) in enumerate(zip(pictures, above, strict=True)):
+            axes.imshow(picture, origin="lower", extent=(1.06 * c, 1.06 * c + 1, y, y + 1), interpolation="nearest")
+            axes.text(1.06 * c + 0.5, y + 1.03, word, ha="center", va="bottom", fontsize=7, color=INK)
+        if not pictures:
+            axes.text(0.1, y + 0.5, "none", va="center", fontsize=9, color=FAINT)
+    axes.set(xlim=(-0.95, 1.06 * columns), ylim=(-1.22 * (len(lines) - 1) - 0.05, 1.2), aspect="equal")
+    axes.axis("off")
+    figure.suptitle(heading, fontsize=9)
+    return figure
+
+
+def rgb(images: Float16) -> Float32:
+    """Return composites (N, C, S, S) as pictures (N, S, S, 3) in [0, 1]: W1 W2 W3 are red, green, blue.
+
+    One scale for the three channels of a picture, from a little below the sky to its brightest pixel, so that
+    colours can be compared; missing pixels are mid-grey. One channel gives a grey picture.
+    """
+    x = np.asarray(images, dtype=np.float32)[:, :3]
+    x = np.repeat(x[:, :1], 3, axis=1) if x.shape[1] < 3 else x
+    top = np.nanmax(np.where(np.isfinite(x), x, 0), axis=(1, 2, 3), keepdims=True)
+    shown = np.clip((x + 1) / (np.maximum(top, 3.0) + 1), 0, 1)
+    missing = ~np.isfinite(x).all(1, keepdims=True)
+    return np.where(missing, np.float32(0.5), shown).transpose(0, 2, 3, 1).astype(np.float32)
+
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG, PDF or SVG by the ending of `path`, at 150 dots an inch; return the path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def _words(labels: Int64, probabilities: Float32) -> list[str]:
+    given, confidence = probabilities.argmax(1), probabilities.max(1)
+    pairs = zip(labels, given, confidence, strict=True)
+    return [f"{CLASSES[a][0].upper()} > {CLASSES[b][0].upper()}  {p:.2f}" for a, b, p in pairs]
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], title: str, simulated: bool) -> tuple[Any, Any]:
+    """Return a figure and its axes; `Figure` draws to files by itself and leaves the user's backend alone."""
+    with train_extra("the figure"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for panel in np.atleast_1d(axes).ravel():
+        panel.tick_params(labelsize=8)
+    if title:
+        figure.suptitle(_title(title[0].upper() + title[1:], simulated), fontsize=10)
+    return figure, axes
+
+
+def _title(words: str, simulated: bool) -> str:
+    return f"SIMULATED data. {words}" if simulated else words
+
+
+def _bare(panels: Any) -> None:
+    for panel in panels.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+
+
+def _parts(index: Int64, size: int = 1024) -> Iterator[Int64]:
+    for start in range(0, len(index), size):
+        yield index[start : start + size]

@@ -1,0 +1,248 @@
+"""Which sources go into a training set: the configuration, and every refusal before a pixel is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .. import config
+from ..archive import LocalArchive, open_archive
+from ..catalog import assign_tiles
+from ..errors import ArchiveError, CatalogError, ConfigError, TileFault
+from ..plan import PREFLIGHT_TILES, content_digest
+from ..store import sha256_of
+from ..types import BANDS, CLASSES, Int64
+from .examples import (
+    LOOK_ARCSEC,
+    Labels,
+    brighter,
+    class_counts,
+    count_words,
+    images_simulated,
+    keep,
+    match_catalog,
+    read_labels,
+    refuse_empty_classes,
+    settle_simulated,
+    without_duplicates,
+)
+from .splits import SPLITS, Split, draw, split_sky, split_table
+
+MAX_PIXELS = 1024
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "counts": {"galaxy": 7298, "quasar": 7215, "star": 7223},
+        "min_w1snr": 5.0,
+        "min_w2snr": 5.0,
+    },
+}
+"""The set of Zhao et al. 2023 (RAA 23, 085010)."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """How a training set is made. Field names are the keys of DATASET.toml and, with dashes, flags of `dataset`."""
+
+    out: str
+    """Folder of the dataset; must not exist."""
+    labels: str
+    """Table with `ra`, `dec` (degrees), `class`, and optionally `source_id`, `coadd_id` and photometry."""
+    images: str
+    """Folder of Atlas tiles."""
+    catalog: str | None = None
+    """Catalogue that gives positions, tiles and photometry of the labelled sources; without one the label table does.
+    Matched by `source_id`, or where the labels have none by position."""
+    bands: tuple[str, ...] = BANDS
+    size_px: int = 37
+    """Native pixels on a side of a cutout: 37 are 51 arcsec."""
+    preset: str | None = None
+    """paper: 7,298 galaxies, 7,215 quasars and 7,223 stars with W1 and W2 S/N above 5 where known."""
+    counts: dict[str, Any] | None = None
+    """Sources to draw of each class, such as {quasar = 500}; all of a class that is not named."""
+    seed: int = 0
+    """Decides the draw and the splits."""
+    match_radius_arcsec: float = 2.0
+    min_w1snr: float | None = None
+    min_w2snr: float | None = None
+    """Sources with a known S/N at or below are left out."""
+    split: tuple[float, ...] = (8.0, 1.0, 1.0)
+    """Shares of training, validation and test."""
+    simulated: bool | None = None
+    """Whether the images are simulated. Required where the files do not say so themselves."""
+
+    def __post_init__(self) -> None:
+        if problems := _problems(self):
+            raise ConfigError("dataset: " + "; ".join(problems))
+
+
+def _problems(c: DatasetConfig) -> list[str]:
+    """Return everything that is wrong with a configuration."""
+    empty = [name for name in ("out", "labels", "images") if not getattr(c, name)]
+    numbers = [s for s in c.split if isinstance(s, int | float)]
+    shares_fit = len(numbers) == len(c.split) == len(SPLITS) and min(numbers) >= 0 and numbers[0] > 0
+    counts = c.counts or {}
+    counts_fit = set(counts) <= set(CLASSES) and all(type(n) is int and n > 0 for n in counts.values())
+    bands_fit = bool(c.bands) and set(c.bands) <= set(BANDS) and len(set(c.bands)) == len(c.bands)
+    checks = [
+        (not empty, f"{', '.join(empty)} is empty"),
+        ("://" not in c.out, f"out = {c.out!r}: datasets are written to a folder of a shared or local disk"),
+        (bands_fit, f"bands = {c.bands}: give one or more of {', '.join(BANDS)}, each once"),
+        (0 < c.size_px <= MAX_PIXELS, f"size_px = {c.size_px}: choose 1 to {MAX_PIXELS}"),
+        (c.preset in (None, *PRESETS), f"preset = {c.preset!r}: choose one of {', '.join(PRESETS)}"),
+        (not (c.preset and c.counts), "preset and counts both say how many: give one of them"),
+        (counts_fit, f"counts = {counts}: give whole numbers above 0 for {', '.join(CLASSES)}"),
+        (
+            0 < c.match_radius_arcsec <= LOOK_ARCSEC,
+            f"match_radius_arcsec = {c.match_radius_arcsec}: 0 to {LOOK_ARCSEC}",
+        ),
+        (shares_fit, f"split = {c.split}: give three shares, train above 0, such as (8, 1, 1)"),
+    ]
+    return [message for fits, message in checks if not fits]
+
+
+def dataset_config(data: Mapping[str, Any]) -> DatasetConfig:
+    """Return the configuration that a mapping (DATASET.toml) describes; all problems in one `ConfigError`."""
+    return config.build(DatasetConfig, data, "dataset")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The sources to cut, sorted by tile and declination, with `label` and `split`; nothing of them is cut yet."""
+
+    table: pa.Table
+    simulated: bool
+    dropped: dict[str, int]
+    split: Split
+    labels_digest: str
+    matched_digest: str
+
+
+def choose(run: DatasetConfig) -> Chosen:
+    """Return the sources of a training set; raises for all that cannot be right. Reads no pixel."""
+    labels = without_duplicates(read_labels(run.labels))
+    file_digest, digest = sha256_of(Path(run.labels).expanduser())[:16], ""
+    if run.catalog:
+        labels = match_catalog(labels, run.catalog, run.match_radius_arcsec)
+        digest = content_digest(labels.table)
+    simulated = settle_simulated(run.simulated, [labels.simulated, images_simulated(run.images)])
+    labels = _on_archive(labels, run)
+    wanted = {"counts": run.counts} | PRESETS.get(run.preset or "", {})
+    for column, least in (("w1snr", run.min_w1snr), ("w2snr", run.min_w2snr)):
+        labels = brighter(labels, column, wanted.get(f"min_{column}") if least is None else least)
+    labels = _drawn(labels, wanted["counts"] or {}, run)
+    ra, dec, label = (labels.table[name].to_numpy() for name in ("ra", "dec", "label"))
+    split = split_sky(ra, dec, label, run.split, run.seed, run.size_px)
+    _refuse_empty_training(label, split, run)
+    table = labels.table.append_column("split", pa.array(split.names.tolist(), pa.string()))
+    keys = ("coadd_id", "dec", "ra", "source_id")
+    table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
+    return Chosen(table, simulated, labels.dropped, split, file_digest, digest)
+
+
+def _drawn(labels: Labels, counts: dict[str, int], run: DatasetConfig) -> Labels:
+    """Return as many sources of each class as were asked for; `CatalogError` where there are fewer."""
+    label = labels.table["label"].to_numpy()
+    where = f"labels {run.labels}"
+    refuse_empty_classes(label, f"{where} on {run.images}: of what is left{_dropped_words(labels.dropped)}")
+    have = class_counts(label)
+    if any(have[name] < n for name, n in counts.items()):
+        need = ", ".join(f"{n:,} {name}" for name, n in counts.items())
+        what = f"preset {run.preset}" if run.preset else "counts"
+        raise CatalogError(
+            f"{where}: {what} needs {need}; there are {count_words(label)}{_dropped_words(labels.dropped)}; "
+            "label more sources, or set counts"
+        )
+    ra, dec = (labels.table[name].to_numpy() for name in ("ra", "dec"))
+    return keep(labels, draw(ra, dec, label, counts, run.seed), "not_drawn")
+
+
+def _dropped_words(dropped: dict[str, int]) -> str:
+    words = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n)
+    return f" (left out: {words})" if words else ""
+
+
+def _refuse_empty_training(label: Int64, split: Split, run: DatasetConfig) -> None:
+    counts = split_table(label, split.names)["train"]
+    if empty := [name for name, n in counts.items() if not n]:
+        raise ConfigError(
+            f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {run.labels} lie in only "
+            f"{split.n_pixels} HEALPix pixels of order {split.order}; label more sky, or try another seed or split"
+        )
+
+
+# --- the archive's part ----------------------------------------------------------------------------
+
+
+def _open(images: str, bands: tuple[str, ...]) -> LocalArchive:
+    """Return the archive; a band that the whole of it lacks is told with the ones it has."""
+    try:
+        return open_archive(images, bands)
+    except ArchiveError:
+        present = [band for band in BANDS if _has(images, band)]
+        if not present or set(bands) <= set(present):
+            raise
+        raise _band_error(images, bands, present) from None
+
+
+def _has(images: str, band: str) -> bool:
+    try:
+        open_archive(images, (band,))
+    except ArchiveError:
+        return False
+    return True
+
+
+def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> ConfigError:
+    have = [band for band in BANDS if band in set(present)]
+    lacking = ", ".join(band for band in bands if band not in have)
+    fewer = json.dumps([band for band in bands if band in have])
+    return ConfigError(
+        f"images {images}: no image of {lacking} for any labelled source, only of {', '.join(have)}; add them, or "
+        f"choose fewer with bands = {fewer}"
+    )
+
+
+def _on_archive(labels: Labels, run: DatasetConfig) -> Labels:
+    """Return the sources on tiles of which the archive has all bands, each with its tile."""
+    archive, table = _open(run.images, run.bands), labels.table
+    ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
+    if table["coadd_id"].null_count:
+        table = assign_tiles(table, archive.list_tiles((ra, dec)))
+    names, place = np.unique(np.asarray(pc.fill_null(table["coadd_id"], "")).astype(str), return_inverse=True)
+    bands_of = [set(archive.bands_of(str(name))) for name in names]
+    present = set().union(*bands_of)
+    if not present:
+        raise CatalogError(
+            f"none of the {len(table):,} labelled sources lies on a tile of {run.images}: they span RA "
+            f"{ra.min():.3f}..{ra.max():.3f}, Dec {dec.min():+.3f}..{dec.max():+.3f}; is it another part of the sky?"
+        )
+    if not set(run.bands) <= present:
+        raise _band_error(run.images, run.bands, present)
+    there = np.array([bool(has) for has in bands_of])[place]
+    complete = np.array([set(run.bands) <= has for has in bands_of])[place]
+    kept = keep(replace(labels, table=table), there, "outside_archive")
+    kept = keep(kept, complete[there], "missing_band")
+    if not len(kept.table):
+        raise CatalogError(f"images {run.images}: no tile of the labels has all of {', '.join(run.bands)}")
+    _preflight(archive, pc.unique(kept.table["coadd_id"]).to_pylist(), run)
+    return kept
+
+
+def _preflight(archive: LocalArchive, names: list[str], run: DatasetConfig) -> None:
+    """Raise `ArchiveError` when none of the first tiles is usable; one message, the first reasons."""
+    faults = []
+    for name in sorted(names)[:PREFLIGHT_TILES]:
+        try:
+            archive.tile(name, run.bands)
+            return
+        except TileFault as fault:
+            faults.append(str(fault))
+    raise ArchiveError(f"{run.images}: none of the {len(faults)} tiles looked at is usable: {'; '.join(faults[:5])}")

@@ -1,0 +1,353 @@
+"""Training: a bundle that beats chance, and the same weights however often, wherever and by whomever it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyclass.bundle import Cut, load_bundle, load_weights, save_bundle
+from skyclass.composite import composite
+from skyclass.errors import ConfigError, Interrupted
+from skyclass.infer import Preprocess, load_classifier, set_threads
+from skyclass.networks import build
+from skyclass.training.augment import Draw, augment, draw
+from skyclass.training.checkpoint import latest_checkpoint, save_checkpoint
+from skyclass.training.dataset import Dataset, save_dataset
+from skyclass.training.evaluate import evaluate
+from skyclass.training.parallel import Group, place
+from skyclass.training.recipe import TrainConfig, rate_factor, train_config
+from skyclass.training.train import (
+    bundle_fields,
+    class_weights,
+    composite_settings,
+    input_statistics,
+    logits_of,
+    prepare,
+    train,
+    validate,
+)
+
+BANDS = ("w1", "w2", "w3")
+ZERO_POINTS = (20.5, 19.5, 18.0)
+SMALL: dict[str, Any] = {"recipe": "modern", "input_px": 32, "epochs": 2, "batch_size": 16, "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make seconds into minutes."""
+    n = torch.get_num_threads()
+    set_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def blobs(n: int, seed: int = 0, size: int = 21) -> Dataset:
+    """Return simulated sources, brighter in another band for each class; colours in the photometry as well."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    y, x = np.mgrid[:size, :size] - size // 2
+    colours = np.array([[3, 1, 0], [0, 3, 1], [1, 0, 3]])[labels] + rng.normal(0, 0.3, (n, 3))
+    pixels = rng.normal(0, 0.1, (n, 3, size, size)) + 2 * colours[:, :, None, None] * np.exp(-(x**2 + y**2) / 30)
+    pixels[:, :, 0, :3] = np.nan
+    split = np.array(["train"] * 7 + ["val"] * 2 + ["test"])[np.arange(n) % 10]
+    magnitudes = {f"w{b + 1}mpro": (15 - colours[:, b]).astype(np.float32) for b in range(3)}
+    rows = pa.table(
+        {"source_id": [str(i) for i in range(n)], "coadd_id": ["0000p000_ac51"] * n}
+        | {"ra": rng.uniform(0, 20, n), "dec": rng.uniform(-10, 10, n)}
+        | magnitudes
+        | {f"w{b}snr": np.full(n, 20, np.float32) for b in (1, 2, 3)}
+        | {"split": split}
+    )
+    return Dataset(pixels.astype(np.float32), labels, rows, Cut(size, BANDS), ZERO_POINTS, {"simulated": True}, None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "data"
+    save_dataset(folder, blobs(200))
+    return folder
+
+
+def test_a_short_training_beats_chance_and_leaves_a_bundle(data: Path, tmp_path: Path) -> None:
+    run = TrainConfig(out=str(tmp_path / "model"), dataset=str(data), **SMALL | {"epochs": 5})
+    records: list[dict[str, Any]] = []
+    bundle = train(run, records.append)
+    epochs = [r for r in records if "val_loss" in r]
+    assert bundle == load_bundle(tmp_path / "model")
+    assert bundle.training["simulated"] is True and "SIMULATED" in bundle.training["label"]
+    assert sum(bundle.training["train_counts"].values()) == 140
+    best = min(epochs, key=lambda r: r["val_loss"])
+    assert (bundle.training["best_epoch"], bundle.temperature) == (best["epoch"], best["temperature"])
+    assert [json.loads(line) for line in (tmp_path / "model.jsonl").read_text().splitlines()] == epochs
+    assert list((tmp_path / "model.tensorboard").iterdir())
+    assert not (tmp_path / "model.checkpoints").exists()
+    result = evaluate(bundle, blobs(200, seed=1), split="all", device="cpu")
+    assert result["balanced_accuracy"] > 0.7
+
+    records.clear()
+    assert train(run, records.append) == bundle and not records, "a finished training is not done again"
+    with pytest.raises(ConfigError, match="holds another model"):
+        train(replace(run, seed=5))
+    with pytest.raises(ConfigError, match="has no w4"):
+        train(replace(run, out=str(tmp_path / "new"), bands=("w1", "w4")))
+
+
+@pytest.mark.parametrize("network", ["colour", "fusion"])
+def test_networks_that_see_photometry(network: str, tmp_path: Path) -> None:
+    run = TrainConfig(
+        out=str(tmp_path / network), dataset="-", network=network, features=("w1-w2", "w2-w3", "w3_limit"),
+        **SMALL | {"learning_rate": 1e-2},
+    )  # fmt: skip
+    bundle = train(run, dataset=blobs(300))
+    assert bundle.photometry is not None and bundle.photometry.features == run.features
+    assert evaluate(bundle, blobs(200, seed=1), split="all", device="cpu")["balanced_accuracy"] > 0.7
+    with pytest.raises(ConfigError, match="needs features"):
+        replace(run, features=())
+
+
+def test_training_goes_on_from_the_weights_of_another_model(tmp_path: Path) -> None:
+    run = TrainConfig(out=str(tmp_path / "first"), dataset="-", **SMALL | {"epochs": 1})
+    first = train(run, dataset=blobs(100))
+    second = replace(run, out=str(tmp_path / "second"), start_from=str(tmp_path / "first"))
+    job = job_of(second, blobs(100))
+    assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
+    with pytest.raises(ConfigError, match="start_from"):
+        job_of(replace(second, options={"first_kernel": 3}), blobs(100))
+
+
+def job_of(run: TrainConfig, dataset: Dataset, group: Group | None = None) -> Any:
+    settings = composite_settings(run)
+    return prepare(run, dataset, composite(dataset.pixels, ZERO_POINTS, settings), settings, group)
+
+
+def test_training_and_inference_preprocess_alike_to_the_bit(tmp_path: Path) -> None:
+    data = blobs(40)
+    job = job_of(TrainConfig(out="-", dataset="-", **SMALL), data)
+    seen: list[torch.Tensor] = []
+    job.network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    job.network.eval()
+    with torch.inference_mode():
+        logits = logits_of(job, job.network, [torch.from_numpy(job.images)])
+    fields = bundle_fields(job, {"epoch": 1, "loss": 1.0} | validate(job)) | {"temperature": 1.0}
+    bundle = save_bundle(tmp_path / "m", fields, job.network.state_dict())
+    classifier = load_classifier(bundle, "cpu", "fp32")
+    seen[1:] = []
+    classifier._network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    probabilities = classifier.predict(job.images)
+    assert torch.equal(torch.cat(seen[1:])[:40], seen[0])
+    assert np.abs(probabilities - torch.softmax(logits, 1).numpy()).max() < 1e-5
+    inputs = Preprocess(job.preprocessing)(torch.from_numpy(job.images[job.train_rows]))
+    assert job.preprocessing == input_statistics(job.images, job.train_rows, job.run)
+    assert inputs.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (inputs.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_what_augmentation_does_to_an_image() -> None:
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.normal(0, 1, (1, 2, 9, 9)).astype(np.float16)).repeat(8, 1, 1, 1)
+    job = job_of(TrainConfig(out="-", dataset="-", **SMALL), blobs(40))
+    settings = replace(job.preprocessing, input_px=27, mean=(0.0, 0.0), std=(1.0, 1.0))
+    preprocess = Preprocess(settings)
+    plain, inner = preprocess(images), (..., slice(3, -3), slice(3, -3))
+    still = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (8, 1, 1))
+    same = augment(preprocess, images, Draw(still, None))
+    assert (same - plain)[inner].abs().max() < 1e-5, "nothing drawn: the very interpolation of inference"
+
+    run = TrainConfig(out="-", dataset="-", flips=True)
+    turned = {
+        augment(preprocess, images[:1], draw(run, np.random.default_rng(k), (1, 2, 9, 9))).numpy().round(3).tobytes()
+        for k in range(60)
+    }
+    assert len(turned) == 8
+    shifted = still + np.float32([[0, 0, 2 / 9], [0, 0, 0]])  # one native pixel to the left
+    moved = augment(preprocess, images, Draw(shifted, None))
+    assert (moved[..., 3:-6] - plain[..., 6:-3])[..., 3:-3, :].abs().max() < 1e-5
+    noisy = draw(replace(run, flips=False, noise=0.5), rng, (8, 2, 9, 9))
+    assert noisy.noise is not None and np.std(noisy.noise) == pytest.approx(0.5, rel=0.1)
+    holes = images.clone()
+    holes[:, :, 4, 4] = torch.nan
+    assert torch.isfinite(augment(preprocess, holes, noisy)).all()
+
+
+@given(st.integers(0, 200), st.integers(1, 9))
+def test_ranks_share_a_batch_without_gap_or_overlap(n: int, world: int) -> None:
+    parts = [np.arange(n)[Group(rank, world).share(n)] for rank in range(world)]
+    assert np.concatenate(parts).tolist() == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_who_a_rank_is_by_torchrun_and_by_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    assert place({}) == (0, 1, 0)
+    assert place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == (3, 4, 1)
+    slurm = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node7"}
+    assert place(slurm | {"SLURM_NTASKS": "4"}) == (0, 1, 0), "a batch script is not a step"
+    assert place(slurm | {"SLURM_STEP_NUM_TASKS": "4"}) == (2, 4, 0)
+    assert os.environ["MASTER_ADDR"] == "node7"
+
+
+def stop_at(step: int) -> Any:
+    """Return a watcher that sends this process SIGTERM after a number of steps."""
+    seen = []
+
+    def watch(record: dict[str, Any]) -> None:
+        seen.append(record)
+        if len([r for r in seen if "step" in r]) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
+
+
+def test_a_stopped_training_goes_on_to_the_same_bundle(data: Path, tmp_path: Path) -> None:
+    run = TrainConfig(out=str(tmp_path / "plain"), dataset=str(data), noise=0.5, rotate_deg=20, **SMALL)
+    plain = train(run)
+    stopped = replace(run, out=str(tmp_path / "stopped"))
+    for step in (4, 7, 3):
+        with pytest.raises(Interrupted, match="resume"):
+            train(stopped, stop_at(step))
+    assert train(stopped).digest == plain.digest
+    logs = [(tmp_path / f"{name}.jsonl").read_text() for name in ("plain", "stopped")]
+    speed = re.compile(r', "images_per_s": [\d.]+')
+    assert speed.sub("", logs[0]) == speed.sub("", logs[1])
+    with pytest.raises(Interrupted):
+        train(replace(run, out=str(tmp_path / "other")), stop_at(2))
+    with pytest.raises(ConfigError, match="batch_size 16 there, 8 here"):
+        train(replace(run, out=str(tmp_path / "other"), batch_size=8))
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2, 3):
+        save_checkpoint(tmp_path, number, {"number": number, "weights": torch.full((100,), float(number))})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000000002.ckpt", "000000000003.ckpt"]
+    newest = tmp_path / "000000000003.ckpt"
+    whole = newest.read_bytes()
+    for torn in (whole[: len(whole) // 2], whole[:-1], whole[:500] + b"x" + whole[501:], b""):
+        newest.write_bytes(torn)
+        state = latest_checkpoint(tmp_path)
+        assert state is not None and state["number"] == 2
+    assert "torn" in caplog.text
+    newest.write_bytes(whole)
+    state = latest_checkpoint(tmp_path)
+    assert state is not None and state["number"] == 3
+
+
+def torchrun(toml: Path, ranks: int) -> subprocess.Popen[str]:
+    """Start `skyclass train` under torchrun on this machine."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "2"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "skyclass", "train", str(toml)],
+        text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def written(folder: Path, name: str, data: Path, **changes: Any) -> Path:
+    """Return the path of a TRAIN.toml."""
+    keys = {
+        "out": str(folder / name),
+        "dataset": str(data),
+        **SMALL,
+        "noise": 0.5,
+        "device": "cpu",
+        "learning_rate": 1e-4,
+        **changes,
+    }
+    (folder / f"{name}.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items()))
+    return folder / f"{name}.toml"
+
+
+def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Path) -> None:
+    """fp32, 35 steps: the weights of 1 and 2 ranks are 2 % of their way apart at most (Adam magnifies rounding).
+
+    And after kill -9 of a rank in mid-epoch they are the same to the last bit.
+    """
+    slow = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-4}
+    toml = written(tmp_path, "two", data, **slow)
+    two = torchrun(toml, 2)
+    killed = torchrun(written(tmp_path, "killed", data, checkpoint_minutes=0.0001, **slow), 2)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("killed.checkpoints/*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim = [p for p in ranks_of(killed.pid)][-1]
+    os.kill(victim, signal.SIGKILL)
+    outputs = [process.communicate(timeout=250)[0] for process in (two, killed)]
+    assert two.returncode == 0, outputs[0]
+    assert killed.returncode == 0, outputs[1]
+    assert "exitcode: -9" in outputs[1], outputs[1]
+    run = train_config(json.loads(json.dumps(toml_of(toml))))
+    one = load_weights(train(replace(run, out=str(tmp_path / "one"))))
+    both, after = load_weights(load_bundle(tmp_path / "two")), load_weights(load_bundle(tmp_path / "killed"))
+    torch.manual_seed(run.seed)
+    start = build(run.network).state_dict()
+    apart, travelled = flat(one) - flat(both), flat(one) - flat(start)
+    assert apart.norm() < 0.02 * travelled.norm(), float(apart.norm() / travelled.norm())
+    assert all(torch.equal(after[name], both[name]) for name in one)
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return all weights in one row, running statistics of BatchNorm included."""
+    return torch.cat([w.float().ravel() for name, w in weights.items() if "num_batches" not in name])
+
+
+def toml_of(path: Path) -> dict[str, Any]:
+    from skyclass.config import read_toml
+
+    return read_toml(path)
+
+
+def ranks_of(parent: int) -> list[int]:
+    """Return the processes that a torchrun has started."""
+    import psutil
+
+    return sorted(p.pid for p in psutil.Process(parent).children(recursive=True) if "skyclass" in " ".join(p.cmdline()))
+
+
+def test_scores_and_weights_by_hand() -> None:
+    assert class_weights(np.array([0, 0, 0, 1]), True).tolist() == pytest.approx([2 / 3, 2, 0])
+    assert class_weights(np.array([0, 0, 0, 1]), False).tolist() == [1, 1, 1]
+
+
+def test_schedules_and_recipes() -> None:
+    where = {"out": "-", "dataset": "-"}
+    modern = train_config(where | {"recipe": "modern", "epochs": 10})
+    cosine = [rate_factor(modern, 10)(i) for i in range(100)]
+    assert max(cosine) == 1
+    assert cosine[0] == pytest.approx(0.1)
+    assert cosine[-1] < 0.01
+    paper = train_config(where)
+    assert (paper.epochs, paper.learning_rate, paper.weight_decay) == (200, 1e-4, 0)
+    assert [rate_factor(paper, 10)(i) for i in (0, 499, 500, 1999)] == [1, 1, 0.5, 0.5]
+
+
+def test_all_config_mistakes_come_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_config({"out": "m", "epochs": "many", "learning": 0.1})
+    for part in ("dataset is required", "epochs", "'learning'"):
+        assert part in str(caught.value)
+    with pytest.raises(ConfigError, match=r"schedule.*bands: w9.*epochs"):
+        train_config({"out": "m", "dataset": "d", "schedule": "step", "epochs": 0, "bands": ["w9"]})
+    with pytest.raises(ConfigError, match="takes no features"):
+        train_config({"out": "m", "dataset": "d", "features": ["w1-w2"]})
+
+
+def test_a_dataset_without_a_class_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    data = blobs(100)
+    few = data.take(np.flatnonzero(data.labels != 1))
+    with pytest.raises(ConfigError, match="no quasar in its split 'train'"):
+        train(TrainConfig(out=str(tmp_path / "m"), dataset="few", **SMALL), dataset=few)
+    assert not (tmp_path / "m").exists()
