@@ -14,6 +14,7 @@ from skyclass.composite import composite
 from skyclass.config import RunConfig
 from skyclass.cutouts import cut, row_span
 from skyclass.infer import NullClassifier
+from skyclass.photometry import features
 from skyclass.pipeline import classify_tile, finish
 from skyclass.plan import Line, begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
@@ -97,17 +98,20 @@ class HeldStrip:
     rows: dict[str, RowRange]
     batch: CutoutBatch
     images: Float16
+    photometry: Float32 | None
 
 
 def hold(line: Line, strip: Strip) -> HeldStrip:
-    """Return a strip with its rows, cutouts and composites in memory."""
+    """Return a strip with its rows, cutouts, composites and, if the model takes any, photometry in memory."""
     tile = open_tile(line, strip.tile)
     sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
     rows = read(line, tile, y)
     batch = cut(HeldArchive(rows), tile, x, y, line.bundle.size_px)
     images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
-    return HeldStrip(strip, tile, x, y, rows, batch, images)
+    wanted = line.bundle.photometry
+    photometry = features(sources, wanted.features) if wanted else None
+    return HeldStrip(strip, tile, x, y, rows, batch, images, photometry)
 
 
 def read(line: Line, tile: Tile, y: Float64) -> dict[str, RowRange]:

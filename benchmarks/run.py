@@ -191,7 +191,8 @@ def time_infer(bench: Bench) -> Amount:
     classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
     for held in bench.strips:
         has_image: np.ndarray[Any, Any] = (held.batch.flags & int(Flag.NO_IMAGE)) == 0
-        classifier.predict(held.images[has_image])
+        photometry = None if held.photometry is None else held.photometry[has_image]
+        classifier.predict(held.images[has_image], photometry)
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 

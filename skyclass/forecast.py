@@ -54,10 +54,12 @@ def strip_bytes(line: Line, n_sources: int) -> float:
 def probe_rate(line: Line) -> float:
     """Return images per second of the network in one process with one thread, as a local worker has."""
     set_threads(1)
+    bundle, n = line.bundle, PROBE_IMAGES
     classifier = load_classifier(line.model, line.device, line.precision)
-    shape = (PROBE_IMAGES, len(line.bundle.bands), line.bundle.size_px, line.bundle.size_px)
-    images = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    classifier.predict(images[:64])
+    images = np.random.default_rng(0).normal(size=(n, len(bundle.bands), bundle.size_px, bundle.size_px))
+    composites, wanted = images.astype(np.float16), bundle.photometry
+    photometry = np.zeros((n, len(wanted.features)), np.float32) if wanted else None
+    classifier.predict(composites[:64], None if photometry is None else photometry[:64])
     began = time.perf_counter()
-    classifier.predict(images)
-    return PROBE_IMAGES / (time.perf_counter() - began)
+    classifier.predict(composites, photometry)
+    return n / (time.perf_counter() - began)

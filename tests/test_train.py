@@ -301,7 +301,7 @@ def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Pa
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return all weights in one row, running statistics of BatchNorm included."""
-    return torch.cat([w.float().ravel() for name, w in weights.items() if "num_batches" not in name])
+    return torch.cat([weights[name].float().ravel() for name in sorted(weights) if "num_batches" not in name])
 
 
 def toml_of(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ COST: dict[str, dict[str, Any]] = {
     "efficientnetv2": {"macs": "2.97G", "parameters": "24.18M", "px": 224},
     "repvgg": {"macs": "3.83G", "parameters": "30.07M", "px": 224},
 }
-"""Table 3. The size at which the costs were counted is not stated: these sizes fit. Its accuracies could not be read."""
+"""Table 3. The size at which costs were counted is not stated: these sizes fit. Its accuracies could not be read."""
 
 INPUTS = {
     "images W1 W2 W3": 0.9522,

@@ -80,6 +80,8 @@ class Study:
     preset: Preset
     work: Path
     results: Path
+    real: Path | None = None
+    """Folder of the real tables, which are not part of the project."""
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -137,6 +139,8 @@ class Study:
 def todo(study: Study) -> Iterator[tuple[str, int]]:
     """Yield (experiment, seed), those first that others build on."""
     for name in EXPERIMENTS:
+        if name == "real-tables" and study.real is None:
+            continue
         for seed in study.preset.seeds if name in SEEDED else study.preset.seeds[:1]:
             yield name, seed
 
@@ -167,6 +171,7 @@ def measured(study: Study, bundle: Bundle, dataset: Dataset | None = None) -> di
     kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc")
     print_ = bundle.training["fingerprint"]
     return {
+        "split": (dataset or study.dataset).provenance["split"]["counts"],
         "n_test": found["n"],
         "confusion": found["confusion"],
         **{k: found[k] for k in (*kept, "ece")},
@@ -199,8 +204,34 @@ def iicnet(study: Study, seed: int) -> dict[str, Any]:
 
 
 def fusion(study: Study, seed: int) -> dict[str, Any]:
-    """IICnet and all the photometry that the random forest sees: Fig. 17."""
-    return measured(study, trained(study, "fusion", seed, network="fusion", features=ALL_FEATURES))
+    """IICnet, trained on with all the photometry that the random forest sees for half as many epochs: Fig. 17."""
+    epochs = max(1, study.preset.epochs // 2)
+    start = {"start_from": str(study.model("iicnet", seed)), "epochs": epochs, "learning_rate": 3e-4}
+    facts = {"network": "fusion", "features": ALL_FEATURES, "hide_photometry": 0.1}
+    return measured(study, trained(study, "fusion", seed, **facts, **start))
+
+
+def fusion_from_scratch(study: Study, seed: int) -> dict[str, Any]:
+    """The same network trained end to end from random weights, as many epochs as IICnet."""
+    return measured(study, trained(study, "fusion-scratch", seed, network="fusion", features=ALL_FEATURES))
+
+
+def per_image_stretch(network: str, study: Study, seed: int) -> dict[str, Any]:
+    """With each band of each cutout stretched between its own percentiles, which loses flux and colour.
+
+    Viewers do that. Then photometry tells a network what the image no longer can.
+    """
+    dataset = fewer(study.dataset, study.preset.equal_rows, seed)
+    facts = {"network": network, "composite": {"stretch": "percentile"}, "epochs": study.preset.equal_epochs}
+    if network == "fusion":
+        facts["features"] = ALL_FEATURES
+    return measured(study, trained(study, f"stretched-{network}", seed, dataset, **facts))
+
+
+def real_tables(study: Study, seed: int) -> dict[str, Any]:
+    """The colour network on real sources."""
+    assert study.real is not None
+    return small.real_tables(study.real, seed) | {"simulated": False}
 
 
 def four_bands(study: Study, seed: int) -> dict[str, Any]:
@@ -237,12 +268,12 @@ def sweep(name: str, study: Study, seed: int, **changes: Any) -> dict[str, Any]:
 
 def only_w1(study: Study, seed: int) -> dict[str, Any]:
     """A network that sees W1 alone: shape and brightness, no colour."""
-    return measured(study, trained(study, "only-w1", seed, bands=("w1",), epochs=study.preset.sweep_epochs))
+    return sweep("only-w1", study, seed, bands=("w1",))
 
 
 def shuffled(study: Study, seed: int) -> dict[str, Any]:
     """A network trained on shuffled labels and tested on the true ones: chance."""
-    dataset, rng = study.dataset, np.random.default_rng(seed)
+    dataset, rng = fewer(study.dataset, study.preset.sweep_rows, seed), np.random.default_rng(seed)
     labels = dataset.labels.copy()
     for split in ("train", "val"):
         rows = dataset.split(split)
@@ -253,7 +284,7 @@ def shuffled(study: Study, seed: int) -> dict[str, Any]:
 
 def border(study: Study, seed: int) -> dict[str, Any]:
     """A network that sees the 8 pixels along the border alone: the neighbours, not the source."""
-    dataset = study.dataset
+    dataset = fewer(study.dataset, study.preset.sweep_rows, seed)
     pixels = dataset.pixels[:, :3].copy()
     inner = slice(BORDER_PX, dataset.cut.size_px - BORDER_PX)
     pixels[:, :, inner, inner] = np.nan
@@ -387,6 +418,8 @@ def margins(study: Study, seed: int) -> dict[str, Any]:
 EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "iicnet": iicnet,
     "fusion": fusion,
+    "fusion-scratch": fusion_from_scratch,
+    "real-tables": real_tables,
     "forest": partial(by_photometry, "forest"),
     "svm": partial(by_photometry, "svm"),
     "colours": colours,
@@ -400,6 +433,7 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 5, 7)},
     "without-rfb": partial(sweep, "without-rfb", options={"rfb": False}),
     "without-cbam": partial(sweep, "without-cbam", options={"cbam": False}),
+    **{f"stretched-{network}": partial(per_image_stretch, network) for network in ("iicnet", "fusion")},
     "self-supervised": self_supervised,
     "embedding-svm": embedding_svm,
     "margins": margins,
@@ -409,6 +443,7 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
 SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "margins", "natural-mix")
 """Run for every seed of the preset; the others once."""
 NEEDS = {
+    "fusion": ("iicnet",),
     "embedding-svm": ("iicnet",),
     "margins": ("iicnet", "fusion"),
     "natural-mix": ("iicnet",),

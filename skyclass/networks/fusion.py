@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +48,15 @@ class FusionNet(nn.Module):
     def embed(self, images: Tensor, photometry: Tensor) -> Tensor:
         """Return what the last linear layer sees: (N, head[-1] + colour_hidden[-1]) float32."""
         return torch.cat((self.images(images), full_precision(self.colour, photometry)), 1)
+
+    @torch.no_grad()
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin as the trained IICnet of these weights: the same logits, whatever the photometry, until trained on."""
+        last = max(int(name.split(".")[1]) for name in weights if name.startswith("head."))
+        own = self.head[-1]
+        assert isinstance(own, nn.Linear)
+        width = weights[f"head.{last}.weight"].shape[1]
+        own.weight.zero_()
+        own.weight[:, :width] = weights[f"head.{last}.weight"]
+        own.bias.copy_(weights[f"head.{last}.bias"])
+        self.images.load_state_dict({k: v for k, v in weights.items() if not k.startswith(f"head.{last}.")})

@@ -50,7 +50,7 @@ class TrainConfig:
     """Changes to the default composite settings of Atlas images."""
     input_px: int = 80
     start_from: str = ""
-    """Bundle whose weights to start from, instead of random ones."""
+    """Bundle whose weights to start from, instead of random ones; fusion may start from iicnet."""
     epochs: int = 200
     batch_size: int = 64
     """Images in one step, on all devices together."""
@@ -70,6 +70,8 @@ class TrainConfig:
     """Move each image by up to so many native pixels, fractions included, along each axis."""
     noise: float = 0.0
     """Scatter of the noise added to each native pixel of a composite: 1 is about that of an Atlas image."""
+    hide_photometry: float = 0.0
+    """Share of the sources shown without photometry, so that images alone suffice where a catalogue has none."""
     patience: int = 0
     """Stop after so many epochs without a better validation loss; 0: never."""
     checkpoint_minutes: float = 10.0
@@ -121,9 +123,13 @@ def _problems(run: TrainConfig) -> Iterator[str]:
     for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes"):
         if getattr(run, name) < 0:
             yield f"{name} = {getattr(run, name)}: must not be negative"
+    if not 0 <= run.hide_photometry < 1:
+        yield f"hide_photometry = {run.hide_photometry}: must lie from 0 to below 1"
     takes_photometry = "photometry" in INPUTS.get(run.network, ())
     if takes_photometry and not run.features:
         yield f'network = {run.network!r} needs features, such as ["w1-w2", "w2-w3"] (known: {", ".join(FEATURES)})'
+    if run.hide_photometry and not takes_photometry:
+        yield f"network = {run.network!r} sees no photometry to hide"
     if run.features and not takes_photometry:
         yield f"network = {run.network!r} takes no features: choose colour or fusion, or leave them out"
 

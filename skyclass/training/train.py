@@ -34,6 +34,7 @@ from ..composite import CompositeSettings, atlas_settings
 from ..errors import ConfigError, Interrupted
 from ..infer import Preprocess, resolve_precision
 from ..networks import build, channels_last
+from ..networks.fusion import FusionNet
 from ..photometry import PhotometrySettings, features, standardise
 from ..types import CLASSES, Float16, Float32, Int64
 from .augment import Draw, augment, draw
@@ -50,7 +51,7 @@ STATISTICS_ROWS = 8192
 """Images that give the mean and scatter of the network's input: enough for three digits."""
 VALIDATION_BATCH = 256
 LISTEN_STEPS = 8
-NEUTRAL = ("out", "dataset", "label", "device", "checkpoint_minutes")
+NEUTRAL = ("out", "dataset", "label", "device", "checkpoint_minutes", "start_from")
 """Settings that do not change the weights: a training may be resumed with others."""
 
 Watch = Callable[[dict[str, Any]], None]
@@ -157,7 +158,7 @@ def prepare(
     if raw is not None and photometry_settings:
         photometry = standardise(raw, photometry_settings)
     torch.manual_seed(run.seed)
-    network = initial_network(run, preprocessing)
+    network = initial_network(run)
     network = channels_last(synced(network, group).to(group.device))
     return Job(
         run,
@@ -193,16 +194,22 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
         raise ConfigError(f"dataset {run.dataset}: " + "; ".join(problems))
 
 
-def initial_network(run: TrainConfig, preprocessing: Preprocessing) -> nn.Module:
-    """Return the network before the first step."""
+def initial_network(run: TrainConfig) -> nn.Module:
+    """Return the network before the first step: random, or with the weights of `start_from`."""
     network = build(run.network, **run.network_options)
-    if run.start_from:
-        start = load_bundle(run.start_from)
-        if (start.network, start.network_options) != (run.network, run.network_options):
-            raise ConfigError(
-                f"start_from = {run.start_from!r} holds {start.network} {start.network_options}, "
-                f"this run trains {run.network} {run.network_options}"
-            )
+    if not run.start_from:
+        return network
+    start = load_bundle(run.start_from)
+    ours = run.network_options
+    if isinstance(network, FusionNet) and start.network == "iicnet":
+        ours = {k: v for k, v in ours.items() if k not in ("features", "colour_hidden")}
+    elif start.network != run.network:
+        raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
+    if start.network_options != ours:
+        raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {ours}")
+    if isinstance(network, FusionNet) and start.network == "iicnet":
+        network.begin_with(load_weights(start))
+    else:
         network.load_state_dict(load_weights(start))
     return network
 
@@ -221,7 +228,8 @@ def fingerprint(
     rows = hashlib.sha256(dataset.labels.tobytes() + train_rows.tobytes() + val_rows.tobytes())
     rows.update("\n".join(dataset.rows["source_id"].to_pylist()).encode())
     kept = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
-    content = {**kept, "precision": precision, "rows": rows.hexdigest()[:16], "version": __version__}
+    start = load_bundle(run.start_from).model_id if run.start_from else ""
+    content = {**kept, "start": start, "precision": precision, "rows": rows.hexdigest()[:16], "version": __version__}
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -271,11 +279,15 @@ def batches(job: Job, epoch: int, first: int) -> Iterator[tuple[Int64, list[Tens
             continue
         rows = np.sort(chosen)  # the images are memory-mapped: read them in the order of the file
         own = job.group.share(len(rows))
+        generator = np.random.default_rng([job.run.seed, epoch, number])
+        hidden = generator.random(len(rows)) < job.run.hide_photometry
         drawn = None
         if job.images is not None and job.run.augments:
-            generator = np.random.default_rng([job.run.seed, epoch, number])
             drawn = draw(job.run, generator, (len(rows), *job.images.shape[1:])).part(own)
-        yield rows, inputs_of(job, rows[own]), drawn
+        inputs = inputs_of(job, rows[own])
+        if hidden.any():
+            inputs[-1][torch.from_numpy(hidden[own])] = 0.0  # the training mean: what is unknown
+        yield rows, inputs, drawn
 
 
 def inputs_of(job: Job, rows: Int64) -> list[Tensor]:

@@ -1,0 +1,52 @@
+"""Several experiments of a study at a time, each in a process with one thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+
+from skyclass.infer import set_threads
+
+from .study import NEEDS, Study, todo
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What arithmetic libraries read when they are loaded, so workers must inherit it."""
+
+
+def run_all(study: Study, only: tuple[str, ...], workers: int) -> Iterator[str]:
+    """Yield a line for each experiment that ends; those whose models come from others wait for them."""
+    waiting = [item for item in todo(study) if not only or item[0] in only]
+    spawn = multiprocessing.get_context("spawn")
+    with inherited(dict.fromkeys(THREADS, "1")), ProcessPoolExecutor(workers, spawn, set_threads, (1,)) as pool:
+        running: dict[Future[str], tuple[str, int]] = {}
+        while waiting or running:
+            busy = {*waiting, *running.values()}
+            ready = [i for i in waiting if not any((need, i[1]) in busy for need in NEEDS.get(i[0], ()))]
+            for item in ready[: workers - len(running)]:
+                waiting.remove(item)
+                running[pool.submit(one, study, *item)] = item
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                yield future.result()
+
+
+@contextmanager
+def inherited(variables: dict[str, str]) -> Iterator[None]:
+    """Let processes started in the block have these environment variables; those of this one come back after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def one(study: Study, name: str, seed: int) -> str:
+    """Run one experiment; return a line about it."""
+    record = study.run(name, seed)
+    found = f", accuracy {record['accuracy']:.4f}" if isinstance(record.get("accuracy"), float) else ""
+    return f"{name}, seed {seed}: {record['seconds']:,.0f} s{found}"

@@ -1,0 +1,116 @@
+"""`python -m benchmarks.training`: images/s of a training run, beside the bare forward and backward pass.
+
+The two alternate in one process, so a busy machine slows both; what counts is their ratio. One JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+
+from skyclass.bundle import Cut
+from skyclass.composite import ATLAS_ZERO_POINT_MAG, composite
+from skyclass.infer import resolve_device, set_threads
+from skyclass.training.dataset import Dataset
+from skyclass.training.parallel import Group
+from skyclass.training.recipe import train_config
+from skyclass.training.train import Asked, Job, Journal, Position, composite_settings, prepare, train_epoch
+
+from .measure import surroundings
+
+BANDS = ("w1", "w2", "w3")
+
+
+@click.command()
+@click.option("--network", default="iicnet", show_default=True)
+@click.option("--steps", default=24, show_default=True, help="Steps of one measurement.")
+@click.option("--repeats", default=5, show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--threads", default=torch.get_num_threads(), show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Append the line here too.")
+def main(network: str, steps: int, repeats: int, batch_size: int, threads: int, output: Path | None) -> None:
+    """Measure training with all it does, and the bare passes on one batch that is there already."""
+    set_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(network, steps, batch_size, folder)
+        ways: dict[str, Callable[[], None]] = {"bare": lambda: bare(job), "training": lambda: whole(job)}
+        for way in ways.values():
+            way()
+        turns = [{name: timed(way) for name, way in ways.items()} for _ in range(repeats)]
+    seconds = {name: [turn[name] for turn in turns] for name in ways}
+    rate = {name: round(steps * batch_size / median(times), 1) for name, times in seconds.items()}
+    ratio = round(median(b / t for b, t in zip(seconds["bare"], seconds["training"], strict=True)), 3)
+    facts = {"stage": "train", "network": network, "batch_size": batch_size, "threads": threads}
+    line = json.dumps(facts | {"images_per_s": rate, "ratio": ratio, "precision": job.precision} | surroundings())
+    click.echo(line)
+    if output:
+        with output.open("a") as file:
+            file.write(line + "\n")
+
+
+def timed(way: Callable[[], None]) -> float:
+    """Return the seconds of a call."""
+    began = time.perf_counter()
+    way()
+    return time.perf_counter() - began
+
+
+def job_of(network: str, steps: int, batch_size: int, folder: str) -> Job:
+    """Return a training run on noise, of as many images as an epoch of `steps` takes."""
+    n = steps * batch_size * 5 // 4
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(0, 0.1, (n, 3, 37, 37)).astype(np.float32)
+    split = ["train"] * (steps * batch_size) + ["val"] * (n - steps * batch_size)
+    rows: dict[str, Any] = {"source_id": [str(i) for i in range(n)], "split": split}
+    rows |= {name: np.zeros(n) for name in ("ra", "dec")}
+    zero_points = tuple(ATLAS_ZERO_POINT_MAG[b] for b in BANDS)
+    data = Dataset(
+        pixels, rng.integers(0, 3, n), pa.table(rows), Cut(37, BANDS), zero_points, {"simulated": True}, None
+    )
+    keys = {"out": f"{folder}/model", "dataset": "-", "recipe": "modern", "network": network, "batch_size": batch_size}
+    run = train_config(keys | {"checkpoint_minutes": 0.0})
+    settings = composite_settings(run)
+    group = Group(device=resolve_device(run.device))
+    return prepare(run, data, composite(pixels, zero_points, settings), settings, group)
+
+
+def whole(job: Job) -> None:
+    """Train for an epoch: reading, augmentation, passes, optimiser, log."""
+    train_epoch(job, Position(), Journal(job, None), Asked())
+    synchronise(job)
+
+
+def bare(job: Job) -> None:
+    """Do the passes and the optimiser's step of an epoch on one batch that lies on the device, preprocessed."""
+    device = torch.device(job.group.device)
+    images = torch.randn(job.run.batch_size, 3, 80, 80, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(job.run.batch_size, dtype=torch.int64, device=device)
+    job.network.train()
+    for _ in range(job.steps):
+        with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+            logits = job.network(images)
+        job.optimiser.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()
+        job.optimiser.step()
+    synchronise(job)
+
+
+def synchronise(job: Job) -> None:
+    """Wait for the device."""
+    if job.group.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
