@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
+TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench paper clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +18,7 @@ demo: $(READY)
 	$(BIN)/skyclass demo $(DEMO)
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check skyclass tests benchmarks
@@ -26,6 +27,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/skyclass bench
+
+# The paper's study on a simulated sky: hours; it resumes.
+paper: $(READY)
+	$(BIN)/python -m benchmarks.paper
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ from skyclass.training.parallel import Group
 from skyclass.training.recipe import train_config
 from skyclass.training.train import Asked, Job, Journal, Position, composite_settings, prepare, train_epoch
 
-from .measure import surroundings
+from .measure import commit, cores, cpu_model
 
 BANDS = ("w1", "w2", "w3")
 
@@ -52,7 +52,9 @@ def main(network: str, steps: int, repeats: int, batch_size: int, threads: int, 
     rate = {name: round(steps * batch_size / median(times), 1) for name, times in seconds.items()}
     ratio = round(median(b / t for b, t in zip(seconds["bare"], seconds["training"], strict=True)), 3)
     facts = {"stage": "train", "network": network, "batch_size": batch_size, "threads": threads}
-    line = json.dumps(facts | {"images_per_s": rate, "ratio": ratio, "precision": job.precision} | surroundings())
+    where = {"device": job.group.device, "precision": job.precision, "cpu": cpu_model(), "cores": cores()}
+    what = {"commit": commit(), "torch": torch.__version__, "images": "noise"}
+    line = json.dumps(facts | {"images_per_s": rate, "ratio": ratio} | where | what)
     click.echo(line)
     if output:
         with output.open("a") as file:

@@ -392,47 +392,70 @@ def _check_positions(table: pa.Table, source: str) -> None:
 def standardise_table(location: str) -> pa.Table:
     """Return a table file in `SOURCE_SCHEMA`, in its order; `source_id` is row-000001... where it has none.
 
-    CSV, IPAC, VOTable, FITS, ECSV and Parquet are told apart by content, plain or gzipped. Column names
-    may be in any case; ra and dec must be decimal degrees, 0..360 and -90..90, or carry a unit. Raises
-    `CatalogError`, one message for all bad rows.
+    Raises `CatalogError`, one message for all bad rows, as `read_table` and `standardise` do.
+    """
+    return standardise(read_table(location), f"table {_local_path(str(location))}")
+
+
+def read_table(location: str, extra: Sequence[str] = ()) -> pa.Table:
+    """Return the columns of `SOURCE_SCHEMA`, and of `extra` (text), that a table file has, under our names.
+
+    CSV, IPAC, VOTable, FITS, ECSV and Parquet are told apart by content, plain or gzipped. Column names may be in
+    any case; ra and dec are needed, in decimal degrees or with a unit, and come in degrees (float64, null where they
+    are no number). Raises `CatalogError`: no table file, no rows, a column missing or named twice, sexagesimal.
     """
     path = _local_path(str(location))
     if path.is_dir():
         raise CatalogError(f"table {path}: this is a folder, give the table file")
-    table = _read_table(path)
+    table = _read_table(path, extra)
     if not len(table):
         raise CatalogError(f"table {path}: it has no rows")
     for name in TABLE_COLUMNS:
         table = _with_column(table, name, _degrees(table[name], name, path))
+    return table
+
+
+def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
+    """Return a table of `read_table` in `SOURCE_SCHEMA`, its further columns after it as text; empty text is null.
+
+    Rows without `source_id` are numbered: row-000001... Raises one `CatalogError`, which begins with `source`, for
+    all positions off the sky (ra 0..360, dec -90..90 degrees), identifiers missing and, where each source must be
+    there once (`unique`), given twice.
+    """
     if "source_id" not in table.column_names:
         ids = [f"row-{number:06d}" for number in range(1, len(table) + 1)]
         table = table.append_column("source_id", pa.array(ids, pa.string()))
-    table = _conform(table, f"table {path}")
-    _check_rows(table, path)
-    return table.combine_chunks()
+    further = [pa.field(name, pa.string()) for name in table.column_names if name not in SOURCE_SCHEMA.names]
+    whole = _conform(table, source)
+    for field in further:
+        whole = whole.append_column(field, _cast(table[field.name], field, source))
+    if problems := _row_problems(whole, unique):
+        raise CatalogError(f"{source}: " + "; ".join(problems))
+    return whole.combine_chunks()
 
 
-def _check_rows(table: pa.Table, path: Path) -> None:
-    """Raise one `CatalogError` for all bad positions, or for identifiers missing or given twice."""
+def _row_problems(table: pa.Table, unique: bool) -> list[str]:
+    """Return what is wrong with the rows: positions off the sky, identifiers missing or given twice."""
+    problems = []
     ra, dec, bad = _positions(table)
     if bad.any():
         rows = ", ".join(f"{i + 1} (ra {ra[i]}, dec {dec[i]})" for i in np.flatnonzero(bad)[:5])
-        raise CatalogError(
-            f"table {path}: {bad.sum()} of {len(table)} rows have no position on the sky: row {rows}"
+        problems.append(
+            f"{bad.sum():,} of {len(table):,} rows have no position on the sky, such as row {rows}"
             f"{' and more' if bad.sum() > 5 else ''}; ra must be 0..360 and dec -90..90 degrees, "
             "mend or remove these rows"
         )
-    counts = pc.value_counts(table["source_id"])
+    counts = pc.value_counts(table["source_id"].drop_null())
     many = counts.filter(pc.greater(counts.field("counts"), 1))
-    repeated = [str(value) for value in many.field("values")[:5]]
-    n_null = table["source_id"].null_count
-    if n_null:
-        raise CatalogError(f"table {path}: source_id is empty in {n_null} rows; fill it or drop the column")
-    if repeated:
-        raise CatalogError(
-            f"table {path}: source_id {', '.join(repeated)} stands in more than one row; "
+    if n_null := table["source_id"].null_count:
+        problems.append(f"source_id is empty in {n_null:,} rows; fill it or drop the column")
+    if unique and len(many):
+        repeated = ", ".join(str(value) for value in many.field("values")[:5])
+        problems.append(
+            f"source_id {repeated} stands in more than one row; "
             "remove the repeated rows, or rename the column to have rows numbered"
         )
+    return problems
 
 
 def _degrees(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
@@ -460,10 +483,10 @@ def _with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Tabl
     return table.set_column(table.column_names.index(name), name, column)
 
 
-def _wanted(names: Sequence[str], path: Path) -> dict[str, str]:
-    """Return our name -> the table's name for each column of ours it has, whatever the case."""
+def _wanted(names: Sequence[str], path: Path, extra: Sequence[str]) -> dict[str, str]:
+    """Return our name -> the table's name for each column of ours, or `extra`, it has, whatever the case."""
     found: dict[str, str] = {}
-    for ours in SOURCE_SCHEMA.names:
+    for ours in (*SOURCE_SCHEMA.names, *extra):
         matches = [name for name in names if name.strip().lower() == ours]
         exact = [name for name in matches if name == ours]
         if len(matches) > 1 and len(exact) != 1:
@@ -503,24 +526,24 @@ def _format_of(head: bytes) -> str:
     return "" if b"\0" in text else "csv"
 
 
-def _read_table(path: Path) -> pa.Table:
-    """Return the columns of ours that a table file has, under our names."""
+def _read_table(path: Path, extra: Sequence[str]) -> pa.Table:
+    """Return the columns of ours, and `extra`, that a table file has, under our names."""
     content_format = _format_of(_head(path))
     if content_format == "parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, extra)
     content = path.read_bytes()
     if content_format == "gzip":
         content = _gunzip(content, path)
         content_format = _format_of(content[:4096])
     if not content.strip():
         raise CatalogError(f"table {path}: the file is empty")
-    readers: Mapping[str, Callable[[bytes, Path], pa.Table]] = {
+    readers: Mapping[str, Callable[[bytes, Path, Sequence[str]], pa.Table]] = {
         "csv": _read_csv,
         **{name: partial(_read_astropy, name) for name in ("fits", "ecsv", "ipac", "votable")},
     }
     if content_format not in readers:
         raise CatalogError(f"table {path}: its content is none of CSV, IPAC, VOTable, FITS, ECSV or Parquet")
-    return readers[content_format](content, path)
+    return readers[content_format](content, path, extra)
 
 
 def _gunzip(content: bytes, path: Path) -> bytes:
@@ -530,23 +553,24 @@ def _gunzip(content: bytes, path: Path) -> bytes:
         raise CatalogError(f"table {path}: damaged gzip ({error}); fetch it again") from error
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    names = _wanted(_schema(str(path)).names, path)
+def _read_parquet(path: Path, extra: Sequence[str]) -> pa.Table:
+    names = _wanted(_schema(str(path)).names, path, extra)
     try:
         return _dataset(str(path)).to_table(columns={ours: ds.field(name) for ours, name in names.items()})
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"table {path}: cannot be read ({error})") from error
 
 
-def _read_csv(content: bytes, path: Path) -> pa.Table:
+def _read_csv(content: bytes, path: Path, extra: Sequence[str]) -> pa.Table:
     """Return the wanted columns of a CSV; comma, semicolon or tab; leading # lines are comments."""
     lines = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace").splitlines()
     n_comments = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
     delimiter = max(",;\t", key=lines[n_comments].count)
     header = next(csv.reader([lines[n_comments]], delimiter=delimiter))
-    names = _wanted(header, path)
+    names = _wanted(header, path, extra)
     # The text columns must not be guessed: cc_flags 0000 would become the number 0.
-    types = {names[f.name]: f.type for f in SOURCE_SCHEMA if f.name in names and pa.types.is_string(f.type)}
+    text = (*(field.name for field in SOURCE_SCHEMA if pa.types.is_string(field.type)), *extra)
+    types = {names[name]: pa.string() for name in text if name in names}
     try:
         table = pa_csv.read_csv(
             io.BytesIO(content),
@@ -561,7 +585,7 @@ def _read_csv(content: bytes, path: Path) -> pa.Table:
     return table.rename_columns(list(names))
 
 
-def _read_astropy(name: str, content: bytes, path: Path) -> pa.Table:
+def _read_astropy(name: str, content: bytes, path: Path, extra: Sequence[str]) -> pa.Table:
     """Return the wanted columns of a FITS, ECSV, IPAC or VOTable, coordinates in degrees by their units."""
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
@@ -574,7 +598,7 @@ def _read_astropy(name: str, content: bytes, path: Path) -> pa.Table:
             table = Table.read(io.BytesIO(content), format=known.get(name, name))
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise CatalogError(f"table {path}: cannot be read as {name} ({error})") from error
-    names = _wanted(table.colnames, path)
+    names = _wanted(table.colnames, path, extra)
     return pa.table({ours: _from_astropy(table[theirs], ours, path) for ours, theirs in names.items()})
 
 

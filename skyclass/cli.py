@@ -18,7 +18,7 @@ import click
 
 from . import __version__
 from .config import RunConfig, read_toml, run_config
-from .errors import ConfigError, Interrupted, SkyclassError
+from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
 from .sky import Box, Cone, parse_angle
 from .types import BANDS, CLASSES
 
@@ -167,6 +167,7 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
 @click.option("--sources-per-tile", type=int, help="[default: 20000 on a full tile, the same density on a smaller one]")
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
+@click.option("--bands", default="w1,w2,w3", show_default=True, help="Images to make; w4 may be added.")
 def mock(
     directory: str,
     tiles: int,
@@ -174,16 +175,21 @@ def mock(
     sources_per_tile: int,
     size: int,
     mix: Literal["natural", "balanced"],
+    bands: str,
 ) -> int:
     """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive."""
     from .mock import write_mock
 
-    made = write_mock(directory, n_tiles=tiles, seed=seed, sources_per_tile=sources_per_tile, size_px=size, mix=mix)
+    names = tuple(sorted({band.strip() for band in bands.lower().split(",")}))
+    made = write_mock(directory, tiles, seed, sources_per_tile, size, mix, bands=names)
     counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())
     click.echo(
         f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}"
     )
-    click.echo(f"skyclass classify --catalog {made.catalog} --images {made.images} --out classes")
+    (ra, dec), given = made.center, f"--catalog {made.catalog} --images {made.images}"
+    click.echo(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
+    click.echo(f"skyclass classify {given} --out classes")
+    click.echo(f"skyclass dataset --labels {made.truth} {given} --bands {','.join(names)} --out dataset")
     return 0
 
 
@@ -281,6 +287,9 @@ def query(
 @click.option("--region", metavar="RA0,RA1,DEC0,DEC1", help="Box in degrees.  [default: all the sky]")
 @click.option("--min-snr", type=float, help="Least W1 and W2 S/N.  [default: 5]")
 @click.option("--max-match-arcsec", type=float, help="Largest distance of a match.  [default: 2]")
+@click.option("--sdss-url", help="SkyServer of a mirror.  [default: that of SDSS]")
+@click.option("--tap-url", help="TAP service of a mirror of IRSA.  [default: that of IRSA]")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds that a service may be silent.  [default: 600]")
 def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     """Fetch a label table: SDSS spectra matched to AllWISE. The same command goes on where it was stopped."""
     from .training.labels import fetch_labels, labels_config
@@ -332,8 +341,9 @@ def dataset(
 
     data = read_toml(dataset_toml) if dataset_toml else {}
     data |= {key: value for key, value in flags.items() if value is not None}
-    data |= {"bands": bands.lower().split(",")} if bands else {}
+    data |= {"bands": [band.strip() for band in bands.lower().split(",")]} if bands else {}
     data |= {"counts": parse_counts(counts)} if counts else {}
+    needs_cluster(cluster, {"--workers": workers})
     config = dataset_config(data)
     with show_cutting() as watch:
         if cluster:
@@ -345,6 +355,12 @@ def dataset(
             made = build_dataset(config, None, watch)
     click.echo(f"dataset written to {config.out}\n{summary(made)}")
     return 0
+
+
+def needs_cluster(cluster: str | None, options: dict[str, object]) -> None:
+    """Raise `ConfigError` for options that say how to use a cluster where none is asked for."""
+    if given := [name for name, value in options.items() if value is not None and not cluster]:
+        raise ConfigError(f"{', '.join(given)}: of a cluster, and there is none; give --cluster local or an address")
 
 
 def parse_counts(text: str) -> dict[str, int]:
@@ -392,13 +408,17 @@ def report(path: str, output: str | None) -> int:
     """Make one HTML page, figures included, from a class catalogue or an evaluation."""
     from .report import write_html
 
-    click.echo(f"written to {write_html(path, output)}")
+    try:
+        page = write_html(path, output)
+    except NotPublished as error:
+        raise ConfigError(f"{path} is no evaluation (no evaluation.json) and no class catalogue: {error}") from error
+    click.echo(f"written to {page}")
     return 0
 
 
 def is_first_rank() -> bool:
     """Return whether this process is the one of its training that speaks."""
-    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "SLURM_PROCID"))
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 @cli.command()
@@ -413,6 +433,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     """
     from .training.recipe import train_config
 
+    needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
     if cluster:
         from .cluster import connect
@@ -429,7 +450,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     if is_first:
         from .bundle import load_bundle
 
-        click.echo(f"{load_bundle(run.out).model_id} written to {run.out}")
+        click.echo(f"{load_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
     return 0
 
 

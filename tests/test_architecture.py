@@ -35,7 +35,7 @@ ONE_ROOM = {
     "astropy.io.fits": {"archive.py", "catalog.py", "query.py"},
     "torch": {"networks", "bundle.py", "infer.py", "training"},
     "sklearn": {"training"},
-    "matplotlib": {"report.py", "training"},
+    "matplotlib": {"report", "training"},
 }
 """Library -> the only files or folders that may import it (the simulated sky writes its own FITS)."""
 

@@ -28,7 +28,9 @@ from skyclass.catalog import (
     gaps,
     open_catalog,
     read_partition,
+    read_table,
     select,
+    standardise,
     standardise_table,
     to_dask,
 )
@@ -376,6 +378,30 @@ def test_bad_rows_come_in_one_message(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "7 of 9 rows" in message and "row 2 (ra nan, dec 1.0), 3 (ra 1.0, dec nan), 4 " in message
     assert "6 (ra 5.0, dec -90.1) and more" in message and "7 (" not in message
+
+
+def test_all_kinds_of_bad_rows_come_together(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="1 of 4 rows have no position.*empty in 1 rows.*source_id a stands in more"):
+        standardise_table(csv_table(tmp_path, "source_id,ra,dec\na,1,1\na,2,2\n,3,3\nb,400,4\n"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
+def test_further_columns_are_read_as_text_and_a_source_may_stand_there_twice(tmp_path: Path, suffix: str) -> None:
+    table = user_table()
+    table["Class"], table["source_id"] = ["001", "star", "002"], ["a", "a", "b"]
+    path = str(write_table(table, tmp_path / f"t{suffix}"))
+    found = read_table(path, extra=("class", "absent"))
+    assert (
+        "other" not in found.column_names
+        and "absent" not in found.column_names
+        and "coadd_id" not in found.schema.names
+    )
+    assert found["ra"].to_pylist() == [10.5, 359.25, 0.0]
+    whole = standardise(found, "labels", unique=False)
+    assert whole.schema == SOURCE_SCHEMA.append(pa.field("class", pa.string()))
+    assert whole["class"].to_pylist() == ["001", "star", "002"] and whole["source_id"].to_pylist() == ["a", "a", "b"]
+    with pytest.raises(CatalogError, match="^labels: source_id a stands in more than one row"):
+        standardise(found, "labels")
 
 
 def test_units_of_a_table_are_honoured(tmp_path: Path) -> None:

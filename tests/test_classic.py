@@ -19,7 +19,7 @@ from skyclass.infer import Preprocess, set_threads
 from skyclass.networks import build
 from skyclass.training.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
 from skyclass.training.dataset import Dataset
-from skyclass.training.evaluate import balanced_accuracy, confusion
+from skyclass.training.scores import balanced_accuracy, confusion
 from skyclass.training.small import (
     fit_small,
     logits_small,

@@ -40,7 +40,7 @@ from skyclass.training.dataset import (
     save_dataset,
     summary,
 )
-from skyclass.training.examples import one_to_one
+from skyclass.training.examples import Labels, match_catalog, one_to_one
 from skyclass.types import BANDS, CLASSES, Flag, Tile
 
 SIZE = 13
@@ -192,6 +192,49 @@ def test_labels_without_names_are_matched_by_position_one_to_one(run, sky4, tmp_
         build_dataset(labelled(replace(run, out=run.out + "2"), shifted, match_radius_arcsec=0.1))
 
 
+def test_labels_of_different_classes_that_meet_on_one_source_are_refused(run, sky4):
+    table = truth(sky4)[["ra", "dec", "class"]]
+    shifted = table.assign(dec=table["dec"] + 0.8 / 3600)
+    ours, rivals = table["class"].iloc[0], table.iloc[:1].assign(dec=table["dec"].iloc[0] - 1.5 / 3600)
+    strange = rivals.assign(**{"class": other(ours)})
+    with pytest.raises(CatalogError, match=r"on 1 of \d+ sources labels of different classes meet") as caught:
+        build_dataset(labelled(run, pd.concat([shifted, strange])))
+    assert f" {ours} and row-000" in str(caught.value) and f" {other(ours)}; decide" in str(caught.value)
+    assert "\n" not in str(caught.value) and not Path(run.out).exists()
+    chosen = choose.choose(labelled(run, pd.concat([shifted, rivals])))  # an equal label: the nearer serves for both
+    assert chosen.dropped["source_of_a_nearer_label"] == 1 and len(chosen.table) == len(table)
+
+
+def test_neighbours_of_different_classes_keep_their_own_sources(tmp_path):
+    """Each label has the other's source within reach too, but a nearer one of its own."""
+    table = pa.table({"source_id": ["a", "b"], "ra": [10.0, 10.0], "dec": [0.0, 1.6 / 3600]})
+    rows = [table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(2, f.type) for f in SOURCE_SCHEMA]
+    (tmp_path / "catalog").mkdir()
+    pq.write_table(pa.table(rows, schema=SOURCE_SCHEMA), tmp_path / "catalog" / "part0.parquet")
+    at = table.set_column(0, "source_id", pa.array(["x", "y"])).append_column("label", pa.array([0, 2]))
+    found = match_catalog(Labels(at, False), str(tmp_path / "catalog"), 2.0)
+    assert dict(zip(found.table["source_id"].to_pylist(), found.table["label"].to_pylist(), strict=True)) == {
+        "a": 0, "b": 2,
+    }  # fmt: skip
+    nearer = at.set_column(2, "dec", pa.array([0.0, 0.7 / 3600]))
+    with pytest.raises(CatalogError, match=r"on 1 of 2 sources .*x at 10.00000 \+0.00000 galaxy and y at .* star"):
+        match_catalog(Labels(nearer, False), str(tmp_path / "catalog"), 2.0)
+
+
+def test_a_name_whose_source_lies_elsewhere_is_refused(run, sky4):
+    table = truth(sky4)
+    wrong = table.copy()
+    wrong.loc[3, "dec"] += 2.5 / 3600
+    wrong.loc[[5, 6], "source_id"] = table.loc[[6, 5], "source_id"].to_numpy()  # two names changed about
+    with pytest.raises(CatalogError, match=rf"3 of {len(table)} labels lie farther than 2 arcsec") as caught:
+        build_dataset(labelled(run, wrong))
+    message = str(caught.value)
+    assert f"{table['source_id'][3]} at " in message and "is 2.5 arcsec from its source" in message
+    assert "drop the column source_id" in message and "match_radius_arcsec" in message and "\n" not in message
+    near = table.assign(dec=table["dec"] + 1.9 / 3600)
+    assert len(choose.choose(labelled(run, near)).table) == len(table)
+
+
 def test_the_closest_pair_is_taken_first_and_nobody_twice():
     owners, sources = np.array([0, 0, 1, 1]), np.array([5, 6, 5, 7])
     assert one_to_one(owners, sources, np.array([0.3, 0.9, 0.1, 0.2])).tolist() == [2, 1]
@@ -256,7 +299,7 @@ def spoil(table: pd.DataFrame, **columns) -> pd.DataFrame:
 
 BAD_LABELS = {
     "no class": (lambda t: t.drop(columns="class"), "no column class"),
-    "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no column ra, dec"),
+    "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no column ra and dec"),
     "no rows": (lambda t: t.iloc[:0], "no rows"),
     "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 rows\) is unknown; use galaxy, quasar, star"),
     "empty class": (lambda t: spoil(t, **{"class": None}), "is unknown"),
@@ -304,7 +347,10 @@ def test_other_input_that_cannot_be_right_is_refused(run, sky4, sky, tmp_path):
         build_dataset(replace(run, labels=str(tmp_path / "noise.csv")))
     with pytest.raises(CatalogError, match="by source_id; drop that column"):
         build_dataset(labelled(run, table.assign(source_id="s" + table["source_id"])))
-    with pytest.raises(ConfigError, match=r'no image of w4 .* only of w1, w2, w3.* bands = \["w1", "w2", "w3"\]'):
+    with pytest.raises(
+        ConfigError,
+        match=r'no image of w4 .* only of w1, w2, w3.* --bands w1,w2,w3 \(in a file: bands = \["w1", "w2", "w3"\]\)',
+    ):
         build_dataset(DatasetConfig(run.out, str(sky.truth), str(sky.images)))
     plain = tmp_path / "plain"
     plain.mkdir()

@@ -19,6 +19,7 @@ from skyclass.errors import BundleError, ConfigError
 from skyclass.infer import set_threads
 from skyclass.networks import build
 from skyclass.photometry import PhotometrySettings
+from skyclass.training.bootstrap import bootstrap, differences, interval, resamples, strata
 from skyclass.training.calibration import (
     adapt,
     calibrate,
@@ -30,32 +31,29 @@ from skyclass.training.calibration import (
 )
 from skyclass.training.dataset import Dataset
 from skyclass.training.evaluate import (
+    evaluate,
+    evaluate_models,
+    galactic_latitude_deg,
+    logits_of,
+    probabilities_of,
+    rows_of,
+    training_log,
+    write_evaluation,
+)
+from skyclass.training.scores import (
     balanced_accuracy,
-    bootstrap,
     calibration_error,
     calibration_floor,
     colour_cuts,
     confusion,
     confusion_scores,
-    differences,
-    evaluate,
-    evaluate_models,
-    galactic_latitude_deg,
-    interval,
-    logits_of,
     numbers,
     precision_at,
-    probabilities_of,
     reliability,
-    resamples,
     roc_curve,
-    rows_of,
     sample,
     scores,
-    strata,
     table_rates,
-    training_log,
-    write_evaluation,
 )
 from skyclass.types import CLASSES
 
@@ -226,6 +224,19 @@ def test_pairing_makes_a_small_difference_certain() -> None:
     assert high - low < (alone[1] - alone[0]) / 2
 
 
+def test_the_interval_of_a_difference_of_calibration_errors_is_moved_to_its_value() -> None:
+    labels, logits = drawn_logits(400, 12)
+    given = {"fair": softmax(logits).astype(np.float32), "proud": softmax(logits * 4).astype(np.float32)}
+    made = bootstrap(labels, given, draws=600)
+    found = differences(labels, given, made)[0]["numbers"]
+    for name in ("ece", "classwise_ece"):
+        value, low, high = found[name]
+        raw = made["proud"][name] - made["fair"][name]
+        assert raw.mean() < value - 0.1 * (high - low), "noise adds to the error of the fair model only"
+        assert [low, high] == pytest.approx(np.quantile(raw, [0.025, 0.975]) + value - raw.mean())
+    assert found["nll"][1:] == pytest.approx(np.quantile(made["proud"]["nll"] - made["fair"]["nll"], [0.025, 0.975]))
+
+
 def test_strata_add_up_and_an_empty_bin_is_none() -> None:
     labels, p = drawn(900, 6)
     value = np.random.default_rng(0).uniform(0, 30, 900)
@@ -374,6 +385,30 @@ def test_probabilities_are_the_calibrated_logits(bundle: Path, colour_bundle: Bu
         p = probabilities_of(model, data, np.array([7, 2]), "cpu", "fp32")
         expected = softmax(z / model.temperature + np.array(model.bias))[[7, 2]]
         assert p == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_that_a_model_has_seen_are_told(colour_bundle: Bundle, tmp_path: Path) -> None:
+    parts = {"simulated": True, "counts": {}}
+    here, there, unknown = (small_dataset(provenance=parts | more) for more in (
+        {"digests": {"pixels": "p1"}}, {"digests": {"pixels": "p2"}}, {},
+    ))  # fmt: skip
+    print_ = replace(colour_bundle, training=colour_bundle.training | {"fingerprint": {"pixels": "p1"}})
+
+    def told(model: Bundle, data: Dataset, split: str) -> list[str]:
+        words = evaluate(model, data, split, "cpu", "fp32", draws=5)["caveats"]
+        return [w.split(" ", 1)[0] for w in words if "flatter" in w]
+
+    for split in ("train", "val", "all"):
+        assert told(print_, here, split) == ["Fitted"]
+        assert told(print_, there, split) == told(print_, unknown, split) == ["May"]
+        assert told(colour_bundle, here, split) == ["May"], "a model that does not say what it was trained on"
+    assert told(print_, here, "test") == []
+    fitted = calibrate(colour_bundle, here, "test", tmp_path / "fitted", device="cpu", precision="fp32")
+    assert fitted.training["calibration"]["pixels"] == "p1"
+    assert (told(fitted, here, "test"), told(fitted, there, "test")) == (["Fitted"], ["May"])
+    blind = calibrate(colour_bundle, unknown, "test", tmp_path / "blind", device="cpu", precision="fp32")
+    assert blind.training["calibration"]["pixels"] is None
+    assert told(blind, unknown, "test") == told(blind, here, "test") == ["May"]
 
 
 def test_a_dataset_that_does_not_fit_is_refused_in_one_message(bundle: Path, colour_bundle: Bundle) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
+from click.testing import CliRunner
 from scipy.optimize import curve_fit
 from scipy.spatial import cKDTree
 
+from skyclass.cli import cli
 from skyclass.errors import ConfigError
 from skyclass.mock import write_mock
 from skyclass.mock.conditions import band_sky
@@ -20,7 +24,7 @@ from skyclass.mock.grid import BandFacts, grid, header_bytes, nearest_tiles, til
 from skyclass.mock.measure import image_scatter, lower_scatter, photometry
 from skyclass.mock.population import CLASS_OF_SUBTYPE, COLOURS, SUBTYPES, class_fractions, draw
 from skyclass.mock.render import light_image, render
-from skyclass.sky import edge_distance_px, healpix, tile_pixels, unit_vectors
+from skyclass.sky import edge_distance_px, healpix, separation_deg, tile_pixels, unit_vectors
 from skyclass.types import CLASSES, Tile
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -313,6 +317,33 @@ def test_balanced_mix_gives_nothing_away_by_brightness(tmp_path):
         np.histogram(g.true_w1_mag, [10, 13, 14.5, 15.5, 16.2, 17])[0] / len(g) for _, g in truth.groupby("class")
     ]
     assert np.ptp(shares, axis=0).max() < 0.08
+
+
+def test_the_command_line_makes_four_bands_and_prints_lines_that_can_follow_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = ["--size", "500", "--sources-per-tile", "120", "--tiles", "1", "--mix", "balanced"]
+    three, four = (
+        CliRunner().invoke(cli, ["mock", name, *size, *more], standalone_mode=False, catch_exceptions=False).output
+        for name, more in (("three", []), ("four", ["--bands", "w4, W1,w2,w3"]))
+    )
+    assert [sorted({p.name.split("-")[1] for p in Path(name).rglob("*.fits")}) for name in ("three", "four")] == [
+        ["w1", "w2", "w3"], ["w1", "w2", "w3", "w4"],
+    ]  # fmt: skip
+    centre, classify, dataset = (shlex.split(line) for line in three.splitlines()[-3:])
+    rows = pd.read_parquet("three/truth.parquet")
+    ra, dec, radius = centre[-1].split(",")
+    apart = separation_deg(float(ra), float(dec), rows["ra"].to_numpy(), rows["dec"].to_numpy())
+    assert apart.max() <= float(radius.removesuffix("deg")) < apart.max() + 0.011
+    assert classify[:2] == ["skyclass", "classify"] and "--bands w1,w2,w3 " in " ".join(dataset)
+    run = partial(CliRunner().invoke, cli, standalone_mode=False)
+    bare = [word for word in dataset[1:] if word not in ("--bands", "w1,w2,w3")]
+    with pytest.raises(ConfigError, match=r"no image of w4 .*--bands w1,w2,w3 \("):
+        run(bare, catch_exceptions=False)
+    assert "SIMULATED images" in run(dataset[1:]).output and (tmp_path / "dataset" / "pixels.npy").exists()
+    default = [word.replace("three", "four") for word in bare[:-1]]
+    assert "in w1, w2, w3, w4" in run([*default, "other"]).output and "--bands w1,w2,w3,w4" in four
+    with pytest.raises(ConfigError, match="bands are w1, w5: w1, w2, w3 are needed"):
+        run(["mock", "no", "--bands", "w5,w1"], catch_exceptions=False)
 
 
 def test_bad_arguments_are_named_together_before_anything_is_written(tmp_path):

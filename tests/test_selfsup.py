@@ -13,7 +13,7 @@ from skyclass.bundle import Preprocessing
 from skyclass.errors import ConfigError
 from skyclass.infer import set_threads
 from skyclass.networks import build
-from skyclass.training.evaluate import balanced_accuracy, confusion
+from skyclass.training.scores import balanced_accuracy, confusion
 from skyclass.training.selfsup import Views, linear_probe, nt_xent, pretrain, random_state, transfer, view
 
 SMALL = Preprocessing(16, (0.2, 0.2, 0.2), (1.0, 1.0, 1.0))

@@ -33,6 +33,7 @@ from skyclass.training.evaluate import evaluate
 from skyclass.training.parallel import Group, place
 from skyclass.training.recipe import TrainConfig, rate_factor, train_config
 from skyclass.training.train import (
+    batches,
     bundle_fields,
     class_weights,
     composite_settings,
@@ -40,6 +41,7 @@ from skyclass.training.train import (
     logits_of,
     prepare,
     train,
+    unknown,
     validate,
 )
 
@@ -104,6 +106,9 @@ def test_a_short_training_beats_chance_and_leaves_a_bundle(data: Path, tmp_path:
     assert train(run, records.append) == bundle and not records, "a finished training is not done again"
     with pytest.raises(ConfigError, match="holds another model"):
         train(replace(run, seed=5))
+    brighter = replace(blobs(200), pixels=3 * blobs(200).pixels)
+    with pytest.raises(ConfigError, match="holds another model"):
+        train(run, dataset=brighter)
     with pytest.raises(ConfigError, match="has no w4"):
         train(replace(run, out=str(tmp_path / "new"), bands=("w1", "w4")))
 
@@ -129,6 +134,36 @@ def test_training_goes_on_from_the_weights_of_another_model(tmp_path: Path) -> N
     assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
     with pytest.raises(ConfigError, match="start_from"):
         job_of(replace(second, options={"first_kernel": 3}), blobs(100))
+
+
+def test_a_model_of_a_shipped_name_is_not_taken_for_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = TrainConfig(out="iicnet-mock", dataset="-", **SMALL | {"epochs": 1})
+    made = train(run, dataset=blobs(60))
+    assert made.path == tmp_path / "iicnet-mock"
+    assert made.weights_sha256 != load_bundle("iicnet-mock").weights_sha256
+    assert train(run, dataset=blobs(60)) == made
+
+
+def test_fusion_begins_as_the_image_network_it_starts_from(tmp_path: Path) -> None:
+    data = blobs(60)
+    first = TrainConfig(out=str(tmp_path / "images"), dataset="-", **SMALL | {"epochs": 1})
+    train(first, dataset=data)
+    facts = {"network": "fusion", "features": ("w1-w2", "w3_limit"), "hide_photometry": 0.5}
+    run = replace(first, out=str(tmp_path / "fusion"), start_from=str(tmp_path / "images"), **facts)
+    job, plain = job_of(run, data), job_of(replace(first, start_from=str(tmp_path / "images")), data)
+    images, photometry = torch.from_numpy(job.images), torch.from_numpy(job.photometry)
+    job.network.eval(), plain.network.eval()
+    with torch.inference_mode():
+        fused, alone = logits_of(job, job.network, [images, photometry]), logits_of(plain, plain.network, [images])
+    assert torch.allclose(fused, alone, atol=1e-5)
+    shown = np.concatenate([inputs[1].numpy() for _, inputs, _ in batches(job, 1, 0)])
+    hidden = (shown == unknown(job.photometry_settings).numpy()).all(1)
+    assert 0.2 < hidden.mean() < 0.8
+    with pytest.raises(ConfigError, match="other images"):
+        job_of(replace(run, composite={"stretch": "linear"}), data)
 
 
 def job_of(run: TrainConfig, dataset: Dataset, group: Group | None = None) -> Any:
@@ -164,10 +199,10 @@ def test_what_augmentation_does_to_an_image() -> None:
     job = job_of(TrainConfig(out="-", dataset="-", **SMALL), blobs(40))
     settings = replace(job.preprocessing, input_px=27, mean=(0.0, 0.0), std=(1.0, 1.0))
     preprocess = Preprocess(settings)
-    plain, inner = preprocess(images), (..., slice(3, -3), slice(3, -3))
+    plain = preprocess(images)
     still = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (8, 1, 1))
     same = augment(preprocess, images, Draw(still, None))
-    assert (same - plain)[inner].abs().max() < 1e-5, "nothing drawn: the very interpolation of inference"
+    assert (same - plain).abs().max() < 1e-5, "nothing drawn: the very interpolation of inference, rim included"
 
     run = TrainConfig(out="-", dataset="-", flips=True)
     turned = {

@@ -17,8 +17,20 @@ HERE = Path(__file__).parents[1]
 
 @click.command()
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True)
-@click.option("--only", multiple=True, metavar="NAME", type=click.Choice(list(EXPERIMENTS)), help="An experiment, such as iicnet; may be repeated.  [default: all]")
-@click.option("--workers", default=os.cpu_count(), show_default=True, help="Experiments at a time, a thread each.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice(list(EXPERIMENTS)),
+    help="An experiment, such as iicnet; may be repeated.  [default: all]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default=True,
+    help="Experiments at a time, a thread each.",
+)
 @click.option("--work", type=click.Path(path_type=Path), help="Skies and models.  [default: benchmarks/work/paper]")
 @click.option("--results", type=click.Path(path_type=Path), help="Records.  [default: benchmarks/results/paper/PRESET]")
 @click.option("--real", type=click.Path(path_type=Path), help="Folder of the real tables; left out when absent.")

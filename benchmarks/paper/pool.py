@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
+from skyclass.errors import SkyclassError
 from skyclass.infer import set_threads
 
 from .study import NEEDS, Study, todo
@@ -17,7 +18,11 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run_all(study: Study, only: tuple[str, ...], workers: int) -> Iterator[str]:
-    """Yield a line for each experiment that ends; those whose models come from others wait for them."""
+    """Yield a line for each experiment that ends; those whose models come from others wait for them.
+
+    One that fails stops no other, but those that need it; at the end `SkyclassError` names them all.
+    """
+    failed: dict[tuple[str, int], str] = {}
     waiting = [item for item in todo(study) if not only or item[0] in only]
     spawn = multiprocessing.get_context("spawn")
     with inherited(dict.fromkeys(THREADS, "1")), ProcessPoolExecutor(workers, spawn, set_threads, (1,)) as pool:
@@ -29,8 +34,17 @@ def run_all(study: Study, only: tuple[str, ...], workers: int) -> Iterator[str]:
                 waiting.remove(item)
                 running[pool.submit(one, study, *item)] = item
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                yield future.result()
+                item = running.pop(future)
+                if error := future.exception():
+                    failed[item] = f"{item[0]}, seed {item[1]}: {error}"
+                    lost = [w for w in waiting if (item[0] in NEEDS.get(w[0], ())) and w[1] == item[1]]
+                    failed |= {w: f"{w[0]}, seed {w[1]}: needs {item[0]}" for w in lost}
+                    waiting = [w for w in waiting if w not in lost]
+                    yield failed[item]
+                else:
+                    yield future.result()
+    if failed:
+        raise SkyclassError(f"{len(failed)} experiments failed: " + "; ".join(failed.values()))
 
 
 @contextmanager

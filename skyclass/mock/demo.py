@@ -11,7 +11,7 @@ from ..config import RunConfig
 from ..engine import classify
 from ..publish import verify
 from ..query import ClassCatalog, open_catalog
-from ..training.evaluate import colour_cuts
+from ..training.scores import colour_cuts
 from ..types import CLASSES
 from . import MockReport
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from skyclass import __version__
 from skyclass.errors import ConfigError
-from skyclass.sky import edge_distance_px, healpix, tile_pixels
+from skyclass.sky import edge_distance_px, healpix, separation_deg, tile_pixels, unit_vectors
 from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
 
 from .conditions import BandSky, band_sky
@@ -49,7 +50,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MockReport:
-    """What `write_mock` wrote: where, which tiles, and how many sources of which class."""
+    """What `write_mock` wrote: where, which tiles, and how many sources of which class.
+
+    All sources lie within `radius_deg` of `center` (ra, dec in degrees), the middle of the tiles.
+    """
 
     directory: Path
     catalog: Path
@@ -58,6 +62,8 @@ class MockReport:
     coadd_ids: tuple[str, ...]
     n_sources: int
     class_counts: dict[str, int]
+    center: tuple[float, float]
+    radius_deg: float
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,8 @@ def _check(n_tiles: int, sources_per_tile: int, size_px: int, mix: str, bands: t
         problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most}")
     if mix not in MIXES:
         problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
-    if not set(BANDS[:3]) <= set(bands) <= set(BANDS):
-        problems.append(f"bands are {bands!r}: w1, w2 and w3 are needed, w4 may be added")
+    if bands not in (BANDS[:3], BANDS):
+        problems.append(f"bands are {', '.join(bands)}: w1, w2, w3 are needed, in this order, and w4 may be added")
     if problems:
         raise ConfigError("the simulated sky cannot be made:\n  " + "\n  ".join(problems))
 
@@ -257,4 +263,16 @@ def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) ->
     return MockReport(
         directory, directory / "catalog", directory / "images", directory / "truth.parquet",
         tuple(t.coadd_id for t in tiles), catalogue.num_rows, {name: found.count(name) for name in CLASSES},
+        *_circle(tiles, catalogue),
     )  # fmt: skip
+
+
+def _circle(tiles: list[Tile], catalogue: pa.Table) -> tuple[tuple[float, float], float]:
+    """Return (ra, dec) of the middle of the tiles, and the radius that holds all sources, rounded up; in degrees."""
+    x, y, z = unit_vectors(*np.transpose([tile.crval_deg for tile in tiles])).mean(0)
+    ra, dec = (
+        round(float(np.degrees(np.arctan2(y, x))) % 360, 4),
+        round(float(np.degrees(np.arctan2(z, np.hypot(x, y)))), 4),
+    )
+    apart = separation_deg(ra, dec, catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy())
+    return (ra, dec), math.ceil(100 * float(apart.max(initial=0.0))) / 100

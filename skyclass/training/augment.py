@@ -53,9 +53,11 @@ def augment(preprocess: Preprocess, images: Tensor, drawn: Draw) -> Tensor:
     x = torch.nan_to_num(images.float(), nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
     if drawn.noise is not None:
         x = x + torch.from_numpy(drawn.noise).to(x.device) * torch.isfinite(images)
-    px = preprocess.input_px
+    px, size = preprocess.input_px, x.shape[-1]
     matrix = torch.from_numpy(drawn.matrix).to(x.device)
     grid = F.affine_grid(matrix, [len(x), x.shape[1], px, px], align_corners=False)
-    x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # One repeated pixel around the cutout, as `Preprocess` repeats its outermost: the rim is not dimmed.
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    x = F.grid_sample(x, grid * size / (size + 2), mode="bilinear", padding_mode="zeros", align_corners=False)
     x = x.permute(0, 2, 3, 1).contiguous()
     return ((x - preprocess.mean) / preprocess.std).permute(0, 3, 1, 2)

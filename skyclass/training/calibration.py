@@ -19,7 +19,7 @@ from ..bundle import Bundle, check_target, load_weights, save_bundle
 from ..errors import ConfigError
 from ..types import CLASSES, Float64, Int64
 from .dataset import Dataset, class_counts
-from .evaluate import is_simulated, logits_of, rows_of
+from .evaluate import is_simulated, logits_of, pixels_digest, rows_of
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0
 """Outside of this a network says nothing, or everything."""
@@ -138,6 +138,7 @@ def calibrate(
         "kind": kind,
         "prior": "class shares of the sample" if prior == "sample" else "equal classes",
         "split": split,
+        "pixels": pixels_digest(dataset),
         "of": bundle.model_id,
         "simulated": is_simulated(dataset),
         "counts": class_counts(labels),

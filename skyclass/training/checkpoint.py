@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, and never trusted without their digest.
 
 A file is one line of text with the SHA-256 of what follows, then the state as torch writes it. It is read back
-with `weights_only`, so nothing in it can run code. A torn file is passed over for the one before.
+with `weights_only`, so nothing in it can run code. A torn file is removed, and the one before it counts.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
         os.fsync(file.fileno())
     os.replace(file.name, path)
     _sync(folder)
-    for old in _newest_first(folder)[KEEP:]:
+    for old in [*_newest_first(folder)[KEEP:], *folder.glob(".tmp-*")]:  # only one process writes here
         old.unlink()
     return path
 
 
 def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole state in a folder, None when there is none; a torn file is told and passed over."""
+    """Return the newest whole state in a folder, None when there is none; a torn file is told and removed."""
     for path in _newest_first(folder):
         if (state := _read(path)) is not None:
             return state
         log.warning("%s is torn: going on from the checkpoint before it", path)
+        path.unlink()  # else it would count as one of those that are kept
     return None
 
 

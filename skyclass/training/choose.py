@@ -70,6 +70,7 @@ class DatasetConfig:
     seed: int = 0
     """Decides the draw and the splits."""
     match_radius_arcsec: float = 2.0
+    """Largest distance of a label from its source, matched by position or by `source_id`."""
     min_w1snr: float | None = None
     min_w2snr: float | None = None
     """Sources with a known S/N at or below are left out."""
@@ -203,10 +204,10 @@ def _has(images: str, band: str) -> bool:
 def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> ConfigError:
     have = [band for band in BANDS if band in set(present)]
     lacking = ", ".join(band for band in bands if band not in have)
-    fewer = json.dumps([band for band in bands if band in have])
+    fewer = [band for band in bands if band in have] or have
     return ConfigError(
         f"images {images}: no image of {lacking} for any labelled source, only of {', '.join(have)}; add them, or "
-        f"choose fewer with bands = {fewer}"
+        f"choose those that are there with --bands {','.join(fewer)} (in a file: bands = {json.dumps(fewer)})"
     )
 
 

@@ -6,10 +6,7 @@ unusable (not in the catalogue, faint) is left out and counted by its reason.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,34 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-# The readers of `catalog` know no column `class`, and want each source once: their parts serve a label table too.
-from ..catalog import (
-    SOURCE_SCHEMA,
-    Catalog,
-    _conform,
-    _degrees,
-    _format_of,
-    _from_astropy,
-    _gunzip,
-    _head,
-    _positions,
-    open_catalog,
-    read_partition,
-    select,
-)
+from ..catalog import SOURCE_SCHEMA, Catalog, open_catalog, read_partition, read_table, select, standardise
 from ..errors import CatalogError, ConfigError
 from ..sky import Pixels, healpix, separation_deg, unit_vectors
 from ..types import CLASSES, Bool, Float64, Int64
 from .splits import chord
 
-LABEL_COLUMNS = ("ra", "dec", "class")
 SAME_ARCSEC = 1.0
 """Rows closer than this are one source: a sixth of the W1 beam."""
 
@@ -84,98 +64,16 @@ def read_labels(location: str) -> Labels:
     path = Path(location).expanduser()
     if not path.is_file():
         raise CatalogError(f"labels {location}: there is no such table file")
-    columns = _columns(path)
-    if missing := [name for name in LABEL_COLUMNS if name not in columns]:
-        have = ", ".join(columns) or "none of those it can use"
+    found = read_table(str(path), extra=("class",))
+    if "class" not in found.column_names:
         raise CatalogError(
-            f"labels {path}: no column {', '.join(missing)} (found: {have}); a label table needs ra and dec in "
-            "degrees and class"
+            f"labels {path}: no column class (found: {', '.join(found.column_names)}); a label table needs ra and dec "
+            "in degrees and class"
         )
-    if not len(columns["class"]):
-        raise CatalogError(f"labels {path}: the table has no rows")
-    label = _labels_of(columns.pop("class"), path)
-    named = "source_id" in columns
-    if not named:
-        columns["source_id"] = pa.chunked_array([[f"row-{i:06d}" for i in range(1, len(label) + 1)]], pa.string())
-    degrees = {name: _degrees(columns[name], name, path) for name in ("ra", "dec")}
-    table = _conform(pa.table(columns | degrees), f"labels {path}").append_column("label", pa.array(label))
-    _refuse_bad_rows(table, path)
-    return Labels(_sorted(table), named, _says_simulated(path))
-
-
-def _columns(path: Path) -> dict[str, pa.ChunkedArray]:
-    """Return the columns of a table file that a label table may have, under our names."""
-    kind = _format_of(_head(path))
-    if kind == "parquet":
-        table = _parquet(path)
-        names = _wanted(table.column_names, path)
-        return {ours: table[theirs] for ours, theirs in names.items()}
-    content = path.read_bytes()
-    if kind == "gzip":
-        content = _gunzip(content, path)
-        kind = _format_of(content[:4096])
-    if not content.strip():
-        raise CatalogError(f"labels {path}: the file is empty")
-    if kind == "csv":
-        return _csv_columns(content, path)
-    if kind in ("fits", "ecsv", "ipac", "votable"):
-        return _astropy_columns(kind, content, path)
-    raise CatalogError(f"labels {path}: its content is none of CSV, IPAC, VOTable, FITS, ECSV or Parquet")
-
-
-def _wanted(names: Sequence[str], path: Path) -> dict[str, str]:
-    """Return our name -> the file's name of the columns of ours that it has, whatever the case."""
-    wanted: dict[str, str] = {}
-    for name in names:
-        ours = name.strip().lower()
-        if ours in wanted and ours in (*SOURCE_SCHEMA.names, "class"):
-            raise CatalogError(f"labels {path}: columns {wanted[ours]} and {name} both mean {ours}; keep one")
-        if ours in (*SOURCE_SCHEMA.names, "class"):
-            wanted[ours] = name
-    return wanted
-
-
-def _parquet(path: Path) -> pa.Table:
-    try:
-        names = _wanted(pq.read_schema(path).names, path)
-        return pq.read_table(path, columns=list(names.values()), partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"labels {path}: cannot be read as Parquet ({error})") from error
-
-
-def _csv_columns(content: bytes, path: Path) -> dict[str, pa.ChunkedArray]:
-    """Return the columns of a CSV: comma, semicolon or tab; leading # lines are comments."""
-    lines = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace").splitlines()
-    n_comments = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
-    delimiter = max(",;\t", key=lines[n_comments].count)
-    names = _wanted(next(csv.reader([lines[n_comments]], delimiter=delimiter)), path)
-    text = {"class", *(f.name for f in SOURCE_SCHEMA if pa.types.is_string(f.type))}
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(names.values()),
-        column_types={theirs: pa.string() for ours, theirs in names.items() if ours in text},
-        strings_can_be_null=True,
-    )
-    read, parse = pa_csv.ReadOptions(skip_rows=n_comments), pa_csv.ParseOptions(delimiter=delimiter)
-    try:
-        table = pa_csv.read_csv(io.BytesIO(content), read, parse, convert)
-    except (pa.ArrowException, KeyError) as error:
-        raise CatalogError(f"labels {path}: not a regular CSV ({error})") from error
-    return {ours: table[theirs] for ours, theirs in names.items()}
-
-
-def _astropy_columns(kind: str, content: bytes, path: Path) -> dict[str, pa.ChunkedArray]:
-    from astropy.table import Table
-    from astropy.utils.exceptions import AstropyWarning
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)  # units and cards that the standards do not know
-            reader = {"ecsv": "ascii.ecsv", "ipac": "ascii.ipac"}.get(kind, kind)
-            table = Table.read(io.BytesIO(content), format=reader)
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise CatalogError(f"labels {path}: cannot be read as {kind} ({error})") from error
-    names = _wanted(table.colnames, path)
-    return {ours: pa.chunked_array([_from_astropy(table[n], ours, path)]) for ours, n in names.items()}
+    table = standardise(found, f"labels {path}", unique=False)
+    label = _labels_of(table["class"], path)
+    table = table.drop_columns("class").append_column("label", pa.array(label))
+    return Labels(_sorted(table), "source_id" in found.column_names, _says_simulated(path))
 
 
 def _labels_of(column: pa.ChunkedArray, path: Path) -> Int64:
@@ -207,21 +105,6 @@ def class_counts(labels: Int64) -> dict[str, int]:
 def count_words(labels: Int64) -> str:
     """Return the number of rows of each class in words, such as "10 galaxy, 0 quasar, 3 star"."""
     return ", ".join(f"{n:,} {name}" for name, n in class_counts(labels).items())
-
-
-def _refuse_bad_rows(table: pa.Table, path: Path) -> None:
-    ra, dec, bad = _positions(table)
-    problems = []
-    if bad.any():
-        rows = ", ".join(f"{i + 1} (ra {ra[i]}, dec {dec[i]})" for i in np.flatnonzero(bad)[:EXAMPLES])
-        problems.append(
-            f"{bad.sum():,} of {len(table):,} rows have no position on the sky, such as row {rows}; "
-            "ra must be 0..360 and dec -90..90 degrees"
-        )
-    if n_null := table["source_id"].null_count:
-        problems.append(f"source_id is empty in {n_null:,} rows: fill it, or drop the column")
-    if problems:
-        raise CatalogError(f"labels {path}: " + "; ".join(problems))
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -324,8 +207,10 @@ def _describe(table: pa.Table, row: int) -> str:
 def match_catalog(labels: Labels, location: str, radius_arcsec: float) -> Labels:
     """Return the catalogue's rows of the labelled sources: by `source_id`, or without it by position.
 
-    By position: nearest first within `radius_arcsec`, one to one. Only partitions near a label are opened. Raises
-    `CatalogError` when nothing matches.
+    By position: nearest first within `radius_arcsec`, one to one; of equal labels on one source the nearer stays and
+    the others are counted. Only partitions near a label are opened. Raises `CatalogError` when nothing matches,
+    when labels of different classes meet on one source, and when a source lies farther than `radius_arcsec` from the
+    label that names it.
     """
     catalog = _near(open_catalog(location), labels.table)
     n, found, owner, distance = len(labels.table), [], [], []
@@ -337,19 +222,59 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float) -> Labels
         owner.append(who)
         distance.append(apart)
     candidates = pa.concat_tables(found) if found else SOURCE_SCHEMA.empty_table()
-    owners = np.concatenate([np.empty(0, np.int64), *owner])
+    owners, arcsec = np.concatenate([np.empty(0, np.int64), *owner]), np.concatenate([np.empty(0), *distance])
     if not len(owners):
         how = "source_id" if labels.named else f"position within {radius_arcsec:g} arcsec"
         advice = "; drop that column to match by position" if labels.named else ""
         raise CatalogError(f"catalogue {location}: none of {n:,} labelled sources is in it by {how}{advice}")
     names = candidates["source_id"].to_numpy(zero_copy_only=False).astype(str)
     source = np.unique(names, return_inverse=True)[1]
-    pick = one_to_one(owners, source, np.concatenate([np.empty(0), *distance]))
+    pick = one_to_one(owners, source, arcsec)
+    _refuse_far(labels.table, owners[pick], arcsec[pick], radius_arcsec, location)
+    _refuse_meetings(labels.table, owners, source, arcsec, pick, location)
     table = candidates.take(pick).append_column("label", labels.table["label"].take(owners[pick]))
     known = len(np.unique(owners))
     dropped = {"not_in_catalog": n - known, "source_of_a_nearer_label": known - len(pick)}
     simulated = labels.simulated or _says_simulated(Path(catalog.partitions[0].path))
     return Labels(_sorted(table), True, simulated, labels.dropped | dropped)
+
+
+def _refuse_far(table: pa.Table, owners: Int64, arcsec: Float64, radius_arcsec: float, location: str) -> None:
+    """Raise `CatalogError` for labels that name a source of another place: one of the two is wrong."""
+    far = np.flatnonzero(arcsec > radius_arcsec)
+    if not len(far):
+        return
+    worst = far[np.argsort(-arcsec[far], kind="stable")][:EXAMPLES]
+    words = "; ".join(f"{_describe(table, int(owners[i]))} is {arcsec[i]:,.1f} arcsec from its source" for i in worst)
+    raise CatalogError(
+        f"catalogue {location}: {len(far):,} of {len(owners):,} labels lie farther than {radius_arcsec:g} arcsec from "
+        f"the source that their source_id names: {words}; mend the positions or the names, drop the column source_id "
+        "to match by position, or set a larger match_radius_arcsec"
+    )
+
+
+def _refuse_meetings(
+    table: pa.Table, owners: Int64, source: Int64, arcsec: Float64, pick: Int64, location: str
+) -> None:
+    """Raise `CatalogError` where labels of different classes claim one source: as their nearest, or as the one given.
+
+    A label that has a nearer source of its own does not claim its neighbour's.
+    """
+    order = np.lexsort((source, arcsec, owners))
+    nearest = order[np.unique(owners[order], return_index=True)[1]]
+    claims = np.union1d(nearest, pick)
+    claims = claims[np.lexsort((owners[claims], arcsec[claims], source[claims]))]
+    label = table["label"].to_numpy()[owners[claims]]
+    place, first, group = np.unique(source[claims], return_index=True, return_inverse=True)
+    against = np.flatnonzero(label != label[first][group])
+    if not len(against):
+        return
+    pairs = [(int(owners[claims[first[group[i]]]]), int(owners[claims[i]])) for i in against[:EXAMPLES]]
+    words = "; ".join(f"{_describe(table, a)} and {_describe(table, b)}" for a, b in pairs)
+    raise CatalogError(
+        f"catalogue {location}: on {len(np.unique(group[against])):,} of {len(place):,} sources labels of different "
+        f"classes meet: {words}; decide on one label for each, remove them, or set a smaller match_radius_arcsec"
+    )
 
 
 def _near(catalog: Catalog, table: pa.Table) -> Catalog:
@@ -376,11 +301,11 @@ def _partitions(catalog: Catalog) -> Iterator[pa.Table]:
 
 
 def _pairs_by_id(labels: pa.Table, rows: pa.Table) -> tuple[Int64, Int64, Float64]:
-    """Return (label, row, 0) for each row whose `source_id` is a label's."""
+    """Return (label, row, separation in arcsec) for each row whose `source_id` is a label's."""
     place = pc.index_in(rows["source_id"], labels["source_id"].combine_chunks())
     row = np.flatnonzero(np.asarray(pc.is_valid(place)))
     who = np.asarray(pc.fill_null(place, -1)).astype(np.int64)[row]
-    return who, row.astype(np.int64), np.zeros(len(row))
+    return who, row.astype(np.int64), _separation_arcsec(labels, who, rows, row)
 
 
 def _pairs(labels: pa.Table, rows: pa.Table, radius_arcsec: float) -> tuple[Int64, Int64, Float64]:
@@ -391,8 +316,12 @@ def _pairs(labels: pa.Table, rows: pa.Table, radius_arcsec: float) -> tuple[Int6
     lists = tree.query_ball_point(theirs[close], reach) if len(close) else []
     row = np.repeat(close, [len(found) for found in lists]).astype(np.int64)
     who = np.array([i for found in lists for i in found], np.int64)
+    return who, row, _separation_arcsec(labels, who, rows, row)
+
+
+def _separation_arcsec(labels: pa.Table, who: Int64, rows: pa.Table, row: Int64) -> Float64:
     places = (t[c].to_numpy()[k] for t, k in ((labels, who), (rows, row)) for c in ("ra", "dec"))
-    return who, row, separation_deg(*places) * 3600
+    return separation_deg(*places) * 3600
 
 
 def one_to_one(owners: Int64, sources: Int64, distance: Float64) -> Int64:

@@ -8,6 +8,7 @@ two ranks take the same step as one, to rounding.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import subprocess
@@ -86,7 +87,10 @@ class Group:
         """Return the network with gradients averaged over the ranks; alone it is itself."""
         if self.world == 1:
             return network
-        return DistributedDataParallel(network, forward_sync_buffers=False)
+        known = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.13
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {buffers: False}  # BatchNorm is one over all ranks
+        return DistributedDataParallel(network, **options)
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def joined(device: str) -> Iterator[Group]:
     A rank that does not answer for `TIMEOUT_S` raises `SkyclassError` on the others.
     """
     rank, world, local_rank = place(os.environ)
-    own = rank_device(device, local_rank)
+    own = rank_device(device, local_rank, world)
     if world == 1:
         yield Group(device=own)
         return
@@ -122,28 +126,39 @@ def agreed(store: Store, rank: int, world: int) -> Store:
     """Return a part of the store that only the ranks of this very start use.
 
     After a restart torchrun hands out the same store again, where the addresses of the dead ranks still stand: a rank
-    that reads one waits for a port that nobody listens on. So each rank names itself anew, rank 0 says whose names it
-    has read, and who finds its own name among them goes on.
+    that reads one waits for a port that nobody listens on. So each rank names itself anew and rank 0 says whose
+    names it has read; who is among them says so, and all go on once rank 0 has heard it of every one of them.
     """
     own, deadline = uuid4().hex, time.monotonic() + TIMEOUT_S
     store.set(f"hello/{rank}", own)
     while time.monotonic() < deadline:
         if rank == 0:
-            store.set("go", json.dumps([own, *(store.get(f"hello/{r}").decode() for r in range(1, world))]))
-        names: list[str] = json.loads(store.get("go"))
-        place_of_start = hashlib.sha256(" ".join(names).encode()).hexdigest()
+            store.set("list", json.dumps([own, *(store.get(f"hello/{r}").decode() for r in range(1, world))]))
+        names: list[str] = json.loads(store.get("list"))
+        start = hashlib.sha256(" ".join(names).encode()).hexdigest()
         if rank and names[rank] == own:
-            store.set(f"{place_of_start}/{rank}", "")
-            return PrefixStore(place_of_start, store)
-        if rank == 0 and store.check([f"{place_of_start}/{r}" for r in range(1, world)]):
-            return PrefixStore(place_of_start, store)
+            store.set(f"{start}/{rank}", "here")
+        if rank == 0 and store.check([f"{start}/{r}" for r in range(1, world)]):
+            store.set(f"{start}/go", "all here")
+        if names[rank] == own and store.check([f"{start}/go"]):
+            return PrefixStore(start, store)
         time.sleep(0.05)
-    raise dist.DistStoreError(f"not all of {world} ranks came")
+    raise dist.DistStoreError(f"not all of {world} ranks came in {TIMEOUT_S} s")
+
+
+LOST = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "not all of",
+)
 
 
 def _is_lost_peer(error: Exception) -> bool:
-    words = str(error).lower()
-    return isinstance(error, dist.DistError) or any(w in words for w in ("gloo", "connection closed", "timed out"))
+    return any(words in str(error).lower() for words in LOST)
 
 
 def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
@@ -173,18 +188,22 @@ def first_host(node_list: str) -> str:
     return done.stdout.split()[0]
 
 
-def rank_device(device: str, local_rank: int) -> str:
-    """Return the device of one rank of a node: on CUDA each has its own, unless the configuration names one."""
+def rank_device(device: str, local_rank: int, world: int) -> str:
+    """Return the device of one rank of a node: on CUDA each has its own, the only one it sees or that of its number."""
     kind = resolve_device(device)
-    if kind != "cuda":
+    if world == 1 or kind == "cpu":
         return kind
-    if local_rank >= torch.cuda.device_count():
+    if kind != "cuda":
+        raise ConfigError(f"device = {device!r} with {world} ranks: they cannot share a GPU; choose cuda or auto")
+    visible = torch.cuda.device_count()
+    own = 0 if visible == 1 and "CUDA_VISIBLE_DEVICES" in os.environ else local_rank  # srun may show each its own only
+    if own >= visible:
         raise ConfigError(
-            f"rank {local_rank} of this node has no GPU of its own: torch sees {torch.cuda.device_count()}; "
+            f"rank {local_rank} of this node has no GPU of its own: torch sees {visible}; "
             "start as many ranks as there are GPUs"
         )
-    torch.cuda.set_device(local_rank)
-    return f"cuda:{local_rank}"
+    torch.cuda.set_device(own)
+    return f"cuda:{own}"
 
 
 class _SumOverRanks(torch.autograd.Function):

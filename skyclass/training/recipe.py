@@ -50,7 +50,8 @@ class TrainConfig:
     """Changes to the default composite settings of Atlas images."""
     input_px: int = 80
     start_from: str = ""
-    """Bundle whose weights to start from, instead of random ones; fusion may start from iicnet."""
+    """Bundle whose weights to start from, instead of random ones; fusion may start from iicnet. A shipped name, or a
+    folder: write ./iicnet-mock for the folder of that name."""
     epochs: int = 200
     batch_size: int = 64
     """Images in one step, on all devices together."""
@@ -120,7 +121,7 @@ def _problems(run: TrainConfig) -> Iterator[str]:
     for name in ("input_px", "epochs", "batch_size", "learning_rate"):
         if getattr(run, name) <= 0:
             yield f"{name} = {getattr(run, name)}: must be positive"
-    for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes"):
+    for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes", "seed"):
         if getattr(run, name) < 0:
             yield f"{name} = {getattr(run, name)}: must not be negative"
     if not 0 <= run.hide_photometry < 1:

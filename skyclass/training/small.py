@@ -20,7 +20,7 @@ from ..errors import CatalogError, ConfigError
 from ..networks import build
 from ..types import CLASSES, Bool, Float32, Float64, Int64
 from .dataset import class_counts
-from .evaluate import colour_cuts, confusion, confusion_scores
+from .scores import colour_cuts, confusion, confusion_scores
 from .train import class_weights
 
 PATIENCE = 12

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 import shutil
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,15 +37,15 @@ from ..errors import ConfigError, Interrupted
 from ..infer import Preprocess, resolve_precision
 from ..networks import build, channels_last
 from ..networks.fusion import FusionNet
-from ..photometry import PhotometrySettings, features, standardise
+from ..photometry import COLUMNS, PhotometrySettings, features, standardise
 from ..types import CLASSES, Float16, Float32, Int64
 from .augment import Draw, augment, draw
 from .calibration import fit_temperature
 from .checkpoint import latest_checkpoint, save_checkpoint
 from .dataset import Dataset, class_counts, composites, load_dataset
-from .evaluate import balanced_accuracy, calibration_error, confusion
 from .parallel import Group, joined, synced
 from .recipe import TrainConfig, rate_factor
+from .scores import balanced_accuracy, calibration_error, confusion
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ STATISTICS_ROWS = 8192
 """Images that give the mean and scatter of the network's input: enough for three digits."""
 VALIDATION_BATCH = 256
 LISTEN_STEPS = 8
+ORDER, AUGMENTATION = 1, 2
+"""Streams of random numbers."""
 NEUTRAL = ("out", "dataset", "label", "device", "checkpoint_minutes", "start_from")
 """Settings that do not change the weights: a training may be resumed with others."""
 
@@ -124,10 +128,10 @@ def train(run: TrainConfig, watch: Watch | None = None, dataset: Dataset | None 
     dataset = dataset or load_dataset(run.dataset)
     settings = composite_settings(run)
     images = composites(dataset, run.bands, settings) if "images" in run.inputs else None
-    with joined(run.device) as group, stop_signals() as asked:
+    with joined(run.device) as group, same_digits(group.device), stop_signals() as asked:
         job = prepare(run, dataset, images, settings, group)
-        if bundle := finished(job):
-            return bundle
+        if job.group.from_first(lambda: finished(job) is not None):
+            return load_bundle(folder_of(run))
         position = resumed(job)
         journal = Journal(job, watch)
         journal.restart(position.history)
@@ -136,6 +140,25 @@ def train(run: TrainConfig, watch: Watch | None = None, dataset: Dataset | None 
             close_epoch(job, position, record)
             journal.epoch(record)
         return finish(job, position)
+
+
+@contextmanager
+def same_digits(device: str) -> Iterator[None]:
+    """Make CUDA give the same digits for the same input, so that a resumed training is the undisturbed one.
+
+    Where an operation has no such form torch warns and goes on.
+    """
+    if device == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def composite_settings(run: TrainConfig) -> CompositeSettings:
@@ -154,9 +177,7 @@ def prepare(
     preprocessing = input_statistics(images, train_rows, run)
     raw = features(dataset.rows, run.features) if run.features else None
     photometry_settings = photometry_statistics(raw, train_rows, run.features) if raw is not None else None
-    photometry = None
-    if raw is not None and photometry_settings:
-        photometry = standardise(raw, photometry_settings)
+    photometry = standardise(raw, photometry_settings) if raw is not None and photometry_settings else None
     torch.manual_seed(run.seed)
     network = initial_network(run)
     network = channels_last(synced(network, group).to(group.device))
@@ -177,7 +198,7 @@ def prepare(
         group.wrap(network),
         class_weights(dataset.labels[train_rows], run.balanced).to(group.device),
         optimiser_of(run, network),
-        fingerprint(run, dataset, train_rows, val_rows, precision),
+        fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
 
 
@@ -188,8 +209,12 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
         lost = [name for name, n in class_counts(dataset.labels[rows]).items() if not n]
         if lost:
             problems.append(f"no {', '.join(lost)} in its split {side!r} ({len(rows)} rows): label more of the sky")
-    if min(len(train_rows), run.batch_size) < group.world:
-        problems.append(f"{len(train_rows)} rows in batches of {run.batch_size} are too few for {group.world} ranks")
+    steps = max(1, math.ceil(len(train_rows) / run.batch_size))
+    if len(train_rows) // steps < max(2, group.world):
+        problems.append(
+            f"{len(train_rows)} training rows in {steps} batches are too few for {group.world} ranks; "
+            f"batch_size = {run.batch_size} must give each rank a row, and BatchNorm two in all"
+        )
     if problems:
         raise ConfigError(f"dataset {run.dataset}: " + "; ".join(problems))
 
@@ -205,6 +230,9 @@ def initial_network(run: TrainConfig) -> nn.Module:
         ours = {k: v for k, v in ours.items() if k not in ("features", "colour_hidden")}
     elif start.network != run.network:
         raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
+    here = (run.bands, composite_settings(run), run.input_px)
+    if (there := (start.bands, start.composite, start.preprocessing.input_px)) != here:
+        raise ConfigError(f"start_from = {run.start_from!r} was trained on other images: {there}, this run on {here}")
     if start.network_options != ours:
         raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {ours}")
     if isinstance(network, FusionNet) and start.network == "iicnet":
@@ -222,14 +250,33 @@ def optimiser_of(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def fingerprint(
-    run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: Int64, precision: str
+    run: TrainConfig,
+    dataset: Dataset,
+    settings: CompositeSettings,
+    preprocessing: Preprocessing,
+    photometry: PhotometrySettings | None,
+    precision: str,
 ) -> dict[str, Any]:
-    """Return what decides the weights: a training is resumed only where all of it is the same."""
-    rows = hashlib.sha256(dataset.labels.tobytes() + train_rows.tobytes() + val_rows.tobytes())
-    rows.update("\n".join(dataset.rows["source_id"].to_pylist()).encode())
+    """Return what decides the weights: a training is resumed only where all of it is the same.
+
+    The mean and scatter of the inputs stand for pixels and photometry, whatever folder they lie in.
+    """
+    rows = hashlib.sha256(dataset.labels.tobytes())
+    for name in ("source_id", "split"):
+        rows.update("\n".join(dataset.rows[name].to_pylist()).encode())
     kept = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
-    start = load_bundle(run.start_from).model_id if run.start_from else ""
-    content = {**kept, "start": start, "precision": precision, "rows": rows.hexdigest()[:16], "version": __version__}
+    content = kept | {
+        "start": load_bundle(run.start_from).model_id if run.start_from else "",
+        "precision": precision,
+        "rows": rows.hexdigest()[:16],
+        "pixels": dataset.provenance.get("digests", {}).get("pixels", "in memory"),
+        "cut": asdict(dataset.cut),
+        "composite": settings.to_dict(),
+        "preprocessing": asdict(preprocessing),
+        "photometry": photometry.to_dict() if photometry else None,
+        "simulated": bool(dataset.provenance["simulated"]),
+        "version": __version__,
+    }
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -261,11 +308,9 @@ def train_epoch(job: Job, position: Position, journal: Journal, asked: Asked) ->
                 "run the same command again to resume there"
             )
     job.group.sum(total)
-    if not math.isfinite(mean := float(total) / len(job.train_rows)):
-        raise ConfigError(f"training diverged in epoch {position.epoch}: lower learning_rate = {run.learning_rate}")
     return {
         "epoch": position.epoch,
-        "loss": mean,
+        "loss": float(total) / len(job.train_rows),
         "learning_rate": run.learning_rate * factor(done + job.steps - 1),
         "images_per_s": round(shown / (time.monotonic() - began), 1),
     }
@@ -273,21 +318,27 @@ def train_epoch(job: Job, position: Position, journal: Journal, asked: Asked) ->
 
 def batches(job: Job, epoch: int, first: int) -> Iterator[tuple[Int64, list[Tensor], Draw | None]]:
     """Yield (rows of the global batch, this rank's inputs, what happens to its images) from step `first` on."""
-    order = np.random.default_rng([job.run.seed, epoch]).permutation(job.train_rows)
+    order = np.random.default_rng([ORDER, job.run.seed, epoch]).permutation(job.train_rows)
     for number, chosen in enumerate(np.array_split(order, job.steps)):
         if number < first:
             continue
         rows = np.sort(chosen)  # the images are memory-mapped: read them in the order of the file
         own = job.group.share(len(rows))
-        generator = np.random.default_rng([job.run.seed, epoch, number])
+        generator = np.random.default_rng([AUGMENTATION, job.run.seed, epoch, number])
         hidden = generator.random(len(rows)) < job.run.hide_photometry
         drawn = None
         if job.images is not None and job.run.augments:
             drawn = draw(job.run, generator, (len(rows), *job.images.shape[1:])).part(own)
         inputs = inputs_of(job, rows[own])
-        if hidden.any():
-            inputs[-1][torch.from_numpy(hidden[own])] = 0.0  # the training mean: what is unknown
+        if job.photometry_settings and hidden.any():
+            inputs[-1][torch.from_numpy(hidden[own])] = unknown(job.photometry_settings)
         yield rows, inputs, drawn
+
+
+def unknown(settings: PhotometrySettings) -> Tensor:
+    """Return the standardised features (F,) of a source of which the catalogue has no photometry, as in inference."""
+    nothing = pa.table({name: pa.nulls(1, pa.float32()) for name in COLUMNS})
+    return torch.from_numpy(standardise(features(nothing, settings.features), settings))[0]
 
 
 def inputs_of(job: Job, rows: Int64) -> list[Tensor]:
@@ -347,6 +398,8 @@ def validate(job: Job) -> dict[str, Any]:
 
 def close_epoch(job: Job, position: Position, record: dict[str, Any]) -> None:
     """Write the bundle if the epoch is the best so far, and a checkpoint that begins the next one."""
+    if not math.isfinite(record["loss"] + record["val_loss"]):
+        raise ConfigError(f"training diverged in epoch {position.epoch}: lower learning_rate = {job.run.learning_rate}")
     record["best"] = record["val_loss"] < position.best
     if record["best"]:
         position.best = record["val_loss"]
@@ -361,22 +414,30 @@ def finish(job: Job, position: Position) -> Bundle:
     """Mark the bundle as finished, remove the checkpoints, and return the bundle."""
     best = next(record for record in reversed(position.history) if record["best"])
     if job.group.is_first:
-        fields, weights = bundle_fields(job, best), load_weights(load_bundle(job.run.out))
+        fields, weights = bundle_fields(job, best), load_weights(load_bundle(folder_of(job.run)))
         fields["training"]["epochs_run"] = len(position.history)
         save_bundle(job.run.out, fields, weights)
         shutil.rmtree(job.checkpoints)
     job.group.any()  # the other ranks read what the first has written
-    return load_bundle(job.run.out)
+    return load_bundle(folder_of(job.run))
 
 
 def finished(job: Job) -> Bundle | None:
     """Return the bundle of a run that is already done, None when there is work; `ConfigError` for another's bundle."""
-    if not Path(job.run.out).is_dir() or job.checkpoints.exists():
+    folder = folder_of(job.run)
+    if not folder.is_dir():
         return None
-    bundle = load_bundle(job.run.out)
+    bundle = load_bundle(folder)
     if bundle.training.get("fingerprint") == job.fingerprint:
         return bundle if "epochs_run" in bundle.training else None
+    if job.checkpoints.exists():
+        return None  # they tell better what differs
     raise ConfigError(f"{job.run.out} holds another model, {bundle.model_id}: choose another out, or remove it")
+
+
+def folder_of(run: TrainConfig) -> Path:
+    """Return the folder of the bundle as a path that cannot be taken for the name of a shipped model."""
+    return Path(run.out).absolute()
 
 
 def save_position(job: Job, position: Position) -> None:
