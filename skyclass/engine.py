@@ -122,12 +122,31 @@ def _count_frame(partition: int, line: Line) -> pd.DataFrame:
 
 
 def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Give work(*item) of every item, done by the workers, as they finish; `STRIPS_PER_SLOT` in flight a thread."""
-    window = STRIPS_PER_SLOT * max(1, sum(client.nthreads().values()))
-    futures = (client.submit(work, *item, pure=False) for item in items)
-    done: Any = as_completed(islice(futures, window), with_results=True, loop=client.loop)
-    for _, result in done:
-        done.update(islice(futures, 1))
+    """Give work(*item) of every item, done by the workers, as they finish; `STRIPS_PER_SLOT` in flight a thread.
+
+    The work must bear being done twice: an item whose worker died is given out again, as the blame may lie elsewhere.
+    """
+    source, done = iter(items), as_completed(loop=client.loop)
+    in_flight: dict[Any, tuple[tuple[Any, ...], int]] = {}
+
+    def begin(item: tuple[Any, ...], attempt: int) -> None:
+        future = client.submit(work, *item, pure=False)
+        in_flight[future.key] = item, attempt
+        done.add(future)
+
+    for item in islice(source, STRIPS_PER_SLOT * max(1, sum(client.nthreads().values()))):
+        begin(item, 1)
+    for future in done:
+        item, attempt = in_flight.pop(future.key)
+        try:
+            result = future.result()
+        except KilledWorker:
+            if attempt == ATTEMPTS:
+                raise
+            begin(item, attempt + 1)
+            continue
+        for more in islice(source, 1):
+            begin(more, 1)
         yield result
 
 
