@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
@@ -28,6 +29,7 @@ from skyclass.engine import spread
 from skyclass.errors import ArchiveError, CatalogError, ConfigError, SkyclassError
 from skyclass.mock import write_mock
 from skyclass.sky import healpix, separation_deg, tile_pixels
+from skyclass.store import sha256_of
 from skyclass.training import choose, cutting, splits
 from skyclass.training import dataset as module
 from skyclass.training.dataset import (
@@ -73,7 +75,7 @@ def labelled(run: DatasetConfig, table: pd.DataFrame, name: str = "labels.csv", 
 
 
 def files(folder: str | Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
 
 
 # --- cutting ---------------------------------------------------------------------------------------
@@ -516,12 +518,28 @@ def damage_settings(folder: Path, **changes) -> None:
 DAMAGE = {
     "missing": (lambda f: (f / "rows.parquet").unlink(), "is not a dataset .rows.parquet missing"),
     "another's": (lambda f: (f / "dataset.json").write_text("[]"), "format is None"),
-    "older": (lambda f: damage_settings(f, format="skyclass training set 0"), "training set 0.*make the dataset again"),
+    "older": (lambda f: damage_settings(f, format="skyclass training set 1"), "training set 1.*make the dataset again"),
     "no json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json: damaged"),
     "short": (lambda f: (f / "pixels.npy").write_bytes((f / "pixels.npy").read_bytes()[:5000]), "damaged dataset"),
     "other size": (lambda f: damage_settings(f, cut={"size_px": 9, "bands": list(BANDS)}), "ask for float32"),
     "no parquet": (lambda f: (f / "rows.parquet").write_text("x"), "damaged dataset"),
+    "other pixels": (lambda f: change_pixels(f), "pixels.npy changed since the dataset was made"),
+    "other order": (lambda f: reverse_rows(f), "rows.parquet changed since the dataset was made"),
+    "no digests": (lambda f: damage_settings(f, files={}), "rows.parquet, pixels.npy changed|rows.parquet changed"),
 }
+
+
+def change_pixels(folder: Path) -> None:
+    """Swap two sources where the file lies, as a script that sorts it would."""
+    pixels = np.load(folder / "pixels.npy", mmap_mode="r+")
+    pixels[[0, 1]] = pixels[[1, 0]]
+    pixels.flush()
+    os.utime(folder / "pixels.npy")
+
+
+def reverse_rows(folder: Path) -> None:
+    rows = pq.read_table(folder / "rows.parquet")
+    pq.write_table(rows.take(np.arange(len(rows))[::-1]), folder / "rows.parquet")
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -530,6 +548,19 @@ def test_a_damaged_or_foreign_folder_is_refused(saved, case):
     spoil_folder(saved.path)
     with pytest.raises(ConfigError, match=message):
         load_dataset(saved.path)
+
+
+def test_pixels_are_read_whole_once_and_again_when_they_are_touched(saved, monkeypatch):
+    read = []
+    monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    load_dataset(saved.path)
+    assert read == ["rows.parquet"]
+    os.utime(saved.path / "pixels.npy")
+    load_dataset(saved.path)
+    assert read[1:] == ["rows.parquet", "pixels.npy"]
+    copy = shutil.copytree(saved.path, saved.path.parent / "copy")
+    (copy / ".checked.json").write_text("{")
+    assert len(load_dataset(copy)) == len(saved)
 
 
 def test_composites_are_those_of_the_bands_and_kept_once(saved, monkeypatch):

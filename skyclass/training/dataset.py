@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from ..bundle import Cut
 from ..composite import CompositeSettings, composite
 from ..errors import ConfigError
 from ..plan import absolute
-from ..store import replacing, storing, write_json
+from ..store import replacing, sha256_of, storing, write_json
 from ..types import CLASSES, Bool, Float16, Float32, Int64
 from .choose import Chosen, DatasetConfig, choose, dataset_config
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
@@ -49,7 +50,9 @@ __all__ = [
 ]
 
 PIXELS, ROWS, SETTINGS = "pixels.npy", "rows.parquet", "dataset.json"
-FORMAT = "skyclass training set 1"
+CHECKED = ".checked.json"
+"""Size and time of the pixels whose digest was right, so that they are read whole once and not at every start."""
+FORMAT = "skyclass training set 2"
 BLOCK = 2048
 """Cutouts in memory at a time."""
 
@@ -115,7 +118,8 @@ def summary(dataset: Dataset) -> str:
 def load_dataset(path: str | Path) -> Dataset:
     """Return the dataset in a folder, its pixels memory-mapped.
 
-    Raises `ConfigError` when the folder is not a dataset, or its files are damaged or do not belong together.
+    Raises `ConfigError` when the folder is not a dataset, or its files are damaged, were changed or do not belong
+    together. Pixels that are new or were touched are read whole, once, and compared with their digest.
     """
     folder = Path(path)
     if missing := [name for name in (PIXELS, ROWS, SETTINGS) if not (folder / name).is_file()]:
@@ -136,6 +140,7 @@ def load_dataset(path: str | Path) -> Dataset:
         raise ConfigError(f"{folder}: damaged dataset ({found}): make it again")
     if not names <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
         raise ConfigError(f"{folder}: damaged dataset (labels or splits that are none): make it again")
+    _refuse_changed(folder, settings["files"])
     rows = rows.drop_columns("label")
     return Dataset(pixels, labels, rows, cut_settings, zero_point_mag, settings["provenance"], folder)
 
@@ -146,9 +151,32 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / SETTINGS}: damaged ({error}): make the dataset again") from error
     found = settings.get("format") if isinstance(settings, dict) else None
-    if found != FORMAT or not isinstance(settings.get("provenance"), dict):
+    if found != FORMAT or not all(isinstance(settings.get(part), dict) for part in ("provenance", "files")):
         raise ConfigError(f"{folder}: its format is {found!r}, this version reads {FORMAT!r}: make the dataset again")
     return dict(settings)
+
+
+def _refuse_changed(folder: Path, digests: dict[str, str]) -> None:
+    """Raise `ConfigError` when a file is not the one that was written: labels would stand at other pixels."""
+    stat = (folder / PIXELS).stat()
+    stamp = {"sha256": digests.get(PIXELS), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    known = _checked(folder) == stamp
+    names = [ROWS] if known else [ROWS, PIXELS]
+    if changed := [name for name in names if sha256_of(folder / name) != digests.get(name)]:
+        raise ConfigError(
+            f"{folder}: {', '.join(changed)} changed since the dataset was made (its SHA-256 is not the one in "
+            f"{SETTINGS}): bring the file back, or make the dataset again"
+        )
+    if not known and os.access(folder, os.W_OK):
+        write_json(folder / CHECKED, stamp)
+
+
+def _checked(folder: Path) -> dict[str, Any] | None:
+    """Return what was noted of pixels that were found right, None without a note that can be read."""
+    try:
+        return dict(json.loads((folder / CHECKED).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def save_dataset(path: str | Path, dataset: Dataset) -> None:
@@ -170,8 +198,10 @@ def _save_rows(folder: Path, rows: pa.Table, labels: Int64, simulated: bool) -> 
 
 
 def _save_settings(folder: Path, cut: Cut, zero_point_mag: tuple[float, ...], provenance: dict[str, Any]) -> None:
-    document = {"format": FORMAT, "cut": asdict(cut), "zero_point_mag": zero_point_mag, "provenance": provenance}
-    write_json(folder / SETTINGS, document)
+    """Write the settings, and with them the digests of the files that are there already."""
+    files = {name: sha256_of(folder / name) for name in (PIXELS, ROWS)}
+    own = {"cut": asdict(cut), "zero_point_mag": zero_point_mag}
+    write_json(folder / SETTINGS, {"format": FORMAT, "files": files} | own | {"provenance": provenance})
 
 
 def _refuse_existing(path: str | Path) -> None:
