@@ -387,6 +387,7 @@ def evaluate(
     if len(models) < 2:
         raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
     from .bundle import load_bundle
+    from .report import RESULTS
     from .training.calibration import calibrate as fit
     from .training.dataset import load_dataset
     from .training.evaluate import check_fit, evaluate_models, write_evaluation
@@ -395,9 +396,10 @@ def evaluate(
     check_fit(bundles, data)
     if calibrate:
         bundles.append(fit(bundles[0], data, "val", calibrate, kind, prior, **where))
+    replaced = (Path(output) / RESULTS).is_file()
     folder = write_evaluation(output, evaluate_models(bundles, data, split, **where))
     click.echo((folder / "evaluation.md").read_text())
-    click.echo(f"written to {output}")
+    click.echo(f"written to {output}" + (", in place of an earlier evaluation" if replaced else ""))
     return 0
 
 

@@ -360,11 +360,30 @@ def test_other_input_that_cannot_be_right_is_refused(run, sky4, sky, tmp_path):
         shutil.copy(path, plain)
     with pytest.raises(ConfigError, match=r'no image of w3, w4 .* bands = \["w1", "w2"\]'):
         build_dataset(replace(run, images=str(plain)))
+    unsaid = replace(labelled(run, table), catalog=None, images=str(tmp_path / "nowhere"), simulated=None)
     with pytest.raises(ArchiveError, match="no such folder"):
-        build_dataset(replace(run, images=str(tmp_path / "nowhere")))
+        build_dataset(unsaid)
     Path(run.out).mkdir()
     with pytest.raises(ConfigError, match="exists: choose another folder"):
         build_dataset(run)
+
+
+def test_a_least_snr_that_nobody_knows_is_not_passed_over(run, sky4, tmp_path):
+    bare = replace(labelled(run, truth(sky4)), catalog=None)
+    with pytest.raises(ConfigError, match=r"min_w1snr = 5: none of the .* sources has w1snr"):
+        choose.choose(replace(bare, min_w1snr=5.0))
+    rows = pq.read_table(sky4.truth).to_pandas().merge(read_snr(sky4), on="source_id")
+    rows.loc[rows.index[:40], "w1snr"] = np.nan
+    known = labelled(run, rows[["source_id", "coadd_id", "ra", "dec", "class", "w1snr"]], "snr.csv", catalog=None)
+    assert choose.choose(replace(known, min_w1snr=5.0)).notes == (
+        "40 sources of unknown w1snr were not held to min_w1snr = 5",
+    )
+    assert choose.choose(known).notes == ()
+
+
+def read_snr(sky4) -> pd.DataFrame:
+    files = sorted(Path(sky4.catalog).rglob("*.parquet"))
+    return pd.concat([pq.read_table(f, columns=["source_id", "w1snr"], partitioning=None).to_pandas() for f in files])
 
 
 def test_whether_data_are_simulated_must_be_known_and_is_never_denied(run, sky4, tmp_path):

@@ -237,6 +237,16 @@ def test_the_interval_of_a_difference_of_calibration_errors_is_moved_to_its_valu
     assert found["nll"][1:] == pytest.approx(np.quantile(made["proud"]["nll"] - made["fair"]["nll"], [0.025, 0.975]))
 
 
+def test_no_draw_of_an_area_under_the_curve_is_above_one() -> None:
+    labels = np.arange(60) % 3
+    p = np.full((60, 3), 0.1, np.float32)
+    p[np.arange(60), labels] = 0.8
+    p[[0, 1]] = p[[1, 0]]  # one mistake for two classes, none for the third
+    drawn = bootstrap(labels, {"it": p}, draws=400)["it"]
+    for name in ("auc", "macro_auc"):
+        assert 0 <= np.nanmin(drawn[name]) and np.nanmax(drawn[name]) <= 1
+
+
 def test_strata_add_up_and_an_empty_bin_is_none() -> None:
     labels, p = drawn(900, 6)
     value = np.random.default_rng(0).uniform(0, 30, 900)
@@ -430,6 +440,25 @@ def test_a_dataset_without_magnitudes_has_no_cuts(bundle: Path) -> None:
     data = replace(data, rows=data.rows.select(["source_id", "ra", "dec", "split"]))
     found = evaluate(load_bundle(bundle), data, "all", "cpu", "fp32", draws=20)
     assert found["colour_cuts"] is None and set(found["strata"]) == {"abs_b_deg"}
+
+
+def test_photometry_that_rows_lack_is_told_and_a_model_of_nothing_else_is_refused(
+    bundle: Path, colour_bundle: Bundle
+) -> None:
+    data = small_dataset(18)
+    nothing = pa.nulls(18, pa.float32())
+    for name in ("w1mpro", "w2mpro", "w3mpro", "w1snr"):
+        data = replace(data, rows=data.rows.set_column(data.rows.column_names.index(name), name, nothing))
+    found = evaluate(load_bundle(bundle), data, "all", "cpu", "fp32", draws=20)
+    assert found["colour_cuts"] is None, "cuts on no magnitude call all sources stars"
+    with pytest.raises(ConfigError, match="looks at w1mpro, w2mpro, w3mpro alone, and no row has a value"):
+        evaluate(colour_bundle, data, "all")
+    half = small_dataset(18)
+    some = pa.array([15.0] * 9 + [None] * 9, pa.float32())
+    for name in ("w1mpro", "w2mpro", "w3mpro"):
+        half = replace(half, rows=half.rows.set_column(half.rows.column_names.index(name), name, some))
+    told = evaluate(colour_bundle, half, "all", "cpu", draws=20)["caveats"]
+    assert any("colour looks at photometry, and 9 of the 18 rows have none" in words for words in told)
 
 
 def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle: Bundle, tmp_path: Path) -> None:

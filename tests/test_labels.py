@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +293,15 @@ def test_a_passing_fault_costs_one_more_request_and_no_label(services, config, s
     assert not services.faults[service]
     for (_, words), wait in zip(faults, waits, strict=True):
         assert words in str(wait["reason"]) and wait["seconds"] in (0.0, 0.01)
+
+
+def test_a_machine_without_the_network_is_told_so_and_not_to_ask_for_fewer_rows(config):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        message = message_of(replace(config, sdss_url=nobody, retries=1))
+    assert "no answer in 2 attempts" in message and "the service cannot be reached: run this where" in message
+    assert "page_rows" not in message
 
 
 @pytest.mark.parametrize("service", ["sdss", "tap"])

@@ -259,6 +259,11 @@ def test_all_mistakes_of_a_file_or_of_flags_come_together(made, tmp_path):
     message = refusal("train", wrong)
     for words in ("network = 'resnet99'", "iicnet", "epochs = 0", "w9 unknown", "schedule = 'step'", "noise = -1"):
         assert words in message
+    twice = {"bands": ["w1", "w1"], "name": "a/b", "input_px": 3, "learning_rate": 1e9}
+    message = refusal("train", train_toml(tmp_path, made.data, **twice))
+    for words in ("['w1', 'w1']: one stands there twice", "name = 'a/b'", "input_px = 3: choose 32", "rate = 1e+09"):
+        assert words in message
+    assert "bands = []: give one" in refusal("train", train_toml(tmp_path, made.data, bands=[]))
     strange = train_toml(tmp_path, made.data, epoch=3, batch_size="many", seed=1.5)
     message = refusal("train", strange)
     assert all(words in message for words in ("'epoch'", "batch_size = 'many'", "seed = 1.5", "expected int"))

@@ -124,20 +124,25 @@ class Chosen:
     split: Split
     labels_digest: str
     matched_digest: str
+    notes: tuple[str, ...] = ()
 
 
 def choose(run: DatasetConfig) -> Chosen:
     """Return the sources of a training set; raises for all that cannot be right. Reads no pixel."""
+    archive = _open(run.images, run.bands)
     labels = without_duplicates(read_labels(run.labels))
     file_digest, digest = sha256_of(Path(run.labels).expanduser())[:16], ""
     if run.catalog:
         labels = match_catalog(labels, run.catalog, run.match_radius_arcsec)
         digest = content_digest(labels.table)
     simulated = settle_simulated(run.simulated, [labels.simulated, images_simulated(run.images)])
-    labels = _on_archive(labels, run)
+    labels = _on_archive(labels, archive, run)
     wanted = {"counts": run.counts} | PRESETS.get(run.preset or "", {})
+    notes = []
     for column, least in (("w1snr", run.min_w1snr), ("w2snr", run.min_w2snr)):
-        labels = brighter(labels, column, wanted.get(f"min_{column}") if least is None else least)
+        least = wanted.get(f"min_{column}") if least is None else least
+        notes += _unknown_snr(labels, column, least, run)
+        labels = brighter(labels, column, least)
     labels = _drawn(labels, wanted["counts"] or {}, run)
     ra, dec, label = (labels.table[name].to_numpy() for name in ("ra", "dec", "label"))
     split = split_sky(ra, dec, label, run.split, run.seed, run.size_px)
@@ -145,7 +150,20 @@ def choose(run: DatasetConfig) -> Chosen:
     table = labels.table.append_column("split", pa.array(split.names.tolist(), pa.string()))
     keys = ("coadd_id", "dec", "ra", "source_id")
     table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
-    return Chosen(table, simulated, labels.dropped, split, file_digest, digest)
+    return Chosen(table, simulated, labels.dropped, split, file_digest, digest, tuple(notes))
+
+
+def _unknown_snr(labels: Labels, column: str, least: float | None, run: DatasetConfig) -> list[str]:
+    """Return a note where a least S/N is asked for and sources have none; `ConfigError` where no source has one."""
+    unknown, n = labels.table[column].null_count, len(labels.table)
+    if least is None or not unknown:
+        return []
+    if unknown == n and getattr(run, f"min_{column}") is not None:
+        raise ConfigError(
+            f"min_{column} = {least:g}: none of the {n:,} sources has {column}; give it in {run.labels}, name a "
+            "catalogue that has it, or leave the limit out"
+        )
+    return [f"{unknown:,} sources of unknown {column} were not held to min_{column} = {least:g}"]
 
 
 def _drawn(labels: Labels, counts: dict[str, int], run: DatasetConfig) -> Labels:
@@ -211,9 +229,9 @@ def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> 
     )
 
 
-def _on_archive(labels: Labels, run: DatasetConfig) -> Labels:
+def _on_archive(labels: Labels, archive: LocalArchive, run: DatasetConfig) -> Labels:
     """Return the sources on tiles of which the archive has all bands, each with its tile."""
-    archive, table = _open(run.images, run.bands), labels.table
+    table = labels.table
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
     if table["coadd_id"].null_count:
         table = assign_tiles(table, archive.list_tiles((ra, dec)))

@@ -328,7 +328,8 @@ def _provenance(
 ) -> dict[str, Any]:
     """Return where a dataset came from. No clock, no name of its folder: equal input, equal bytes."""
     split, counts = chosen.split, split_table(labels, splits)
-    notes = [
+    notes = [*chosen.notes]
+    notes += [
         f"no {name} in {s}: evaluation or early stopping on it will miss that class"
         for s, share in zip(SPLITS, run.split, strict=True)
         for name in CLASSES

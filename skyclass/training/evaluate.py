@@ -24,7 +24,7 @@ from ..infer import load_classifier
 from ..networks import INPUTS
 from ..photometry import columns_of, features
 from ..photometry import numbers as floats
-from ..types import CLASSES, Float16, Float32, Float64, Int64
+from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .dataset import Dataset, class_counts, composites
 from .scores import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
@@ -105,7 +105,12 @@ def evaluate_models(
         "dataset": _dataset_words(dataset, labels),
         "simulated_data": simulated,
         "bootstrap": {"draws": draws, "seed": seed, "level": LEVEL},
-        "caveats": [*_simulated_words(simulated, models), *_seen_words(models, dataset, split), *CAVEATS],
+        "caveats": [
+            *_simulated_words(simulated, models),
+            *_seen_words(models, dataset, split),
+            *_blind_words(models, dataset, index),
+            *CAVEATS,
+        ],
     } | document
 
 
@@ -182,6 +187,28 @@ def _misfits(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     wanted = columns_of(bundle.photometry.features) if bundle.photometry else ()
     if absent := [column for column in wanted if column not in dataset.rows.column_names]:
         yield f"it needs the columns {', '.join(absent)}, which the dataset's rows lack"
+    elif bundle.photometry and "images" not in needs and not _seen(bundle, dataset).any():
+        yield f"it looks at {', '.join(wanted)} alone, and no row has a value"
+
+
+def _seen(bundle: Bundle, dataset: Dataset) -> Bool:
+    """Return of which rows (N,) a model that looks at photometry sees a value; flags of limits are none."""
+    assert bundle.photometry is not None
+    wanted = columns_of(bundle.photometry.features)
+    known: Bool = np.any([np.isfinite(floats(dataset.rows[column])) for column in wanted], axis=0)
+    return known
+
+
+def _blind_words(bundles: Sequence[Bundle], dataset: Dataset, index: Int64) -> list[str]:
+    """Return a caveat for each model that looks at photometry which rows lack: it was judged on images there."""
+    words = []
+    for bundle in bundles:
+        if bundle.photometry and (blind := int((~_seen(bundle, dataset)[index]).sum())):
+            words.append(
+                f"{bundle.name} looks at photometry, and {blind:,} of the {len(index):,} rows have none: there it was "
+                "given what training calls unknown. Make the dataset with a catalogue to judge it on what it is for."
+            )
+    return words
 
 
 def _answers(ask: Any, bundle: Bundle, dataset: Dataset, index: Int64 | None) -> Float32:
@@ -329,12 +356,15 @@ def _scored(
 
 
 def _cut_guess(rows: pa.Table) -> Int64 | None:
-    """Return the class (N,) that the colour cuts give, an index into `CLASSES`; None without magnitudes."""
+    """Return the class (N,) that the colour cuts give, an index into `CLASSES`; None where no row has W1-W2."""
     names = ("w1mpro", "w2mpro", "w3mpro")
     if not set(names) <= set(rows.column_names):
         return None
+    magnitudes = [floats(rows[name]) for name in names]
+    if not np.isfinite(magnitudes[0] - magnitudes[1]).any():
+        return None
     index = {name: k for k, name in enumerate(CLASSES)}
-    guess = colour_cuts(*(floats(rows[name]) for name in names))
+    guess = colour_cuts(*magnitudes)
     return np.array([index[name] for name in guess.tolist()], dtype=np.int64)
 
 

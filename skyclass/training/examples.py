@@ -131,8 +131,8 @@ def settle_simulated(given: bool | None, found: Sequence[bool | None]) -> bool:
     said = any(found)
     if given is None and not said:
         raise ConfigError(
-            "no input says whether these data are simulated: set simulated = false for real images and labels, "
-            "true for a simulated sky"
+            "no input says whether these data are simulated: set simulated = false (--real) for real images and "
+            "labels, true (--simulated) for a simulated sky"
         )
     if given is False and said:
         raise ConfigError("simulated = false, but the labels, catalogue or images say that they are simulated")

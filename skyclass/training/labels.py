@@ -166,6 +166,16 @@ class _Again(Exception):
         super().__init__(_first_line(reason))
 
 
+class _Unreachable(_Again):
+    """There was no connection: nobody answered at all."""
+
+
+OFFLINE = (
+    "the service cannot be reached: run this where it can be (a login node, not a compute node, on many clusters), or "
+    "name a mirror; pages that came are kept and the same command goes on"
+)
+
+
 class _Refused(Exception):
     """Asking again is of no use."""
 
@@ -701,6 +711,7 @@ def _persist(ask: Callable[[], T], asked: str, way_out: str, config: LabelsConfi
             raise ServiceError(f"{asked}: it refused: {error} - {way_out}") from error
         except _Again as error:
             if usual_s is None:
+                way_out = OFFLINE if isinstance(error, _Unreachable) else way_out
                 raise ServiceError(
                     f"{asked}: no answer in {attempt} attempts, the last: {error} - {way_out}"
                 ) from error
@@ -718,8 +729,10 @@ def _try(ask: Callable[[], T], timeout_s: float) -> T:
         return ask()
     except requests.RequestException as error:
         said = str(error).rpartition("Caused by ")[2]
-        silent = isinstance(error, requests.Timeout) or "timed out" in said
-        raise _Again(f"silence for {timeout_s:g} s (time-out)" if silent else f"connection failed, {said}") from error
+        if isinstance(error, requests.Timeout) or "timed out" in said:
+            raise _Again(f"silence for {timeout_s:g} s (time-out)") from error
+        kind = _Unreachable if said.startswith(("NewConnectionError", "NameResolutionError")) else _Again
+        raise kind(f"connection failed, {said}") from error
 
 
 def _check_busy(response: Response) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,11 @@ from ..errors import ConfigError
 from ..networks import INPUTS, NETWORKS
 from ..photometry import FEATURES
 from ..types import BANDS
+
+SIDES_PX = (32, 512)
+"""Least and largest input of a network: below, five halvings leave nothing; above, memory ends first."""
+HIGHEST_RATE = 1.0
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 200, "learning_rate": 1e-4, "weight_decay": 0.0, "schedule": "halve", "shift_px": 0.0},
@@ -118,9 +124,19 @@ def _problems(run: TrainConfig) -> Iterator[str]:
     for name, known in {"bands": BANDS, "features": FEATURES}.items():
         if unknown := [value for value in getattr(run, name) if value not in known]:
             yield f"{name}: {', '.join(map(str, unknown))} unknown (known: {', '.join(known)})"
-    for name in ("input_px", "epochs", "batch_size", "learning_rate"):
+        if len(set(getattr(run, name))) < len(getattr(run, name)):
+            yield f"{name} = {list(getattr(run, name))}: one stands there twice"
+    if not run.bands:
+        yield f"bands = []: give one or more of {', '.join(BANDS)}"
+    if not NAME.fullmatch(run.name):
+        yield f"name = {run.name!r}: use letters, digits, '.', '_' and '-'; it becomes part of model_id"
+    if not SIDES_PX[0] <= run.input_px <= SIDES_PX[1]:
+        yield f"input_px = {run.input_px}: choose {SIDES_PX[0]} to {SIDES_PX[1]}"
+    for name in ("epochs", "batch_size"):
         if getattr(run, name) <= 0:
             yield f"{name} = {getattr(run, name)}: must be positive"
+    if not 0 < run.learning_rate <= HIGHEST_RATE:
+        yield f"learning_rate = {run.learning_rate:g}: must lie above 0 and not above {HIGHEST_RATE:g}"
     for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes", "seed"):
         if getattr(run, name) < 0:
             yield f"{name} = {getattr(run, name)}: must not be negative"

@@ -233,7 +233,7 @@ def numbers(rows: Sample, weights: Float64) -> dict[str, Float64]:
     tables = cells.reshape(-1, k, k)
     true = tables.sum(2)
     gap = np.abs(gaps).reshape(len(n), 1 + k, BINS).sum(2) / n[:, None]
-    auc = ratio(own, true) + ratio(others, n[:, None] - true) - rows.auc
+    auc = np.clip(ratio(own, true) + ratio(others, n[:, None] - true) - rows.auc, 0, 1)
     return table_rates(tables) | {
         "auc": auc,
         "macro_auc": mean_rate(auc),

@@ -136,7 +136,9 @@ def train(run: TrainConfig, watch: Watch | None = None, dataset: Dataset | None 
         journal = Journal(job, watch)
         journal.restart(position.history)
         while position.epoch <= run.epochs and not (run.patience and position.since_best() >= run.patience):
-            record = train_epoch(job, position, journal, asked) | validate(job)
+            record = train_epoch(job, position, journal, asked)
+            refuse_divergence(job, position, record["loss"])
+            record |= validate(job)
             close_epoch(job, position, record)
             journal.epoch(record)
         return finish(job, position)
@@ -396,10 +398,15 @@ def validate(job: Job) -> dict[str, Any]:
     }
 
 
+def refuse_divergence(job: Job, position: Position, loss: float) -> None:
+    """Raise `ConfigError` for a loss that is no number."""
+    if not math.isfinite(loss):
+        raise ConfigError(f"training diverged in epoch {position.epoch}: lower learning_rate = {job.run.learning_rate}")
+
+
 def close_epoch(job: Job, position: Position, record: dict[str, Any]) -> None:
     """Write the bundle if the epoch is the best so far, and a checkpoint that begins the next one."""
-    if not math.isfinite(record["loss"] + record["val_loss"]):
-        raise ConfigError(f"training diverged in epoch {position.epoch}: lower learning_rate = {job.run.learning_rate}")
+    refuse_divergence(job, position, record["val_loss"])
     record["best"] = record["val_loss"] < position.best
     if record["best"]:
         position.best = record["val_loss"]
