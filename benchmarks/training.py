@@ -23,9 +23,11 @@ from skyclass.bundle import Cut
 from skyclass.composite import ATLAS_ZERO_POINT_MAG, composite
 from skyclass.infer import resolve_device, set_threads
 from skyclass.training.dataset import Dataset
+from skyclass.training.job import Job, Position, composite_settings, prepare
+from skyclass.training.journal import Asked, Journal
 from skyclass.training.parallel import Group
 from skyclass.training.recipe import train_config
-from skyclass.training.train import Asked, Job, Journal, Position, composite_settings, prepare, train_epoch
+from skyclass.training.train import train_epoch
 
 from .measure import commit, cores, cpu_model
 

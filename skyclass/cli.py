@@ -336,7 +336,8 @@ def dataset(
     **flags: Any,
 ) -> int:
     """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
-    from .training.dataset import build_dataset, dataset_config, summary
+    from .training.choose import dataset_config
+    from .training.dataset import build_dataset, summary
     from .training.watch import show_cutting
 
     data = read_toml(dataset_toml) if dataset_toml else {}

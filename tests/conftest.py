@@ -1,5 +1,6 @@
 """A small simulated sky, an untrained model and a run on them, made once a session."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,22 @@ import torch
 from skyclass.bundle import Cut, Preprocessing, save_bundle
 from skyclass.composite import atlas_settings
 from skyclass.config import RunConfig
+from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.networks import build
 
 BANDS = ("w1", "w2", "w3")
 
 torch.set_num_threads(1)  # two threads on busy cores are slower than one; workers have one
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make seconds into minutes."""
+    n = torch.get_num_threads()
+    set_threads(1)
+    yield
+    torch.set_num_threads(n)
 
 
 @pytest.fixture(scope="session")

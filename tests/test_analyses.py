@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ from torch import nn
 from skyclass.bundle import Cut
 from skyclass.composite import atlas_settings, composite
 from skyclass.errors import CatalogError, ConfigError
-from skyclass.infer import set_threads
 from skyclass.networks import build
-from skyclass.training import analyses
+from skyclass.training import analyses, pictures
 from skyclass.training.dataset import Dataset
 from skyclass.types import CLASSES
 
@@ -24,14 +22,6 @@ BANDS = ("w1", "w2", "w3", "w4")
 SIZE = 37
 SKY_DN = np.array([3.0, 7.0, 450.0, 140.0])
 NOISE_DN = np.array([0.11, 0.06, 0.30, 0.03])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def psf(dy: float = 0.0, dx: float = 0.0):
@@ -59,7 +49,7 @@ def scene(n: int, peak_sigma: float = 40.0, seed: int = 0, bands=BANDS, **column
     return Dataset(pixels.astype(np.float32), labels, rows, Cut(SIZE, bands), zero_point_mag, {"simulated": True})
 
 
-def pictures(dataset: Dataset):
+def shown(dataset: Dataset):
     return composite(dataset.pixels[:, :3], dataset.zero_point_mag[:3], atlas_settings(BANDS[:3]))
 
 
@@ -110,7 +100,7 @@ def test_the_group_of_empty_cutouts_is_named_among_the_misclassified():
     colours = np.array([[30, 1, 1, 1], [1, 30, 1, 1], [1, 1, 30, 1], [0, 0, 0, 0]])[np.arange(80) // 20]
     signal = (colours - 30)[:, :, None, None] * psf()
     dataset.pixels[:] += NOISE_DN[:, None, None] * signal
-    images = pictures(dataset)
+    images = shown(dataset)
     probabilities = np.eye(3, dtype=np.float32)[(dataset.labels + 1) % 3] * 0.8 + 0.1
     probabilities[::10] = np.eye(3, dtype=np.float32)[dataset.labels[::10]]  # eight right ones take no part
     features = analyses.ring_features(images, np.arange(80))
@@ -119,7 +109,7 @@ def test_the_group_of_empty_cutouts_is_named_among_the_misclassified():
     in_class_4 = groups["index"][groups["cluster"] == groups["empty_cluster"]]
     assert (in_class_4 >= 60).all() and groups["empty_share"][groups["empty_cluster"]] == 1.0
     assert groups["empty_count"] == 18
-    analyses.draw_misclassified(groups, images, dataset.labels, probabilities, simulated=True)
+    pictures.draw_misclassified(groups, images, dataset.labels, probabilities, simulated=True)
 
 
 def test_without_wrong_answers_there_are_no_groups():
@@ -130,7 +120,7 @@ def test_without_wrong_answers_there_are_no_groups():
 
 
 def test_ring_features_do_not_change_when_an_image_is_turned():
-    images = pictures(scene(5))
+    images = shown(scene(5))
     turned = np.rot90(images, axes=(2, 3))
     first, second = (analyses.ring_features(i, np.arange(5)) for i in (images, turned))
     np.testing.assert_allclose(first, second, atol=1e-4)
@@ -227,26 +217,26 @@ def test_the_course_of_a_training_is_read_from_its_log(tmp_path):
 def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
     mags = {f"w{b}mpro": np.random.default_rng(b).normal(15 - b, 0.4, 24) for b in (1, 2, 3)}
     dataset = scene(24, **mags)
-    images = pictures(dataset)
+    images = shown(dataset)
     probabilities = np.random.default_rng(0).dirichlet((2, 2, 2), 24).astype(np.float32)
     network, x = build("iicnet"), torch.randn(3, 3, 64, 64)
     log = [{"epoch": e, "loss": 1 / e, "val_loss": 1.1 / e, "val_balanced_accuracy": 0.9} for e in (1, 2, 3)]
     curve = analyses.sweep([{"input_px": p, "balanced_accuracy": 0.9} for p in (64, 80)], "input_px")
     simulated = {"simulated": True}
     figures = {
-        "snr": analyses.draw_snr(analyses.snr_statistics(dataset), **simulated),
-        "histograms": analyses.draw_histograms(analyses.rgb_histograms(images, dataset.labels, BANDS[:3]), **simulated),
-        "colours": analyses.draw_colour_colour(analyses.colour_colour(dataset), **simulated),
-        "sweep": analyses.draw_sweep(curve, "input size [px]", paper={64: 0.94, 80: 0.95}, **simulated),
-        "training": analyses.draw_training(analyses.training_curves(log), **simulated),
-        "maps": analyses.draw_feature_maps(analyses.feature_maps(network, x[:1]), images[0], **simulated),
-        "cam": analyses.draw_grad_cam(images[:3], analyses.grad_cam(network, x), ["a", "b", "c"], **simulated),
-        "outliers": analyses.draw_outliers(
+        "snr": pictures.draw_snr(analyses.snr_statistics(dataset), **simulated),
+        "histograms": pictures.draw_histograms(analyses.rgb_histograms(images, dataset.labels, BANDS[:3]), **simulated),
+        "colours": pictures.draw_colour_colour(analyses.colour_colour(dataset), **simulated),
+        "sweep": pictures.draw_sweep(curve, "input size [px]", paper={64: 0.94, 80: 0.95}, **simulated),
+        "training": pictures.draw_training(analyses.training_curves(log), **simulated),
+        "maps": pictures.draw_feature_maps(analyses.feature_maps(network, x[:1]), images[0], **simulated),
+        "cam": pictures.draw_grad_cam(images[:3], analyses.grad_cam(network, x), ["a", "b", "c"], **simulated),
+        "outliers": pictures.draw_outliers(
             analyses.outliers(dataset.labels, probabilities), images, dataset.labels, probabilities, **simulated
         ),
     }
     for name, figure in figures.items():
         assert figure.get_suptitle().startswith("SIMULATED"), name
-        assert analyses.save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 5000
-    real = analyses.draw_training(analyses.training_curves(log), simulated=False)
+        assert pictures.save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 5000
+    real = pictures.draw_training(analyses.training_curves(log), simulated=False)
     assert "SIMULATED" not in real.get_suptitle()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from skyclass.bundle import Cut, load_bundle
 from skyclass.composite import atlas_settings, composite
 from skyclass.errors import CatalogError, ConfigError
-from skyclass.infer import Preprocess, set_threads
+from skyclass.infer import Preprocess
 from skyclass.networks import build
 from skyclass.training.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
 from skyclass.training.dataset import Dataset
@@ -33,14 +32,6 @@ from skyclass.training.small import (
 
 TABLES = Path(__file__).parents[2] / "shared" / "data" / "tables"
 BANDS = ("w1", "w2", "w3")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def blobs(n: int, seed: int, classes=(0, 1, 2)):

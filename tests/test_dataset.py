@@ -32,16 +32,8 @@ from skyclass.sky import healpix, separation_deg, tile_pixels
 from skyclass.store import sha256_of
 from skyclass.training import choose, cutting, splits
 from skyclass.training import dataset as module
-from skyclass.training.dataset import (
-    Dataset,
-    DatasetConfig,
-    build_dataset,
-    composites,
-    dataset_config,
-    load_dataset,
-    save_dataset,
-    summary,
-)
+from skyclass.training.choose import DatasetConfig, dataset_config
+from skyclass.training.dataset import Dataset, build_dataset, composites, load_dataset, save_dataset, summary
 from skyclass.training.examples import Labels, match_catalog, one_to_one
 from skyclass.types import BANDS, CLASSES, Flag, Tile
 

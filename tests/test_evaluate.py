@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from skyclass.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
 from skyclass.composite import atlas_settings
 from skyclass.errors import BundleError, ConfigError
-from skyclass.infer import set_threads
 from skyclass.networks import build
 from skyclass.photometry import PhotometrySettings
 from skyclass.training.bootstrap import bootstrap, differences, interval, resamples, strata
@@ -58,14 +56,6 @@ from skyclass.training.scores import (
 from skyclass.types import CLASSES
 
 BANDS = ("w1", "w2", "w3")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def drawn_logits(n: int, seed: int, shares: tuple[float, ...] = (0.5, 0.2, 0.3), signal: float = 2.0) -> Any:

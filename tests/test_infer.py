@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +53,6 @@ def images() -> Float16:
     x = rng.normal(0, 1, (75, 3, 37, 37)) * rng.uniform(0.1, 5, (75, 1, 1, 1))
     x[rng.random(x.shape) < 0.01] = np.nan
     return x.astype(np.float16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make seconds into minutes."""
-    n = torch.get_num_threads()
-    infer.set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

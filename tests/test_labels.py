@@ -30,17 +30,16 @@ from skyserver import (
 from skyclass.catalog import open_catalog
 from skyclass.errors import CatalogError, ConfigError, SkyclassError
 from skyclass.sky import Box, healpix, separation_deg
-from skyclass.training import labels as module
+from skyclass.training import services as module
 from skyclass.training.labels import (
     LABEL_SCHEMA,
     LabelsConfig,
-    ServiceError,
     fetch_labels,
     label_provenance,
     labels_config,
     match_catalog,
-    sdss_query,
 )
+from skyclass.training.services import ServiceError, sdss_query
 
 ARCSEC = 1 / 3600
 CLASS_OF = {"GALAXY": "galaxy", "QSO": "quasar", "STAR": "star"}

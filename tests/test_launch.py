@@ -16,23 +16,9 @@ from distributed import Client
 
 from skyclass.cluster import connect
 from skyclass.errors import ConfigError, SkyclassError
-from skyclass.training.launch import (
-    Ending,
-    Job,
-    Limits,
-    Log,
-    Machine,
-    all_devices,
-    by_machine,
-    choose_workers,
-    ending_of,
-    launch,
-    make_nodes,
-    raise_failures,
-    rank_environment,
-    torchrun_command,
-)
+from skyclass.training.launch import all_devices, by_machine, choose_workers, launch, make_nodes, raise_failures
 from skyclass.training.leash import MARK
+from skyclass.training.node import Ending, Limits, Log, Machine, NodeJob, ending_of, rank_environment, torchrun_command
 
 RANK = """
 import json, os, signal, sys, time
@@ -204,7 +190,7 @@ def test_nodes_share_devices_and_cores_of_one_machine() -> None:
 def test_nodes_meet_on_the_first_at_addresses_that_dask_knows() -> None:
     answers = {"tls://10.0.0.5:1": Machine("0", 1, 4), "tls://10.0.0.6:1": Machine("0", 1, 4)}
     nodes = make_nodes(list(answers), answers, None, False)
-    job = Job("job", ("-m", "skyclass", "train", "/a.toml"), (), "/", nodes, 4321, 3, Limits())
+    job = NodeJob("job", ("-m", "skyclass", "train", "/a.toml"), (), "/", nodes, 4321, 3, Limits())
     first, second = (" ".join(torchrun_command(job, node, "python", "/logs")) for node in nodes)
     assert "--nnodes 2 --nproc-per-node 1" in first
     assert "--rdzv-endpoint 10.0.0.5:4321" in first and "--rdzv-endpoint 10.0.0.5:4321" in second

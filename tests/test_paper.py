@@ -7,13 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.paper import study as module
 from benchmarks.paper.figures import write_figures
@@ -22,20 +20,11 @@ from benchmarks.paper.published import COST, IICNET, SPLIT
 from benchmarks.paper.study import BASELINES, EXPERIMENTS, NEEDS, PRESETS, SEEDED, SIZES, Study, fewer, todo
 from benchmarks.paper.tables import MISSING, STRETCHED, document, load_records, percent
 from skyclass.errors import SkyclassError
-from skyclass.infer import set_threads
 from skyclass.types import CLASSES
 
 QUICK = PRESETS["quick"]
 RAN = ("iicnet", "fusion", "forest", "colours", "margins", "border", "natural-mix")
 CHECKOUT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.fixture(scope="module")

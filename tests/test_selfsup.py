@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,20 +10,11 @@ import torch
 
 from skyclass.bundle import Preprocessing
 from skyclass.errors import ConfigError
-from skyclass.infer import set_threads
 from skyclass.networks import build
 from skyclass.training.scores import balanced_accuracy, confusion
 from skyclass.training.selfsup import Views, linear_probe, nt_xent, pretrain, random_state, transfer, view
 
 SMALL = Preprocessing(16, (0.2, 0.2, 0.2), (1.0, 1.0, 1.0))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def blobs(n: int, seed: int):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,39 +23,20 @@ from hypothesis import strategies as st
 from skyclass.bundle import Cut, load_bundle, load_weights, save_bundle
 from skyclass.composite import composite
 from skyclass.errors import ConfigError, Interrupted
-from skyclass.infer import Preprocess, load_classifier, set_threads
+from skyclass.infer import Preprocess, load_classifier
 from skyclass.networks import build
 from skyclass.training.augment import Draw, augment, draw
 from skyclass.training.checkpoint import latest_checkpoint, save_checkpoint
 from skyclass.training.dataset import Dataset, save_dataset
 from skyclass.training.evaluate import evaluate
+from skyclass.training.job import bundle_fields, class_weights, composite_settings, input_statistics, prepare
 from skyclass.training.parallel import Group, place
 from skyclass.training.recipe import TrainConfig, rate_factor, train_config
-from skyclass.training.train import (
-    batches,
-    bundle_fields,
-    class_weights,
-    composite_settings,
-    input_statistics,
-    logits_of,
-    prepare,
-    train,
-    unknown,
-    validate,
-)
+from skyclass.training.train import batches, logits_of, train, unknown, validate
 
 BANDS = ("w1", "w2", "w3")
 ZERO_POINTS = (20.5, 19.5, 18.0)
 SMALL: dict[str, Any] = {"recipe": "modern", "input_px": 32, "epochs": 2, "batch_size": 16, "precision": "fp32"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make seconds into minutes."""
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def blobs(n: int, seed: int = 0, size: int = 21) -> Dataset:

@@ -7,14 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 from skyserver import Services, silence
 from test_bundle import FUSION, make_bundle
@@ -27,7 +25,6 @@ from skyclass.bundle import load_bundle
 from skyclass.cli import cli
 from skyclass.config import RunConfig
 from skyclass.errors import SkyclassError
-from skyclass.infer import set_threads
 from skyclass.plan import count_here, survey
 from skyclass.query import open_catalog
 from skyclass.training.dataset import load_dataset
@@ -35,14 +32,6 @@ from skyclass.training.labels import label_provenance
 from skyclass.training.watch import say_steps, show_cutting
 
 HERE = ("--device", "cpu", "--precision", "fp32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n = torch.get_num_threads()
-    set_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 def skyclass(*words: object) -> SimpleNamespace:

@@ -12,7 +12,7 @@ import torch
 from skyclass.bundle import load_bundle
 from skyclass.composite import atlas_settings
 from skyclass.infer import Preprocess
-from skyclass.training import analyses, classic
+from skyclass.training import analyses, classic, pictures
 from skyclass.training.dataset import composites
 from skyclass.training.evaluate import probabilities_of
 
@@ -28,7 +28,7 @@ def write_figures(study: Study, records: Records) -> list[Path]:
     folder = study.results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {**of_data(study), **of_records(records), **of_model(study)}
-    return [analyses.save_figure(draw(), folder / f"{name}.png") for name, draw in drawn.items()]
+    return [pictures.save_figure(draw(), folder / f"{name}.png") for name, draw in drawn.items()]
 
 
 Drawn = dict[str, Callable[[], Any]]
@@ -41,11 +41,11 @@ def of_data(study: Study) -> Drawn:
     data = study.dataset
     rows = data.split("train")[::4]
     return {
-        "fig02-snr": lambda: analyses.draw_snr(analyses.snr_statistics(data, rows), simulated=True),
-        "fig05-histograms": lambda: analyses.draw_histograms(
+        "fig02-snr": lambda: pictures.draw_snr(analyses.snr_statistics(data, rows), simulated=True),
+        "fig05-histograms": lambda: pictures.draw_histograms(
             analyses.rgb_histograms(images_of(study)[rows], data.labels[rows], BANDS), simulated=True
         ),
-        "fig06-colours": lambda: analyses.draw_colour_colour(analyses.colour_colour(data, rows), simulated=True),
+        "fig06-colours": lambda: pictures.draw_colour_colour(analyses.colour_colour(data, rows), simulated=True),
     }
 
 
@@ -64,7 +64,7 @@ def of_records(records: Records) -> Drawn:
         points = [{"x": x} | r for x, experiment in values.items() for r in records.get(experiment, [])]
         if points:
             curve = analyses.sweep(points, "x", "accuracy")
-            found[name] = lambda c=curve, w=words: analyses.draw_sweep(c, w, simulated=True)
+            found[name] = lambda c=curve, w=words: pictures.draw_sweep(c, w, simulated=True)
     return found
 
 
@@ -85,11 +85,11 @@ def of_model(study: Study) -> Drawn:
     groups = analyses.misclassified(labels, p, embedded, data.pixels[test][:, :3])
     few = analyses.outliers(labels, p)
     return {
-        "fig11-feature-maps": lambda: analyses.draw_feature_maps(
+        "fig11-feature-maps": lambda: pictures.draw_feature_maps(
             analyses.feature_maps(network, x[:1]), images[sure[0]], simulated=True
         ),
-        "grad-cam": lambda: analyses.draw_grad_cam(images[sure], analyses.grad_cam(network, x), words, simulated=True),
-        "fig13-training": lambda: analyses.draw_training(analyses.training_curves(f"{path}.jsonl"), simulated=True),
-        "fig19-misclassified": lambda: analyses.draw_misclassified(groups, images, labels, p, simulated=True),
-        "fig20-outliers": lambda: analyses.draw_outliers(few, images, labels, p, simulated=True),
+        "grad-cam": lambda: pictures.draw_grad_cam(images[sure], analyses.grad_cam(network, x), words, simulated=True),
+        "fig13-training": lambda: pictures.draw_training(analyses.training_curves(f"{path}.jsonl"), simulated=True),
+        "fig19-misclassified": lambda: pictures.draw_misclassified(groups, images, labels, p, simulated=True),
+        "fig20-outliers": lambda: pictures.draw_outliers(few, images, labels, p, simulated=True),
     }

@@ -28,11 +28,13 @@ from skyclass.photometry import FEATURES, features
 from skyclass.training import classic, selfsup, small
 from skyclass.training.bootstrap import bootstrap, interval
 from skyclass.training.calibration import calibrate, softmax
-from skyclass.training.dataset import Dataset, DatasetConfig, build_dataset, composites, load_dataset
+from skyclass.training.choose import DatasetConfig
+from skyclass.training.dataset import Dataset, build_dataset, composites, load_dataset
 from skyclass.training.evaluate import evaluate, probabilities_of, training_log
+from skyclass.training.job import input_statistics
 from skyclass.training.recipe import TrainConfig, train_config
 from skyclass.training.scores import scores
-from skyclass.training.train import input_statistics, train
+from skyclass.training.train import train
 from skyclass.types import Float32, Int64
 
 BANDS = ("w1", "w2", "w3")

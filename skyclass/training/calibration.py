@@ -147,10 +147,10 @@ def calibrate(
     }
     training = bundle.training | {"calibration": record, "prior": record["prior"]}
     changes = {"temperature": temperature, "bias": bias, "training": training}
-    return save_bundle(out, bundle_fields(bundle) | changes, load_weights(bundle))
+    return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
 
 
-def bundle_fields(bundle: Bundle) -> dict[str, Any]:
+def fields_of(bundle: Bundle) -> dict[str, Any]:
     """Return what `save_bundle` takes to write this bundle again."""
     own = ("path", "weights_sha256", "digest")
     return {f.name: getattr(bundle, f.name) for f in fields(bundle) if f.name not in own}

@@ -20,8 +20,8 @@ from ..errors import CatalogError, ConfigError
 from ..networks import build
 from ..types import CLASSES, Bool, Float32, Float64, Int64
 from .dataset import class_counts
+from .job import class_weights
 from .scores import colour_cuts, confusion, confusion_scores
-from .train import class_weights
 
 PATIENCE = 12
 """Epochs without a better validation loss after which training ends."""

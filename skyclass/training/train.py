@@ -7,21 +7,15 @@ very weights of an undisturbed one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
-import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,90 +24,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import __version__
-from ..bundle import Bundle, Preprocessing, check_target, load_bundle, load_weights, save_bundle
-from ..composite import CompositeSettings, atlas_settings
+from ..bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
 from ..errors import ConfigError, Interrupted
-from ..infer import Preprocess, resolve_precision
-from ..networks import build, channels_last
-from ..networks.fusion import FusionNet
 from ..photometry import COLUMNS, PhotometrySettings, features, standardise
-from ..types import CLASSES, Float16, Float32, Int64
+from ..types import CLASSES, Float32, Int64
 from .augment import Draw, augment, draw
 from .calibration import fit_temperature
 from .checkpoint import latest_checkpoint, save_checkpoint
-from .dataset import Dataset, class_counts, composites, load_dataset
-from .parallel import Group, joined, synced
+from .dataset import Dataset, composites, load_dataset
+from .job import Job, Position, bundle_fields, composite_settings, folder_of, prepare
+from .journal import Asked, Journal, Watch, stop_signals
+from .parallel import joined
 from .recipe import TrainConfig, rate_factor
 from .scores import balanced_accuracy, calibration_error, confusion
 
 log = logging.getLogger(__name__)
-
-STATISTICS_ROWS = 8192
-"""Images that give the mean and scatter of the network's input: enough for three digits."""
 VALIDATION_BATCH = 256
-LISTEN_STEPS = 8
 ORDER, AUGMENTATION = 1, 2
 """Streams of random numbers."""
-NEUTRAL = ("out", "dataset", "label", "device", "checkpoint_minutes", "start_from")
-"""Settings that do not change the weights: a training may be resumed with others."""
-
-Watch = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training run that is ready to step: data, network, and what moves it."""
-
-    run: TrainConfig
-    group: Group
-    dataset: Dataset
-    images: Float16 | None
-    photometry: Float32 | None
-    train_rows: Int64
-    val_rows: Int64
-    precision: str
-    settings: CompositeSettings
-    preprocessing: Preprocessing
-    preprocess: Preprocess
-    photometry_settings: PhotometrySettings | None
-    network: nn.Module
-    wrapped: nn.Module
-    """The network as the ranks share it."""
-    class_weights: Tensor
-    optimiser: torch.optim.Optimizer
-    fingerprint: dict[str, Any]
-
-    @property
-    def steps(self) -> int:
-        """Steps an epoch."""
-        return math.ceil(len(self.train_rows) / self.run.batch_size)
-
-    @property
-    def listen(self) -> int:
-        """Steps between two looks at what signals ask for: ranks must agree on it, and that costs a message."""
-        return 1 if self.group.world == 1 else min(LISTEN_STEPS, self.steps)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return Path(f"{self.run.out}.checkpoints")
-
-
-@dataclass
-class Position:
-    """How far a training run has come: `step` steps into `epoch` (from 1), what was seen, what was best."""
-
-    epoch: int = 1
-    step: int = 0
-    loss_sum: float = 0.0
-    best: float = math.inf
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def since_best(self) -> int:
-        """Return the number of epochs since the best one."""
-        bests = [record["epoch"] for record in self.history if record["best"]]
-        return len(self.history) - (bests[-1] if bests else 0)
 
 
 def train(run: TrainConfig, watch: Watch | None = None, dataset: Dataset | None = None) -> Bundle:
@@ -161,126 +89,6 @@ def same_digits(device: str) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def composite_settings(run: TrainConfig) -> CompositeSettings:
-    """Return the composite settings of a run: those of Atlas images with its changes."""
-    return CompositeSettings.from_dict(atlas_settings(run.bands).to_dict() | run.composite)
-
-
-def prepare(
-    run: TrainConfig, dataset: Dataset, images: Float16 | None, settings: CompositeSettings, group: Group | None = None
-) -> Job:
-    """Return the run with its inputs measured and its network initialised from the seed or from `start_from`."""
-    group = group or Group()
-    train_rows, val_rows = dataset.split("train"), dataset.split("val")
-    check_rows(run, dataset, train_rows, val_rows, group)
-    precision = resolve_precision(group.device, run.precision)
-    preprocessing = input_statistics(images, train_rows, run)
-    raw = features(dataset.rows, run.features) if run.features else None
-    photometry_settings = photometry_statistics(raw, train_rows, run.features) if raw is not None else None
-    photometry = standardise(raw, photometry_settings) if raw is not None and photometry_settings else None
-    torch.manual_seed(run.seed)
-    network = initial_network(run)
-    network = channels_last(synced(network, group).to(group.device))
-    return Job(
-        run,
-        group,
-        dataset,
-        images,
-        photometry,
-        train_rows,
-        val_rows,
-        precision,
-        settings,
-        preprocessing,
-        Preprocess(preprocessing).to(group.device),
-        photometry_settings,
-        network,
-        group.wrap(network),
-        class_weights(dataset.labels[train_rows], run.balanced).to(group.device),
-        optimiser_of(run, network),
-        fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
-    )
-
-
-def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: Int64, group: Group) -> None:
-    """Raise `ConfigError` unless every class is there to train and to validate on; all problems in one message."""
-    problems = []
-    for side, rows in (("train", train_rows), ("val", val_rows)):
-        lost = [name for name, n in class_counts(dataset.labels[rows]).items() if not n]
-        if lost:
-            problems.append(f"no {', '.join(lost)} in its split {side!r} ({len(rows)} rows): label more of the sky")
-    steps = max(1, math.ceil(len(train_rows) / run.batch_size))
-    if len(train_rows) // steps < max(2, group.world):
-        problems.append(
-            f"{len(train_rows)} training rows in {steps} batches are too few for {group.world} ranks; "
-            f"batch_size = {run.batch_size} must give each rank a row, and BatchNorm two in all"
-        )
-    if problems:
-        raise ConfigError(f"dataset {run.dataset}: " + "; ".join(problems))
-
-
-def initial_network(run: TrainConfig) -> nn.Module:
-    """Return the network before the first step: random, or with the weights of `start_from`."""
-    network = build(run.network, **run.network_options)
-    if not run.start_from:
-        return network
-    start = load_bundle(run.start_from)
-    ours = run.network_options
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        ours = {k: v for k, v in ours.items() if k not in ("features", "colour_hidden")}
-    elif start.network != run.network:
-        raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
-    here = (run.bands, composite_settings(run), run.input_px)
-    if (there := (start.bands, start.composite, start.preprocessing.input_px)) != here:
-        raise ConfigError(f"start_from = {run.start_from!r} was trained on other images: {there}, this run on {here}")
-    if start.network_options != ours:
-        raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {ours}")
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        network.begin_with(load_weights(start))
-    else:
-        network.load_state_dict(load_weights(start))
-    return network
-
-
-def optimiser_of(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) when weights decay."""
-    if run.weight_decay:
-        return torch.optim.AdamW(network.parameters(), run.learning_rate, weight_decay=run.weight_decay, fused=True)
-    return torch.optim.Adam(network.parameters(), run.learning_rate, fused=True)
-
-
-def fingerprint(
-    run: TrainConfig,
-    dataset: Dataset,
-    settings: CompositeSettings,
-    preprocessing: Preprocessing,
-    photometry: PhotometrySettings | None,
-    precision: str,
-) -> dict[str, Any]:
-    """Return what decides the weights: a training is resumed only where all of it is the same.
-
-    The mean and scatter of the inputs stand for pixels and photometry, whatever folder they lie in.
-    """
-    rows = hashlib.sha256(dataset.labels.tobytes())
-    for name in ("source_id", "split"):
-        rows.update("\n".join(dataset.rows[name].to_pylist()).encode())
-    kept = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
-    content = kept | {
-        "start": load_bundle(run.start_from).model_id if run.start_from else "",
-        "precision": precision,
-        "rows": rows.hexdigest()[:16],
-        "pixels": dataset.provenance.get("digests", {}).get("pixels", "in memory"),
-        "cut": asdict(dataset.cut),
-        "composite": settings.to_dict(),
-        "preprocessing": asdict(preprocessing),
-        "photometry": photometry.to_dict() if photometry else None,
-        "simulated": bool(dataset.provenance["simulated"]),
-        "version": __version__,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
 
 
 def train_epoch(job: Job, position: Position, journal: Journal, asked: Asked) -> dict[str, Any]:
@@ -442,11 +250,6 @@ def finished(job: Job) -> Bundle | None:
     raise ConfigError(f"{job.run.out} holds another model, {bundle.model_id}: choose another out, or remove it")
 
 
-def folder_of(run: TrainConfig) -> Path:
-    """Return the folder of the bundle as a path that cannot be taken for the name of a shipped model."""
-    return Path(run.out).absolute()
-
-
 def save_position(job: Job, position: Position) -> None:
     """Write a checkpoint. The first rank's state is that of all, but for the loss so far."""
     loss_sums = job.group.gather(position.loss_sum)
@@ -484,85 +287,6 @@ def resumed(job: Job) -> Position:
     return position
 
 
-class Journal:
-    """The log of a run: OUT.jsonl, TensorBoard where it is installed, and whoever watches. Only rank 0 writes."""
-
-    def __init__(self, job: Job, watch: Watch | None) -> None:
-        self.job, self.watch = job, watch if job.group.is_first else None
-        self.path = Path(f"{job.run.out}.jsonl")
-        self.board = tensorboard(f"{job.run.out}.tensorboard") if job.group.is_first else None
-
-    def restart(self, history: list[dict[str, Any]]) -> None:
-        """Write the epochs that are done; what an interrupted epoch logged is gone."""
-        if self.job.group.is_first:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in history))
-
-    def step(self, position: Position, images_per_s: float) -> None:
-        """Tell who watches how far an epoch has come."""
-        if self.watch:
-            facts = {"epoch": position.epoch, "step": position.step, "steps": self.job.steps}
-            self.watch(facts | {"epochs": self.job.run.epochs, "images_per_s": images_per_s})
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Log a finished epoch."""
-        if not self.job.group.is_first:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.board:
-            for name in record.keys() - {"epoch", "best"}:
-                self.board.add_scalar(name, record[name], record["epoch"])
-            self.board.flush()
-        if self.watch:
-            self.watch(record)
-
-
-def tensorboard(folder: str) -> Any:
-    """Return a TensorBoard writer, None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.info("no TensorBoard log: pip install 'skyclass[train]'")
-        return None
-    return SummaryWriter(folder)
-
-
-@dataclass
-class Asked:
-    """What signals have asked for."""
-
-    stop: bool = False
-    checkpoint: bool = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[Asked]:
-    """Give what signals ask for: SIGINT and SIGTERM to stop after a checkpoint, SIGUSR1 for a checkpoint.
-
-    A second SIGINT or SIGTERM ends the process at once. Outside the main thread signals are left alone.
-    """
-    asked = Asked()
-
-    def stop(number: int, frame: object) -> None:
-        asked.stop = True
-        signal.signal(number, signal.default_int_handler)
-
-    def checkpoint(number: int, frame: object) -> None:
-        asked.checkpoint = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: checkpoint}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def prefetched(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
     """Yield the items, made ahead by a thread, so that reading and drawing hide behind the network."""
     with ThreadPoolExecutor(1) as pool:
@@ -571,78 +295,3 @@ def prefetched(items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
         while (item := ahead.pop(0).result()) is not None:
             ahead.append(pool.submit(next, source, None))
             yield item
-
-
-def input_statistics(images: Float16 | None, rows: Int64, run: TrainConfig) -> Preprocessing:
-    """Return the preprocessing with the mean and std of the resized training images, channel by channel."""
-    if images is None:
-        return Preprocessing(run.input_px, (0.0,) * len(run.bands), (1.0,) * len(run.bands))
-    chosen = rows[:: max(1, len(rows) // STATISTICS_ROWS)]
-    channels = images.shape[1]
-    plain = Preprocess(Preprocessing(run.input_px, (0.0,) * channels, (1.0,) * channels))
-    moments = np.zeros((2, channels))
-    for part in np.array_split(chosen, math.ceil(len(chosen) / 256)):
-        x = plain(torch.from_numpy(images[part])).double()
-        share = len(part) / len(chosen)
-        moments += share * np.stack([x.mean((0, 2, 3)).numpy(), (x**2).mean((0, 2, 3)).numpy()])
-    mean, square = moments
-    std = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    return Preprocessing(run.input_px, tuple(np.round(mean, 6).tolist()), tuple(np.round(std, 6).tolist()))
-
-
-def photometry_statistics(values: Float32, rows: Int64, names: tuple[str, ...]) -> PhotometrySettings:
-    """Return the features with their mean and std over the training rows; NaN does not count."""
-    known = values[rows]
-    if empty := [name for name, column in zip(names, known.T, strict=True) if not np.isfinite(column).any()]:
-        raise ConfigError(f"features {', '.join(empty)}: no training row has a value; leave them out")
-    mean, std = np.nanmean(known, axis=0, dtype=np.float64), np.nanstd(known, axis=0, dtype=np.float64)
-    safe = np.where(std > 0, std, 1.0)
-    return PhotometrySettings(names, tuple(np.round(mean, 6).tolist()), tuple(np.round(safe, 6).tolist()))
-
-
-def class_weights(labels: Int64, balanced: bool) -> Tensor:
-    """Return the weight (3,) of each class in the loss: so that all count alike, or all 1."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
-    if not balanced:
-        return torch.ones(len(CLASSES))
-    weights = np.divide(len(labels), counts * np.count_nonzero(counts), out=np.zeros(len(counts)), where=counts > 0)
-    return torch.tensor(weights, dtype=torch.float32)
-
-
-def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the bundle after an epoch."""
-    run = job.run
-    return {
-        "name": run.name,
-        "network": run.network,
-        "network_options": run.network_options,
-        "cut": replace(job.dataset.cut, bands=run.bands),
-        "composite": job.settings,
-        "preprocessing": job.preprocessing,
-        "photometry": job.photometry_settings,
-        "temperature": record["temperature"],
-        "training": provenance(job, record),
-    }
-
-
-def provenance(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """Return where the weights come from; it always says whether the data were simulated."""
-    run, simulated = job.run, bool(job.dataset.provenance["simulated"])
-    return {
-        "simulated": simulated,
-        "label": run.label or ("trained on a SIMULATED sky only" if simulated else "observed images"),
-        "fingerprint": job.fingerprint,
-        "train_counts": class_counts(job.dataset.labels[job.train_rows]),
-        "val_counts": class_counts(job.dataset.labels[job.val_rows]),
-        "best_epoch": record["epoch"],
-        **{k: round(record[k], 6) for k in ("loss", "val_loss", "val_balanced_accuracy", "val_ece")},
-        "prior": "equal classes" if run.balanced else "classes as counted",
-        "precision": job.precision,
-        "device": torch.device(job.group.device).type,
-        "ranks": job.group.world,
-        "versions": {
-            "skyclass": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
