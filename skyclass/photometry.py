@@ -56,6 +56,10 @@ MADE_OF: dict[str, tuple[str, ...]] = {
 """Feature -> the columns it is made of."""
 
 
+Scale = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each column."""
+
+
 @dataclass(frozen=True)
 class PhotometrySettings:
     """Which features a network takes, in its order, with the mean and standard deviation they had in training.
@@ -133,7 +137,25 @@ def numbers(column: pa.ChunkedArray) -> Float64:
 
 
 def standardise(values: Float32, settings: PhotometrySettings) -> Float32:
-    """Return (values - mean) / std as (N, F) float32; NaN becomes 0, the training mean."""
-    scaled = (values.astype(np.float64) - np.array(settings.mean)) / np.array(settings.std)
-    known: Float32 = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
-    return known
+    """Return features (N, F) as a network takes them: (values - mean) / std, 0 where unknown."""
+    return scaled(values, (settings.mean, settings.std))
+
+
+def scale_of(values: Float32) -> Scale:
+    """Return mean and standard deviation of each column of (N, ...), NaN left out: fit on training rows only.
+
+    A column that is constant or wholly unknown has deviation 1, so that it scales to 0.
+    """
+    known = np.isfinite(values)
+    n = np.maximum(known.sum(0), 1)
+    mean = np.where(known, values, 0).sum(0, dtype=np.float64) / n
+    std = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0, dtype=np.float64) / n)
+    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+def scaled(values: Float32, scale: Scale) -> Float32:
+    """Return (values - mean) / std as float32; what is not finite becomes 0, the training mean."""
+    mean, std = (np.asarray(part) for part in scale)
+    with np.errstate(invalid="ignore"):
+        result = (values - mean) / std
+    return np.where(np.isfinite(result), result, 0).astype(np.float32)

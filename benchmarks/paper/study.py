@@ -24,7 +24,7 @@ from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.mock.spectra import simulate_spectra
 from skyclass.networks import build, macs, parameters
-from skyclass.photometry import FEATURES, features
+from skyclass.photometry import FEATURES, features, scale_of, scaled
 from skyclass.training import classic, selfsup, small
 from skyclass.training.bootstrap import bootstrap, interval
 from skyclass.training.calibration import calibrate, softmax
@@ -341,8 +341,8 @@ def colours(study: Study, seed: int) -> dict[str, Any]:
     data = study.dataset
     x = features(data.rows, ("w1-w2", "w2-w3"))
     train_rows, val, test = (data.split(name) for name in ("train", "val", "test"))
-    scale = small.scale_of(x[train_rows])
-    x = small.scaled(x, scale)
+    scale = scale_of(x[train_rows])
+    x = scaled(x, scale)
     network = small.fit_small(
         small.seeded("colour", seed), x[train_rows], data.labels[train_rows], val=(x[val], data.labels[val]), seed=seed
     )

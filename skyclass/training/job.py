@@ -1,6 +1,6 @@
 """A training run that is ready to step: its data, its network, what decides its weights, and what its bundle says.
 
-    TrainConfig, Dataset -> prepare -> Job -> train.py steps it -> bundle_fields
+TrainConfig, Dataset -> prepare -> Job -> train.py steps it -> bundle_fields
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..infer import Preprocess, resolve_precision
 from ..networks import build, channels_last
 from ..networks.fusion import FusionNet
-from ..photometry import PhotometrySettings, features, standardise
+from ..photometry import PhotometrySettings, features, scale_of, standardise
 from ..types import CLASSES, Float16, Float32, Int64
 from .dataset import Dataset, class_counts
 from .parallel import Group, synced
@@ -239,9 +239,8 @@ def photometry_statistics(values: Float32, rows: Int64, names: tuple[str, ...]) 
     known = values[rows]
     if empty := [name for name, column in zip(names, known.T, strict=True) if not np.isfinite(column).any()]:
         raise ConfigError(f"features {', '.join(empty)}: no training row has a value; leave them out")
-    mean, std = np.nanmean(known, axis=0, dtype=np.float64), np.nanstd(known, axis=0, dtype=np.float64)
-    safe = np.where(std > 0, std, 1.0)
-    return PhotometrySettings(names, tuple(np.round(mean, 6).tolist()), tuple(np.round(safe, 6).tolist()))
+    mean, std = (tuple(np.round(part, 6).tolist()) for part in scale_of(known))
+    return PhotometrySettings(names, mean, std)
 
 
 def class_weights(labels: Int64, balanced: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """One node of a launched training: its torchrun, what it says, and how it ended. Runs in a task of a Dask worker.
 
-    run_node(job, index) -> torchrun on a leash -> lines to the desk -> Ending
+run_node(job, index) -> torchrun on a leash -> lines to the desk -> Ending
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import CatalogError, ConfigError
 from ..networks import build
+from ..photometry import scale_of, scaled
 from ..types import CLASSES, Bool, Float32, Float64, Int64
 from .dataset import class_counts
 from .job import class_weights
@@ -39,28 +40,6 @@ CAVEATS = (
     "Colours only. Magnitudes would give the classes away: median W1 is 11.5 for the stars, 14.4 for the galaxies and "
     "16.1 for the quasars.",
 )
-
-Scale = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def scale_of(values: Float32) -> Scale:
-    """Return mean and standard deviation of each column of (N, ...), NaN left out: fit on training rows only.
-
-    A column that is constant or wholly unknown has deviation 1, so that it scales to 0.
-    """
-    known = np.isfinite(values)
-    n = np.maximum(known.sum(0), 1)
-    mean = np.where(known, values, 0).sum(0, dtype=np.float64) / n
-    std = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0, dtype=np.float64) / n)
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-def scaled(values: Float32, scale: Scale) -> Float32:
-    """Return (values - mean) / std as float32; what is not finite becomes 0, the training mean."""
-    mean, std = (np.asarray(part) for part in scale)
-    with np.errstate(invalid="ignore"):
-        result = (values - mean) / std
-    return np.where(np.isfinite(result), result, 0).astype(np.float32)
 
 
 def fit_small(
