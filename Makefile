@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench paper clean
+.PHONY: demo test lint bench paper slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ bench: $(READY)
 # The paper's study on a simulated sky: hours; it resumes.
 paper: $(READY)
 	$(BIN)/python -m benchmarks.paper
+
+# cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
+slurm: $(READY)
+	command -v slurmctld > /dev/null || (apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge)
+	$(BIN)/python -m pytest -m slow tests/test_slurm.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
