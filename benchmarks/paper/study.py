@@ -227,10 +227,11 @@ def per_image_stretch(network: str, study: Study, seed: int) -> dict[str, Any]:
 
     Viewers do that. Then photometry tells a network what the image no longer can.
     """
-    facts: dict[str, Any] = {"network": network, "composite": {"stretch": "percentile"}}
+    dataset = fewer(study.dataset, study.preset.equal_rows, seed)
+    facts = {"network": network, "composite": {"stretch": "percentile"}, "epochs": study.preset.equal_epochs}
     if network == "fusion":
         facts["features"] = ALL_FEATURES
-    return measured(study, trained(study, f"stretched-{network}", seed, **facts))
+    return measured(study, trained(study, f"stretched-{network}", seed, dataset, **facts))
 
 
 def real_tables(study: Study, seed: int) -> dict[str, Any]:
@@ -410,12 +411,12 @@ def on_natural(study: Study, bundle: Bundle) -> dict[str, Any]:
     return kept | {"ece_interval": found["intervals"]["ece"], "temperature": bundle.temperature, "bias": bundle.bias}
 
 
-def margins(study: Study, seed: int, prefix: str = "") -> dict[str, Any]:
+def margins(study: Study, seed: int) -> dict[str, Any]:
     """Paired differences of accuracy between forest, IICnet and fusion, on the test rows and on the held-out sky."""
     data = study.dataset
     x, rows, _ = photometry_of(data, ALL_FEATURES)
     forest = classic.fit_forest(x[rows], data.labels[rows], seed)
-    models = {name: load_bundle(study.model(prefix + name, seed)) for name in ("iicnet", "fusion")}
+    models = {name: load_bundle(study.model(name, seed)) for name in ("iicnet", "fusion")}
     there = study.held_out
     places = {"test": (data, data.split("test")), "held-out sky": (there, np.arange(len(there)))}
     return {name: gaps(forest, models, *place) for name, place in places.items()}
@@ -453,7 +454,6 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "spectra": spectra,
     "iicnet-4": four_bands,
     **{f"stretched-{network}": partial(per_image_stretch, network) for network in ("iicnet", "fusion")},
-    "stretched-margins": partial(margins, prefix="stretched-"),
     **{f"size-{px}": partial(sweep, f"size-{px}", input_px=px) for px in SIZES},
     **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 5, 7)},
     "without-rfb": partial(sweep, "without-rfb", options={"rfb": False}),
@@ -466,7 +466,6 @@ SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "marg
 NEEDS = {
     "embedding-svm": ("iicnet",),
     "margins": ("iicnet", "fusion"),
-    "stretched-margins": ("stretched-iicnet", "stretched-fusion"),
     "natural-mix": ("iicnet",),
     "natural-mix-fusion": ("fusion",),
 }
