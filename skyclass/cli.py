@@ -33,7 +33,7 @@ def main() -> None:
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
-        _fail(Interrupted("stopped; what is committed is kept: run the same command again to resume"))
+        _fail(Interrupted("stopped; what a run or a training has committed is kept: the same command resumes it"))
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -345,6 +345,8 @@ def dataset(
     data |= {"bands": [band.strip() for band in bands.lower().split(",")]} if bands else {}
     data |= {"counts": parse_counts(counts)} if counts else {}
     needs_cluster(cluster, {"--workers": workers})
+    if workers is not None and cluster != "local":
+        raise ConfigError(f"--workers {workers}: {cluster} has the workers it has; the number is for --cluster local")
     config = dataset_config(data)
     with show_cutting() as watch:
         if cluster:
@@ -377,26 +379,35 @@ def parse_counts(text: str) -> dict[str, int]:
 @click.option("-o", "--output", required=True, help="Folder for evaluation.json, evaluation.md and figures.")
 @click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
 @click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
-@click.option("--kind", type=click.Choice(["temperature", "bias"]), default="temperature", show_default=True)
-@click.option("--prior", type=click.Choice(["sample", "equal"]), default="sample", show_default=True)
+@click.option("--kind", type=click.Choice(["temperature", "bias"]), help="With --calibrate.  [default: temperature]")
+@click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 def evaluate(
-    models: tuple[str, ...], output: str, split: str, calibrate: str | None, kind: str, prior: str, **where: Any
+    models: tuple[str, ...],
+    output: str,
+    split: str,
+    calibrate: str | None,
+    kind: str | None,
+    prior: str | None,
+    **where: Any,
 ) -> int:
     """Measure models on a labelled dataset: rates, ROC, calibration, by S/N, magnitude and latitude."""
     if len(models) < 2:
         raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
+    if (kind or prior) and not calibrate:
+        raise ConfigError("--kind, --prior: of a calibration, and none is asked for; give --calibrate BUNDLE")
     from .bundle import load_bundle
     from .report import RESULTS
     from .training.calibration import calibrate as fit
     from .training.dataset import load_dataset
-    from .training.evaluate import check_fit, evaluate_models, write_evaluation
+    from .training.evaluate import check_fit, check_folder, evaluate_models, write_evaluation
 
+    check_folder(Path(output))
     data, bundles = load_dataset(models[-1]), [load_bundle(name) for name in models[:-1]]
     check_fit(bundles, data)
     if calibrate:
-        bundles.append(fit(bundles[0], data, "val", calibrate, kind, prior, **where))
+        bundles.append(fit(bundles[0], data, "val", calibrate, kind or "temperature", prior or "sample", **where))
     replaced = (Path(output) / RESULTS).is_file()
     folder = write_evaluation(output, evaluate_models(bundles, data, split, **where))
     click.echo((folder / "evaluation.md").read_text())

@@ -14,6 +14,7 @@ from skyclass.bundle import Cut
 from skyclass.composite import atlas_settings, composite
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.networks import build
+from skyclass.report import save_figure
 from skyclass.training import analyses, pictures
 from skyclass.training.dataset import Dataset
 from skyclass.types import CLASSES
@@ -237,6 +238,6 @@ def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
     }
     for name, figure in figures.items():
         assert figure.get_suptitle().startswith("SIMULATED"), name
-        assert pictures.save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 5000
+        assert save_figure(figure, tmp_path / f"{name}.png").stat().st_size > 5000
     real = pictures.draw_training(analyses.training_curves(log), simulated=False)
     assert "SIMULATED" not in real.get_suptitle()

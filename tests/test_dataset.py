@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -504,6 +505,18 @@ def saved(tmp_path) -> Dataset:
     zero = tuple(ATLAS_ZERO_POINT_MAG.values())
     save_dataset(tmp_path / "noise", Dataset(pixels, rng.integers(0, 3, n), rows, Cut(SIZE, BANDS), zero, provenance))
     return load_dataset(tmp_path / "noise")
+
+
+def test_what_a_killed_attempt_left_behind_is_removed_and_what_works_is_not(saved, tmp_path):
+    left, busy = tmp_path / ".again-abc", tmp_path / ".again-xyz"
+    for folder in (left, busy):
+        folder.mkdir()
+        (folder / ".lock").touch()
+        (folder / "pixels.npy").write_bytes(b"half")
+    with open(busy / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        save_dataset(tmp_path / "again", saved)
+    assert not left.exists() and (busy / "pixels.npy").exists() and len(load_dataset(tmp_path / "again")) == 50
 
 
 def test_a_saved_dataset_comes_back_the_same_and_is_taken_by_rows(saved, tmp_path):

@@ -403,6 +403,9 @@ def test_rows_that_a_model_has_seen_are_told(colour_bundle: Bundle, tmp_path: Pa
         assert told(print_, there, split) == told(print_, unknown, split) == ["May"]
         assert told(colour_bundle, here, split) == ["May"], "a model that does not say what it was trained on"
     assert told(print_, here, "test") == []
+    again = print_.training["fingerprint"] | {"rows": "split otherwise"}
+    resplit = replace(print_, training=print_.training | {"fingerprint": again})
+    assert told(resplit, here, "test") == ["Fitted"], "the same sources, but other ones are for testing"
     fitted = calibrate(colour_bundle, here, "test", tmp_path / "fitted", device="cpu", precision="fp32")
     assert fitted.training["calibration"]["pixels"] == "p1"
     assert (told(fitted, here, "test"), told(fitted, there, "test")) == (["Fitted"], ["May"])
@@ -477,7 +480,7 @@ def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle:
 def test_the_training_log_beside_a_bundle_is_read(colour_bundle: Bundle) -> None:
     log = Path(f"{colour_bundle.path}.jsonl")
     assert training_log(colour_bundle) == []
-    log.write_text('{"epoch": 1, "loss": 0.5}\n{"event": "resumed"}\n')
+    log.write_text('{"epoch": 1, "loss": 0.5}\n{"event": "resumed"}\n{"epoch": 2, "lo')
     try:
         assert training_log(colour_bundle) == [{"epoch": 1, "loss": 0.5}]
     finally:
@@ -496,6 +499,8 @@ def test_an_evaluation_is_written_over_an_evaluation_only(
     assert json.loads((folder / "evaluation.json").read_text()) == found
     text = (folder / "evaluation.md").read_text()
     assert "SIMULATED" in text.splitlines()[0] and "purity" in text and "Precision at sky shares" in text
+    (folder / "evaluation.json").unlink()  # as an interrupted one leaves it
+    write_evaluation(folder, found)
     monkeypatch.setattr("skyclass.report.evaluation_figures", lambda _: {})
     write_evaluation(folder, found)
     assert not list(folder.glob("*.png")), "figures of the evaluation before are gone"

@@ -37,7 +37,7 @@ from skyclass.training.labels import (
     fetch_labels,
     label_provenance,
     labels_config,
-    match_catalog,
+    match_offline,
 )
 from skyclass.training.services import ServiceError, sdss_query
 
@@ -216,7 +216,7 @@ def test_the_offline_match_is_that_of_brute_force_on_borders_of_partitions(tmp_p
         allwise = allwise.set_column(allwise.column_names.index(name), name, pa.array(values))
     asked = pa.table({"ra": np.roll(ra, 7), "dec": np.roll(dec, 7) + 0.5 * ARCSEC})
     catalog = open_catalog(str(write_catalog(tmp_path / "allwise", allwise)))
-    found = match_catalog(asked, catalog, 2.0)
+    found = match_offline(asked, catalog, 2.0)
     asked_ra, asked_dec = asked["ra"].to_numpy()[:, None], asked["dec"].to_numpy()[:, None]
     arcsec = 3600 * separation_deg(asked_ra, asked_dec, ra[:300], dec[:300])
     matched = np.flatnonzero(arcsec.min(axis=1) <= 2.0)

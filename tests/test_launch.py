@@ -15,7 +15,7 @@ import pytest
 from distributed import Client
 
 from skyclass.cluster import connect
-from skyclass.errors import ConfigError, SkyclassError
+from skyclass.errors import ConfigError, Interrupted, SkyclassError
 from skyclass.training.launch import all_devices, by_machine, choose_workers, launch, make_nodes, raise_failures
 from skyclass.training.leash import MARK
 from skyclass.training.node import Ending, Limits, Log, Machine, NodeJob, ending_of, rank_environment, torchrun_command
@@ -182,6 +182,9 @@ def test_nodes_share_devices_and_cores_of_one_machine() -> None:
     assert (alone.ranks, alone.threads, alone.devices, alone.name) == (1, 16, (), "10.0.0.5")
     with pytest.raises(ConfigError, match="5 ranks on 10.0.0.5, which has 4"):
         make_nodes(["tcp://10.0.0.5:1"], answers, 5, False)
+    single = {"tcp://10.0.0.5:1": Machine(None, 1, 4), "tcp://10.0.0.5:2": Machine(None, 1, 4)}
+    with pytest.raises(ConfigError, match="no GPU of 10.0.0.5 is left for tcp://10.0.0.5:2"):
+        make_nodes(list(single), single, None, False)
     answers = {"tcp://10.0.0.5:1": Machine(None, 0, 4)}
     (plain,) = make_nodes(list(answers), answers, 8, False)
     assert (plain.ranks, plain.threads, plain.devices) == (8, 1, None)
@@ -199,7 +202,10 @@ def test_nodes_meet_on_the_first_at_addresses_that_dask_knows() -> None:
     own = {"GLOO_SOCKET_IFNAME": "ib0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "7"}
     environment = rank_environment(job, nodes[1], own, "eth0")
     assert environment["GLOO_SOCKET_IFNAME"] == "ib0" and environment["NCCL_SOCKET_IFNAME"] == "=eth0"
-    assert environment["OMP_NUM_THREADS"] == "4" and environment["CUDA_VISIBLE_DEVICES"] == "0"
+    assert (
+        environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "4"
+        and environment["CUDA_VISIBLE_DEVICES"] == "0"
+    )
     assert environment[MARK] == "job-1"
     lone = replace(nodes[0], devices=None)
     assert rank_environment(replace(job, nodes=(lone,)), lone, own, None)["CUDA_VISIBLE_DEVICES"] == "7"
@@ -242,6 +248,8 @@ def test_the_cause_is_found_in_the_last_words(lines: tuple[str, ...], code: int,
 def test_causes_are_told_and_what_followed_from_them_is_not() -> None:
     peer, cause = Ending("failed", "rank 0 on a: peer", peer=True), Ending("failed", "rank 1 on b: no star")
     raise_failures([Ending("done"), Ending("done")])
+    with pytest.raises(Interrupted, match="stopped before the training was done"):
+        raise_failures([Ending("stopped"), Ending("stopped")])
     with pytest.raises(SkyclassError, match="^training failed: rank 1 on b: no star$"):
         raise_failures([peer, cause])
     with pytest.raises(SkyclassError, match="rank 1 on b: no star$"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -29,10 +30,10 @@ from skyclass.training.augment import Draw, augment, draw
 from skyclass.training.checkpoint import latest_checkpoint, save_checkpoint
 from skyclass.training.dataset import Dataset, save_dataset
 from skyclass.training.evaluate import evaluate
-from skyclass.training.job import bundle_fields, class_weights, composite_settings, input_statistics, prepare
+from skyclass.training.job import Position, bundle_fields, class_weights, composite_settings, input_statistics, prepare
 from skyclass.training.parallel import Group, place
 from skyclass.training.recipe import TrainConfig, rate_factor, train_config
-from skyclass.training.train import batches, logits_of, train, unknown, validate
+from skyclass.training.train import batches, close_epoch, logits_of, train, unknown, validate
 
 BANDS = ("w1", "w2", "w3")
 ZERO_POINTS = (20.5, 19.5, 18.0)
@@ -127,6 +128,47 @@ def test_a_model_of_a_shipped_name_is_not_taken_for_the_shipped_one(
     assert train(run, dataset=blobs(60)) == made
 
 
+def test_frozen_parts_keep_their_weights_and_statistics(tmp_path: Path) -> None:
+    data = blobs(100)
+    first = TrainConfig(out=str(tmp_path / "images"), dataset="-", **SMALL | {"epochs": 1})
+    start = load_weights(train(first, dataset=data))
+    facts = {"network": "fusion", "features": ("w1-w2", "w3_limit"), "frozen": ("images",)}
+    run = replace(first, out=str(tmp_path / "fusion"), start_from=str(tmp_path / "images"), **facts)
+    weights = load_weights(train(run, dataset=data))
+    kept = {k.removeprefix("images."): v for k, v in weights.items() if k.startswith("images.")}
+    assert len(kept) > 50 and all(torch.equal(v, start[k]) for k, v in kept.items())
+    own = start[max(k for k in start if k.startswith("head.") and k.endswith("weight"))]
+    assert not torch.equal(weights["head.0.weight"][:, : own.shape[1]], own)
+    with pytest.raises(ConfigError, match="the network has no part trunk; its parts are images, colour, head"):
+        job_of(replace(run, frozen=("trunk",)), data)
+    with pytest.raises(ConfigError, match="random weights would stay"):
+        replace(run, start_from="")
+    colour = replace(first, out=str(tmp_path / "colour"), network="colour", features=("w1-w2", "w3_limit"))
+    train(colour, dataset=data)
+    other = replace(colour, out="-", start_from=str(tmp_path / "colour"), features=("w1", "w2_snr"))
+    with pytest.raises(ConfigError, match="looks at w1-w2, w3_limit, this run at w1, w2_snr"):
+        job_of(other, data)
+
+
+def test_values_of_the_wrong_kind_are_told(tmp_path: Path) -> None:
+    run = TrainConfig(out="-", dataset="-", **SMALL)
+    for changes in ({"composite": {"border_px": "3"}}, {"options": {"first_kernel": "5"}}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            job_of(replace(run, **changes), blobs(60))
+    for changes in ({"noise": float("inf")}, {"shift_px": float("nan")}, {"features": (("w1",),), "network": "colour"}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            replace(run, **changes)
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
+    run = TrainConfig(out=str(tmp_path / "m"), dataset="-", **SMALL)
+    job = job_of(run, blobs(60))
+    with torch.no_grad():
+        next(iter(job.network.parameters())).fill_(math.nan)
+    with pytest.raises(ConfigError, match="training diverged in epoch 1: lower learning_rate"):
+        close_epoch(job, Position(), validate(job))
+
+
 def test_fusion_begins_as_the_image_network_it_starts_from(tmp_path: Path) -> None:
     data = blobs(60)
     first = TrainConfig(out=str(tmp_path / "images"), dataset="-", **SMALL | {"epochs": 1})
@@ -211,6 +253,8 @@ def test_who_a_rank_is_by_torchrun_and_by_srun(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "environ", {})
     assert place({}) == (0, 1, 0)
     assert place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == (3, 4, 1)
+    with pytest.raises(ConfigError, match="LOCAL_RANK is not set"):
+        place({"RANK": "3", "WORLD_SIZE": "4"})
     slurm = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node7"}
     assert place(slurm | {"SLURM_NTASKS": "4"}) == (0, 1, 0), "a batch script is not a step"
     assert place(slurm | {"SLURM_STEP_NUM_TASKS": "4"}) == (2, 4, 0)

@@ -270,6 +270,8 @@ def test_all_mistakes_of_a_file_or_of_flags_come_together(made, tmp_path):
 def test_options_of_a_cluster_without_one_are_not_ignored(made):
     assert "--nodes, --ranks-per-node" in refusal("train", made.toml, "--nodes", 2, "--ranks-per-node", 1)
     assert "--workers" in refusal("dataset", "--workers", 2)
+    assert "for --cluster local" in refusal("dataset", "--cluster", "tcp://127.0.0.1:1", "--workers", 2)
+    assert "give --calibrate" in refusal("evaluate", made.model, made.data, "-o", "x", "--kind", "bias")
 
 
 # --- photometry in the probe and the benchmark -----------------------------------------------------

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from skyclass.errors import SkyclassError
+
 from .figures import write_figures
 from .pool import run_all
 from .study import EXPERIMENTS, PRESETS, Study
@@ -48,14 +50,19 @@ def main(
     chosen = PRESETS[preset]
     results = results or HERE / "results" / "paper" / preset
     study = Study(chosen, work or HERE / "work" / "paper" / preset, results, real)
-    if not report_only:
-        study.prepare()
-        for words in run_all(study, only, workers):
-            click.echo(words)
-    records = load_records(results)
-    (results / "README.md").write_text(document(records, chosen))
-    pictures = write_figures(study, records)
-    click.echo(f"{sum(map(len, records.values()))} records, {len(pictures)} figures: {results / 'README.md'}")
+    try:
+        if not report_only:
+            study.prepare()
+            for words in run_all(study, only, workers):
+                click.echo(words)
+    except SkyclassError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        results.mkdir(parents=True, exist_ok=True)
+        records = load_records(results)
+        (results / "README.md").write_text(document(records, chosen))
+        pictures = write_figures(study, records)
+        click.echo(f"{sum(map(len, records.values()))} records, {len(pictures)} figures: {results / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from skyclass.bundle import load_bundle
 from skyclass.composite import atlas_settings
 from skyclass.infer import Preprocess
+from skyclass.report import save_figure
 from skyclass.training import analyses, classic, pictures
 from skyclass.training.dataset import composites
 from skyclass.training.evaluate import probabilities_of
@@ -28,7 +29,7 @@ def write_figures(study: Study, records: Records) -> list[Path]:
     folder = study.results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {**of_data(study), **of_records(records), **of_model(study)}
-    return [pictures.save_figure(draw(), folder / f"{name}.png") for name, draw in drawn.items()]
+    return [save_figure(draw(), folder / f"{name}.png") for name, draw in drawn.items()]
 
 
 Drawn = dict[str, Callable[[], Any]]

@@ -151,9 +151,21 @@ def table3(records: Records) -> str:
         "The paper counts IICnet at 80 px and, so it seems, the others at 224 px; ours are trained at 80 px. MACs are "
         "multiply-accumulates of convolutions and linear layers; the paper's counter adds biases, BatchNorm, ReLU and "
         "pools (IICnet: 218.66M), and `tests/test_networks.py` reproduces its figures. One recipe for all, tuned for "
-        "none: AdamW at 1e-3, at 3e-4 for VGG16 and GoogLeNet, which have no BatchNorm. " + ranking(records)
+        "none" + rates(records) + ". " + ranking(records)
     )
     return f"## Table 3: networks at equal epochs\n\n{table([*head, 'epochs, rows, seed, device'], rows)}\n{note}\n"
+
+
+def rates(records: Records) -> str:
+    """Return the learning rates of Table 3: networks without BatchNorm may need a lower one."""
+    groups = {name: records.get(f"equal-{name}") for name in ("iicnet", *BASELINES)}
+    by_rate: dict[float, list[str]] = {}
+    for name, group in groups.items():
+        if group:
+            by_rate.setdefault(group[0]["learning_rate"], []).append(NETWORK_NAMES[name])
+    usual = max(by_rate, key=lambda rate: len(by_rate[rate]), default=0.0)
+    others = [f"{rate:g} for {' and '.join(names)}" for rate, names in by_rate.items() if rate != usual]
+    return f"; learning rate {usual:g}" + "".join(f", {words}" for words in others) if by_rate else ""
 
 
 def ranking(records: Records) -> str:
@@ -178,6 +190,7 @@ def fig17(records: Records) -> str:
     for label, name, printed in (
         ("images W1 W2 W3", "iicnet", "images W1 W2 W3"),
         ("images W1 W2 W3 + photometry", "fusion", "images W1 W2 W3 + colours"),
+        ("the same, all of it trained from random weights", "fusion-scratch", "-"),
         ("images, per-image stretch", "stretched-iicnet", "-"),
         ("images, per-image stretch, + photometry", "stretched-fusion", "-"),
         ("images W1 W2 W3 W4", "iicnet-4", "images W1 W2 W3 W4"),

@@ -11,7 +11,6 @@ the data are simulated. matplotlib and scikit-learn are imported where they are 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from ..errors import CatalogError, ConfigError
 from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .classic import train_extra
 from .dataset import Dataset
+from .journal import read_log
 
 SNR_LEVELS = (2.0, 3.0, 5.0)
 APERTURE_PX = 3.0
@@ -223,10 +223,7 @@ def training_curves(log: str | Path | Iterable[Mapping[str, Any]]) -> dict[str, 
 def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such training log")
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a log of JSON lines: {error}") from error
+    return read_log(path)
 
 
 # --- what the network looks at (Fig. 11, Grad-CAM) -------------------------------------------------------------------

@@ -10,11 +10,12 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..store import replacing
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +28,13 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{number:012d}.ckpt"
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-", delete=False) as file:
+    with replacing(path) as temp, open(temp, "xb") as file:
         file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
-    _sync(folder)
-    for old in [*_newest_first(folder)[KEEP:], *folder.glob(".tmp-*")]:  # only one process writes here
+    for old in [*_newest_first(folder)[KEEP:], *folder.glob(".*.ckpt")]:  # only one process writes here
         old.unlink()
     return path
 
@@ -61,12 +59,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.ckpt"), reverse=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

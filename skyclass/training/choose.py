@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """How a training set is made. Field names are the keys of DATASET.toml and, with dashes, flags of `dataset`."""
+    """How a training set is made. Field names are the keys of DATASET.toml, and most are flags of `dataset` too."""
 
     out: str
     """Folder of the dataset; must not exist."""

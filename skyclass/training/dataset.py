@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ PIXELS, ROWS, SETTINGS = "pixels.npy", "rows.parquet", "dataset.json"
 CHECKED = ".checked.json"
 """Size and time of the pixels whose digest was right, so that they are read whole once and not at every start."""
 FORMAT = "skyclass training set 2"
+LOCK = ".lock"
 BLOCK = 2048
 """Cutouts in memory at a time."""
 
@@ -95,6 +97,14 @@ class Dataset:
         if name not in (*SPLITS, NO_SPLIT):
             raise ConfigError(f"split {name!r}: choose one of {', '.join((*SPLITS, NO_SPLIT))}")
         return np.flatnonzero(np.asarray(pc.equal(self.rows["split"], name))).astype(np.int64)
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Return a hash of which sources have which labels and lie in which split."""
+    rows = hashlib.sha256(dataset.labels.tobytes())
+    for name in ("source_id", "split"):
+        rows.update("\n".join(dataset.rows[name].to_pylist()).encode())
+    return rows.hexdigest()[:16]
 
 
 def summary(dataset: Dataset) -> str:
@@ -216,12 +226,25 @@ def _new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-            folder = Path(temporary) / "new"
-            folder.mkdir()
-            yield folder
-            _refuse_existing(path)
-            folder.rename(path)
+            with _locked(Path(temporary)):
+                folder = Path(temporary) / "new"
+                folder.mkdir()
+                yield folder
+                _refuse_existing(path)
+                folder.rename(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what an earlier attempt at this dataset left behind when it was killed: its lock is free."""
+    for left in path.parent.glob(f".{path.name}-*"):
+        if (left / LOCK).is_file():
+            try:
+                with _locked(left, fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            except BlockingIOError:  # somebody is at work there
+                continue
 
 
 # --- composites ------------------------------------------------------------------------------------
@@ -287,11 +310,20 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Float16 | None:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a lock of a folder that ends with this process; where a disk has no locks, processes work side by side."""
-    with storing(folder), open(folder / ".lock", "w") as file:
+    with storing(folder), _locked(folder):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder; `BlockingIOError` with `fcntl.LOCK_NB` where another process holds it."""
+    with open(folder / LOCK, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | how)
+        except BlockingIOError:
+            raise
         except OSError:
-            pass  # each then writes its own file under a temporary name: slower, not wrong
+            pass  # no locks on this disk: each then writes its own file under a temporary name, slower, not wrong
         yield
 
 

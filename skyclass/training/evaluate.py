@@ -24,9 +24,12 @@ from ..infer import load_classifier
 from ..networks import INPUTS
 from ..photometry import columns_of, features
 from ..photometry import numbers as floats
+from ..store import write_bytes
 from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
-from .dataset import Dataset, class_counts, composites
+from .classic import train_extra
+from .dataset import Dataset, class_counts, composites, rows_digest
+from .journal import read_log
 from .scores import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
 
 BATCH = 4096
@@ -258,8 +261,7 @@ def training_log(bundle: Bundle) -> list[dict[str, Any]]:
     path = Path(f"{bundle.path}.jsonl")
     if not path.is_file():
         return []
-    records = (json.loads(line) for line in path.read_text().splitlines() if line.strip())
-    return [record for record in records if "epoch" in record and "loss" in record]
+    return [record for record in read_log(path) if "epoch" in record and "loss" in record]
 
 
 def _dataset_words(dataset: Dataset, labels: Int64) -> dict[str, Any]:
@@ -278,12 +280,15 @@ def _simulated_words(simulated_data: bool, bundles: Sequence[Bundle]) -> list[st
 
 def _seen_words(bundles: Sequence[Bundle], dataset: Dataset, split: str) -> list[str]:
     """Return a caveat for the models that were fitted on rows of this split, and one for those that may have been."""
-    here = pixels_digest(dataset)
+    here, own = pixels_digest(dataset), rows_digest(dataset)
     sure: list[str] = []
     unsure: list[str] = []
     for bundle in bundles:
         used = [digest for name, digest in _fitted_on(bundle) if name == split or "all" in (name, split)]
-        if used:
+        trained = bundle.training.get("fingerprint") or {}
+        if here and here == trained.get("pixels") and trained.get("rows", own) != own:
+            sure.append(bundle.name)  # the same sources, labelled or split otherwise
+        elif used:
             (sure if here and here in used else unsure).append(bundle.name)
     words = []
     if sure:
@@ -393,14 +398,26 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> Path:
     from .. import report
 
     target = Path(folder)
-    if target.exists() and not (target.is_dir() and ((target / report.RESULTS).is_file() or not any(target.iterdir()))):
-        raise ConfigError(f"{target} exists and is no evaluation: give another folder to `-o`")
+    check_folder(target)
     figures = report.evaluation_figures(results)
     target.mkdir(parents=True, exist_ok=True)
     for old in (target / report.RESULTS, *(target / f"{name}.png" for name in report.EVALUATION_FIGURES)):
         old.unlink(missing_ok=True)
     for name, figure in figures.items():
         report.save_figure(figure, target / f"{name}.png")
-    (target / "evaluation.md").write_text(report.markdown(results, list(figures)))
-    (target / report.RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_bytes(target / "evaluation.md", report.markdown(results, list(figures)).encode())
+    write_bytes(target / report.RESULTS, (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
     return target
+
+
+def check_folder(target: Path) -> None:
+    """Raise `ConfigError` unless an evaluation may be written there: nothing, an evaluation, or part of one."""
+    from .. import report
+
+    own = {report.RESULTS, "evaluation.md", "report.html", *(f"{name}.png" for name in report.EVALUATION_FIGURES)}
+    there = {p.name for p in target.iterdir()} if target.is_dir() else {target.name} if target.exists() else set()
+    strangers = there - own if target.is_dir() else there
+    if strangers:
+        raise ConfigError(f"{target} exists and is no evaluation ({min(strangers)}): give another folder to `-o`")
+    with train_extra("the figures of an evaluation"):
+        import matplotlib  # noqa: F401

@@ -5,7 +5,6 @@ TrainConfig, Dataset -> prepare -> Job -> train.py steps it -> bundle_fields
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -26,7 +25,7 @@ from ..networks import build, channels_last
 from ..networks.fusion import FusionNet
 from ..photometry import PhotometrySettings, features, scale_of, standardise
 from ..types import CLASSES, Float16, Float32, Int64
-from .dataset import Dataset, class_counts
+from .dataset import Dataset, class_counts, rows_digest
 from .parallel import Group, synced
 from .recipe import TrainConfig
 
@@ -67,8 +66,8 @@ class Job:
 
     @property
     def listen(self) -> int:
-        """Steps between two looks at what signals ask for: ranks must agree on it, and that costs a message."""
-        return 1 if self.group.world == 1 else min(LISTEN_STEPS, self.steps)
+        """Steps between two looks at what signals ask for: ranks must agree on it, and GPUs would wait for that."""
+        return min(LISTEN_STEPS, self.steps) if self.group.world > 1 and self.group.device != "cpu" else 1
 
     @property
     def checkpoints(self) -> Path:
@@ -94,7 +93,10 @@ class Position:
 
 def composite_settings(run: TrainConfig) -> CompositeSettings:
     """Return the composite settings of a run: those of Atlas images with its changes."""
-    return CompositeSettings.from_dict(atlas_settings(run.bands).to_dict() | run.composite)
+    try:
+        return CompositeSettings.from_dict(atlas_settings(run.bands).to_dict() | run.composite)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"composite = {run.composite}: a value is of the wrong kind ({error})") from error
 
 
 def prepare(
@@ -111,6 +113,7 @@ def prepare(
     photometry = standardise(raw, photometry_settings) if raw is not None and photometry_settings else None
     torch.manual_seed(run.seed)
     network = initial_network(run)
+    freeze(network, run.frozen)
     network = channels_last(synced(network, group).to(group.device))
     return Job(
         run,
@@ -152,7 +155,10 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
 
 def initial_network(run: TrainConfig) -> nn.Module:
     """Return the network before the first step: random, or with the weights of `start_from`."""
-    network = build(run.network, **run.network_options)
+    try:
+        network = build(run.network, **run.network_options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"options = {run.options} do not make a {run.network}: {error}") from error
     if not run.start_from:
         return network
     start = load_bundle(run.start_from)
@@ -164,6 +170,11 @@ def initial_network(run: TrainConfig) -> nn.Module:
     here = (run.bands, composite_settings(run), run.input_px)
     if (there := (start.bands, start.composite, start.preprocessing.input_px)) != here:
         raise ConfigError(f"start_from = {run.start_from!r} was trained on other images: {there}, this run on {here}")
+    seen = start.photometry.features if start.photometry else ()
+    if seen and seen != run.features:
+        raise ConfigError(
+            f"start_from = {run.start_from!r} looks at {', '.join(seen)}, this run at {', '.join(run.features)}"
+        )
     if start.network_options != ours:
         raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {ours}")
     if isinstance(network, FusionNet) and start.network == "iicnet":
@@ -173,11 +184,21 @@ def initial_network(run: TrainConfig) -> nn.Module:
     return network
 
 
+def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
+    """Let the parts of a network keep their weights; `ConfigError` for a part that it has not."""
+    parts = dict(network.named_children())
+    if unknown := [name for name in names if name not in parts]:
+        raise ConfigError(f"frozen: the network has no part {', '.join(unknown)}; its parts are {', '.join(parts)}")
+    for name in names:
+        parts[name].requires_grad_(False)
+
+
 def optimiser_of(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """Return Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) when weights decay."""
+    learning = [p for p in network.parameters() if p.requires_grad]
     if run.weight_decay:
-        return torch.optim.AdamW(network.parameters(), run.learning_rate, weight_decay=run.weight_decay, fused=True)
-    return torch.optim.Adam(network.parameters(), run.learning_rate, fused=True)
+        return torch.optim.AdamW(learning, run.learning_rate, weight_decay=run.weight_decay, fused=True)
+    return torch.optim.Adam(learning, run.learning_rate, fused=True)
 
 
 def fingerprint(
@@ -192,14 +213,11 @@ def fingerprint(
 
     The mean and scatter of the inputs stand for pixels and photometry, whatever folder they lie in.
     """
-    rows = hashlib.sha256(dataset.labels.tobytes())
-    for name in ("source_id", "split"):
-        rows.update("\n".join(dataset.rows[name].to_pylist()).encode())
     kept = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
     content = kept | {
         "start": load_bundle(run.start_from).model_id if run.start_from else "",
         "precision": precision,
-        "rows": rows.hexdigest()[:16],
+        "rows": rows_digest(dataset),
         "pixels": dataset.provenance.get("digests", {}).get("pixels", "in memory"),
         "cut": asdict(dataset.cut),
         "composite": settings.to_dict(),

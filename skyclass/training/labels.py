@@ -12,13 +12,11 @@ Pages are kept in a folder beside the table until it is written: the same comman
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +31,7 @@ from ..catalog import SOURCE_SCHEMA, Catalog, open_catalog, read_partition
 from ..config import build
 from ..errors import CatalogError, ConfigError, SkyclassError
 from ..sky import Box, Region, healpix, region_from_dict, separation_deg, unit_vectors
+from ..store import replacing, write_json
 from ..types import CLASSES, Bool, Float64, Int64
 from .services import (
     ALLWISE,
@@ -146,7 +145,7 @@ def fetch_labels(config: LabelsConfig, progress: Progress | None = None) -> Path
     spectra = _download(config, folder, tell)
     cleaned, counts = clean(spectra)
     if source:
-        found = match_catalog(cleaned, source, config.max_match_arcsec, tell)
+        found = match_offline(cleaned, source, config.max_match_arcsec, tell)
     else:
         found = _match_irsa(cleaned, config, folder, tell)
     table, counts = finish(cleaned, found, config.min_snr, counts)
@@ -302,7 +301,7 @@ def nearest(cleaned: pa.Table, candidates: pa.Table, max_match_arcsec: float) ->
 # --- AllWISE, offline ------------------------------------------------------------------------------
 
 
-def match_catalog(
+def match_offline(
     cleaned: pa.Table, source: Catalog, max_match_arcsec: float, progress: Progress | None = None
 ) -> pa.Table:
     """Return the nearest source of a local AllWISE catalogue for each row of `cleaned` (`MATCH_SCHEMA`).
@@ -399,7 +398,7 @@ def _pages_folder(config: LabelsConfig, out: Path) -> Path:
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(note, lambda path: path.write_text(json.dumps(asked, indent=2) + "\n"))
+    write_json(note, asked)
     return folder
 
 
@@ -415,18 +414,8 @@ def _read_page(path: Path) -> pa.Table:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    _replace(path, partial(pq.write_table, table, compression="zstd"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Give `path` what `write` writes, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial_path)
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with replacing(path) as temp:
+        pq.write_table(table, temp, compression="zstd")
 
 
 def _provenance(config: LabelsConfig, counts: Mapping[str, int]) -> dict[str, Any]:

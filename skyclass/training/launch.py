@@ -24,7 +24,7 @@ from distributed.comm.addressing import get_address_host
 
 from ..cluster import count_gpus
 from ..config import read_toml
-from ..errors import ConfigError, SkyclassError
+from ..errors import ConfigError, Interrupted, SkyclassError
 from .node import (
     CALL_S,
     NEWS_WAITING,
@@ -182,6 +182,8 @@ def make_nodes(
         name = hosts[address] if len(mates) == 1 else address
         if devices and ranks > len(devices):
             raise ConfigError(f"{ranks} ranks on {name}, which has {len(devices)} GPU(s): choose at most as many")
+        if not (devices or on_cpu) and all_devices(machine):
+            raise ConfigError(f"no GPU of {hosts[address]} is left for {name}: choose fewer nodes, or device = 'cpu'")
         threads = max(1, answers[address].cores // (ranks * len(mates)))
         members.append(Node(name, address, hosts[address], ranks, threads, devices if devices or on_cpu else None))
     return tuple(members)
@@ -215,6 +217,8 @@ def raise_failures(endings: Sequence[Ending]) -> None:
     """Raise what went wrong on all nodes in one message; causes go before what followed from them."""
     failed = [e for e in endings if e.how in ("failed", "refused")]
     if not failed:
+        if any(e.how != "done" for e in endings):  # nodes that no longer heard of the driver, as when it was suspended
+            raise Interrupted("the nodes stopped before the training was done; run the same command again to resume")
         return
     causes = [e for e in failed if not e.peer] or [e for e in endings if e.reason and not e.peer] or failed
     kind = ConfigError if any(e.how == "refused" for e in causes) else SkyclassError

@@ -141,7 +141,7 @@ def rank_environment(job: NodeJob, node: Node, inherited: Mapping[str, str], int
     network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": f"={interface}"} if interface else {}
     fixed = {
         MARK: mark_of(job, node),
-        "OMP_NUM_THREADS": str(node.threads),
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(node.threads)),
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "150",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",

@@ -90,6 +90,9 @@ class Group:
         known = inspect.signature(DistributedDataParallel).parameters  # renamed in torch 2.13
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {buffers: False}  # BatchNorm is one over all ranks
+        # Else torch lays its buckets out anew after the first step, and a sum over three ranks or more rounds otherwise
+        # in the first step after a resume than it did in the undisturbed run.
+        options["find_unused_parameters"] = True
         return DistributedDataParallel(network, **options)
 
 
@@ -174,6 +177,8 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
         os.environ.setdefault("MASTER_PORT", PORT)
     else:
         return 0, 1, 0
+    if absent := [name for name in names if name not in environment]:
+        raise ConfigError(f"{', '.join(absent)} is not set beside {names[0]}: start the ranks with torchrun or srun")
     rank, world, local_rank = (int(environment[name]) for name in names)
     return rank, world, local_rank
 

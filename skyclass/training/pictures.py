@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,14 +265,6 @@ def rgb(images: Float16) -> Float32:
     shown = np.clip((x + 1) / (np.maximum(top, 3.0) + 1), 0, 1)
     missing = ~np.isfinite(x).all(1, keepdims=True)
     return np.where(missing, np.float32(0.5), shown).transpose(0, 2, 3, 1).astype(np.float32)
-
-
-def save_figure(figure: Any, path: str | Path) -> Path:
-    """Write a figure as PNG, PDF or SVG by the ending of `path`, at 150 dots an inch; return the path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
-    return target
 
 
 def _words(labels: Int64, probabilities: Float32) -> list[str]:

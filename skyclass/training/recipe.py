@@ -34,7 +34,10 @@ WARM_UP = 0.1
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Field names are the keys of TRAIN.toml; the defaults are the recipe "paper"."""
+    """One training run. Field names are the keys of TRAIN.toml; the defaults are the recipe "paper".
+
+    `recipe` only names a recipe here: `train_config` is what fills in its values.
+    """
 
     out: str
     """Folder of the model bundle. Beside it: OUT.jsonl (a record an epoch), OUT.tensorboard and OUT.checkpoints."""
@@ -58,6 +61,8 @@ class TrainConfig:
     start_from: str = ""
     """Bundle whose weights to start from, instead of random ones; fusion may start from iicnet. A shipped name, or a
     folder: write ./iicnet-mock for the folder of that name."""
+    frozen: tuple[str, ...] = ()
+    """Parts of the network that keep the weights of `start_from`, such as ["images"] of fusion."""
     epochs: int = 200
     batch_size: int = 64
     """Images in one step, on all devices together."""
@@ -122,9 +127,9 @@ def _problems(run: TrainConfig) -> Iterator[str]:
         if getattr(run, name) not in known:
             yield f"{name} = {getattr(run, name)!r}: choose {', '.join(known)}"
     for name, known in {"bands": BANDS, "features": FEATURES}.items():
-        if unknown := [value for value in getattr(run, name) if value not in known]:
+        if unknown := [value for value in getattr(run, name) if not isinstance(value, str) or value not in known]:
             yield f"{name}: {', '.join(map(str, unknown))} unknown (known: {', '.join(known)})"
-        if len(set(getattr(run, name))) < len(getattr(run, name)):
+        elif len(set(getattr(run, name))) < len(getattr(run, name)):
             yield f"{name} = {list(getattr(run, name))}: one stands there twice"
     if not run.bands:
         yield f"bands = []: give one or more of {', '.join(BANDS)}"
@@ -138,10 +143,12 @@ def _problems(run: TrainConfig) -> Iterator[str]:
     if not 0 < run.learning_rate <= HIGHEST_RATE:
         yield f"learning_rate = {run.learning_rate:g}: must lie above 0 and not above {HIGHEST_RATE:g}"
     for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes", "seed"):
-        if getattr(run, name) < 0:
-            yield f"{name} = {getattr(run, name)}: must not be negative"
+        if not 0 <= getattr(run, name) < math.inf:
+            yield f"{name} = {getattr(run, name)}: must be a number and not negative"
     if not 0 <= run.hide_photometry < 1:
         yield f"hide_photometry = {run.hide_photometry}: must lie from 0 to below 1"
+    if run.frozen and not run.start_from:
+        yield f"frozen = {list(run.frozen)}: random weights would stay as they are; say start_from"
     takes_photometry = "photometry" in INPUTS.get(run.network, ())
     if takes_photometry and not run.features:
         yield f'network = {run.network!r} needs features, such as ["w1-w2", "w2-w3"] (known: {", ".join(FEATURES)})'

@@ -156,7 +156,7 @@ def roc_curve(positive: NDArray[np.bool_], score: ArrayLike, points: int = ROC_P
     fpr = np.r_[0.0, np.cumsum(~positive[order])[last] / (~positive).sum()]
     place = np.linspace(0, 2, points)
     keep = np.unique(np.clip(np.searchsorted(tpr + fpr, place - 1e-12), 0, len(tpr) - 1))
-    threshold = np.r_[score[order[0]], score[order[last]]]
+    threshold = np.r_[np.nextafter(score[order[0]], np.inf), score[order[last]]]  # above the highest: none is called
     named = {"fpr": np.round(fpr, 6), "tpr": np.round(tpr, 6), "threshold": threshold}
     return {name: value[keep].tolist() for name, value in named.items()}
 

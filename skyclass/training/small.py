@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import CatalogError, ConfigError
 from ..networks import build
 from ..photometry import scale_of, scaled
+from ..report import wilson
 from ..types import CLASSES, Bool, Float32, Float64, Int64
 from .dataset import class_counts
 from .job import class_weights
@@ -185,13 +186,10 @@ def _cuts(colours: Float32) -> Int64:
 
 
 def _intervals(table: Int64) -> dict[str, list[float]]:
-    """Return the 95 % interval of each recall of a confusion matrix (Wilson 1927, JASA 22, 209)."""
-    z, result = 1.96, {}
-    for k, name in enumerate(CLASSES):
-        n, p = int(table[k].sum()), table[k, k] / max(1, table[k].sum())
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        result[name] = [float((middle + sign * half) / (1 + z * z / n)) for sign in (-1, 1)]
-    return result
+    """Return the 95 % interval of each recall of a confusion matrix."""
+    n = table.sum(1).astype(np.float64)
+    ends = np.stack(wilson(np.diagonal(table) / np.maximum(n, 1), n), axis=1)
+    return dict(zip(CLASSES, ends.tolist(), strict=True))
 
 
 def _epoch(

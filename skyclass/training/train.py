@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ def train_epoch(job: Job, position: Position, journal: Journal, asked: Asked) ->
     run, factor, done = job.run, rate_factor(job.run, job.steps), (position.epoch - 1) * job.steps
     total = torch.tensor(position.loss_sum, dtype=torch.float64, device=job.group.device)
     job.wrapped.train()
+    for name in run.frozen:  # whose running statistics stay too
+        job.network.get_submodule(name).eval()
     for rows, inputs, drawn in prefetched(batches(job, position.epoch, position.step)):
         torch.manual_seed(hash((run.seed, position.epoch, position.step, job.group.rank)))  # dropout
         rate = run.learning_rate * factor(done + position.step)
@@ -113,6 +116,7 @@ def train_epoch(job: Job, position: Position, journal: Journal, asked: Asked) ->
             save_position(job, position)
             checked, asked.checkpoint = time.monotonic(), False
         if stop:
+            job.group.any()  # the first rank still writes: who leaves earlier may have it killed
             raise Interrupted(
                 f"training stopped in epoch {position.epoch}, step {position.step} of {job.steps}; "
                 "run the same command again to resume there"
@@ -145,6 +149,7 @@ def batches(job: Job, epoch: int, first: int) -> Iterator[tuple[Int64, list[Tens
         yield rows, inputs, drawn
 
 
+@cache
 def unknown(settings: PhotometrySettings) -> Tensor:
     """Return the standardised features (F,) of a source of which the catalogue has no photometry, as in inference."""
     nothing = pa.table({name: pa.nulls(1, pa.float32()) for name in COLUMNS})
@@ -194,6 +199,8 @@ def validate(job: Job) -> dict[str, Any]:
     parts = np.array_split(own, math.ceil(len(own) / VALIDATION_BATCH)) if len(own) else []
     logits = [logits_of(job, job.network, inputs_of(job, rows)).cpu() for rows in parts]
     table = np.concatenate(job.group.gather(torch.cat(logits).numpy() if logits else np.empty((0, len(CLASSES)))))
+    if not np.isfinite(table).all():
+        return {"val_loss": math.nan}
     labels, weights = job.dataset.labels[job.val_rows], job.class_weights.cpu()
     y, z = torch.from_numpy(labels), torch.from_numpy(table).float()
     temperature = fit_temperature(z, y, weights)
@@ -229,7 +236,13 @@ def finish(job: Job, position: Position) -> Bundle:
     """Mark the bundle as finished, remove the checkpoints, and return the bundle."""
     best = next(record for record in reversed(position.history) if record["best"])
     if job.group.is_first:
-        fields, weights = bundle_fields(job, best), load_weights(load_bundle(folder_of(job.run)))
+        written = load_bundle(folder_of(job.run))
+        if (found := written.training["best_epoch"]) != best["epoch"]:
+            raise ConfigError(
+                f"{job.run.out} holds epoch {found}, and by the log epoch {best['epoch']} is the best: remove it and "
+                f"{job.checkpoints}, and train again"
+            )
+        fields, weights = bundle_fields(job, best), load_weights(written)
         fields["training"]["epochs_run"] = len(position.history)
         save_bundle(job.run.out, fields, weights)
         shutil.rmtree(job.checkpoints)
