@@ -210,7 +210,7 @@ def test_the_course_of_a_training_is_read_from_its_log(tmp_path):
     assert np.isnan(curves["val_balanced_accuracy"]).all()
     with pytest.raises(ConfigError, match="no such training log"):
         analyses.training_curves(tmp_path / "none.jsonl")
-    log.write_text("{")
+    log.write_text("{\n{}\n")
     with pytest.raises(ConfigError, match="not a log of JSON lines"):
         analyses.training_curves(log)
 

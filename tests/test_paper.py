@@ -198,6 +198,7 @@ def test_figures_are_drawn_from_what_is_there(study: Study) -> None:
 def test_networks_are_ranked_by_the_interval_of_their_difference() -> None:
     right = {"iicnet": "1" * 80 + "0" * 20, "vgg16": "0" * 60 + "1" * 40, "repvgg": "1" * 100}
     costs = {
+        "learning_rate": 1e-3,
         "macs_80": 1,
         "macs_224": 1,
         "parameters": 1,
@@ -211,7 +212,9 @@ def test_networks_are_ranked_by_the_interval_of_their_difference() -> None:
         f"equal-{name}": [costs | {"right": right.get(name, right["iicnet"]), "accuracy": 0.8, "interval": [0.7, 0.9]}]
         for name in ("iicnet", *BASELINES)
     }
+    records["equal-vgg16"][0] |= {"learning_rate": 3e-4}
     text = document(records, QUICK)
+    assert "learning rate 0.001, 0.0003 for VGG16. IICnet" in text
     assert re.search(r"ahead of VGG16 \(\+40.0 \+- \d", text)
     assert re.search(r"behind RepVGG.*\(-20.0", text)
     assert re.search(r"not to be told apart from GoogLeNet", text)
