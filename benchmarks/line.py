@@ -14,13 +14,13 @@ from skyclass.composite import composite
 from skyclass.config import RunConfig
 from skyclass.cutouts import cut, row_span
 from skyclass.infer import NullClassifier
+from skyclass.lease import hold_lease
 from skyclass.photometry import features
 from skyclass.pipeline import classify_tile, finish
 from skyclass.plan import Line, begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
 from skyclass.stages import open_tile, tile_sources
-from skyclass.store import hold_lease
 from skyclass.types import Archive, Classifier, CutoutBatch, Float16, Float32, Float64, RowRange, Strip, Tile
 
 
@@ -78,10 +78,10 @@ class BenchLine(Line):
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
     """Return the report of a whole run in this process, like `skyclass.pipeline.classify`, less a stage."""
     opened, plan, table = survey(run, count_here)
-    with hold_lease(opened.folder):
+    with hold_lease(opened.folder) as lease:
         opened = begin(run, opened, plan, table)
         line = BenchLine(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
-        tally = Tally(line, plan, Silent())
+        tally = Tally(line, plan, lease, Silent())
         for tile in plan.tiles:
             classify_tile(line, tile, run.strip_sources, tally)
         return finish(line, tally)

@@ -71,6 +71,7 @@ def run_options(command: F) -> F:
         click.option("--workers", type=int, help="CPU workers of a local cluster.  [default: cores]"),
         click.option("--memory-limit", help="Memory of each local worker.  [default: 3GB]"),
         click.option("--strip-sources", type=int, help="Most sources in one unit of work.  [default: 16384]"),
+        click.option("--retry-quarantined", is_flag=True, default=None, help="Do quarantined tiles again."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -216,13 +217,30 @@ def demo(
 @click.argument("directory")
 def publish(directory: str) -> int:
     """Publish the class catalogue of a finished run folder (again)."""
+    from .lease import hold_lease
     from .publish import publish as publish_run
-    from .store import RunFolder, hold_lease, read_run
+    from .store import RunFolder, read_run
 
     folder = RunFolder(Path(directory))
     read_run(folder)
     with hold_lease(folder):
         click.echo(f"published {publish_run(folder)}")
+    return 0
+
+
+@cli.command()
+@click.argument("directory")
+def gc(directory: str) -> int:
+    """Remove what killed runs have left behind in a run folder; results are never touched."""
+    from .lease import hold_lease
+    from .store import RunFolder, litter, read_run, remove
+
+    folder = RunFolder(Path(directory))
+    read_run(folder)
+    with hold_lease(folder):
+        left = litter(folder)
+        nbytes = sum(map(remove, left))
+    click.echo(f"{len(left)} leftovers removed, {nbytes / 1e6:,.1f} MB")
     return 0
 
 

@@ -60,6 +60,8 @@ class RunConfig:
     """Memory of each local worker, after which it is restarted."""
     strip_sources: int = 16_384
     """Most sources of one strip: one unit of work."""
+    retry_quarantined: bool = False
+    """Do tiles again that an earlier call has quarantined, as when damaged images were fetched anew."""
 
     def __post_init__(self) -> None:
         problems = [f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)]

@@ -26,11 +26,11 @@ from distributed.scheduler import KilledWorker
 from .cluster import WorkerSetup, connect
 from .config import RunConfig
 from .errors import SkyclassError
+from .lease import hold_lease
 from .pipeline import finish, pending
-from .plan import Line, begin, count_partition, strips_of, survey
+from .plan import Line, begin, count_partition, earlier, strips_of, survey
 from .progress import RunReport, Tally, Watch, show, strip_facts
-from .stages import Timing, classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
-from .store import Commit, committed, hold_lease, journal_commit
+from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
 
 STRIPS_PER_SLOT = 2
@@ -75,10 +75,10 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
         client.register_plugin(WorkerSetup())
         await_workers(client)
         line, plan, table = survey(run, partial(count_on, client))
-        with hold_lease(line.folder):
+        with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)
-            tally = Tally(line, plan)
-            with watch(tally.resume(committed(line.folder))) as tally.watcher:
+            tally = Tally(line, plan, lease)
+            with watch(tally.resume(earlier(run, line))) as tally.watcher:
                 drive(client, tally, pending(plan, tally), run.strip_sources)
             return finish(line, tally, partial(spread, client))
 
@@ -237,7 +237,7 @@ class Window:
         if strip_of:
             tally.strip(result)
         elif commit_of:
-            book(tally, *result)
+            tally.commit(*result)
 
     def again(self, chain: Chain, reason: str, tally: Tally) -> None:
         """Begin a tile again whose worker died; after `ATTEMPTS`, commit its rows without a class.
@@ -248,10 +248,4 @@ class Window:
             self.suspects.append(Chain(chain.tile, chain.attempt + 1))
             return
         words = f"workers died of it in {ATTEMPTS} attempts, once with nothing beside it ({reason})"
-        book(tally, *commit_fault(self.line, chain.tile, words))
-
-
-def book(tally: Tally, commit: Commit, timing: Timing) -> None:
-    """Write a commit into the journal and the tally."""
-    journal_commit(tally.line.folder, commit)
-    tally.commit(commit, timing)
+        tally.commit(*commit_fault(self.line, chain.tile, words))

@@ -10,6 +10,7 @@ SkyclassError
 │   ├── NotPublished         no class catalogue, or no run, at this path           exit code 2
 │   ├── RunMismatch          the folder belongs to another run                      exit code 2
 │   ├── LeaseHeld            another driver is working in the folder                exit code 2
+│   ├── LeaseLost            another driver has taken over
 │   └── CommitConflict       two attempts at one tile gave different bytes
 ├── RowsLost                 rows in and rows out differ: a defect, never hidden
 └── Interrupted              stopped by signal; the same command resumes            exit code 4
@@ -81,6 +82,10 @@ class LeaseHeld(StoreError):
     """Another driver holds the run folder."""
 
     exit_code = 2
+
+
+class LeaseLost(StoreError):
+    """Another driver has taken over while this one gave no sign: it must not write any more."""
 
 
 class CommitConflict(StoreError):

@@ -9,21 +9,22 @@ from __future__ import annotations
 from itertools import starmap
 
 from .config import RunConfig
-from .plan import Line, Plan, begin, count_here, strips_of, survey
+from .lease import hold_lease
+from .plan import Line, Plan, begin, count_here, earlier, strips_of, survey
 from .progress import RunReport, Tally, Watch, quiet, strip_facts
 from .publish import Each, is_published, publish
 from .stages import commit_strips, cut_strip, infer_strip
-from .store import committed, hold_lease, journal_commit, write_json
+from .store import write_json
 from .types import TilePlan
 
 
 def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:
     """Return the report of a whole run in this process: planned, classified, committed and published."""
     line, plan, table = survey(run, count_here)
-    with hold_lease(line.folder):
+    with hold_lease(line.folder) as lease:
         line = begin(run, line, plan, table)
-        tally = Tally(line, plan)
-        with watch(tally.resume(committed(line.folder))) as tally.watcher:
+        tally = Tally(line, plan, lease)
+        with watch(tally.resume(earlier(run, line))) as tally.watcher:
             for tile in pending(plan, tally):
                 classify_tile(line, tile, run.strip_sources, tally)
         return finish(line, tally)
@@ -37,9 +38,7 @@ def classify_tile(line: Line, tile: TilePlan, strip_sources: int, tally: Tally) 
         result = infer_strip(line, composites)
         tally.strip(strip_facts(result))
         results.append(result)
-    commit, timing = commit_strips(line, tile, results)
-    journal_commit(line.folder, commit)
-    tally.commit(commit, timing)
+    tally.commit(*commit_strips(line, tile, results))
 
 
 def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
@@ -50,6 +49,7 @@ def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
 def finish(line: Line, tally: Tally, each: Each = starmap) -> RunReport:
     """Return the report after the row check; publish what is new, its files made by `each`."""
     report = tally.report()
+    tally.lease.check()
     if tally.is_new or not is_published(line.folder):
         write_json(line.folder.report_path, report.to_dict())
         publish(line.folder, each=each)

@@ -28,7 +28,7 @@ from .infer import cached_classifier, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .sky import Region
-from .store import RunFolder, parquet_bytes, start_or_resume, write_bytes
+from .store import Commit, RunFolder, committed, parquet_bytes, retry_quarantined, start_or_resume, write_bytes
 from .types import Archive, Classifier, Strip, TilePlan
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,13 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     if table is not None:
         write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
     return replace(line, run_id=run_id)
+
+
+def earlier(run: RunConfig, line: Line) -> dict[str, Commit]:
+    """Return what earlier drivers of this run have committed; quarantined tiles only if they are not to be retried."""
+    if run.retry_quarantined:
+        retry_quarantined(line.folder)
+    return committed(line.folder)
 
 
 def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:

@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from .errors import RowsLost
+from .lease import Lease
 from .plan import Line, Plan
 from .stages import StripResult, Timing
-from .store import UNCLASSIFIED, Commit
+from .store import UNCLASSIFIED, Commit, journal_commit
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Tally:
 
     line: Line
     plan: Plan
+    lease: Lease
     watcher: Watcher = field(default_factory=lambda: Silent())
     began: float = field(default_factory=time.perf_counter)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -104,7 +106,9 @@ class Tally:
         self.bytes_of_tiles += timing.bytes_of_tile
 
     def commit(self, commit: Commit, timing: Timing) -> None:
-        """Count a committed tile."""
+        """Write a commit into the journal and count it; `LeaseLost` when another driver does that now."""
+        self.lease.check()
+        journal_commit(self.line.folder, commit)
         self.commits[commit.coadd_id] = commit
         self.time(timing)
 

@@ -1,11 +1,11 @@
-"""The run folder: schema, paths, commit, journal, manifest, lease. No other file names a path in it.
+"""The run folder: schema, paths, commit, journal, manifest. No other file names a path in it.
 
 run.json          the fingerprint and what the run was told           written once
 plan.json         tiles, rows and catalogue partitions                written once
 sources/          a user's table of positions, made ready             written once
 tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
 journal.jsonl     what the driver saw, in order: a cache, never the truth
-lease.json        the one driver that works here
+leases/           the one driver that works here: see lease.py
 tmp/              attempts; harmless when left behind
 report.json       what the run came to
 catalog/          the published class catalogue; manifest.json is written last
@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-import socket
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import CommitConflict, LeaseHeld, NotPublished, RunMismatch, StoreError
+from .errors import CommitConflict, NotPublished, RunMismatch, StoreError
 from .types import CLASSES, Flag
 
 Json = dict[str, Any]
@@ -144,8 +144,8 @@ class RunFolder:
         return self.path / "journal.jsonl"
 
     @property
-    def lease_path(self) -> Path:
-        return self.path / "lease.json"
+    def leases(self) -> Path:
+        return self.path / "leases"
 
     @property
     def report_path(self) -> Path:
@@ -432,7 +432,7 @@ def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | 
             write_durably(temp, data)
             if _footer(temp) != words:
                 raise StoreError(f"{temp} reads back differently from what was written: check the disk")
-            winner = commit if _claim(temp, target) else _settle(temp, target, commit)
+            winner = commit if claim(temp, target) else _settle(temp, target, commit)
             sync_folder(folder.tiles)
     finally:
         temp.unlink(missing_ok=True)
@@ -443,8 +443,9 @@ def _relative(tile: Path) -> str:
     return f"{tile.parent.name}/{tile.name}"
 
 
-def _claim(temp: Path, target: Path) -> bool:
-    """Return True if this attempt created `target`. A repeated NFS reply may lie, the link count does not."""
+def claim(temp: Path, target: Path) -> bool:
+    """Return whether this attempt created `target`, which never replaces. A repeated NFS reply may lie, the link count
+    does not."""
     try:
         os.link(temp, target)
     except FileExistsError:
@@ -496,15 +497,58 @@ def committed(folder: RunFolder) -> dict[str, Commit]:
     A file that the journal knows with its size is not opened again; any other is read and hashed; one
     that is not whole is no commit, and its tile is done again.
     """
-    known = {event["file"]: event for event in read_journal(folder) if event.get("event") == "commit"}
+    known = {event["file"]: event for event in read_journal(folder) if event.get("event") in ("commit", "retry")}
     found: dict[str, Commit] = {}
     for path in sorted(folder.tiles.glob("*.parquet")):
         event = known.get(_relative(path))
-        fresh = event is not None and event.get("nbytes") == path.stat().st_size
+        fresh = event is not None and event["event"] == "commit" and event.get("nbytes") == path.stat().st_size
         commit = _commit_of(event) if event is not None and fresh else read_commit(path)
         if commit is not None:
             found[commit.coadd_id] = commit
     return found
+
+
+def retry_quarantined(folder: RunFolder) -> list[str]:
+    """Take back the commits of quarantined tiles, so that they are done again; return their names.
+
+    The driver only, under its lease. Killed in between, the tiles taken back so far are to do.
+    """
+    faulty = [commit for commit in committed(folder).values() if commit.fault]
+    for commit in faulty:
+        append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=commit.fault)
+        with storing(folder.tiles):
+            folder.tile_path(commit.coadd_id).unlink(missing_ok=True)
+            sync_folder(folder.tiles)
+    return [commit.coadd_id for commit in faulty]
+
+
+def litter(folder: RunFolder) -> list[Path]:
+    """Return what killed drivers and workers left behind: attempts, half a catalogue, names that were never renamed.
+
+    Only for who holds the lease: of a run at work these are its hands.
+    """
+    left = [
+        *folder.tmp.glob("*"),
+        folder.building,
+        *_hidden(folder.path),
+        *_hidden(folder.catalog),
+        *_hidden(folder.sources),
+    ]
+    return sorted(path for path in left if path.exists())
+
+
+def _hidden(folder: Path) -> list[Path]:
+    """Return the temporary names that `replacing` gives in a folder."""
+    return [path for path in folder.glob(".*") if re.match(r"\.[0-9a-f]{32}\.", path.name)]
+
+
+def remove(path: Path) -> int:
+    """Remove a file or folder and return how many bytes it had."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    nbytes = sum(p.stat().st_size for p in files)
+    with storing(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return nbytes
 
 
 def _commit_of(event: Json) -> Commit:
@@ -542,104 +586,6 @@ def read_journal(folder: RunFolder) -> list[Json]:
         if isinstance(event, dict):
             events.append(event)
     return events
-
-
-# --- lease -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def hold_lease(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder as its one driver while the block runs.
-
-    A lease whose process is gone (same host, other boot, or a dead process) is taken over; any other
-    raises `LeaseHeld` naming the holder.
-    """
-    folder.make()
-    pid = os.getpid()
-    holder: Json = {"host": socket.gethostname(), "pid": pid, "boot": _boot_id(), "start": _start(pid)}
-    lease = {**holder, "token": uuid.uuid4().hex}
-    with storing(folder.lease_path):
-        _take_lease(folder, lease)
-    try:
-        yield
-    finally:
-        if _read_lease(folder.lease_path) == lease:
-            folder.lease_path.unlink(missing_ok=True)
-
-
-def _take_lease(folder: RunFolder, lease: Json) -> None:
-    temp = folder.tmp / f"lease.{lease['token']}"
-    write_durably(temp, json.dumps(lease).encode())
-    try:
-        if not _claim(temp, folder.lease_path):
-            _evict(folder, temp)
-            if not _claim(temp, folder.lease_path):
-                raise _lease_held(folder)
-        sync_folder(folder.path)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def _evict(folder: RunFolder, temp: Path) -> None:
-    """Move a dead driver's lease out of the way; raise `LeaseHeld` where the driver may live."""
-    stale = _read_lease(folder.lease_path)
-    if stale is not None and not _is_dead(stale):
-        raise _lease_held(folder)
-    aside = temp.with_suffix(".stale")
-    try:
-        os.rename(folder.lease_path, aside)
-    except FileNotFoundError:
-        return
-    if _read_lease(aside) != stale:  # another driver took over in between: give it back
-        _claim(aside, folder.lease_path)
-    aside.unlink()
-
-
-def _lease_held(folder: RunFolder) -> LeaseHeld:
-    holder = _read_lease(folder.lease_path) or {}
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-    return LeaseHeld(
-        f"{folder.path} is in use by {who}: wait for it, or give another output folder. "
-        f"If that process is surely gone, remove {folder.lease_path}"
-    )
-
-
-def _read_lease(path: Path) -> Json | None:
-    try:
-        lease = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return lease if isinstance(lease, dict) else None
-
-
-def _is_dead(lease: Json) -> bool:
-    """Return True if the holder is surely gone; of another host nothing is sure."""
-    if lease.get("host") != socket.gethostname():
-        return False
-    if lease.get("boot") != _boot_id():
-        return True
-    try:
-        os.kill(int(lease["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it lives, and is somebody else's
-        pass
-    return bool(lease.get("start") != _start(int(lease["pid"])))
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux: the process id alone must do
-        return ""
-
-
-def _start(pid: int) -> str:
-    """Return when a process started, in ticks since boot: process ids are used again."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 # --- the published catalogue -----------------------------------------------------------------------

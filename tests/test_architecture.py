@@ -23,7 +23,7 @@ READING_ORDER = [
         "networks",
         "bundle",
     ),
-    *("infer", "store", "publish", "plan", "stages", "progress", "pipeline", "cluster", "engine", "forecast"),
+    *("infer", "store", "lease", "publish", "plan", "stages", "progress", "pipeline", "cluster", "engine", "forecast"),
     *("stamps", "query", "report", "training", "mock", "cli", "__main__"),
 ]
 LAYER = {name: i for i, name in enumerate(READING_ORDER)}

@@ -151,10 +151,24 @@ def test_images_of_other_surveys_are_refused(sky, bundle, tmp_path):
 def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(sky.images, images)
-    next(images.rglob(f"{sky.coadd_ids[0]}-w2-int-3.fits")).write_bytes(b"<html>not here</html>")
-    done = classify(sky, bundle, tmp_path / "out", "--images", images)
+    broken = next(images.rglob(f"{sky.coadd_ids[0]}-w2-int-3.fits"))
+    whole = broken.read_bytes()
+    broken.write_bytes(b"<html>not here</html>")
+    out, given = tmp_path / "out", ("--images", images)
+    done = classify(sky, bundle, out, *given)
     assert done.returncode == 3 and f"quarantined {sky.coadd_ids[0]}" in done.stdout, done.stderr
-    assert skyclass("verify", tmp_path / "out").returncode == 0
+    assert skyclass("verify", out).returncode == 0
+    broken.write_bytes(whole)
+    again = classify(sky, bundle, out, *given)
+    assert again.returncode == 3 and "(2 from an earlier run)" in again.stdout, "it stays so until it is asked for"
+    mended = classify(sky, bundle, out, *given, "--retry-quarantined")
+    assert mended.returncode == 0 and "(1 from an earlier run)" in mended.stdout, mended.stderr
+    assert skyclass("verify", out).returncode == 0
+    (out / "tmp" / "half.parquet").write_bytes(b"half")
+    done = skyclass("gc", out)
+    assert done.returncode == 0 and "1 leftovers removed" in done.stdout, done.stderr
+    assert skyclass("verify", out).returncode == 0
+    assert skyclass("gc", tmp_path).returncode == 2
 
 
 def test_a_damaged_bundle_is_refused(sky, bundle, tmp_path):
@@ -169,16 +183,21 @@ def test_a_damaged_bundle_is_refused(sky, bundle, tmp_path):
     refused(classify(sky, "no-such-model", out), out, "no-such-model")
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    """Return all of a run folder but who drove it."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.parent.name != "leases"}
+
+
 def test_the_folder_of_another_run_is_refused_and_left_as_it_was(sky, bundle, tmp_path):
     out = tmp_path / "out"
     assert classify(sky, bundle, out).returncode == 0
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    before = files(out)
     done = classify(sky, bundle, out, "--precision", "bf16")
     assert done.returncode == 2 and "precision: fp32 there, bf16 now" in done.stderr
     table = pq.read_table(sky.truth.parent / "catalog").select(["ra", "dec"]).slice(0, 20)
     done = classify(sky, bundle, out, "--catalog", write_csv(tmp_path / "t.csv", **table.to_pydict()))
     assert done.returncode == 2 and "plan: " in done.stderr
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert files(out) == before
 
 
 def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_path):

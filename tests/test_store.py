@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from astropy.io.votable.ucd import check_ucd
 from class_rows import FINGERPRINT, class_rows, make_run
 
 from skyclass import store
-from skyclass.errors import CommitConflict, LeaseHeld, RunMismatch, StoreError
+from skyclass.errors import CommitConflict, RunMismatch, StoreError
 from skyclass.store import CLASS_SCHEMA, COLUMNS, RunFolder
 from skyclass.types import Flag
 
@@ -183,32 +182,30 @@ def test_the_journal_is_a_cache_and_survives_a_torn_line(tmp_path: Path) -> None
     assert store.committed(folder) == before and len(before) == 2
 
 
-def test_one_driver_a_folder(folder: RunFolder) -> None:
-    told = f"process {os.getpid()} on .*wait for it"
-    with store.hold_lease(folder):
-        with pytest.raises(LeaseHeld, match=told), store.hold_lease(folder):
-            pass
-        assert folder.lease_path.exists()
-    assert not folder.lease_path.exists()
+def test_quarantined_tiles_are_taken_back_and_no_other(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 20, 150, 1.5)
+    good = store.commit_tile(folder, TILE, rows)
+    bad = store.commit_tile(folder, "1515p015_ac51", class_rows("1515p015_ac51", 20, 151.5, 1.5), fault="zeroed")
+    for commit in (good, bad):
+        store.journal_commit(folder, commit)
+    assert store.retry_quarantined(folder) == ["1515p015_ac51"]
+    assert store.committed(folder) == {TILE: good}
+    # killed after the new claim and before the journal: the old line must not stand for the new file
+    again = store.commit_tile(folder, "1515p015_ac51", class_rows("1515p015_ac51", 20, 151.5, 1.5))
+    assert store.committed(folder) == {TILE: good, "1515p015_ac51": again} and again.fault is None
 
 
-def test_the_lease_of_a_dead_driver_is_taken_over_and_of_another_host_is_not(folder: RunFolder) -> None:
-    dead = python(
-        """
-        import os, signal, sys
-        from skyclass.store import RunFolder, hold_lease
-        with hold_lease(RunFolder(sys.argv[1])):
-            os.kill(os.getpid(), signal.SIGKILL)
-        """,
-        folder.path,
-    )
-    assert dead.returncode == -signal.SIGKILL
-    lease = json.loads(folder.lease_path.read_bytes())
-    with store.hold_lease(folder):
-        assert json.loads(folder.lease_path.read_bytes())["pid"] == os.getpid()
-    folder.lease_path.write_text(json.dumps({**lease, "host": "elsewhere"}))
-    with pytest.raises(LeaseHeld, match="elsewhere"), store.hold_lease(folder):
-        pass
+def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> None:
+    commit = store.commit_tile(folder, TILE, class_rows(TILE, 20, 150, 1.5))
+    store.write_json(folder.report_path, {"a": 1})
+    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", folder.building / "part"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"1234")
+    found = store.litter(folder)
+    assert set(found) == {left[0], left[1], folder.building}
+    assert sum(map(store.remove, found)) == 12 and not store.litter(folder)
+    assert store.committed(folder) == {TILE: commit} and folder.report_path.exists()
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
