@@ -17,7 +17,18 @@ from benchmarks.paper import study as module
 from benchmarks.paper.figures import write_figures
 from benchmarks.paper.pool import THREADS, run_all
 from benchmarks.paper.published import COST, IICNET, SPLIT
-from benchmarks.paper.study import BASELINES, EXPERIMENTS, NEEDS, PRESETS, SEEDED, SIZES, Study, fewer, todo
+from benchmarks.paper.study import (
+    BASELINES,
+    EXPERIMENTS,
+    NEEDS,
+    PRESETS,
+    SEEDED,
+    SIZES,
+    Study,
+    effort_of,
+    fewer,
+    todo,
+)
 from benchmarks.paper.tables import MISSING, STRETCHED, document, load_records, percent
 from skyclass.errors import SkyclassError
 from skyclass.types import CLASSES
@@ -86,6 +97,17 @@ def test_a_record_is_not_made_twice(study: Study, monkeypatch: pytest.MonkeyPatc
     modified = (study.work / "dataset" / "pixels.npy").stat().st_mtime_ns
     study.prepare()
     assert (study.work / "dataset" / "pixels.npy").stat().st_mtime_ns == modified
+
+
+def test_a_record_of_another_effort_is_made_anew_and_only_where_it_matters(study: Study) -> None:
+    shorter, smaller = replace(QUICK, epochs=2), replace(QUICK, small_epochs=2)
+    for name, depends in (("iicnet", shorter), ("forest", shorter), ("equal-vgg16", smaller), ("border", smaller)):
+        for preset in (shorter, smaller):
+            assert (effort_of(preset, name) != effort_of(QUICK, name)) == (preset is depends)
+    record = study.record("colours", 1)
+    old = json.loads(record.read_text())
+    record.write_text(json.dumps(old | {"accuracy": 0.0, "effort": {}}))
+    assert study.run("colours", 1)["accuracy"] == old["accuracy"]
 
 
 def test_experiments_come_after_those_they_need(tmp_path: Path) -> None:
@@ -162,7 +184,7 @@ def test_what_has_no_record_is_said_to_be_missing(page: str, study: Study) -> No
     controls = {row[0]: row[2] for row in section(page, "The mock is no giveaway")}
     assert [value != MISSING for value in controls.values()] == [False, False, True]
     sweeps = section(page, "Figs. 8 and 12")
-    assert len(sweeps) == 5 + len(SIZES) and {row[1] for row in sweeps} == {MISSING}
+    assert len(sweeps) == 4 + len(SIZES) and {row[1] for row in sweeps} == {MISSING}
     assert len(section(page, "Margins")) == 6 and len(section(page, "Calibration on a held-out")) == 3
     assert re.search(rf"Real sources, colours only\n\n{MISSING}", page)
 

@@ -59,11 +59,11 @@ def of_records(records: Records) -> Drawn:
     """Figures 8 and 12: the sweeps."""
     found: Drawn = {}
     for name, values, words in (
-        ("fig08-kernel", {k: f"kernel-{k}" for k in (3, 5, 7)}, "first kernel (px)"),
-        ("fig12-size", {px: f"size-{px}" for px in SIZES}, "input size (px)"),
+        ("fig08-kernel", {k: f"kernel-{k}" for k in (3, 7)} | {5: "equal-iicnet"}, "first kernel (px)"),
+        ("fig12-size", {px: f"size-{px}" for px in SIZES} | {80: "equal-iicnet"}, "input size (px)"),
     ):
         points = [{"x": x} | r for x, experiment in values.items() for r in records.get(experiment, [])]
-        if points:
+        if len(points) > 1:
             curve = analyses.sweep(points, "x", "accuracy")
             found[name] = lambda c=curve, w=words: pictures.draw_sweep(c, w, simulated=True)
     return found

@@ -8,6 +8,7 @@ A record that is there is not made again, so a study that was stopped goes on. A
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -57,13 +58,12 @@ class Preset:
     counts: dict[str, int]
     epochs: int
     """Of the networks that Table 2, Fig. 17 and the controls compare."""
-    equal_epochs: int
-    """Of every network of Table 3."""
-    equal_rows: int | None
-    """Training rows of Table 3; None: all."""
-    sweep_epochs: int
-    sweep_rows: int | None
-    """Training rows of the sweeps and of the pre-training."""
+    small_epochs: int
+    """Of the networks of Table 3, the sweeps and the controls, which are many."""
+    small_rows: int | None
+    """Their training rows; None: all."""
+    small_batch: int = 64
+    """Their images in one step: with few rows, more and smaller steps teach more."""
     recipe: str = "modern"
     tile_px: int = 4095
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -71,11 +71,9 @@ class Preset:
 
 PAPER_COUNTS = {"galaxy": 7298, "quasar": 7215, "star": 7223}
 PRESETS = {
-    "quick": Preset(
-        "quick", 2, 250, {"galaxy": 60, "quasar": 60, "star": 60}, 1, 1, 60, 1, 60, tile_px=700, seeds=(1,)
-    ),
-    "cpu": Preset("cpu", 4, 14_000, PAPER_COUNTS, 4, 3, 4_000, 2, 3_000),
-    "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, 50, None, recipe="paper"),
+    "quick": Preset("quick", 2, 250, dict.fromkeys(PAPER_COUNTS, 60), 1, 1, 60, tile_px=700, seeds=(1,)),
+    "cpu": Preset("cpu", 4, 14_000, PAPER_COUNTS, 4, 3, 4_000, 16),
+    "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, recipe="paper"),
 }
 """quick: a test of the harness. cpu: two hours on two cores, epochs and rows reduced. full: the paper's own 200."""
 
@@ -137,7 +135,7 @@ class Study:
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Return the record of an experiment, made now unless it is there and of these very epochs and rows."""
         path = self.record(name, seed)
-        effort = json.loads(json.dumps(asdict(self.preset)))
+        effort = effort_of(self.preset, name)
         if not path.exists() or json.loads(path.read_text())["effort"] != effort:
             began = time.monotonic()
             found = EXPERIMENTS[name](self, seed)
@@ -149,6 +147,18 @@ class Study:
             path.with_suffix(".tmp").replace(path)
         record: dict[str, Any] = json.loads(path.read_text())
         return record
+
+
+def effort_of(preset: Preset, name: str) -> dict[str, Any]:
+    """Return what of a preset an experiment depends on: its record stands as long as that is the same."""
+    small = SMALL.fullmatch(name) is not None
+    other = ("epochs",) if small else ("small_epochs", "small_rows", "small_batch")
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(preset)))
+    return {key: value for key, value in facts.items() if key not in ("seeds", *other)}
+
+
+SMALL = re.compile(r"(equal|size|kernel|without|stretched)-.*|only-w1|shuffled|border|self-supervised")
+"""Experiments with the effort of Table 3."""
 
 
 def todo(study: Study) -> Iterator[tuple[str, int]]:
@@ -255,16 +265,22 @@ def fusion_from_scratch(study: Study, seed: int) -> dict[str, Any]:
     return measured(study, trained(study, "fusion-scratch", seed, network="fusion", features=ALL_FEATURES))
 
 
+def small_run(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
+    """Return a network trained with the effort of Table 3; `dataset` must have its few rows already."""
+    dataset = fewer(study.dataset, study.preset.small_rows, seed) if dataset is None else dataset
+    effort = {"epochs": study.preset.small_epochs, "batch_size": study.preset.small_batch}
+    return trained(study, name, seed, dataset, **effort | changes)
+
+
 def per_image_stretch(network: str, study: Study, seed: int) -> dict[str, Any]:
     """With each band of each cutout stretched between its own percentiles, which loses flux and colour.
 
     Viewers do that. Then photometry tells a network what the image no longer can.
     """
-    dataset = fewer(study.dataset, study.preset.equal_rows, seed)
-    facts = {"network": network, "composite": {"stretch": "percentile"}, "epochs": study.preset.equal_epochs}
+    facts: dict[str, Any] = {"network": network, "composite": {"stretch": "percentile"}}
     if network == "fusion":
         facts["features"] = ALL_FEATURES
-    return measured(study, trained(study, f"stretched-{network}", seed, dataset, **facts))
+    return measured(study, small_run(study, f"stretched-{network}", seed, **facts))
 
 
 def real_tables(study: Study, seed: int) -> dict[str, Any]:
@@ -280,15 +296,13 @@ def four_bands(study: Study, seed: int) -> dict[str, Any]:
 
 def equal(network: str, study: Study, seed: int) -> dict[str, Any]:
     """One network of Table 3, all with the same rows and epochs, at 80 x 80 pixels."""
-    dataset = fewer(study.dataset, study.preset.equal_rows, seed)
-    name = f"equal-{network}"
-    facts: dict[str, Any] = {"network": network, "epochs": study.preset.equal_epochs}
+    facts: dict[str, Any] = {"network": network}
     if study.preset.recipe == "modern" and network in RATES:
         facts["learning_rate"] = RATES[network]
-    bundle = trained(study, name, seed, dataset, **facts)
-    print_ = bundle.training["fingerprint"]
-    guess = probabilities_of(bundle, dataset, dataset.split("test")).argmax(1)
-    right = "".join("01"[hit] for hit in (guess == dataset.labels[dataset.split("test")]).astype(int))
+    bundle = small_run(study, f"equal-{network}", seed, **facts)
+    print_, test = bundle.training["fingerprint"], study.dataset.split("test")
+    guess = probabilities_of(bundle, study.dataset, test).argmax(1)
+    right = "".join("01"[hit] for hit in (guess == study.dataset.labels[test]).astype(int))
     return measured(study, bundle) | cost(network) | {"learning_rate": print_["learning_rate"], "right": right}
 
 
@@ -303,9 +317,8 @@ def cost(network: str) -> dict[str, Any]:
 
 
 def sweep(name: str, study: Study, seed: int, **changes: Any) -> dict[str, Any]:
-    """IICnet with one thing changed, on fewer rows: Figs. 8 and 12, and the ablation of its blocks."""
-    dataset = fewer(study.dataset, study.preset.sweep_rows, seed)
-    return measured(study, trained(study, name, seed, dataset, epochs=study.preset.sweep_epochs, **changes))
+    """IICnet of Table 3 with one thing changed: Figs. 8 and 12, and the ablation of its blocks."""
+    return measured(study, small_run(study, name, seed, **changes))
 
 
 # --- the mock is no giveaway ------------------------------------------------------------------------
@@ -318,24 +331,24 @@ def only_w1(study: Study, seed: int) -> dict[str, Any]:
 
 def shuffled(study: Study, seed: int) -> dict[str, Any]:
     """A network trained on shuffled labels and tested on the true ones: chance."""
-    dataset, rng = fewer(study.dataset, study.preset.sweep_rows, seed), np.random.default_rng(seed)
+    dataset, rng = fewer(study.dataset, study.preset.small_rows, seed), np.random.default_rng(seed)
     labels = dataset.labels.copy()
     for split in ("train", "val"):
         rows = dataset.split(split)
         labels[rows] = labels[rng.permutation(rows)]
-    bundle = trained(study, "shuffled", seed, replace(dataset, labels=labels), epochs=study.preset.sweep_epochs)
+    bundle = small_run(study, "shuffled", seed, replace(dataset, labels=labels))
     return measured(study, bundle)
 
 
 def border(study: Study, seed: int) -> dict[str, Any]:
     """A network that sees the 8 pixels along the border alone: the neighbours, not the source."""
-    dataset = fewer(study.dataset, study.preset.sweep_rows, seed)
+    dataset = fewer(study.dataset, study.preset.small_rows, seed)
     pixels = dataset.pixels[:, :3].copy()
     inner = slice(BORDER_PX, dataset.cut.size_px - BORDER_PX)
     pixels[:, :, inner, inner] = np.nan
     cut = replace(dataset.cut, bands=BANDS)
     framed = replace(dataset, pixels=pixels, cut=cut, zero_point_mag=dataset.zero_point_mag[:3], path=None)
-    bundle = trained(study, "border", seed, framed, epochs=study.preset.sweep_epochs)
+    bundle = small_run(study, "border", seed, framed)
     return measured(study, bundle, framed)
 
 
@@ -410,11 +423,11 @@ def embedding_svm(study: Study, seed: int) -> dict[str, Any]:
 def self_supervised(study: Study, seed: int) -> dict[str, Any]:
     """SimCLR on unlabelled cutouts, then a linear probe; beside the probe of an untrained network."""
     set_threads(1)
-    data = fewer(study.dataset, study.preset.sweep_rows, seed)
+    data = fewer(study.dataset, study.preset.small_rows, seed)
     images = composites(data, BANDS, atlas_settings(BANDS))
     rows, test = data.split("train"), data.split("test")
     settings = input_statistics(images, rows, TrainConfig(out="-", dataset="-"))
-    epochs = 2 * study.preset.sweep_epochs
+    epochs = 2 * study.preset.small_epochs
     batch = min(256, len(rows))
     state = selfsup.pretrain(images[rows], settings, epochs=epochs, batch_size=batch, seed=seed)
     known, asked, labels = images[rows], images[test], data.labels
@@ -488,8 +501,8 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "spectra": spectra,
     "iicnet-4": four_bands,
     **{f"stretched-{network}": partial(per_image_stretch, network) for network in ("iicnet", "fusion")},
-    **{f"size-{px}": partial(sweep, f"size-{px}", input_px=px) for px in SIZES},
-    **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 5, 7)},
+    **{f"size-{px}": partial(sweep, f"size-{px}", input_px=px) for px in SIZES if px != 80},
+    **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 7)},
     "without-rfb": partial(sweep, "without-rfb", options={"rfb": False}),
     "without-cbam": partial(sweep, "without-cbam", options={"cbam": False}),
     "self-supervised": self_supervised,

@@ -62,9 +62,8 @@ def conditions(records: Records, preset: Preset) -> str:
     devices = ", ".join(sorted({f"{r['device']}, {r['precision_mode']}" for r in trained})) or MISSING
     return (
         f"Preset `{preset.name}`: recipe {preset.recipe}, {preset.epochs} epochs for Table 2 and Fig. 17, "
-        f"{preset.equal_epochs} epochs on {preset.equal_rows or 'all'} training rows for Table 3, "
-        f"{preset.sweep_epochs} epochs on {preset.sweep_rows or 'all'} for sweeps and controls "
-        "(the paper: 200 epochs on all). "
+        f"{preset.small_epochs} epochs on {preset.small_rows or 'all'} training rows in batches of "
+        f"{preset.small_batch} for Table 3, sweeps and controls (the paper: 200 epochs on all). "
         f"Trained on: {devices}. Intervals are 95 % bootstrap intervals over the test rows.\n"
     )
 
@@ -243,9 +242,9 @@ def controls(records: Records) -> str:
 
 def sweeps(records: Records) -> str:
     """Return Figs. 8 and 12 and the ablation of the blocks."""
-    names = [("input 80 px, kernel 5 x 5", "kernel-5"), ("kernel 3 x 3", "kernel-3"), ("kernel 7 x 7", "kernel-7")]
+    names = [("input 80 px, kernel 5 x 5", "equal-iicnet"), ("kernel 3 x 3", "kernel-3"), ("kernel 7 x 7", "kernel-7")]
     names += [("without RFB", "without-rfb"), ("without CBAM", "without-cbam")]
-    names += [(f"input {px} px", f"size-{px}") for px in SIZES]
+    names += [(f"input {px} px", f"size-{px}") for px in SIZES if px != 80]
     rows = [[label, over_seeds(records[name]) if name in records else MISSING] for label, name in names]
     return f"## Figs. 8 and 12, ablation\n\n{table(['IICnet with', 'accuracy, per cent'], rows)}"
 
