@@ -30,9 +30,9 @@ class NullArchive:
 
     real: Archive
 
-    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
         """Return the real tile."""
-        return self.real.tile(coadd_id, bands)
+        return self.real.tile(coadd_id, bands, verify)
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows of ones, (stop - start, columns) float32."""
@@ -45,7 +45,7 @@ class HeldArchive:
 
     rows: dict[str, RowRange]
 
-    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
         """Refuse: a strip that is held knows its tile."""
         raise NotImplementedError(f"{coadd_id}: held rows have no headers")
 

@@ -12,6 +12,7 @@ give wrong classes without a word.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -31,6 +32,9 @@ from .errors import ArchiveError, ConfigError, TileFault
 from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
 from .types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Tile
 
+MIN_FINITE_FRACTION = 0.02
+"""Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
+has 60 %, and a whole strip is wider than any nebula."""
 MAX_ZERO_FRACTION = 0.05
 """Share of exactly 0.0 pixels in one row above which it is refused, whatever rows are read with it. A partly
 fetched file holds zeroed blocks; a real Atlas image marks missing pixels as NaN and its sky is never exactly 0 in
@@ -247,10 +251,11 @@ class LocalArchive:
     images: tuple[tuple[str, str, str], ...] | None = None
     refused: int = 0
 
-    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
         """Return the tile as the headers of `bands` describe it.
 
-        Raises `TileFault` whose `kind` is "missing_tile", "missing_band" or "bad", with the reason.
+        With `verify` each file is read whole and compared with the `.md5` beside it, as IRSA publishes them, where
+        there is one. Raises `TileFault` whose `kind` is "missing_tile", "missing_band" or "bad", with the reason.
         """
         if not bands:
             raise ValueError("no band was asked for")
@@ -259,6 +264,9 @@ class LocalArchive:
             if image.geometry != images[0].geometry:
                 reason = f"its WCS or shape differs from {images[0].band}: take all bands from one source"
                 raise TileFault(coadd_id, reason, image.band)
+        for image in images if verify else ():
+            if fault := _checksum_fault(image.path):
+                raise TileFault(coadd_id, f"{image.path} {fault}: fetch it again", image.band)
         return _tile_of(images)
 
     def bands_of(self, coadd_id: str) -> tuple[str, ...]:
@@ -282,6 +290,10 @@ class LocalArchive:
             worst = int(zero_fraction.argmax())
             share = f"{zero_fraction[worst]:.0%} of row {start + worst}"
             raise TileFault(tile.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", band)
+        finite = np.isfinite(pixels).mean()
+        if finite < MIN_FINITE_FRACTION:
+            reason = f"{finite:.1%} of rows {start} to {stop} are finite pixels, fetch it again"
+            raise TileFault(tile.coadd_id, reason, band)
         return pixels
 
     def list_tiles(self, near: tuple[ArrayLike, ArrayLike] | None = None) -> list[Tile]:
@@ -439,6 +451,24 @@ def _read(image: AtlasImage, start: int, stop: int) -> Float32:
         reason = f"{image.path} cannot be read ({error.strerror or error}): check the disk, fetch it again"
         raise TileFault(image.coadd_id, reason, image.band) from error
     return pixels.byteswap(inplace=True) if sys.byteorder == "little" else pixels
+
+
+def _checksum_fault(path: str) -> str:
+    """Return why a file is not what the `.md5` beside it says, or ""; without one nothing is read."""
+    try:
+        said = Path(path + ".md5").read_text(errors="replace").split()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"has an .md5 that cannot be read ({error.strerror or error})"
+    if not said or not re.fullmatch(r"[0-9a-fA-F]{32}", said[0]):
+        return "has an .md5 that holds no checksum"
+    try:
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "md5").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return "" if found == said[0].lower() else f"has the MD5 {found}, and {path}.md5 says {said[0].lower()}"
 
 
 def _fill(readinto: Callable[[memoryview], int | None], buffer: memoryview) -> None:

@@ -71,7 +71,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
     """Return the composites of a strip, each band's rows read once."""
     began = time.perf_counter()
     try:
-        tile = open_tile(line, strip.tile)
+        tile = open_tile(line, strip.tile, verify=strip.start == 0)  # once a tile: a fault of one strip is its tile's
         sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         batch = cut(line.archive, tile, x, y, line.bundle.size_px)
@@ -199,11 +199,11 @@ def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
     return columns
 
 
-def open_tile(line: Line, tile: TilePlan) -> Tile:
-    """Return the tile of a plan with the bands of the model; raises `TileFault`."""
+def open_tile(line: Line, tile: TilePlan, verify: bool = False) -> Tile:
+    """Return the tile of a plan with the bands of the model, its files checked with `verify`; raises `TileFault`."""
     if tile.coadd_id == NO_TILE:
         raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return line.archive.tile(tile.coadd_id, line.bundle.bands)
+    return line.archive.tile(tile.coadd_id, line.bundle.bands, verify)
 
 
 @lru_cache(maxsize=2)

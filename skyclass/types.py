@@ -126,8 +126,11 @@ class RowRange:
 class Archive(Protocol):
     """Where tiles come from. Implementations are cheap to pickle and open files only when asked."""
 
-    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
-        """Return the tile as its headers describe it; raise `TileFault` if a band is missing or bad."""
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
+        """Return the tile as its headers describe it; raise `TileFault` if a band is missing or bad.
+
+        With `verify` also for files that are not what their checksums say, where there are checksums.
+        """
         ...
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:

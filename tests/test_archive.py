@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import shutil
 from collections.abc import Callable
@@ -195,6 +196,34 @@ def test_nan_and_a_few_zeros_are_pixels_like_others(tmp_path: Path) -> None:
     archive = open_archive(str(tmp_path), ["w1"])
     tile = archive.tile("0098p408_ac51", ("w1",))
     np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels)
+
+
+def test_a_file_is_held_against_the_checksum_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "x.fits"
+    write_image(path, atlas_header(), pixels_of(1))
+    archive, sidecar = open_archive(str(tmp_path), ["w1"]), path.with_name("x.fits.md5")
+
+    def look() -> TileFault:
+        return fault_of(lambda: archive.tile("0098p408_ac51", ("w1",), verify=True))
+
+    assert archive.tile("0098p408_ac51", ("w1",), verify=True).bands == ("w1",), "without a checksum"
+    right = hashlib.md5(path.read_bytes()).hexdigest()
+    sidecar.write_text(f"{right}  x.fits\n")
+    archive.tile("0098p408_ac51", ("w1",), verify=True)
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 1  # one bit of one pixel
+    path.write_bytes(data)
+    assert archive.tile("0098p408_ac51", ("w1",)).bands == ("w1",), "headers alone show nothing"
+    assert f"and {sidecar} says {right}: fetch it again" in look().reason and look().kind == "bad"
+    sidecar.write_text("<html>")
+    assert "holds no checksum" in look().reason
+
+
+def test_rows_without_pixels_are_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), np.full_like(pixels_of(1), np.nan))
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    assert "0.0% of rows 0 to 4 are finite" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 4)).reason
 
 
 @pytest.mark.parametrize("rows", [(10, 11), (0, ROWS)])

@@ -27,7 +27,7 @@ class ArrayArchive:
         self.images = images
         self.reads: list[tuple[str, int, int]] = []
 
-    def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Tile:
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
         shape = self.images[bands[0]].shape
         return Tile(coadd_id, bands, shape, (10.0, 5.0), (1.0, 1.0), (-3.8e-4, 3.8e-4), (20.5,) * len(bands))
 

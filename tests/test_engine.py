@@ -215,7 +215,7 @@ def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, 
 class BrokenArchive:
     """An archive whose tile vanishes after it was cut."""
 
-    def tile(self, coadd_id, bands):
+    def tile(self, coadd_id, bands, verify=False):
         raise TileFault(coadd_id, "gone", kind="missing_tile")
 
 
