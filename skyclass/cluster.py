@@ -6,6 +6,7 @@ routing is the same with real GPUs and with a plain worker that stands in for on
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +25,7 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.worker import Worker
 
+from .config import versions
 from .errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -62,18 +64,48 @@ def worker_environment() -> dict[str, Any]:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Gives torch its threads, so that Dask's threads times torch's are not more than the worker has."""
+    """Gives torch its threads, so that Dask's threads times torch's are not more than the worker has.
+
+    A worker that joins a run with other code or libraries than the driver's is sent away.
+    """
 
     name = "skyclass-setup"
 
-    def setup(self, worker: Worker) -> None:
+    def __init__(self) -> None:
+        self.expected = versions()
+
+    async def setup(self, worker: Worker) -> None:
         """Set the threads once, when the worker joins or comes back.
 
         A GPU worker infers one strip at a time; on any other each of its threads may infer one.
         """
         from .infer import set_threads
 
+        if words := skew(self.expected, versions()):
+            log.error("this worker leaves the run: %s", words)
+            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
+            return
         set_threads(worker.state.nthreads if "GPU" in worker.state.total_resources else 1)
+
+
+def skew(here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """Return in words how a worker's versions differ from the driver's, "" if they do not."""
+    names = [name for name in here if there.get(name) != here[name]]
+    return ", ".join(f"{name} {there.get(name, 'unknown')} there, {here[name]} here" for name in names)
+
+
+def refuse_skew(client: Client) -> None:
+    """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ."""
+    here, answers = versions(), client.run(versions, on_error="return")
+    faults = {
+        address: skew(here, answer) if isinstance(answer, dict) else f"no version of skyclass to be had ({answer})"
+        for address, answer in answers.items()
+    }
+    if strange := {address: words for address, words in faults.items() if words}:
+        told = "; ".join(f"{address}: {words}" for address, words in sorted(strange.items())[:3])
+        raise ConfigError(
+            f"{len(strange)} of {len(answers)} workers differ from this driver: {told}; install the same on both"
+        )
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
-from importlib import resources
+from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ ROW_MODULES = (
     *("plan", "stages"),
 )
 """The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""
+ROW_LIBRARIES = ("numpy", "pyarrow", "torch", "dask", "distributed")
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,12 @@ def code_version() -> str:
     for file in row_files():
         digest.update(file.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"
+
+
+def versions() -> dict[str, str]:
+    """Return what must be the same on the driver and its workers: code, Python, and the libraries that make rows."""
+    libraries = {name: metadata.version(name) for name in ROW_LIBRARIES}
+    return {"skyclass": code_version(), "python": ".".join(platform.python_version_tuple()[:2])} | libraries
 
 
 def row_files() -> list[Traversable]:

@@ -23,7 +23,7 @@ from distributed import Client, Future, as_completed
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
-from .cluster import WorkerSetup, connect
+from .cluster import WorkerSetup, connect, refuse_skew
 from .config import RunConfig
 from .errors import SkyclassError
 from .lease import hold_lease
@@ -72,8 +72,9 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     resumes: committed tiles are not touched. Raises `ConfigError` before any work for input that cannot be used.
     """
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
-        client.register_plugin(WorkerSetup())
         await_workers(client)
+        refuse_skew(client)
+        client.register_plugin(WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
         with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)

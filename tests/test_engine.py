@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, WorkerPlugin, get_task_stream
 from skyclass import cluster, engine, pipeline, stages
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
-from skyclass.errors import Interrupted, RowsLost, RunMismatch, TileFault
+from skyclass.errors import ConfigError, Interrupted, RowsLost, RunMismatch, TileFault
 from skyclass.plan import Line, count_here, survey
 from skyclass.progress import quiet
 from skyclass.query import open_catalog
@@ -60,6 +60,32 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
         report = engine.classify(run, client, quiet)
     assert rows_of(run).equals(plain[1])
     assert report.sources_in == plain[0].sources_in and report.class_counts == plain[0].class_counts
+
+
+SKEWED = """
+from skyclass import cluster, config
+config.versions = lambda own=config.versions: own() | {"numpy": "1.0", "skyclass": "0.0.9+00000000"}
+cluster.versions = config.versions
+"""
+
+
+def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_path):
+    (tmp_path / "skewed.py").write_text(SKEWED)
+    preload = {"preload": str(tmp_path / "skewed.py")}
+    with LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **preload) as pool, Client(pool) as client:
+        with pytest.raises(ConfigError, match=r"1 of 1 workers differ .*: skyclass 0.0.9.* there, .*numpy 1.0 there"):
+            engine.classify(run, client, quiet)
+    assert not RunFolder(run.out).path.exists()
+    with connect("local", workers=1) as client:
+        assert engine.classify(run, client, quiet).classified
+        (own,) = client.scheduler_info()["workers"]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
+        late = subprocess.run(
+            [*command, "--no-dashboard", "--host", "127.0.0.1", "--preload", preload["preload"]],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert "this worker leaves the run: skyclass 0.0.9" in late.stderr, late.stderr
+        assert list(client.scheduler_info()["workers"]) == [own]
 
 
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
