@@ -260,7 +260,8 @@ def margins(records: Records) -> str:
     head = ["seed", "rows", "difference", "accuracy, points"]
     body = table(head, rows) if rows else MISSING + "\n"
     note = (
-        "The same epochs and training rows for both networks; the forest sees the photometry that fusion sees. The "
+        "Fusion is IICnet of the same seed with its weights kept: only the colour branch and the last layer are "
+        "trained on. The forest sees the photometry that fusion sees, and the validation rows besides. The "
         "held-out sky is simulated from another seed and chosen as the paper set is.\n"
     )
     return f"\n## Margins, paired on the same rows\n\n{body}\n{note}"
