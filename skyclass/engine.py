@@ -7,6 +7,8 @@ Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewh
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -14,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from queue import Empty, SimpleQueue
+from statistics import median
 from typing import Any
 
 import dask.dataframe as dd
@@ -33,6 +37,8 @@ from .progress import RunReport, Tally, Watch, show, strip_facts
 from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
 
+log = logging.getLogger(__name__)
+
 STRIPS_PER_SLOT = 2
 """In flight for each thread that infers: one at work, one whose pixels are being made or moved."""
 
@@ -44,6 +50,13 @@ SMALLEST_STRIP = 1_024
 """A small run is cut finer, so that each worker has a few strips; never finer than this."""
 
 WORKERS_TIMEOUT_S = 600
+
+STALL_S = 300.0
+STALL_STRIPS = 10
+"""Nothing finished for so long, or for so many times the median strip: the workers at work are restarted."""
+STALLS = 3
+"""Restarts in a row after which a run that still stands gives up, to be resumed."""
+RESTART_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,10 @@ class Chain:
     tile: TilePlan
     attempt: int = 1
     results: list[Future[Any]] = field(default_factory=list)
+    futures: list[Future[Any]] = field(default_factory=list)
+    """All of its tasks, those of `results` among them."""
+    fault: str = ""
+    """Why it was given up; what its tasks still say counts no more."""
 
 
 def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) -> RunReport:
@@ -170,37 +187,69 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
     fair = -(-sum(tile.n_sources for tile in tiles) // (2 * who.window))
     window = Window(client, tally.line, who, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
     window.fill()
-    for future in window.done:
-        window.settle(future, tally)
+    stalls = 0
+    while window.is_busy:
+        try:
+            future = window.done.get(timeout=window.patience_s)
+        except Empty:
+            stalls += 1
+            if stalls > STALLS:
+                raise SkyclassError(
+                    f"the run stands still: nothing finished although its workers were restarted {STALLS} times; "
+                    "what is committed is kept, and the same command resumes"
+                ) from None
+            window.restart_hung(tally)
+        else:
+            stalls = 0
+            window.settle(future, tally)
+            del future  # while it is held, Dask would do its work again when a worker dies
         window.fill()
 
 
 class Window:
-    """The strips in flight, never more than `who.window`. A tile is committed when its last strip is submitted."""
+    """The strips in flight, never more than `who.window`. A tile is committed when its last strip is submitted.
+
+    Dask has no time limit for a task, and a cancelled one keeps its thread while the scheduler believes the thread
+    free (distributed#3681): work that hangs is dropped, and in the same breath its workers are restarted.
+    """
 
     def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: list[TilePlan]) -> None:
         self.client, self.line, self.who, self.strip_sources = client, line, who, strip_sources
         self.chains = deque(Chain(tile) for tile in tiles)
         self.suspects: deque[Chain] = deque()
         self.strips: Iterator[tuple[Chain, Strip, bool]] = iter(())
-        self.done: Any = as_completed(loop=client.loop)
+        self.done: SimpleQueue[Future[Any]] = SimpleQueue()
         self.in_flight: dict[str, Chain] = {}
         self.committing: dict[str, Chain] = {}
+        self.tasks: dict[str, Chain] = {}
+        self.begun: dict[str, float] = {}
+        self.strip_seconds: deque[float] = deque(maxlen=200)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is in flight or left to do."""
+        return bool(self.in_flight or self.committing or self.chains or self.suspects)
+
+    @property
+    def patience_s(self) -> float:
+        """How long nothing may finish."""
+        usual = median(self.strip_seconds) if self.strip_seconds else 0.0
+        return max(STALL_S, STALL_STRIPS * usual)
 
     def fill(self) -> None:
         """Submit strips until the window is full or none is left."""
         while len(self.in_flight) < self.who.window and (item := self.next_strip()):
             chain, strip, is_last = item
-            result = self.submit_strip(strip)
+            result = self.submit_strip(chain, strip)
             chain.results.append(result)
-            self.watch(self.in_flight, self.submit(strip_facts, result, resources=self.who.cut), chain)
+            self.watch(self.in_flight, self.submit(chain, strip_facts, result, resources=self.who.cut), chain)
             if is_last:
-                commit = self.submit(commit_strips, self.line, chain.tile, chain.results, resources=self.who.cut)
-                self.watch(self.committing, commit, chain)
+                parts = (self.line, chain.tile, chain.results)
+                self.watch(self.committing, self.submit(chain, commit_strips, *parts, resources=self.who.cut), chain)
 
     def next_strip(self) -> tuple[Chain, Strip, bool] | None:
         """Return the next strip of the tile at hand, or the first of the next tile; suspects last, one by one."""
-        while (item := next(self.strips, None)) is None:
+        while (item := next(self.strips, None)) is None or item[0].fault:  # of a tile given up in between: none
             if not self.chains and (not self.suspects or self.in_flight or self.committing):
                 return None
             chain = (self.chains or self.suspects).popleft()
@@ -211,42 +260,84 @@ class Window:
     def watch(self, kind: dict[str, Chain], future: Future[Any], chain: Chain) -> None:
         """Hear of a future when it is done."""
         kind[str(future.key)] = chain
-        self.done.add(future)
+        self.begun[str(future.key)] = time.monotonic()
+        future.add_done_callback(self.done.put)
 
-    def submit_strip(self, strip: Strip) -> Future[Any]:
+    def submit_strip(self, chain: Chain, strip: Strip) -> Future[Any]:
         """Submit CUT and INFER of a strip, as one task or as two."""
         if not self.who.split:
-            return self.submit(classify_strip, self.line, strip)
-        composites = self.submit(cut_strip, self.line, strip, resources=self.who.cut)
-        return self.submit(infer_strip, self.line, composites, resources=self.who.infer)
+            return self.submit(chain, classify_strip, self.line, strip)
+        composites = self.submit(chain, cut_strip, self.line, strip, resources=self.who.cut)
+        return self.submit(chain, infer_strip, self.line, composites, resources=self.who.infer)
 
-    def submit(self, work: Callable[..., Any], *parts: Any, resources: dict[str, float] | None = None) -> Future[Any]:
-        """Submit one task; equal work of another attempt is other work."""
+    def submit(
+        self, chain: Chain, work: Callable[..., Any], *parts: Any, resources: dict[str, float] | None = None
+    ) -> Future[Any]:
+        """Submit one task of a tile; equal work of another attempt is other work."""
         future: Future[Any] = self.client.submit(work, *parts, pure=False, resources=resources)
+        self.tasks[str(future.key)] = chain
+        chain.futures.append(future)
         return future
 
     def settle(self, future: Future[Any], tally: Tally) -> None:
         """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""
         key = str(future.key)
         strip_of, commit_of = self.in_flight.pop(key, None), self.committing.pop(key, None)
+        seconds = time.monotonic() - self.begun.pop(key, time.monotonic())
+        chain = strip_of or commit_of
+        if chain is None or chain.fault:  # of an attempt that was given up
+            return
         try:
             result = future.result()
         except KilledWorker as error:
             if commit_of:  # its strips fail with it, and only this is counted
-                self.again(commit_of, str(error), tally)
+                self.forget(chain)
+                self.again(chain, f"workers died of it: {error}", tally)
             return
+        if commit_of:
+            self.forget(chain)
+        else:
+            self.strip_seconds.append(seconds)
         if strip_of:
             tally.strip(result)
         elif commit_of:
             tally.commit(*result)
 
     def again(self, chain: Chain, reason: str, tally: Tally) -> None:
-        """Begin a tile again whose worker died; after `ATTEMPTS`, commit its rows without a class.
+        """Begin a tile again whose worker died or hung; after `ATTEMPTS`, commit its rows without a class.
 
         The driver does that itself: strips of the tile may still be killing workers.
         """
+        chain.fault = reason
         if chain.attempt < ATTEMPTS:
             self.suspects.append(Chain(chain.tile, chain.attempt + 1))
             return
-        words = f"workers died of it in {ATTEMPTS} attempts, once with nothing beside it ({reason})"
+        words = f"{reason} (in {ATTEMPTS} attempts, once with nothing beside it)"
         tally.commit(*commit_fault(self.line, chain.tile, words))
+
+    def forget(self, chain: Chain) -> None:
+        """Drop the tasks of a tile that is done or given up."""
+        for key in [str(future.key) for future in chain.futures]:
+            for table in (self.tasks, self.in_flight, self.committing, self.begun):
+                table.pop(key, None)
+        chain.results.clear()
+        chain.futures.clear()
+
+    def restart_hung(self, tally: Tally) -> None:
+        """Drop the tiles whose tasks are at work, restart the workers that are at it, and begin the tiles again."""
+        at_work = {
+            address: [self.tasks[key] for key in map(str, keys) if key in self.tasks]
+            for address, keys in self.client.processing().items()
+        }
+        holders = [address for address, chains in at_work.items() if chains]
+        hung = {id(chain): chain for chains in at_work.values() for chain in chains}.values()
+        words = f"nothing finished for {self.patience_s:.0f} s"
+        log.warning("%s: restarting %s", words, ", ".join(holders) or "no worker, for none is at work")
+        for chain in hung:
+            chain.fault = words
+            self.client.cancel(chain.futures, force=True, reason="hung")
+            self.forget(chain)
+        if holders:
+            self.client.restart_workers(holders, timeout=RESTART_TIMEOUT_S, raise_for_error=False)
+        for chain in hung:
+            self.again(chain, words, tally)

@@ -98,7 +98,7 @@ def test_pixels_are_the_engines_cutouts_and_rows_belong_to_them(run, sky4):
 def test_workers_and_this_process_give_the_same_bytes(run, monkeypatch):
     monkeypatch.setattr(cutting, "TASK_TILES", 1)
     build_dataset(run)
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as pool:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as pool:
         with Client(pool) as client:
             build_dataset(replace(run, out=run.out + "-dask"), client)
             assert sorted(spread(client, divmod, [(i, 3) for i in range(50)])) == [divmod(i, 3) for i in range(50)]

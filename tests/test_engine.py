@@ -72,7 +72,10 @@ cluster.versions = config.versions
 def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_path):
     (tmp_path / "skewed.py").write_text(SKEWED)
     preload = {"preload": str(tmp_path / "skewed.py")}
-    with LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **preload) as pool, Client(pool) as client:
+    with (
+        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **preload) as pool,
+        Client(pool) as client,
+    ):
         with pytest.raises(ConfigError, match=r"1 of 1 workers differ .*: skyclass 0.0.9.* there, .*numpy 1.0 there"):
             engine.classify(run, client, quiet)
     assert not RunFolder(run.out).path.exists()
@@ -92,7 +95,7 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
     """A worker with the resource GPU=1 stands in for a GPU; inference must run there and nowhere else."""
     gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
     with (
-        LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **gpu) as pool,
+        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
         Client(pool) as client,
     ):
         with engine_workers(pool.scheduler_address, client):
@@ -236,6 +239,43 @@ def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, 
     assert len(rows) == sky.n_sources and rows.filter(good).equals(plain[1].filter(good))
     again = pipeline.classify(run)
     assert again.quarantined == report.quarantined and again.tiles_resumed == 2
+
+
+class Tar(WorkerPlugin):
+    """Makes the cutting of one tile hang, as a dead disk does."""
+
+    name = "tar"
+
+    def __init__(self, coadd_id: str) -> None:
+        self.coadd_id = coadd_id
+
+    def setup(self, worker) -> None:
+        import time
+
+        from skyclass import stages
+
+        cut = stages.cut_strip
+
+        def stuck(line, strip):
+            if strip.tile.coadd_id == self.coadd_id:
+                time.sleep(3600)
+            return cut(line, strip)
+
+        stages.cut_strip = stuck
+
+
+def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(plain, run, sky, monkeypatch):
+    monkeypatch.setattr(engine, "STALL_S", 20.0)
+    monkeypatch.setattr(engine, "STALL_STRIPS", 0)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with connect("local", workers=2) as client:
+        client.register_plugin(Tar(sky.coadd_ids[0]))
+        report = engine.classify(run, client, quiet)
+    assert list(report.quarantined) == [sky.coadd_ids[0]]
+    assert "nothing finished for 20 s (in 2 attempts" in report.quarantined[sky.coadd_ids[0]]
+    rows = rows_of(run)
+    good = pc.not_equal(rows["coadd_id"], sky.coadd_ids[0])
+    assert len(rows) == sky.n_sources and rows.filter(good).equals(plain[1].filter(good))
 
 
 class BrokenArchive:

@@ -76,7 +76,10 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run):
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """Here the photometry crosses the wire beside the composites."""
     gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
-    with LocalCluster(n_workers=1, dashboard_address=None, host="127.0.0.1", **gpu) as pool, Client(pool) as client:
+    with (
+        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
+        Client(pool) as client,
+    ):
         with engine_workers(pool.scheduler_address, client):
             assert engine.roles(client).split
             engine.classify(run, client, quiet)
