@@ -1,7 +1,6 @@
 """The run folder: schema, paths, commit, journal, manifest. No other file names a path in it.
 
 run.json          the fingerprint and what the run was told           written once
-plan.json         tiles, rows and catalogue partitions                written once
 sources/          a user's table of positions, made ready             written once
 tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
 journal.jsonl     what the driver saw, in order: a cache, never the truth
@@ -444,8 +443,10 @@ def _relative(tile: Path) -> str:
 
 
 def claim(temp: Path, target: Path) -> bool:
-    """Return whether this attempt created `target`, which never replaces. A repeated NFS reply may lie, the link count
-    does not."""
+    """Return whether this attempt created `target`; nothing is ever replaced.
+
+    A repeated NFS reply may lie, the link count does not.
+    """
     try:
         os.link(temp, target)
     except FileExistsError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import cloudpickle
 import pyarrow as pa
@@ -203,27 +204,25 @@ def test_the_report_is_written_and_says_simulated(plain, run):
     assert report["simulated_model"] is True and report["sources_in"] == plain[0].sources_in
 
 
-class Poison(WorkerPlugin):
-    """Ends the process of a worker that begins to cut one tile: what a crash in C code does."""
+class Trap(WorkerPlugin):
+    """Does something to a worker that begins to cut one tile: ends its process, as a crash in C code, or hangs."""
 
-    name = "poison"
+    name = "trap"
 
-    def __init__(self, coadd_id: str) -> None:
-        self.coadd_id = coadd_id
+    def __init__(self, coadd_id: str, spring) -> None:
+        self.coadd_id, self.spring = coadd_id, spring
 
     def setup(self, worker) -> None:
-        import os
-
         from skyclass import stages
 
         cut = stages.cut_strip
 
-        def poisoned(line, strip):
+        def trapped(line, strip):
             if strip.tile.coadd_id == self.coadd_id:
-                os._exit(1)
+                self.spring()
             return cut(line, strip)
 
-        stages.cut_strip = poisoned
+        stages.cut_strip = trapped
 
 
 def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, monkeypatch):
@@ -231,7 +230,7 @@ def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, 
     run = dataclasses.replace(run, strip_sources=1000)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connect("local", workers=1) as client:
-        client.register_plugin(Poison(sky.coadd_ids[0]))
+        client.register_plugin(Trap(sky.coadd_ids[0], partial(os._exit, 1)))
         report = engine.classify(run, client, quiet)
     assert list(report.quarantined) == [sky.coadd_ids[0]] and "died" in report.quarantined[sky.coadd_ids[0]]
     rows = rows_of(run)
@@ -241,35 +240,12 @@ def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, 
     assert again.quarantined == report.quarantined and again.tiles_resumed == 2
 
 
-class Tar(WorkerPlugin):
-    """Makes the cutting of one tile hang, as a dead disk does."""
-
-    name = "tar"
-
-    def __init__(self, coadd_id: str) -> None:
-        self.coadd_id = coadd_id
-
-    def setup(self, worker) -> None:
-        import time
-
-        from skyclass import stages
-
-        cut = stages.cut_strip
-
-        def stuck(line, strip):
-            if strip.tile.coadd_id == self.coadd_id:
-                time.sleep(3600)
-            return cut(line, strip)
-
-        stages.cut_strip = stuck
-
-
 def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(plain, run, sky, monkeypatch):
     monkeypatch.setattr(engine, "STALL_S", 20.0)
     monkeypatch.setattr(engine, "STALL_STRIPS", 0)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connect("local", workers=2) as client:
-        client.register_plugin(Tar(sky.coadd_ids[0]))
+        client.register_plugin(Trap(sky.coadd_ids[0], partial(time.sleep, 3600)))
         report = engine.classify(run, client, quiet)
     assert list(report.quarantined) == [sky.coadd_ids[0]]
     assert "nothing finished for 20 s (in 2 attempts" in report.quarantined[sky.coadd_ids[0]]

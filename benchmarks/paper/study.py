@@ -75,7 +75,7 @@ PRESETS = {
     "cpu": Preset("cpu", 4, 14_000, PAPER_COUNTS, 4, 3, 4_000, 16),
     "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, recipe="paper"),
 }
-"""quick: a test of the harness. cpu: two hours on two cores, epochs and rows reduced. full: the paper's own 200."""
+"""quick: a test of the harness. cpu: some hours on two cores, epochs and rows reduced. full: the paper's own 200."""
 
 
 @dataclass(frozen=True)
