@@ -59,7 +59,7 @@ class Preset:
     epochs: int
     """Of the networks that Table 2, Fig. 17 and the controls compare."""
     small_epochs: int
-    """Of the networks of Table 3, the sweeps and the controls, which are many."""
+    """Of the networks of Table 3 and the sweeps, which are many."""
     small_rows: int | None
     """Their training rows; None: all."""
     small_batch: int = 64
@@ -157,7 +157,7 @@ def effort_of(preset: Preset, name: str) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in ("seeds", *other)}
 
 
-SMALL = re.compile(r"(equal|size|kernel|without|stretched)-.*|only-w1|shuffled|border|self-supervised")
+SMALL = re.compile(r"(equal|size|kernel|without|stretched)-.*|shuffled|self-supervised")
 """Experiments with the effort of Table 3."""
 
 
@@ -325,8 +325,8 @@ def sweep(name: str, study: Study, seed: int, **changes: Any) -> dict[str, Any]:
 
 
 def only_w1(study: Study, seed: int) -> dict[str, Any]:
-    """A network that sees W1 alone: shape and brightness, no colour."""
-    return sweep("only-w1", study, seed, bands=("w1",))
+    """A network that sees W1 alone, trained as IICnet of Table 2: shape and brightness, no colour."""
+    return measured(study, trained(study, "only-w1", seed, bands=("w1",)))
 
 
 def shuffled(study: Study, seed: int) -> dict[str, Any]:
@@ -341,15 +341,14 @@ def shuffled(study: Study, seed: int) -> dict[str, Any]:
 
 
 def border(study: Study, seed: int) -> dict[str, Any]:
-    """A network that sees the 8 pixels along the border alone: the neighbours, not the source."""
-    dataset = fewer(study.dataset, study.preset.small_rows, seed)
+    """A network that sees the 8 pixels along the border alone, trained as IICnet: the neighbours, not the source."""
+    dataset = study.dataset
     pixels = dataset.pixels[:, :3].copy()
     inner = slice(BORDER_PX, dataset.cut.size_px - BORDER_PX)
     pixels[:, :, inner, inner] = np.nan
     cut = replace(dataset.cut, bands=BANDS)
     framed = replace(dataset, pixels=pixels, cut=cut, zero_point_mag=dataset.zero_point_mag[:3], path=None)
-    bundle = small_run(study, "border", seed, framed)
-    return measured(study, bundle, framed)
+    return measured(study, trained(study, "border", seed, framed), framed)
 
 
 # --- without images, and other methods -----------------------------------------------------------------
