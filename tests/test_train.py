@@ -339,15 +339,11 @@ def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Pa
     toml = written(tmp_path, "two", data, **slow)
     two = torchrun(toml, 2)
     killed = torchrun(written(tmp_path, "killed", data, checkpoint_minutes=0.0001, **slow), 2)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("killed.checkpoints/*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    victim = [p for p in ranks_of(killed.pid)][-1]
-    os.kill(victim, signal.SIGKILL)
+    kill_a_rank(killed, tmp_path / "killed.checkpoints")
     outputs = [process.communicate(timeout=250)[0] for process in (two, killed)]
     assert two.returncode == 0, outputs[0]
     assert killed.returncode == 0, outputs[1]
-    assert "exitcode: -9" in outputs[1], outputs[1]
+    assert "failed (exitcode" in outputs[1], outputs[1]
     run = train_config(json.loads(json.dumps(toml_of(toml))))
     one = load_weights(train(replace(run, out=str(tmp_path / "one"))))
     both, after = load_weights(load_bundle(tmp_path / "two")), load_weights(load_bundle(tmp_path / "killed"))
@@ -356,6 +352,36 @@ def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Pa
     apart, travelled = flat(one) - flat(both), flat(one) - flat(start)
     assert apart.norm() < 0.02 * travelled.norm(), float(apart.norm() / travelled.norm())
     assert all(torch.equal(after[name], both[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_ranks_go_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    """Two numbers have one sum, three have several: it takes three ranks to see whether a resume adds in another order.
+
+    The checkpoint that a training resumes from lies within the first epoch, or at its end.
+    """
+    digests = {}
+    for name, minutes in (("plain", 0), ("within", 0.0001), ("between", 0)):
+        toml = written(tmp_path, name, data, batch_size=6, learning_rate=1e-4, checkpoint_minutes=minutes)
+        process = torchrun(toml, 3)
+        if name != "plain":
+            kill_a_rank(process, tmp_path / f"{name}.checkpoints")
+        output = process.communicate(timeout=250)[0]
+        assert process.returncode == 0, output
+        assert ("failed (exitcode" in output) == (name != "plain"), output
+        bundle = load_bundle(tmp_path / name)
+        assert bundle.training["best_epoch"] == 2, "else the weights are from before a resume in epoch 2"
+        digests[name] = bundle.weights_sha256
+    assert digests["within"] == digests["between"] == digests["plain"]
+
+
+def kill_a_rank(process: subprocess.Popen[str], checkpoints: Path) -> None:
+    """Kill a rank of a torchrun as soon as there is a whole checkpoint."""
+    deadline = time.monotonic() + 200
+    while not list(checkpoints.glob("[0-9]*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
 
 
 def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
