@@ -344,9 +344,9 @@ class LocalArchive:
     def _raise_missing(self, coadd_id: str, band: str) -> None:
         present = self.bands_of(coadd_id)
         if present:
-            reason = f"missing band under {self.root}, which has {', '.join(present)} of this tile"
+            reason = f"missing band under {self.root}, which has {', '.join(present)} of this tile: fetch it"
             raise TileFault(coadd_id, reason, band, "missing_band")
-        raise TileFault(coadd_id, f"missing tile: no image of it under {self.root}", None, "missing_tile")
+        raise TileFault(coadd_id, f"missing tile: no image of it under {self.root}, fetch it", None, "missing_tile")
 
     def _indexed_tiles(self) -> list[Tile]:
         """Return one tile for each distinct footprint in the index, bad files left out."""

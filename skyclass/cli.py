@@ -131,6 +131,8 @@ def _print_report(report: Any, run: RunConfig) -> None:
     click.echo("\n".join(lines))
     for tile, reason in report.quarantined.items():
         click.echo(f"quarantined {tile}: {reason}")
+    if report.quarantined:
+        click.echo(f"to do these again: {report.remedy}")
 
 
 @cli.command()

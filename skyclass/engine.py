@@ -25,11 +25,13 @@ import pandas as pd
 import pyarrow as pa
 from distributed import Client, Future, as_completed
 from distributed.comm.core import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed.scheduler import KilledWorker, NoValidWorkerError
+from distributed.worker import Worker
 
 from .cluster import WorkerSetup, connect, refuse_skew
 from .config import RunConfig
-from .errors import SkyclassError
+from .errors import ClusterLost
+from .infer import cuda_is_there
 from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, earlier, strips_of, survey
@@ -54,6 +56,8 @@ WORKERS_TIMEOUT_S = 600
 STALL_S = 300.0
 STALL_STRIPS = 10
 """Nothing finished for so long, or for so many times the median strip: the workers at work are restarted."""
+RESUMES = "what is committed is kept, and the same command resumes"
+
 STALLS = 3
 """Restarts in a row after which a run that still stands gives up, to be resumed."""
 RESTART_TIMEOUT_S = 60
@@ -89,7 +93,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     resumes: committed tiles are not touched. Raises `ConfigError` before any work for input that cannot be used.
     """
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
-        await_workers(client)
+        await_workers(client, needs_gpu=run.device.startswith("cuda"))
         refuse_skew(client)
         client.register_plugin(WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
@@ -106,12 +110,26 @@ def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
     return connect(run.cluster, run.workers, run.memory_limit, 0 if run.device == "cpu" else None)
 
 
-def await_workers(client: Client) -> None:
-    """Wait for the first worker; `SkyclassError` when none comes."""
+def await_workers(client: Client, needs_gpu: bool = False) -> None:
+    """Wait for the first worker, and for one with a GPU if the run asks for that; `ClusterLost` when none comes."""
+    began = time.monotonic()
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
     except TimeoutError as error:
-        raise SkyclassError(f"no worker joined {client} in {WORKERS_TIMEOUT_S} s") from error
+        raise ClusterLost(f"no worker joined {client} in {WORKERS_TIMEOUT_S} s: start some; {RESUMES}") from error
+    while needs_gpu and not has_gpu(client):
+        if time.monotonic() - began > WORKERS_TIMEOUT_S:
+            raise ClusterLost(
+                f"no worker with a GPU joined {client} in {WORKERS_TIMEOUT_S} s: start some, or run with device = "
+                f"cpu; {RESUMES}"
+            )
+        time.sleep(1)
+
+
+def has_gpu(client: Client) -> bool:
+    """Return whether any worker is labelled `GPU` or has a CUDA device."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return any("GPU" in w["resources"] for w in workers) or any(client.run(cuda_is_there).values())
 
 
 @contextmanager
@@ -119,10 +137,8 @@ def dask_faults() -> Iterator[None]:
     """Turn what Dask raises when workers or the scheduler die into one message of ours."""
     try:
         yield
-    except (KilledWorker, CancelledError, CommClosedError) as error:
-        raise SkyclassError(
-            f"{type(error).__name__}: {error}; what is committed is kept, and the same command resumes"
-        ) from error
+    except (KilledWorker, NoValidWorkerError, CancelledError, CommClosedError) as error:
+        raise ClusterLost(f"{type(error).__name__}: {error}; {RESUMES}") from error
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
@@ -168,6 +184,11 @@ def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, 
         yield result
 
 
+def n_executing(dask_worker: Worker) -> int:
+    """Return how many tasks a worker is at, those among them that the scheduler has forgotten."""
+    return len(dask_worker.state.all_running_tasks)
+
+
 def roles(client: Client) -> Roles:
     """Return who does what: split where workers are labelled `GPU`, fused where none is.
 
@@ -194,9 +215,9 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
         except Empty:
             stalls += 1
             if stalls > STALLS:
-                raise SkyclassError(
+                raise ClusterLost(
                     f"the run stands still: nothing finished although its workers were restarted {STALLS} times; "
-                    "what is committed is kept, and the same command resumes"
+                    + RESUMES
                 ) from None
             window.restart_hung(tally)
         else:
@@ -252,10 +273,27 @@ class Window:
         while (item := next(self.strips, None)) is None or item[0].fault:  # of a tile given up in between: none
             if not self.chains and (not self.suspects or self.in_flight or self.committing):
                 return None
+            if not self.chains:
+                self.await_idle()
             chain = (self.chains or self.suspects).popleft()
-            strips = strips_of(chain.tile, self.strip_sources)
+            strips = strips_of(chain.tile, self.strip_size(chain))
             self.strips = ((chain, strip, strip is strips[-1]) for strip in strips)
         return item
+
+    def await_idle(self) -> None:
+        """Return when no worker is at work: a strip of a tile given up may be, and would kill whoever is beside it."""
+        until = time.monotonic() + self.patience_s
+        while any(self.client.processing().values()) or any(self.client.run(n_executing, on_error="ignore").values()):
+            if time.monotonic() > until:
+                log.warning("work that was given up does not end")
+                return
+            time.sleep(0.1)
+
+    def strip_size(self, chain: Chain) -> int:
+        """Return the most sources in a strip of a tile: half as many when it is begun again, to need less memory."""
+        if chain.attempt == 1:
+            return self.strip_sources
+        return max(1, min(self.strip_sources, chain.tile.n_sources) // 2)
 
     def watch(self, kind: dict[str, Chain], future: Future[Any], chain: Chain) -> None:
         """Hear of a future when it is done."""
@@ -291,7 +329,7 @@ class Window:
             result = future.result()
         except KilledWorker as error:
             if commit_of:  # its strips fail with it, and only this is counted
-                self.forget(chain)
+                self.give_up(chain)
                 self.again(chain, f"workers died of it: {error}", tally)
             return
         if commit_of:
@@ -309,11 +347,18 @@ class Window:
         The driver does that itself: strips of the tile may still be killing workers.
         """
         chain.fault = reason
+        tally.again(chain.tile.coadd_id)
         if chain.attempt < ATTEMPTS:
             self.suspects.append(Chain(chain.tile, chain.attempt + 1))
             return
-        words = f"{reason} (in {ATTEMPTS} attempts, once with nothing beside it)"
+        words = f"{reason} (in {ATTEMPTS} attempts, the last with nothing beside it and half the sources at a time)"
+        words += ": give workers more memory, or look at this tile"
         tally.commit(*commit_fault(self.line, chain.tile, words))
+
+    def give_up(self, chain: Chain) -> None:
+        """Take back the tasks of a tile that are not at work yet, and forget them all."""
+        self.client.cancel(chain.futures, force=True, reason="given up")
+        self.forget(chain)
 
     def forget(self, chain: Chain) -> None:
         """Drop the tasks of a tile that is done or given up."""
@@ -335,8 +380,7 @@ class Window:
         log.warning("%s: restarting %s", words, ", ".join(holders) or "no worker, for none is at work")
         for chain in hung:
             chain.fault = words
-            self.client.cancel(chain.futures, force=True, reason="hung")
-            self.forget(chain)
+            self.give_up(chain)
         if holders:
             self.client.restart_workers(holders, timeout=RESTART_TIMEOUT_S, raise_for_error=False)
         for chain in hung:

@@ -13,7 +13,8 @@ SkyclassError
 │   ├── LeaseLost            another driver has taken over
 │   └── CommitConflict       two attempts at one tile gave different bytes
 ├── RowsLost                 rows in and rows out differ: a defect, never hidden
-└── Interrupted              stopped by signal; the same command resumes            exit code 4
+└── Interrupted              stopped from outside; the same command resumes         exit code 4
+    └── ClusterLost          the workers or the scheduler are gone
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class RowsLost(SkyclassError):
 
 
 class Interrupted(SkyclassError):
-    """Stopped by a signal with everything committed so far kept."""
+    """Stopped from outside, by a signal or because something it needs is gone; what is committed is kept."""
 
     exit_code = 4
+
+
+class ClusterLost(Interrupted):
+    """The scheduler, or every worker that could do the work, is gone."""

@@ -221,7 +221,7 @@ def cached_classifier(path: str, digest: str, device: str = "auto", precision: s
 def resolve_device(device: str) -> str:
     """Return cpu, cuda or cuda:N; auto takes CUDA when there is one. Raises `ConfigError`."""
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if cuda_is_there() else "cpu"
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ConfigError(f"device = {device!r}: choose auto, cpu, cuda or cuda:N")
@@ -229,6 +229,11 @@ def resolve_device(device: str) -> str:
         n = torch.cuda.device_count()
         raise ConfigError(f"device = {device!r}: torch sees {n} CUDA devices; choose cpu")
     return device
+
+
+def cuda_is_there() -> bool:
+    """Return whether torch sees a CUDA device in this process."""
+    return torch.cuda.is_available()
 
 
 def resolve_precision(device: str, precision: str) -> str:

@@ -21,6 +21,8 @@ from .plan import Line, Plan
 from .stages import StripResult, Timing
 from .store import UNCLASSIFIED, Commit, journal_commit
 
+REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
+
 
 @dataclass(frozen=True)
 class RunReport:
@@ -36,6 +38,8 @@ class RunReport:
     tiles: int
     tiles_resumed: int
     quarantined: dict[str, str]
+    """Tile -> what is wrong with it, and the way out."""
+    remedy: str
     tile_bytes: int
     tile_bytes_read: int
     wall_seconds: float
@@ -52,7 +56,7 @@ class Watcher(Protocol):
     """Somebody who is told how far a run is."""
 
     def advance(self, n_sources: int) -> None:
-        """Hear that `n_sources` more went through the network."""
+        """Hear that `n_sources` more went through the network; fewer than 0 when a tile is begun again."""
         ...
 
 
@@ -78,7 +82,8 @@ class Tally:
     commits: dict[str, Commit] = field(default_factory=dict)
     n_resumed: int = 0
     n_classified_now: int = 0
-    seen: set[tuple[str, int]] = field(default_factory=set)
+    seen: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    """Tile -> first source of a strip -> its sources, of the strips that are done."""
     bytes_read: int = 0
     bytes_of_tiles: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -91,13 +96,21 @@ class Tally:
 
     def strip(self, facts: StripFacts) -> None:
         """Count a finished strip, once however often it was done."""
-        if (facts.coadd_id, facts.start) in self.seen:
+        if facts.start in self.seen[facts.coadd_id]:
             return
-        self.seen.add((facts.coadd_id, facts.start))
+        self.seen[facts.coadd_id][facts.start] = facts.n_sources
         for timing in facts.timings:
             self.time(timing)
-        self.n_classified_now += facts.n_sources
-        self.watcher.advance(facts.n_sources)
+        self._advance(facts.n_sources)
+
+    def again(self, coadd_id: str) -> None:
+        """Take back the strips of a tile that is begun again."""
+        self._advance(-sum(self.seen.pop(coadd_id, {}).values()))
+
+    def _advance(self, n_sources: int) -> None:
+        if n_sources:
+            self.n_classified_now += n_sources
+            self.watcher.advance(n_sources)
 
     def time(self, timing: Timing) -> None:
         """Count seconds and bytes."""
@@ -106,10 +119,14 @@ class Tally:
         self.bytes_of_tiles += timing.bytes_of_tile
 
     def commit(self, commit: Commit, timing: Timing) -> None:
-        """Write a commit into the journal and count it; `LeaseLost` when another driver does that now."""
+        """Write a commit into the journal and count it, with those of its sources that were not counted yet.
+
+        Raises `LeaseLost` when another driver does that now.
+        """
         self.lease.check()
         journal_commit(self.line.folder, commit)
         self.commits[commit.coadd_id] = commit
+        self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
         self.time(timing)
 
     @property
@@ -139,6 +156,7 @@ class Tally:
             tiles=len(self.commits),
             tiles_resumed=self.n_resumed,
             quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},
+            remedy=REMEDY if any(c.fault for c in commits) else "",
             tile_bytes=self.bytes_of_tiles,
             tile_bytes_read=self.bytes_read,
             wall_seconds=round(wall, 3),

@@ -21,7 +21,7 @@ from .errors import RowsLost, TileFault
 from .photometry import features
 from .plan import NO_TILE, Line
 from .sky import healpix29, tile_pixels
-from .store import CLASS_SCHEMA, Commit, commit_tile
+from .store import CLASS_SCHEMA, Commit, commit_tile, standing_commit
 from .types import CLASSES, FAULT_FLAGS, UNCOVERED_FLAGS, Flag, Float16, Float32, Int32, Int64, Strip, Tile, TilePlan
 
 
@@ -135,7 +135,12 @@ def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tup
 
 
 def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, Timing]:
-    """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class."""
+    """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class.
+
+    If a worker committed the tile before it died or hung, that stands.
+    """
+    if standing := standing_commit(line.folder, tile.coadd_id):
+        return standing, Timing("commit", 0.0)
     fault = TileFault(tile.coadd_id, reason)
     cut = faulty_strip(line, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
     return commit_strips(line, tile, [infer_strip(line, cut)])

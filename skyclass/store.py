@@ -492,6 +492,12 @@ def read_commit(path: Path) -> Commit | None:
     return Commit(file=_relative(path), sha256=sha256_of(path), nbytes=path.stat().st_size, **words)
 
 
+def standing_commit(folder: RunFolder, coadd_id: str) -> Commit | None:
+    """Return the commit of a tile that is on disk, or None."""
+    path = folder.tile_path(coadd_id)
+    return read_commit(path) if path.exists() else None
+
+
 def committed(folder: RunFolder) -> dict[str, Commit]:
     """Return the commits of a run by tile, sorted. The files are the truth.
 

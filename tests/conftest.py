@@ -13,6 +13,8 @@ from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.networks import build
 
+pytest_plugins = ("faults",)
+
 BANDS = ("w1", "w2", "w3")
 
 torch.set_num_threads(1)  # two threads on busy cores are slower than one; workers have one

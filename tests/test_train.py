@@ -290,6 +290,15 @@ def test_a_stopped_training_goes_on_to_the_same_bundle(data: Path, tmp_path: Pat
         train(replace(run, out=str(tmp_path / "other"), batch_size=8))
 
 
+def test_an_unfinished_checkpoint_is_none_and_is_swept(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_checkpoint(tmp_path, number, {"number": number})
+    (tmp_path / f".{'a' * 32}.{3:012d}.ckpt").write_bytes(b"killed while it was writ")
+    assert latest_checkpoint(tmp_path) == {"number": 2}
+    save_checkpoint(tmp_path, 3, {"number": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{n:012d}.ckpt" for n in (2, 3)]
+
+
 def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2, 3):
         save_checkpoint(tmp_path, number, {"number": number, "weights": torch.full((100,), float(number))})

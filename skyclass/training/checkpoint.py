@@ -58,4 +58,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.ckpt"), reverse=True)
+    return sorted(folder.glob("[0-9]*.ckpt"), reverse=True)  # `*` would take the names of unfinished ones too
