@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from .archive import LocalArchive, open_archive
+from .archive import open_archive
+from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, read_partition, select, standardise_table
 from .config import RunConfig, fingerprint
@@ -89,7 +90,7 @@ def _bundle(model: str, digest: str) -> Bundle:
 
 
 @lru_cache(maxsize=4)
-def _archive(images: str, bands: tuple[str, ...], session: str) -> LocalArchive:
+def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
     return open_archive(images, bands)
 
 
@@ -270,7 +271,7 @@ def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
     return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def tiled_table(run: RunConfig, archive: LocalArchive) -> pa.Table:
+def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
     """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
     table = standardise_table(run.catalog)
     if run.region:

@@ -15,7 +15,8 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.archive import AtlasImage, LocalArchive, Refusal, describe, open_archive
+from skyclass.archive import LocalArchive, describe, open_archive
+from skyclass.atlas import AtlasImage, Refusal
 from skyclass.errors import ArchiveError, ConfigError, TileFault
 from skyclass.sky import tile_pixels
 from skyclass.types import Archive, Tile
