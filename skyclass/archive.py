@@ -40,6 +40,7 @@ from .atlas import (
     tile_of,
 )
 from .errors import ArchiveError, ConfigError, TileFault
+from .remote import SCHEMES, open_remote
 from .types import BANDS, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
@@ -178,12 +179,15 @@ class LocalArchive:
 def open_archive(location: str, bands: Sequence[str]) -> AtlasArchive:
     """Return the archive at a local folder: archive layout (or a folder above it), or any Atlas files.
 
-    Raises `ArchiveError` when there is no such folder, it holds no usable Atlas image (the first
-    refusals are listed), or a wanted band is absent from the whole of a plain folder.
+    At `s3://bucket/prefix` and `https://host/path` it is the archive's layout there, and nothing is asked for yet.
+    Raises `ArchiveError` when there is no such folder, it holds no usable Atlas image (the first refusals are
+    listed), or a wanted band is absent from the whole of a plain folder.
     """
     wanted = tuple(bands)
     if not wanted or not set(wanted) <= set(BANDS) or len(set(wanted)) < len(wanted):
         raise ConfigError(f"bands are {wanted}: give one or more of {', '.join(BANDS)}, each once")
+    if str(location).startswith(SCHEMES):
+        return open_remote(str(location), wanted)
     root = _local_root(str(location))
     for prefix in LAYOUT_PREFIXES:
         if next(_layout_names(root / prefix), None):
@@ -195,8 +199,8 @@ def _local_root(location: str) -> Path:
     """Return the folder of a location, or raise an `ArchiveError` that names the way out."""
     if "://" in location and not location.startswith("file://"):
         raise ArchiveError(
-            f"images at {location}: this version reads local folders only; copy the tiles first, "
-            "for example with `aws s3 sync --no-sign-request`, and give that folder"
+            f"images at {location}: give a folder, s3://bucket/prefix or https://host/path; tiles elsewhere must be "
+            "copied first, and that folder given"
         )
     root = Path(location.removeprefix("file://")).expanduser().absolute()
     if root.is_file():

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .errors import TileFault
 from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from .types import BANDS, PIXEL_SCALE_ARCSEC, Archive, Float32, Tile
+from .types import BANDS, PIXEL_SCALE_ARCSEC, Archive, Float32, Float64, Tile
 
 MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
@@ -297,14 +297,34 @@ def layout_path(coadd_id: str, band: str) -> str:
 def names_near(names: Iterable[str], ra: ArrayLike, dec: ArrayLike) -> list[str]:
     """Return the tile names whose centre, as the name tells it, lies near any position."""
     wanted = list(names)
-    pixels = np.unique(healpix(6, ra, dec))
-    if not wanted or not len(pixels):
+    places = _places(ra, dec)
+    if not wanted or not len(places[0]):
         return []
-    sources = unit_vectors(*pixel_centres(6, pixels))
+    sources = unit_vectors(*places)
     matches = [cast(re.Match[str], TILE_NAME.fullmatch(name)) for name in wanted]
     centre_ra = np.array([int(m[1]) / 10 + 0.05 for m in matches])
     centre_dec = np.array([int(m[3]) / 10 * (1 if m[2] == "p" else -1) for m in matches])
-    reach_deg = TILE_HALF_DIAGONAL_DEG + NAME_ROUNDING_DEG + pixel_radius_deg(6)
     centres = unit_vectors(centre_ra, centre_dec)
-    near = [bool((sources @ centre).max() >= np.cos(np.radians(reach_deg))) for centre in centres]
+    near = [bool((sources @ centre).max() >= np.cos(np.radians(_reach_deg()))) for centre in centres]
     return [name for name, keep in zip(wanted, near, strict=True) if keep]
+
+
+def ra_names_near(ra: ArrayLike, dec: ArrayLike) -> set[str]:
+    """Return the first four digits, RA in 0.1 degree, of all names that `names_near` could keep."""
+    digits = np.arange(3600)
+    near = np.zeros(3600, bool)
+    for place_ra, place_dec in zip(*_places(ra, dec), strict=True):
+        spread = np.sin(np.radians(_reach_deg())) / np.cos(np.radians(place_dec))
+        half_width_deg = np.degrees(np.arcsin(spread)) if spread < 1 else 180.0
+        near |= np.abs((digits / 10 + 0.05 - place_ra + 180) % 360 - 180) <= half_width_deg
+    return {f"{number:04d}" for number in digits[near]}
+
+
+def _places(ra: ArrayLike, dec: ArrayLike) -> tuple[Float64, Float64]:
+    """Return RA and Dec (degrees) of the HEALPix pixels of order 6 that hold any position."""
+    return pixel_centres(6, np.unique(healpix(6, ra, dec)))
+
+
+def _reach_deg() -> float:
+    """Return how far from such a pixel's centre the centre that a tile's name tells may lie."""
+    return TILE_HALF_DIAGONAL_DEG + NAME_ROUNDING_DEG + pixel_radius_deg(6)

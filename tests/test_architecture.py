@@ -17,6 +17,7 @@ READING_ORDER = [
         "config",
         "catalog",
         "atlas",
+        "remote",
         "archive",
         "cutouts",
         "composite",
@@ -34,6 +35,7 @@ ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
     "distributed": {"cluster.py", "engine.py", "cli.py", "training"},  # training/launch.py: one torchrun a node
     "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
+    "obstore": {"remote.py"},
     "torch": {"networks", "bundle.py", "infer.py", "training"},
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},
