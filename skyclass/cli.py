@@ -61,7 +61,9 @@ def run_options(command: F) -> F:
     options = [
         click.argument("run_toml", required=False, type=click.Path(dir_okay=False)),
         click.option("--catalog", help="AllWISE partitions, HATS catalogue, or table of positions (ra, dec)."),
-        click.option("--images", help="Folder of Atlas tiles, in the archive's layout or any other."),
+        click.option(
+            "--images", help="Folder of Atlas tiles, in the archive's layout or any other; or s3://, https://."
+        ),
         click.option("--model", help="Shipped model name or bundle folder.  [default: iicnet-mock]"),
         click.option("--out", help="Run folder; the same command on it resumes."),
         click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin."),
@@ -148,7 +150,7 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 
 @cli.command()
 @click.option("--catalog", required=True, help="Table of positions (ra, dec), or a catalogue.")
-@click.option("--images", required=True, help="Folder of Atlas tiles.")
+@click.option("--images", required=True, help="Folder of Atlas tiles, or s3://, https://.")
 @click.option("-o", "--output", required=True, help="FILE.npz")
 @click.option("--size", default="50arcsec", show_default=True, help="Side, as an angle or in pixels (37px).")
 @click.option("--bands", default="w1,w2,w3", show_default=True)
@@ -335,7 +337,7 @@ def parse_box(text: str) -> Box:
 @click.argument("dataset_toml", required=False, type=click.Path(dir_okay=False))
 @click.option("--out", help="Folder of the dataset; must not exist.")
 @click.option("--labels", help="Table with ra, dec, class; optionally source_id, coadd_id and photometry.")
-@click.option("--images", help="Folder of Atlas tiles.")
+@click.option("--images", help="Folder of Atlas tiles, or s3://, https://.")
 @click.option("--catalog", help="Catalogue that gives positions, tiles and photometry of the labelled sources.")
 @click.option("--bands", help="Comma-separated.  [default: w1,w2,w3,w4]")
 @click.option("--size-px", type=int, help="Native pixels on a side of a cutout.  [default: 37]")

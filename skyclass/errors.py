@@ -14,7 +14,8 @@ SkyclassError
 │   └── CommitConflict       two attempts at one tile gave different bytes
 ├── RowsLost                 rows in and rows out differ: a defect, never hidden
 └── Interrupted              stopped from outside; the same command resumes         exit code 4
-    └── ClusterLost          the workers or the scheduler are gone
+    ├── ClusterLost          the workers or the scheduler are gone
+    └── ArchiveDown          the image archive does not answer
 """
 
 from __future__ import annotations
@@ -98,10 +99,28 @@ class RowsLost(SkyclassError):
 
 
 class Interrupted(SkyclassError):
-    """Stopped from outside, by a signal or because something it needs is gone; what is committed is kept."""
+    """Stopped from outside, by a signal, the cluster or the archive gone, with everything committed so far kept."""
 
     exit_code = 4
 
 
 class ClusterLost(Interrupted):
     """The scheduler, or every worker that could do the work, is gone."""
+
+
+class ArchiveDown(Interrupted):
+    """A remote archive does not answer, or refuses to: no fault of a tile, so it stops the run and quarantines nothing.
+
+    `trouble` says what was asked for, how often, and what came of it.
+    """
+
+    def __init__(self, url: str, reason: str, attempts: int) -> None:
+        self.url, self.reason, self.attempts = url, reason, attempts
+        self.trouble = f"{url}: {reason} ({attempts} attempt{'s' if attempts > 1 else ''})"
+        super().__init__(
+            f"the image archive does not answer: {self.trouble}; what is committed is kept: run the same command "
+            "again when it is back"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int]]:
+        return ArchiveDown, (self.url, self.reason, self.attempts)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from .archive import LocalArchive, open_archive
+from .archive import open_archive
+from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, read_partition, select, standardise_table
 from .config import RunConfig, fingerprint
-from .errors import ArchiveError, CatalogError, TileFault
+from .errors import ArchiveDown, ArchiveError, CatalogError, TileFault
 from .infer import cached_classifier, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
+from .remote import LAYOUT_HINT, SCHEMES
 from .sky import Region
 from .store import Commit, RunFolder, committed, parquet_bytes, retry_quarantined, start_or_resume, write_bytes
 from .types import Archive, Classifier, Strip, TilePlan
@@ -89,7 +92,7 @@ def _bundle(model: str, digest: str) -> Bundle:
 
 
 @lru_cache(maxsize=4)
-def _archive(images: str, bands: tuple[str, ...], session: str) -> LocalArchive:
+def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
     return open_archive(images, bands)
 
 
@@ -149,7 +152,8 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     refuse_foreign(line.folder)
     table = None
     if catalog.kind == "table":
-        table = tiled_table(run, archive)
+        with archive_up(line.folder):
+            table = tiled_table(run, archive)
         check_photometry(bundle, catalog, table)
         line = replace(line, catalog=str(line.folder.sources), region=None)
         plan = make_plan(line, table_counts(table), content_digest(table))
@@ -162,8 +166,23 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
         counts = count(line, range(len(selected.partitions)))
         plan = make_plan(line, counts)
-    preflight(line, archive, plan)
+    with archive_up(line.folder):
+        preflight(line, archive, plan)
     return line, plan, table
+
+
+@contextmanager
+def archive_up(folder: RunFolder) -> Iterator[None]:
+    """Turn an archive that does not answer into an `ArchiveError` while there is nothing yet to resume."""
+    try:
+        yield
+    except ArchiveDown as error:
+        if folder.journal_path.exists():
+            raise
+        raise ArchiveError(
+            f"the image archive does not answer: {error.trouble}; nothing was begun: try again later, or mirror the "
+            "tiles and give that folder"
+        ) from error
 
 
 def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = None) -> None:
@@ -249,18 +268,20 @@ def count_partition(line: Line, partition: int) -> pa.Table:
 
 def preflight(line: Line, archive: Archive, plan: Plan) -> None:
     """Raise `ArchiveError` when not one of the first tiles of the plan is usable; one message, each reason."""
-    faults = []
+    faults: list[TileFault] = []
     for tile in [t for t in plan.tiles if t.coadd_id != NO_TILE][:PREFLIGHT_TILES]:
         try:
             archive.tile(tile.coadd_id, line.bundle.bands)
         except TileFault as fault:
-            faults.append(str(fault))
+            faults.append(fault)
         else:
             return
     if not faults:
         raise ArchiveError(f"{line.images}: none of the {plan.n_sources} positions lies on a tile of this folder")
-    reasons = "; ".join(faults[:5])
-    raise ArchiveError(f"{line.images}: none of the {len(faults)} tiles looked at is usable: {reasons}")
+    reasons = "; ".join(map(str, faults[:5]))
+    nowhere = line.images.startswith(SCHEMES) and all(fault.kind == "missing_tile" for fault in faults)
+    hint = f"; {LAYOUT_HINT}" if nowhere else ""
+    raise ArchiveError(f"{line.images}: none of the {len(faults)} tiles looked at is usable: {reasons}{hint}")
 
 
 def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
@@ -270,7 +291,7 @@ def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
     return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def tiled_table(run: RunConfig, archive: LocalArchive) -> pa.Table:
+def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
     """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
     table = standardise_table(run.catalog)
     if run.region:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .archive import LocalArchive, open_archive
+from .archive import open_archive
+from .atlas import AtlasArchive
 from .catalog import assign_tiles, open_catalog, read_partition, standardise_table
 from .cutouts import cut
 from .errors import ConfigError, TileFault
@@ -68,7 +69,7 @@ def _odd(pixels: float) -> int:
     return 2 * round((pixels - 1) / 2) + 1
 
 
-def positions(catalog: str, archive: LocalArchive) -> pa.Table:
+def positions(catalog: str, archive: AtlasArchive) -> pa.Table:
     """Return the sources of a table or catalogue, each with its tile."""
     opened = open_catalog(catalog)
     if opened.kind == "table":
@@ -81,7 +82,7 @@ def positions(catalog: str, archive: LocalArchive) -> pa.Table:
     return table
 
 
-def cut_table(archive: LocalArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]) -> CutoutBatch:
+def cut_table(archive: AtlasArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]) -> CutoutBatch:
     """Return the cutouts of a table in its order; a source without a tile is all NaN and flagged."""
     n = len(table)
     pixels = np.full((n, len(bands), size_px, size_px), np.nan, dtype=np.float32)

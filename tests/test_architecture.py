@@ -16,6 +16,8 @@ READING_ORDER = [
         "sky",
         "config",
         "catalog",
+        "atlas",
+        "remote",
         "archive",
         "cutouts",
         "composite",
@@ -32,7 +34,8 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
     "distributed": {"cluster.py", "engine.py", "cli.py", "training"},  # training/launch.py: one torchrun a node
-    "astropy.io.fits": {"archive.py", "catalog.py", "query.py"},
+    "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
+    "obstore": {"remote.py"},
     "torch": {"networks", "bundle.py", "infer.py", "training"},
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},

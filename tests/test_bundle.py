@@ -116,6 +116,7 @@ def test_other_schemas_and_fields_are_refused(tmp_path: Path, changes: dict[str,
 
 
 @pytest.mark.parametrize("file", [MODEL_FILE, WEIGHTS_FILE])
+@pytest.mark.fault(25)
 def test_one_flipped_byte_is_refused(tmp_path: Path, file: str) -> None:
     bundle = make_bundle(tmp_path / "m")
     path = tmp_path / "m" / file

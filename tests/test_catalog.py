@@ -209,6 +209,7 @@ def test_an_empty_region_gives_no_partition(hive: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("ra", np.nan), ("dec", -90.5), ("ra", 360.5), ("dec", np.inf), ("ra", None)]
 )
+@pytest.mark.fault(18)
 def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, name: str, value: float | None) -> None:
     table = sources.slice(0, 50)
     column = table[name].to_pylist()
@@ -223,6 +224,7 @@ def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, nam
             read()
 
 
+@pytest.mark.fault(18)
 def test_what_is_no_catalogue_says_what_it_is(tmp_path: Path, sources: pa.Table) -> None:
     with pytest.raises(CatalogError, match="no such file"):
         open_catalog(str(tmp_path / "nowhere"))

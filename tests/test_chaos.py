@@ -180,10 +180,9 @@ def test_the_driver_is_killed_before_any_call_that_reaches_the_disk(
     chaos.injected(len(crashes))
 
 
-@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
-def test_a_word_to_stop_ends_a_local_cluster_with_exit_code_4(run, undisturbed, tmp_path, word):
-    run = dataclasses.replace(run, strip_sources=4)
-    driver = drive(run, "local", tmp_path, "--workers", "1")
+@pytest.mark.parametrize(("word", "where"), [(signal.SIGTERM, "local"), (signal.SIGINT, "none")])
+def test_a_word_to_stop_ends_a_run_with_exit_code_4(run, undisturbed, tmp_path, word, where):
+    driver = drive(dataclasses.replace(run, strip_sources=4), where, tmp_path)
     await_true(lambda: n_committed(run) >= 1 or driver.poll() is not None, "a tile is committed")
     driver.send_signal(word)
     _, said = driver.communicate(timeout=60)

@@ -200,6 +200,7 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(sky, bundle, tm
     assert files(out) == before
 
 
+@pytest.mark.fault(17)
 def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_path):
     out = tmp_path / "out"
     done = classify(sky, bundle, out, limit_bytes=12_000)

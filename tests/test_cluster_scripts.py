@@ -98,6 +98,7 @@ def test_scripts_make_a_split_cluster_on_loopback(start: Start, tmp_path: Path) 
     assert "NO NVIDIA GPU FOUND" in (tmp_path / "gpu-workers.sh.log").read_text()
 
 
+@pytest.mark.fault(26)
 def test_tls_cluster_takes_members_only(start: Start, tmp_path: Path) -> None:
     made = subprocess.run([SCRIPTS / "tls.sh", "tls"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
@@ -132,6 +133,7 @@ def test_tls_cluster_takes_members_only(start: Start, tmp_path: Path) -> None:
         ("gpu-workers.sh", (), {}, "scheduler's address"),
     ],
 )
+@pytest.mark.fault(26)
 def test_nothing_leaves_this_machine_without_tls(
     script: str, arguments: tuple[str, ...], settings: dict[str, str], words: str
 ) -> None:

@@ -57,6 +57,7 @@ def memory_archive(shape: tuple[int, int] = (60, 80), bands: tuple[str, ...] = (
     st.lists(st.tuples(st.floats(-60, 140), st.floats(-60, 120)), min_size=1, max_size=20),
     st.sampled_from([1, 4, 5, 16, 37]),
 )
+@pytest.mark.fault(19)
 def test_equal_to_astropy_wherever_the_source_is(positions, size):
     archive = memory_archive()
     tile = archive.tile("0000p000_ac51", ("w1", "w2"))
@@ -78,6 +79,7 @@ def test_half_pixels_round_as_astropy_does():
         np.testing.assert_array_equal(batch.pixels[n, 0], oracle(archive.images["w1"], position, position, 37))
 
 
+@pytest.mark.fault(19)
 def test_flags_say_what_is_missing():
     archive = memory_archive()
     tile = archive.tile("0000p000_ac51", ("w1", "w2"))

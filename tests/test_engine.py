@@ -2,25 +2,19 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from functools import partial
 
-import cloudpickle
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client, LocalCluster, WorkerPlugin, get_task_stream
+from distributed import Client, LocalCluster, get_task_stream
 
-from skyclass import cluster, engine, pipeline, stages
+from skyclass import engine, pipeline, stages
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
-from skyclass.errors import ConfigError, Interrupted, RowsLost, RunMismatch, TileFault
+from skyclass.errors import ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.plan import Line, count_here, survey
 from skyclass.progress import quiet
 from skyclass.query import open_catalog
@@ -70,6 +64,7 @@ cluster.versions = config.versions
 """
 
 
+@pytest.mark.fault(24)
 def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_path):
     (tmp_path / "skewed.py").write_text(SKEWED)
     preload = {"preload": str(tmp_path / "skewed.py")}
@@ -154,34 +149,6 @@ def test_an_interrupted_run_resumes_to_the_same_rows(plain, run):
     assert again.tiles_resumed == 2 and again.tile_bytes_read == 0 and rows_of(run).equals(plain[1])
 
 
-def test_sigint_ends_with_exit_code_4_and_a_word_on_resuming(run, sky):
-    command = [sys.executable, "-m", "skyclass", "classify", "--catalog", run.catalog, "--images", run.images]
-    command += [
-        "--model",
-        run.model,
-        "--out",
-        run.out,
-        "--cluster",
-        "none",
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    journal = RunFolder(run.out).journal_path
-    deadline = time.monotonic() + 120
-    while not journal.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the run was over before the signal came")
-    assert process.returncode == Interrupted.exit_code, said
-    assert "same command" in said
-    assert pipeline.classify(run).sources_in == sky.n_sources
-
-
 def test_a_bad_tile_is_quarantined_and_its_rows_stay(run, sky, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(sky.images, images)
@@ -202,56 +169,6 @@ def test_the_report_is_written_and_says_simulated(plain, run):
         engine.classify(run, client, quiet)
     report = json.loads(RunFolder(run.out).report_path.read_text())
     assert report["simulated_model"] is True and report["sources_in"] == plain[0].sources_in
-
-
-class Trap(WorkerPlugin):
-    """Does something to a worker that begins to cut one tile: ends its process, as a crash in C code, or hangs."""
-
-    name = "trap"
-
-    def __init__(self, coadd_id: str, spring) -> None:
-        self.coadd_id, self.spring = coadd_id, spring
-
-    def setup(self, worker) -> None:
-        from skyclass import stages
-
-        cut = stages.cut_strip
-
-        def trapped(line, strip):
-            if strip.tile.coadd_id == self.coadd_id:
-                self.spring()
-            return cut(line, strip)
-
-        stages.cut_strip = trapped
-
-
-def test_a_tile_that_kills_workers_is_quarantined_and_stays_so(plain, run, sky, monkeypatch):
-    monkeypatch.setitem(cluster.DASK_SETTINGS, "distributed.scheduler.allowed-failures", 0)  # each death takes seconds
-    run = dataclasses.replace(run, strip_sources=1000)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with connect("local", workers=1) as client:
-        client.register_plugin(Trap(sky.coadd_ids[0], partial(os._exit, 1)))
-        report = engine.classify(run, client, quiet)
-    assert list(report.quarantined) == [sky.coadd_ids[0]] and "died" in report.quarantined[sky.coadd_ids[0]]
-    rows = rows_of(run)
-    good = pc.not_equal(rows["coadd_id"], sky.coadd_ids[0])
-    assert len(rows) == sky.n_sources and rows.filter(good).equals(plain[1].filter(good))
-    again = pipeline.classify(run)
-    assert again.quarantined == report.quarantined and again.tiles_resumed == 2
-
-
-def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(plain, run, sky, monkeypatch):
-    monkeypatch.setattr(engine, "STALL_S", 20.0)
-    monkeypatch.setattr(engine, "STALL_STRIPS", 0)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with connect("local", workers=2) as client:
-        client.register_plugin(Trap(sky.coadd_ids[0], partial(time.sleep, 3600)))
-        report = engine.classify(run, client, quiet)
-    assert list(report.quarantined) == [sky.coadd_ids[0]]
-    assert "nothing finished for 20 s (in 2 attempts" in report.quarantined[sky.coadd_ids[0]]
-    rows = rows_of(run)
-    good = pc.not_equal(rows["coadd_id"], sky.coadd_ids[0])
-    assert len(rows) == sky.n_sources and rows.filter(good).equals(plain[1].filter(good))
 
 
 class BrokenArchive:
@@ -299,6 +216,7 @@ def test_a_second_run_in_one_process_sees_what_changed(run, sky, tmp_path):
     assert not pipeline.classify(into(first, tmp_path / "second")).quarantined
 
 
+@pytest.mark.fault(18)
 def test_positions_beside_the_image_keep_their_rows(run, sky, tmp_path):
     rows = pq.read_table(sky.catalog).select(["ra", "dec", "source_id", "coadd_id"]).slice(0, 4).to_pandas()
     rows.loc[0, "coadd_id"] = sky.coadd_ids[0] if rows.loc[0, "coadd_id"] == sky.coadd_ids[1] else sky.coadd_ids[1]

@@ -187,6 +187,7 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
     assert len(np.unique(p, axis=0)) == 75
 
 
+@pytest.mark.fault(4)
 def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected = classifier.predict(images)

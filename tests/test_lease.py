@@ -56,6 +56,7 @@ def driver(folder: RunFolder) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.fault(10)
 def test_one_driver_a_folder_and_the_next_when_it_has_left(folder: RunFolder) -> None:
     for epoch in (1, 2):
         with hold_lease(folder) as lease:
@@ -78,6 +79,7 @@ def test_the_lease_of_a_killed_driver_is_taken_at_once(folder: RunFolder) -> Non
         assert lease.epoch == 2 and time.monotonic() - began < module.SILENT_S
 
 
+@pytest.mark.fault(30)
 def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFolder) -> None:
     other = driver(folder)
     os.kill(other.pid, signal.SIGSTOP)
@@ -90,6 +92,7 @@ def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFo
         assert lease.epoch == 3, "who was passed over frees nothing when it leaves"
 
 
+@pytest.mark.fault(30)
 def test_a_driver_of_another_host_is_believed_while_it_gives_signs(folder: RunFolder) -> None:
     with hold_lease(folder):
         pass
@@ -109,6 +112,7 @@ def test_a_driver_of_another_host_is_believed_while_it_gives_signs(folder: RunFo
             module.Lease(folder, 1).check()
 
 
+@pytest.mark.fault(10)
 def test_of_many_that_come_at_once_one_drives(folder: RunFolder) -> None:
     held, refused, gate = [], [], threading.Barrier(8)
 

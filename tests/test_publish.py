@@ -115,6 +115,7 @@ def test_a_lost_file_is_never_published(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("dec", [1.5, 40.0], ids=["same pixel", "far away"])
+@pytest.mark.fault(18)
 def test_repeated_source_ids_are_refused(tmp_path: Path, dec: float) -> None:
     folder, _ = make_run(tmp_path, TILES[:1])
     twin = class_rows(TILES[0][0], 5, 150.0, dec)

@@ -101,6 +101,7 @@ def test_rows_that_do_not_fit_are_refused_with_every_reason(folder: RunFolder) -
     assert not store.committed(folder)
 
 
+@pytest.mark.fault(29)
 def test_a_second_attempt_agrees_or_raises(folder: RunFolder) -> None:
     first = store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
     assert store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5)) == first
@@ -110,6 +111,7 @@ def test_a_second_attempt_agrees_or_raises(folder: RunFolder) -> None:
     assert not list(folder.tmp.iterdir())
 
 
+@pytest.mark.fault(10)
 def test_racing_attempts_make_one_file(folder: RunFolder) -> None:
     rows = class_rows(TILE, 200, 150, 1.5)
     with ThreadPoolExecutor(8) as pool:
@@ -119,6 +121,7 @@ def test_racing_attempts_make_one_file(folder: RunFolder) -> None:
     assert not list(folder.tmp.iterdir())
 
 
+@pytest.mark.fault(17)
 def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> None:
     done = python(
         """
@@ -141,6 +144,7 @@ def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> 
 
 
 @pytest.mark.parametrize(("step", "done"), [("os.link", 0), ("store.sync_folder", 1)])
+@pytest.mark.fault(9)
 def test_a_kill_at_any_step_loses_nothing(folder: RunFolder, step: str, done: int) -> None:
     """Killed before the claim the tile is to do; after it, the tile is done although no journal says so."""
     killed = python(

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import config
-from ..archive import LocalArchive, open_archive
+from ..archive import open_archive
+from ..atlas import AtlasArchive
 from ..catalog import assign_tiles
 from ..errors import ArchiveError, CatalogError, ConfigError, TileFault
 from ..plan import PREFLIGHT_TILES, content_digest
@@ -200,7 +201,7 @@ def _refuse_empty_training(label: Int64, split: Split, run: DatasetConfig) -> No
 # --- the archive's part ----------------------------------------------------------------------------
 
 
-def _open(images: str, bands: tuple[str, ...]) -> LocalArchive:
+def _open(images: str, bands: tuple[str, ...]) -> AtlasArchive:
     """Return the archive; a band that the whole of it lacks is told with the ones it has."""
     try:
         return open_archive(images, bands)
@@ -229,7 +230,7 @@ def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> 
     )
 
 
-def _on_archive(labels: Labels, archive: LocalArchive, run: DatasetConfig) -> Labels:
+def _on_archive(labels: Labels, archive: AtlasArchive, run: DatasetConfig) -> Labels:
     """Return the sources on tiles of which the archive has all bands, each with its tile."""
     table = labels.table
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
@@ -255,7 +256,7 @@ def _on_archive(labels: Labels, archive: LocalArchive, run: DatasetConfig) -> La
     return kept
 
 
-def _preflight(archive: LocalArchive, names: list[str], run: DatasetConfig) -> None:
+def _preflight(archive: AtlasArchive, names: list[str], run: DatasetConfig) -> None:
     """Raise `ArchiveError` when none of the first tiles is usable; one message, the first reasons."""
     faults = []
     for name in sorted(names)[:PREFLIGHT_TILES]:

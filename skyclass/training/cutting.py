@@ -20,7 +20,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from ..archive import LocalArchive, open_archive
+from ..archive import open_archive
+from ..atlas import AtlasArchive
 from ..composite import ATLAS_ZERO_POINT_MAG, flux_scale
 from ..cutouts import cut
 from ..errors import SkyclassError, TileFault
@@ -162,7 +163,7 @@ def _shard_path(scratch: str, number: int) -> Path:
 
 
 @lru_cache(maxsize=4)
-def _archive(images: str, bands: tuple[str, ...], session: str) -> LocalArchive:
+def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
     """Return the archive, opened once a process and session."""
     return open_archive(images, bands)
 
