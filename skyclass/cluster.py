@@ -159,6 +159,7 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
     """Give the address of a cluster on this machine: CPU workers, and dask-cuda workers where there are GPUs."""
     options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": memory_limit, "host": LOOPBACK}
     options["dashboard_address"] = f"{LOOPBACK}:0"
+    options["silence_logs"] = logging.CRITICAL  # what a task raises, the driver raises again, in its own words
     if not n_gpus:
         with deaf_to_ctrl_c():
             pool = LocalCluster(n_workers=workers, **options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, Future, as_completed
+from distributed import Client, Future
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from distributed.worker import Worker
@@ -60,7 +60,8 @@ RESUMES = "what is committed is kept, and the same command resumes"
 
 STALLS = 3
 """Restarts in a row after which a run that still stands gives up, to be resumed."""
-RESTART_TIMEOUT_S = 60
+RESTART_TIMEOUT_S = 10
+"""Of this a nanny waits four fifths for what hangs to end by itself, and then kills it."""
 
 
 @dataclass(frozen=True)
@@ -158,30 +159,64 @@ def _count_frame(partition: int, line: Line) -> pd.DataFrame:
 def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Give work(*item) of every item, done by the workers, as they finish; `STRIPS_PER_SLOT` in flight a thread.
 
-    The work must bear being done twice: an item whose worker died is given out again, as the blame may lie elsewhere.
+    The work must bear being done twice: an item whose worker died or hung is given out again, as the blame may lie
+    elsewhere; after `ATTEMPTS` that is an error.
     """
-    source, done = iter(items), as_completed(loop=client.loop)
-    in_flight: dict[Any, tuple[tuple[Any, ...], int]] = {}
+    source, done = iter(items), SimpleQueue[Future[Any]]()
+    in_flight: dict[str, tuple[Future[Any], tuple[Any, ...], int]] = {}
 
-    def begin(item: tuple[Any, ...], attempt: int) -> None:
-        future = client.submit(work, *item, pure=False)
-        in_flight[future.key] = item, attempt
-        done.add(future)
+    def begin(item: tuple[Any, ...], attempt: int = 1) -> None:
+        future: Future[Any] = client.submit(work, *item, pure=False)
+        in_flight[str(future.key)] = future, item, attempt
+        future.add_done_callback(done.put)
+
+    def again(key: str, error: Exception) -> None:
+        _, item, attempt = in_flight.pop(key)
+        if attempt == ATTEMPTS:
+            raise error
+        begin(item, attempt + 1)
 
     for item in islice(source, STRIPS_PER_SLOT * max(1, sum(client.nthreads().values()))):
-        begin(item, 1)
-    for future in done:
-        item, attempt = in_flight.pop(future.key)
+        begin(item)
+    while in_flight:
+        try:
+            future = done.get(timeout=STALL_S)
+        except Empty:
+            hung = at_work(client, in_flight)
+            keys = [key for found in hung.values() for key in found]
+            if not hung:
+                raise ClusterLost(
+                    f"no worker is at {work}, and nothing finished for {STALL_S:.0f} s; {RESUMES}"
+                ) from None
+            client.cancel([in_flight[key][0] for key in keys], force=True, reason="hung")
+            restart(client, hung)
+            for key in keys:
+                again(key, ClusterLost(f"{work} hangs: nothing finished for {STALL_S:.0f} s; {RESUMES}"))
+            continue
+        if (key := str(future.key)) not in in_flight:  # of an attempt that was given up
+            continue
         try:
             result = future.result()
-        except KilledWorker:
-            if attempt == ATTEMPTS:
-                raise
-            begin(item, attempt + 1)
+        except KilledWorker as error:
+            again(key, error)
             continue
+        del in_flight[key], future
         for more in islice(source, 1):
-            begin(more, 1)
+            begin(more)
         yield result
+
+
+def at_work(client: Client, keys: Container[str]) -> dict[str, list[str]]:
+    """Return which workers are at which of these tasks."""
+    found = {a: [k for k in map(str, there) if k in keys] for a, there in client.processing().items()}
+    return {address: there for address, there in found.items() if there}
+
+
+def restart(client: Client, workers: Collection[str]) -> None:
+    """Restart workers that hang; their tasks must have been cancelled in the same breath."""
+    log.warning("restarting %s", ", ".join(workers) or "no worker, for none is at work")
+    if workers:
+        client.restart_workers(list(workers), timeout=RESTART_TIMEOUT_S, raise_for_error=False)
 
 
 def n_executing(dask_worker: Worker) -> int:
@@ -370,18 +405,13 @@ class Window:
 
     def restart_hung(self, tally: Tally) -> None:
         """Drop the tiles whose tasks are at work, restart the workers that are at it, and begin the tiles again."""
-        at_work = {
-            address: [self.tasks[key] for key in map(str, keys) if key in self.tasks]
-            for address, keys in self.client.processing().items()
-        }
-        holders = [address for address, chains in at_work.items() if chains]
-        hung = {id(chain): chain for chains in at_work.values() for chain in chains}.values()
+        hung = at_work(self.client, self.tasks)
+        chains = {id(chain): chain for keys in hung.values() for chain in map(self.tasks.__getitem__, keys)}.values()
         words = f"nothing finished for {self.patience_s:.0f} s"
-        log.warning("%s: restarting %s", words, ", ".join(holders) or "no worker, for none is at work")
-        for chain in hung:
+        log.warning(words)
+        for chain in chains:
             chain.fault = words
             self.give_up(chain)
-        if holders:
-            self.client.restart_workers(holders, timeout=RESTART_TIMEOUT_S, raise_for_error=False)
-        for chain in hung:
+        restart(self.client, hung)
+        for chain in chains:
             self.again(chain, words, tally)

@@ -134,6 +134,18 @@ def hang(seconds: float, strip: Strip) -> None:
     time.sleep(seconds)
 
 
+@pytest.mark.fault(5)
+def test_a_partition_that_hangs_is_given_out_again(chaos: Chaos, monkeypatch, tmp_path):
+    """Counting and publishing have a watchdog too."""
+    monkeypatch.setattr(engine, "STALL_S", 8.0)
+    with connect("local", workers=2) as client:
+        items = [(i, str(tmp_path / "hung-once")) for i in range(6)]
+        assert sorted(engine.spread(client, traps.doubled, items)) == [0, 2, 4, 6, 8, 10]
+        with pytest.raises(ClusterLost, match="hangs: nothing finished for 8 s; .*same command resumes"):
+            list(engine.spread(client, traps.doubled, [(3, str(tmp_path / "nowhere" / "hangs-always"))]))
+    chaos.injected(3)
+
+
 @pytest.mark.fault(8)
 def test_the_scheduler_is_killed_and_another_cluster_finishes(run, many, undisturbed, chaos: Chaos, tmp_path):
     """The run folder is all that the two clusters and the two drivers share."""

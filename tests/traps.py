@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,37 @@ class DieOnce:
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hungry:
+    """Takes memory until the process is ended, for strips of more than so many sources."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, strip: Any) -> None:
+        if strip.stop - strip.start <= self.most:
+            return
+        taken = []
+        for _ in range(400):
+            taken.append(b"x" * 20_000_000)
+            time.sleep(0.1)
+
+
+class Linger:
+    """Makes each strip last."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, strip: Any) -> None:
+        time.sleep(self.seconds)
+
+
+def doubled(i: int, mark: str) -> int:
+    """Return 2 i; of 3 only where the mark of an earlier visit is."""
+    if i == 3 and not Path(mark).exists():
+        if Path(mark).parent.exists():
+            Path(mark).touch()
+        time.sleep(3600)
+    return 2 * i
