@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench paper slurm clean
+.PHONY: demo test lint bench paper chaos slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ bench: $(READY)
 # The paper's study on a simulated sky: hours; it resumes.
 paper: $(READY)
 	$(BIN)/python -m benchmarks.paper
+
+# Faults injected into whole runs, the long ones too (root for a network and a disk of their own), and what was lost.
+chaos: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "fault or slow" --ignore tests/test_slurm.py \
+		--fault-table benchmarks/results/chaos.md
 
 # cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
 slurm: $(READY)

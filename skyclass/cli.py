@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ def main() -> None:
 
 def _fail(error: SkyclassError) -> None:
     click.echo(f"skyclass: {error}", err=True)
+    if isinstance(error, Interrupted):
+        click.echo(f"  {shlex.join(['skyclass', *sys.argv[1:]])}", err=True)
     sys.stderr.flush()
     os._exit(error.exit_code)  # native threads of Arrow and torch may still run, and abort an orderly exit
 

@@ -38,10 +38,12 @@ ROWS = {
     24: "workers have other code or libraries than the driver",
     25: "weights are corrupt",
     26: "a peer without a certificate",
+    27: "a rank of a training is killed, or its node",
+    28: "a checkpoint is torn",
     29: "two attempts at a tile give different rows",
     30: "the driver sleeps longer than its lease",
 }
-"""By their numbers in the design; 23, 27 and 28 are of the batch system and of training, and have tests there."""
+"""By their numbers in the design; 23, jobs that the batch system kills, is what `make slurm` tries."""
 
 HEAD = "| # | what was injected | how often | rows lost | tests |\n|---:|---|---:|---:|---|\n"
 

@@ -199,6 +199,7 @@ def test_a_word_to_stop_ends_a_run_with_exit_code_4(run, undisturbed, tmp_path, 
     driver.send_signal(word)
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == Interrupted.exit_code and "same command resumes" in said, said
+    assert said.rstrip().splitlines()[-1].startswith(f"  skyclass classify --catalog {run.catalog} "), said
     assert 0 < n_committed(run) < 12
     pipeline.classify(run)
     assert rows_of(run).equals(undisturbed)

@@ -92,6 +92,7 @@ def processes_of(script: Path) -> list[str]:
     return [command for command in found if str(script) in command]
 
 
+@pytest.mark.fault(27)
 def test_a_killed_rank_is_restarted_and_the_job_ends_well(go: Go, tmp_path: Path) -> None:
     lines: Lines = []
     go(lines, nodes=2, sum=True, dies=1)
@@ -102,6 +103,7 @@ def test_a_killed_rank_is_restarted_and_the_job_ends_well(go: Go, tmp_path: Path
         assert ends == [f"[rank {rank}] step 2 total tensor([3.])"], lines
 
 
+@pytest.mark.fault(27)
 def test_a_dead_node_is_named_and_nothing_of_it_is_left(go: Go, client: Client) -> None:
     """Only the worker process is killed: torchrun and its rank must notice by themselves."""
     pids = client.run(os.getpid)

@@ -290,6 +290,7 @@ def test_a_stopped_training_goes_on_to_the_same_bundle(data: Path, tmp_path: Pat
         train(replace(run, out=str(tmp_path / "other"), batch_size=8))
 
 
+@pytest.mark.fault(28)
 def test_an_unfinished_checkpoint_is_none_and_is_swept(tmp_path: Path) -> None:
     for number in (1, 2):
         save_checkpoint(tmp_path, number, {"number": number})
@@ -299,6 +300,7 @@ def test_an_unfinished_checkpoint_is_none_and_is_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{n:012d}.ckpt" for n in (2, 3)]
 
 
+@pytest.mark.fault(28)
 def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2, 3):
         save_checkpoint(tmp_path, number, {"number": number, "weights": torch.full((100,), float(number))})
@@ -339,6 +341,7 @@ def written(folder: Path, name: str, data: Path, **changes: Any) -> Path:
     return folder / f"{name}.toml"
 
 
+@pytest.mark.fault(27)
 def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Path) -> None:
     """fp32, 35 steps: the weights of 1 and 2 ranks are 2 % of their way apart at most (Adam magnifies rounding).
 
@@ -365,6 +368,7 @@ def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.fault(27)
 def test_three_ranks_go_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     """Two numbers have one sum, three have several: it takes three ranks to see whether a resume adds in another order.
 
