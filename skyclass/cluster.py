@@ -95,8 +95,12 @@ def skew(here: Mapping[str, str], there: Mapping[str, str]) -> str:
 
 
 def refuse_skew(client: Client) -> None:
-    """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ."""
-    here, answers = versions(), client.run(versions, on_error="return")
+    """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ.
+
+    One that dies while it is asked is no worker; what comes in its place is asked by `WorkerSetup`.
+    """
+    here, said = versions(), client.run(versions, on_error="return")
+    answers = {address: answer for address, answer in said.items() if not isinstance(answer, OSError)}
     faults = {
         address: skew(here, answer) if isinstance(answer, dict) else f"no version of skyclass to be had ({answer})"
         for address, answer in answers.items()

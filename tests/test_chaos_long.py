@@ -378,7 +378,7 @@ def test_resuming_at_95_percent_does_what_is_left(run, undisturbed, chaos: Chaos
         driver = drive(run, pool.address, tmp_path)
         await_true(lambda: n_committed(run) >= 61 or driver.poll() is not None, "95 % are committed", 300)
         driver.kill()
-        driver.wait()
+        driver.communicate()
         time.sleep(3)  # what is in flight ends
         left = 64 - n_committed(run)
         pool.trace.unlink()
