@@ -82,7 +82,9 @@ class Chain:
     attempt: int = 1
     results: list[Future[Any]] = field(default_factory=list)
     futures: list[Future[Any]] = field(default_factory=list)
-    """All of its tasks, those of `results` among them."""
+    """What is held of its tasks, `results` among it: composites are not, or they would stay until the commit."""
+    keys: list[str] = field(default_factory=list)
+    """The names of all its tasks."""
     fault: str = ""
     """Why it was given up; what its tasks still say counts no more."""
 
@@ -340,16 +342,23 @@ class Window:
         """Submit CUT and INFER of a strip, as one task or as two."""
         if not self.who.split:
             return self.submit(chain, classify_strip, self.line, strip)
-        composites = self.submit(chain, cut_strip, self.line, strip, resources=self.who.cut)
+        composites = self.submit(chain, cut_strip, self.line, strip, resources=self.who.cut, hold=False)
         return self.submit(chain, infer_strip, self.line, composites, resources=self.who.infer)
 
     def submit(
-        self, chain: Chain, work: Callable[..., Any], *parts: Any, resources: dict[str, float] | None = None
+        self,
+        chain: Chain,
+        work: Callable[..., Any],
+        *parts: Any,
+        resources: dict[str, float] | None = None,
+        hold: bool = True,
     ) -> Future[Any]:
         """Submit one task of a tile; equal work of another attempt is other work."""
         future: Future[Any] = self.client.submit(work, *parts, pure=False, resources=resources)
         self.tasks[str(future.key)] = chain
-        chain.futures.append(future)
+        chain.keys.append(str(future.key))
+        if hold:
+            chain.futures.append(future)
         return future
 
     def settle(self, future: Future[Any], tally: Tally) -> None:
@@ -397,11 +406,12 @@ class Window:
 
     def forget(self, chain: Chain) -> None:
         """Drop the tasks of a tile that is done or given up."""
-        for key in [str(future.key) for future in chain.futures]:
+        for key in chain.keys:
             for table in (self.tasks, self.in_flight, self.committing, self.begun):
                 table.pop(key, None)
         chain.results.clear()
         chain.futures.clear()
+        chain.keys.clear()
 
     def restart_hung(self, tally: Tally) -> None:
         """Drop the tiles whose tasks are at work, restart the workers that are at it, and begin the tiles again."""

@@ -53,6 +53,10 @@ class CutStrip:
     fault: str | None
     timings: tuple[Timing, ...]
 
+    def __sizeof__(self) -> int:
+        """Return the bytes of the images: Dask asks, to know what its workers hold."""
+        return object.__sizeof__(self) + (0 if self.images is None else self.images.nbytes)
+
 
 @dataclass(frozen=True)
 class StripResult:

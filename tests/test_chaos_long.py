@@ -373,6 +373,7 @@ def test_a_small_disk_is_full(run, undisturbed, chaos: Chaos, tmp_path):
 # --- what it costs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(9)
 def test_resuming_at_95_percent_does_what_is_left(run, undisturbed, chaos: Chaos, tmp_path):
     with running(Pool(tmp_path / "pool", linger_s=0.1)) as pool:
         driver = drive(run, pool.address, tmp_path)
@@ -391,6 +392,7 @@ def test_resuming_at_95_percent_does_what_is_left(run, undisturbed, chaos: Chaos
     assert rows_of(run).drop("run_id").equals(undisturbed.drop("run_id"))
 
 
+@pytest.mark.fault(20)
 def test_memory_of_driver_and_scheduler_is_flat_over_two_thousand_strips(sky64, bundle, chaos: Chaos, tmp_path):
     """Null pixels and a null network: strips of one or two sources each, as fast as they go."""
     run = run_on(sky64, bundle, tmp_path / "classes", 1)
@@ -408,14 +410,14 @@ def test_memory_of_driver_and_scheduler_is_flat_over_two_thousand_strips(sky64, 
             time.sleep(0.5)
         _, said = driver.communicate()
         assert driver.returncode == 0, said
-    table = np.array([s for s in samples if s[0] > 500])
-    assert table[-1, 0] > 2500
+    table = np.array([s for s in samples if 500 < s[0] < samples[-1][0]])  # before: imports; at the end: publishing
+    assert table[-1, 0] - table[0, 0] > 2000
     for column, who in enumerate(watched, start=1):
         slope = np.polyfit(table[:, 0] / 1000, table[:, column], 1)[0]
         rise = table[-1, column] - table[0, column]
         words = f"memory of the {who} over {int(table[-1, 0]):,} strips"
         chaos.note(f"{words}: {slope:+.2f} MB per 1,000 strips, {rise:+.1f} MB in all")
-        assert rise < 25, samples
+        assert rise < 25, table
 
 
 @pytest.mark.fault(3)
