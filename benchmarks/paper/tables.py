@@ -229,15 +229,27 @@ def controls(records: Records) -> str:
     for label, name, expected in (
         ("W1 alone", "only-w1", "shape and neighbours, no colour"),
         ("labels shuffled", "shuffled", "chance, 33.3"),
-        ("the 8 pixels along the border alone", "border", "little above chance"),
+        ("the 8 pixels along the border alone", "border", "chance, but for the wings of bright sources"),
     ):
         group = records.get(name)
         rows.append([label, expected, over_seeds(group) if group else MISSING])
     note = (
-        "Chance is 33.3 for equal shares. What the border knows beyond it, it knows from the wings of bright sources "
-        "and from what crowds around a source.\n"
+        "Chance is 33.3 for equal shares. W1 alone knows shapes, and how bright a source is: quasars are the fainter "
+        "ones. What the border knows beyond chance, it knows from the wings of bright sources, whose colour is that of "
+        "the source: its accuracy falls with brightness to chance, as the next table shows.\n"
     )
-    return f"\n## The mock is no giveaway\n\n{table(['a network that sees', 'expected', 'accuracy'], rows)}\n{note}"
+    wings = "".join(by_magnitude(record) for record in records.get("border", [])[:1])
+    seen = table(["a network that sees", "expected", "accuracy"], rows)
+    return f"\n## The mock is no giveaway\n\n{seen}\n{note}{wings}"
+
+
+def by_magnitude(record: dict[str, Any]) -> str:
+    """Return the accuracy of a record's network in bins of W1."""
+    bins = [b for b in record["strata"]["w1mpro"]["bins"] if b["n"]]
+    names = [f"below {b['high']}" if b["low"] is None else f"{b['low']} to {b['high']}" for b in bins]
+    values = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in b["accuracy"])) for b in bins]
+    rows = [["sources", *(str(b["n"]) for b in bins)], ["accuracy of the border", *values]]
+    return "\n" + table(["W1 (Vega mag)", *names], rows)
 
 
 def sweeps(records: Records) -> str:
