@@ -57,6 +57,8 @@ def _fail(error: SkyclassError) -> None:
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""
     logging.getLogger("distributed").setLevel(logging.ERROR)
+    for name in ("asyncio", "tornado.application"):  # what goes wrong there is raised here, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def run_options(command: F) -> F:

@@ -133,7 +133,7 @@ def refuse_foreign(folder: RunFolder) -> None:
             "move it away, or give the run another output folder"
         )
     if folder.path.exists() and not folder.run_path.exists():
-        ours = {p.name for p in (folder.tmp, folder.tiles, folder.leases)}
+        ours = {p.name for p in (folder.tmp, folder.tiles, folder.leases, *store.unfinished(folder.path))}
         if foreign := sorted({p.name for p in folder.path.iterdir()} - ours):
             raise RunMismatch(f"{folder.path} is no run of skyclass and holds {foreign[0]}: give a new folder")
 

@@ -537,15 +537,15 @@ def litter(folder: RunFolder) -> list[Path]:
     left = [
         *folder.tmp.glob("*"),
         folder.building,
-        *_hidden(folder.path),
-        *_hidden(folder.catalog),
-        *_hidden(folder.sources),
+        *unfinished(folder.path),
+        *unfinished(folder.catalog),
+        *unfinished(folder.sources),
     ]
     return sorted(path for path in left if path.exists())
 
 
-def _hidden(folder: Path) -> list[Path]:
-    """Return the temporary names that `replacing` gives in a folder."""
+def unfinished(folder: Path) -> list[Path]:
+    """Return the files of a folder that a kill left under the temporary names of `replacing`."""
     return [path for path in folder.glob(".*") if re.match(r"\.[0-9a-f]{32}\.", path.name)]
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def child(toml: Path, step: int) -> tuple[int, list[str]]:
             classify(run_config(read_toml(str(toml))))
             os.write(writer, json.dumps(seen).encode())
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(writer)

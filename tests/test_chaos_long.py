@@ -130,7 +130,8 @@ def one_round(run: RunConfig, pool: Pool, dice: random.Random, most: int, cwd: P
             _, said = driver.communicate()
             if driver.returncode == 0:
                 return kills
-            assert driver.returncode in (-signal.SIGKILL, Interrupted.exit_code), said
+            came_too_late = "no Dask scheduler answers" in said
+            assert came_too_late or driver.returncode in (-signal.SIGKILL, Interrupted.exit_code), said
             driver = drive(run, pool.address, cwd)
         time.sleep(dice.uniform(0.5, 4))
         if len(kills) == most or driver.poll() is not None:
@@ -436,7 +437,7 @@ def test_a_worker_stays_within_the_stated_memory(bundle, chaos: Chaos, tmp_path)
 
 
 PEAK = """
-import resource, sys
+import sys
 import distributed
 from skyclass.config import RunConfig
 from skyclass.infer import set_threads
@@ -451,5 +452,5 @@ line, plan, _ = survey(run, count_here)
 cut = cut_strip(line, strips_of(plan.tiles[0], int(n))[0])
 few = slice(0, 512)  # of the network's memory a batch is as good as all
 infer_strip(line, replace(cut, images=cut.images[few], flags=cut.flags[few], valid_frac=cut.valid_frac[few]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+print(next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
