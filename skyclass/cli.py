@@ -56,8 +56,7 @@ def _fail(error: SkyclassError) -> None:
 @click.version_option(__version__, prog_name="skyclass")
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    for name in ("asyncio", "tornado.application"):  # what goes wrong there is raised here, too
+    for name in ("distributed", "asyncio", "tornado.application"):  # what goes wrong there is raised here, too
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
