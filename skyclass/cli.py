@@ -56,8 +56,7 @@ def _fail(error: SkyclassError) -> None:
 @click.version_option(__version__, prog_name="skyclass")
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""
-    for name in ("distributed", "asyncio", "tornado.application"):  # what goes wrong there is raised here, too
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def run_options(command: F) -> F:
@@ -114,8 +113,10 @@ def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 
 def _classify(run: RunConfig) -> Any:
     if run.cluster != "none":
+        from .cluster import silence_dask
         from .engine import classify
 
+        silence_dask()
         return classify(run)
     from .pipeline import classify as classify_here
     from .progress import show
@@ -376,8 +377,9 @@ def dataset(
     config = dataset_config(data)
     with show_cutting() as watch:
         if cluster:
-            from .cluster import connect
+            from .cluster import connect, silence_dask
 
+            silence_dask()
             with connect(cluster, workers, gpus=0) as client:
                 made = build_dataset(config, client, watch)
         else:
@@ -476,9 +478,10 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
     if cluster:
-        from .cluster import connect
+        from .cluster import connect, silence_dask
         from .training.launch import launch
 
+        silence_dask()
         with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client:
             launch(Path(train_toml), client, nodes, ranks_per_node, echo=lambda line: click.echo(line, err=True))
     else:

@@ -88,6 +88,15 @@ class WorkerSetup(WorkerPlugin):
         set_threads(worker.state.nthreads if "GPU" in worker.state.total_resources else 1)
 
 
+def silence_dask() -> None:
+    """Keep Dask's log off the screen of a command: what goes wrong there is raised here, too, and told in our words."""
+    for name in ("distributed", "asyncio", "tornado.application"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.CRITICAL)
+        for handler in logger.handlers:  # Dask gives its loggers levels of their own
+            handler.setLevel(logging.CRITICAL)
+
+
 def skew(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     """Return in words how a worker's versions differ from the driver's, "" if they do not."""
     names = [name for name in here if there.get(name) != here[name]]
