@@ -63,7 +63,7 @@ def conditions(records: Records, preset: Preset) -> str:
     return (
         f"Preset `{preset.name}`: recipe {preset.recipe}, {preset.epochs} epochs for Table 2 and Fig. 17, "
         f"{preset.small_epochs} epochs on {preset.small_rows or 'all'} training rows in batches of "
-        f"{preset.small_batch} for Table 3, sweeps and controls (the paper: 200 epochs on all). "
+        f"{preset.small_batch} for Table 3, the sweeps and shuffled labels (the paper: 200 epochs on all). "
         f"Trained on: {devices}. Intervals are 95 % bootstrap intervals over the test rows.\n"
     )
 
