@@ -31,6 +31,8 @@ from .errors import ConfigError
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120
+LEAST_MEMORY = 600_000_000
+"""Bytes of a worker with torch, Dask and the rows of a catalogue, with which it is not paused at once."""
 LOOPBACK = "127.0.0.1"
 """A Dask scheduler runs any code for whoever reaches its port: nothing of ours listens beyond this machine."""
 
@@ -147,11 +149,16 @@ def connect(
 
 
 def check_memory_limit(memory_limit: str) -> None:
-    """Raise `ConfigError` for what Dask does not read as an amount of memory."""
+    """Raise `ConfigError` for what Dask does not read as an amount of memory, and for less than a worker needs."""
     try:
-        parse_bytes(memory_limit)
+        n_bytes = parse_bytes(memory_limit)
     except ValueError as error:
         raise ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB") from error
+    if 0 < n_bytes < LEAST_MEMORY:
+        raise ConfigError(
+            f"memory_limit = {memory_limit!r}: a worker needs {LEAST_MEMORY / 1e9:.1f} GB before it holds a strip; "
+            "`skyclass plan` says how much a run needs"
+        )
 
 
 def _join(address: str) -> Client:

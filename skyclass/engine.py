@@ -30,7 +30,7 @@ from distributed.worker import Worker
 
 from .cluster import WorkerSetup, connect, refuse_skew
 from .config import RunConfig
-from .errors import ClusterLost
+from .errors import ClusterLost, SkyclassError
 from .infer import cuda_is_there
 from .lease import hold_lease
 from .pipeline import finish, pending
@@ -85,6 +85,7 @@ class Chain:
     """What is held of its tasks, `results` among it: composites are not, or they would stay until the commit."""
     keys: list[str] = field(default_factory=list)
     """The names of all its tasks."""
+    is_committed: bool = False
     fault: str = ""
     """Why it was given up; what its tasks still say counts no more."""
 
@@ -140,7 +141,11 @@ def dask_faults() -> Iterator[None]:
     """Turn what Dask raises when workers or the scheduler die into one message of ours."""
     try:
         yield
-    except (KilledWorker, NoValidWorkerError, CancelledError, CommClosedError) as error:
+    except KilledWorker as error:  # not of a tile, but in counting or publishing: it would be so again
+        raise SkyclassError(
+            f"workers died again and again, perhaps for want of memory (--memory-limit): {error}"
+        ) from error
+    except (NoValidWorkerError, CancelledError, CommClosedError) as error:
         raise ClusterLost(f"{type(error).__name__}: {error}; {RESUMES}") from error
 
 
@@ -376,14 +381,14 @@ class Window:
                 self.give_up(chain)
                 self.again(chain, f"workers died of it: {error}", tally)
             return
-        if commit_of:
-            self.forget(chain)
-        else:
-            self.strip_seconds.append(seconds)
         if strip_of:
+            self.strip_seconds.append(seconds)
             tally.strip(result)
         elif commit_of:
+            chain.is_committed = True
             tally.commit(*result)
+        if chain.is_committed and not self.in_flight.keys() & set(chain.keys):  # facts may come after the commit
+            self.forget(chain)
 
     def again(self, chain: Chain, reason: str, tally: Tally) -> None:
         """Begin a tile again whose worker died or hung; after `ATTEMPTS`, commit its rows without a class.

@@ -96,11 +96,11 @@ class Tally:
 
     def strip(self, facts: StripFacts) -> None:
         """Count a finished strip, once however often it was done."""
-        if facts.start in self.seen[facts.coadd_id]:
-            return
-        self.seen[facts.coadd_id][facts.start] = facts.n_sources
         for timing in facts.timings:
             self.time(timing)
+        if facts.coadd_id in self.commits or facts.start in self.seen[facts.coadd_id]:  # a commit counts all its rows
+            return
+        self.seen[facts.coadd_id][facts.start] = facts.n_sources
         self._advance(facts.n_sources)
 
     def again(self, coadd_id: str) -> None:

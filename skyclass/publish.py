@@ -280,6 +280,7 @@ def publish(
     expected = store.expected_rows(folder) if expected_rows is None else expected_rows
     commits = store.committed(folder).values()
     _conserve(sum(commit.rows for commit in commits), expected, f"the {len(commits)} committed tiles")
+    store.refuse_changed(folder, commits)
     target, plan, records = begin_catalog(folder), publish_plan(folder), []
     for record in each(partial(publish_pixel, folder, target), plan):
         records.append(record)

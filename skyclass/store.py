@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -522,11 +522,29 @@ def retry_quarantined(folder: RunFolder) -> list[str]:
     """
     faulty = [commit for commit in committed(folder).values() if commit.fault]
     for commit in faulty:
-        append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=commit.fault)
-        with storing(folder.tiles):
-            folder.tile_path(commit.coadd_id).unlink(missing_ok=True)
-            sync_folder(folder.tiles)
+        take_back(folder, commit, str(commit.fault))
     return [commit.coadd_id for commit in faulty]
+
+
+def take_back(folder: RunFolder, commit: Commit, reason: str) -> None:
+    """Let a committed tile be done again; the driver only, under its lease."""
+    append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=reason)
+    with storing(folder.tiles):
+        folder.tile_path(commit.coadd_id).unlink(missing_ok=True)
+        sync_folder(folder.tiles)
+
+
+def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
+    """Raise `StoreError` for tiles that are no longer what was committed; those are taken back, to be done again."""
+    changed = [c for c in commits if sha256_of(folder.path / c.file) != c.sha256]
+    for commit in changed:
+        take_back(folder, commit, "changed on disk")
+    if changed:
+        names = ", ".join(c.coadd_id for c in changed[:5])
+        raise StoreError(
+            f"{len(changed)} tiles in {folder.tiles} were changed after their commit ({names}): nothing was published. "
+            "They are taken back: check the disk, then run the same command again"
+        )
 
 
 def litter(folder: RunFolder) -> list[Path]:

@@ -36,7 +36,7 @@ from skyclass import cluster, config, engine, pipeline, stages
 from skyclass.bundle import load_bundle, load_weights, save_bundle
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
-from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch
+from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
 from skyclass.mock import write_mock
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import quiet
@@ -346,6 +346,26 @@ def test_a_run_over_tiles_damaged_in_every_way(run, many, undisturbed, chaos: Ch
     assert set(rows.filter(pc.invert(good))["flags"].to_pylist()) == {int(Flag.TILE_BAD | Flag.NO_IMAGE)}
     chaos.injected(len(DAMAGE))
     chaos.same_rows(rows.filter(good), undisturbed.filter(pc.equal(undisturbed["coadd_id"], many.coadd_ids[-1])))
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.99])
+def test_a_committed_tile_that_changes_on_disk_is_done_again(run, undisturbed, chaos: Chaos, place: float):
+    """Pixels, keys or footer: whatever the flipped byte is part of, nothing of that tile is published."""
+    pipeline.classify(run)
+    folder = RunFolder(run.out)
+    tile = sorted(folder.tiles.iterdir())[3]
+    data = bytearray(tile.read_bytes())
+    data[int(place * len(data))] ^= 255
+    tile.write_bytes(data)
+    (folder.catalog / "manifest.json").unlink()
+    folder.catalog.rename(folder.path / "catalog.building")
+    with pytest.raises(
+        StoreError, match=f"1 tiles in .* were changed after their commit .{tile.stem}.: .*same command"
+    ):
+        pipeline.classify(run)
+    assert pipeline.classify(run).tiles_resumed == 11
+    chaos.same_rows(rows_of(run), undisturbed)
 
 
 @pytest.mark.fault(12)

@@ -55,6 +55,10 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
         report = engine.classify(run, client, quiet)
     assert rows_of(run).equals(plain[1])
     assert report.sources_in == plain[0].sources_in and report.class_counts == plain[0].class_counts
+    assert (
+        report.tile_bytes_read == plain[0].tile_bytes_read
+        and report.stage_seconds.keys() == plain[0].stage_seconds.keys()
+    )
 
 
 SKEWED = """
