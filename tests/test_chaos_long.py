@@ -123,7 +123,7 @@ def one_round(run: RunConfig, pool: Pool, dice: random.Random, most: int, cwd: P
     """Take one run to its end with kills all the way; return them."""
     kills: list[Kill] = []
     driver = drive(run, pool.address, cwd)
-    until = time.monotonic() + 900
+    until, n_begun = time.monotonic() + 1800, 0
     while True:
         assert time.monotonic() < until, "the round does not end"
         if driver.poll() is not None:
@@ -133,9 +133,11 @@ def one_round(run: RunConfig, pool: Pool, dice: random.Random, most: int, cwd: P
             came_too_late = "no Dask scheduler answers" in said
             assert came_too_late or driver.returncode in (-signal.SIGKILL, Interrupted.exit_code), said
             driver = drive(run, pool.address, cwd)
-        time.sleep(dice.uniform(0.5, 4))
-        if len(kills) == most or driver.poll() is not None:
-            continue
+        time.sleep(0.1)
+        if len(kills) == most or driver.poll() is not None or len(pool.begun()) == n_begun:
+            continue  # who is killed faster than workers come back gets nowhere (distributed's nannies take seconds)
+        time.sleep(dice.uniform(0, 3))
+        n_begun = len(pool.begun())
         who = dice.choices(("worker", "driver", "scheduler"), (65, 31, 4))[0]
         if who == "scheduler":
             pool.stop()
