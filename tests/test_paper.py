@@ -101,7 +101,7 @@ def test_a_record_is_not_made_twice(study: Study, monkeypatch: pytest.MonkeyPatc
 
 def test_a_record_of_another_effort_is_made_anew_and_only_where_it_matters(study: Study) -> None:
     shorter, smaller = replace(QUICK, epochs=2), replace(QUICK, small_epochs=2)
-    for name, depends in (("iicnet", shorter), ("forest", shorter), ("equal-vgg16", smaller), ("border", smaller)):
+    for name, depends in (("iicnet", shorter), ("forest", shorter), ("equal-vgg16", smaller), ("shuffled", smaller)):
         for preset in (shorter, smaller):
             assert (effort_of(preset, name) != effort_of(QUICK, name)) == (preset is depends)
     record = study.record("colours", 1)

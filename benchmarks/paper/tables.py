@@ -249,7 +249,7 @@ def by_magnitude(record: dict[str, Any]) -> str:
     names = [f"below {b['high']}" if b["low"] is None else f"{b['low']} to {b['high']}" for b in bins]
     values = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in b["accuracy"])) for b in bins]
     rows = [["sources", *(str(b["n"]) for b in bins)], ["accuracy of the border", *values]]
-    return "\n" + table(["W1 (Vega mag)", *names], rows)
+    return "\n## The border alone, by brightness\n\n" + table(["W1 (Vega mag)", *names], rows)
 
 
 def sweeps(records: Records) -> str:
