@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import signal
@@ -56,7 +55,6 @@ def _fail(error: SkyclassError) -> None:
 @click.version_option(__version__, prog_name="skyclass")
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def run_options(command: F) -> F:

@@ -26,8 +26,8 @@ from .sky import Region, region_from_dict
 T = TypeVar("T")
 
 ROW_MODULES = (
-    *("types", "sky", "catalog", "archive", "cutouts", "composite", "photometry", "networks", "bundle", "infer"),
-    *("plan", "stages"),
+    *("types", "sky", "catalog", "atlas", "remote", "archive", "cutouts", "composite", "photometry", "networks"),
+    *("bundle", "infer", "plan", "stages"),
 )
 """The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""
 ROW_LIBRARIES = ("numpy", "pyarrow", "torch", "dask", "distributed")

@@ -7,49 +7,32 @@ Faults are queued, one a request, and `always` is what happens to every request 
 from __future__ import annotations
 
 import re
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from serving import LocalServer
 
 Fault = Callable[["Handler"], None]
 
 BUCKET = "archive"
 
 
-class ArchiveServer:
+class ArchiveServer(LocalServer):
     """The folder `root` at `url` and, with `endpoint` for AWS_ENDPOINT_URL, at s3://archive."""
 
     def __init__(self, root: Path, etag: bool = True) -> None:
+        super().__init__()
         self.root, self.etag = root, etag
         self.faults: deque[Fault] = deque()
         self.always: Fault | None = None
         self.asked: list[str] = []
         """Method, path and query, and Range of each request."""
         self.signed: list[bool] = []
-        self.closing = threading.Event()
-
-    def __enter__(self) -> ArchiveServer:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads, self.server.block_on_close = True, False
-        self.server.archive = self  # type: ignore[attr-defined]
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     @property
     def url(self) -> str:
@@ -62,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def archive(self) -> ArchiveServer:
-        return self.server.archive  # type: ignore[attr-defined, no-any-return]
+        return self.server.owner  # type: ignore[attr-defined, no-any-return]
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -169,3 +152,6 @@ def stalled(handler: Handler) -> None:
 
 def hang_up(handler: Handler) -> None:
     handler.close_connection = True
+
+
+ArchiveServer.handler = Handler

@@ -15,13 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 import duckdb
 import pyarrow as pa
 from astropy.io.votable import parse_single_table
+from serving import LocalServer
 
 ROW_LIMIT = 500_000
 LONGEST_QUERY_STRING = 2048
@@ -36,40 +37,30 @@ SEPARATION_DEG = (
 POINT = r"'ICRS',\s*([\w.]+),\s*([\w.]+)"
 
 
-class Services:
+class Services(LocalServer):
     """Both services at `url`, from tables SpecObj, WISE_xmatch, WISE_allsky and allwise_p3as_psd."""
 
     def __init__(self, tables: dict[str, pa.Table]) -> None:
+        super().__init__()
         self.database = duckdb.connect()
         self.database.execute("SET threads = 1")
         for name, table in tables.items():
             self.database.register(f"arrow_{name}", table)
             self.database.execute(f"CREATE TABLE {name} AS SELECT * FROM arrow_{name}")
-        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.lock = threading.Lock()
         self.faults: dict[str, deque[Fault | None]] = {"sdss": deque(), "tap": deque()}
         self.asked: list[tuple[str, str]] = []
         self.row_limit = ROW_LIMIT
         self.silent_limit: int | None = None
         self.tap_limit = 1_000_000
 
-    def __enter__(self) -> Services:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads, self.server.block_on_close = True, False
-        self.server.services = self  # type: ignore[attr-defined]
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self.database.close()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return self.endpoint
 
     def count(self, service: str) -> int:
         return sum(name == service for name, _ in self.asked)
@@ -85,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def services(self) -> Services:
-        return self.server.services  # type: ignore[attr-defined, no-any-return]
+        return self.server.owner  # type: ignore[attr-defined, no-any-return]
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -262,3 +253,6 @@ def cut(n_bytes: int, promised: bool) -> Fault:
         handler.wfile.write(data[: len(data) - n_bytes])
 
     return fault
+
+
+Services.handler = Handler

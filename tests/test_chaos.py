@@ -30,6 +30,7 @@ from faults import Chaos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pools import Pool, await_true, drive, n_committed, running
+from runs import rows_of, run_on
 from traps import DieOnce, Trap
 
 from skyclass import cluster, config, engine, pipeline, stages
@@ -40,7 +41,6 @@ from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupte
 from skyclass.mock import write_mock
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import quiet
-from skyclass.query import open_catalog
 from skyclass.sky import Cone
 from skyclass.store import RunFolder
 from skyclass.training.calibration import fields_of
@@ -49,31 +49,21 @@ from skyclass.types import Flag, Strip
 cloudpickle.register_pickle_by_value(traps)
 
 
-def rows_of(run: RunConfig) -> pa.Table:
-    return open_catalog(run.out).to_arrow()
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Twelve very small tiles."""
     return write_mock(str(tmp_path_factory.mktemp("many")), n_tiles=12, seed=3, sources_per_tile=60, size_px=256)
 
 
-def run_on(sky, bundle, out, strip_sources: int = 32) -> RunConfig:
-    return RunConfig(
-        str(sky.catalog), str(sky.images), str(out), str(bundle), None, "fp32", "cpu", strip_sources=strip_sources
-    )
-
-
 @pytest.fixture
 def run(many, bundle, tmp_path) -> RunConfig:
-    return run_on(many, bundle, tmp_path / "classes")
+    return run_on(many, bundle, tmp_path / "classes", 32)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(many, bundle, tmp_path_factory) -> pa.Table:
     """The rows of the plain pipeline."""
-    run = run_on(many, bundle, tmp_path_factory.mktemp("undisturbed") / "classes")
+    run = run_on(many, bundle, tmp_path_factory.mktemp("undisturbed") / "classes", 32)
     pipeline.classify(run)
     return rows_of(run)
 
@@ -409,7 +399,7 @@ def test_any_positions_keep_their_rows_and_a_source_twice_is_told(
     if twice:
         table.loc[len(table)] = table.iloc[0]
     table.to_parquet(folder / "own.parquet")
-    run = dataclasses.replace(run_on(many, bundle, folder / "out"), catalog=str(folder / "own.parquet"))
+    run = dataclasses.replace(run_on(many, bundle, folder / "out", 32), catalog=str(folder / "own.parquet"))
     if twice:
         with pytest.raises(ConfigError, match="twice|more than once|unique|repeat"):
             pipeline.classify(run)

@@ -29,6 +29,7 @@ import traps
 from distributed import Client, LocalCluster
 from faults import Chaos
 from pools import Pool, await_true, drive, kill, n_committed, running
+from runs import rows_of, run_on
 from traps import Trap
 
 from skyclass import cluster, engine, pipeline
@@ -39,23 +40,12 @@ from skyclass.forecast import strip_bytes
 from skyclass.mock import write_mock
 from skyclass.plan import count_here, strips_of, survey
 from skyclass.progress import quiet
-from skyclass.query import open_catalog
 from skyclass.store import RunFolder, read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 cloudpickle.register_pickle_by_value(traps)
 
 STRIPS_PER_TILE = 4
-
-
-def rows_of(run: RunConfig) -> pa.Table:
-    return open_catalog(run.out).to_arrow()
-
-
-def run_on(sky, bundle, out, strip_sources: int) -> RunConfig:
-    return RunConfig(
-        str(sky.catalog), str(sky.images), str(out), str(bundle), None, "fp32", "cpu", strip_sources=strip_sources
-    )
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster, get_task_stream
+from runs import rows_of, run_on
 
 from skyclass import engine, pipeline, stages
 from skyclass.cluster import connect
@@ -17,15 +17,9 @@ from skyclass.config import RunConfig
 from skyclass.errors import ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.plan import Line, count_here, survey
 from skyclass.progress import quiet
-from skyclass.query import open_catalog
 from skyclass.sky import Cone
 from skyclass.store import RunFolder, committed
 from skyclass.types import CLASSES, Flag, Strip
-
-
-def rows_of(run: RunConfig) -> pa.Table:
-    """The published rows."""
-    return open_catalog(run.out).to_arrow()
 
 
 def into(run: RunConfig, folder) -> RunConfig:
@@ -36,7 +30,7 @@ def into(run: RunConfig, folder) -> RunConfig:
 def plain(sky, bundle, tmp_path_factory):
     """The rows of the plain pipeline."""
     out = tmp_path_factory.mktemp("plain") / "classes"
-    run = RunConfig(str(sky.catalog), str(sky.images), str(out), str(bundle), None, "fp32", "cpu", strip_sources=128)
+    run = run_on(sky, bundle, out, 128)
     return pipeline.classify(run), rows_of(run)
 
 
