@@ -261,9 +261,9 @@ def _checksum_fault(path: str) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        return f"has an .md5 that cannot be read ({error.strerror or error})"
+        return f"cannot be checked: {path}.md5 cannot be read ({error.strerror or error})"
     if not said or not re.fullmatch(r"[0-9a-fA-F]{32}", said[0]):
-        return "has an .md5 that holds no checksum"
+        return f"cannot be checked: {path}.md5 holds no checksum; fetch that again, or remove it"
     try:
         with open(path, "rb") as stream:
             found = hashlib.file_digest(stream, "md5").hexdigest()

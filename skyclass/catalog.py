@@ -476,6 +476,11 @@ def _degrees(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
             "from astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
         )
     number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
+    if not pc.any(number).as_py():
+        raise CatalogError(
+            f"table {path}: column {name} holds text such as {column.drop_null()[:1].to_pylist()}, and no number; "
+            "give decimal degrees"
+        )
     return pc.utf8_trim_whitespace(pc.if_else(number, column, None)).cast(pa.float64())
 
 
@@ -567,6 +572,11 @@ def _read_csv(content: bytes, path: Path, extra: Sequence[str]) -> pa.Table:
     n_comments = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
     delimiter = max(",;\t", key=lines[n_comments].count)
     header = next(csv.reader([lines[n_comments]], delimiter=delimiter))
+    if len(header) == 1 and len(header[0].split()) > 1:
+        raise CatalogError(
+            f"table {path}: none of FITS, Parquet, VOTable, IPAC and ECSV, and no CSV: no comma, semicolon or tab "
+            f"parts its first line, {header[0][:60]!r}"
+        )
     names = _wanted(header, path, extra)
     # The text columns must not be guessed: cc_flags 0000 would become the number 0.
     text = (*(field.name for field in SOURCE_SCHEMA if pa.types.is_string(field.type)), *extra)

@@ -89,9 +89,6 @@ class RunConfig:
 
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Return the run that a mapping describes; a `region` may be a dict such as {kind = "cone", ...}."""
-    data = dict(data)
-    if isinstance(data.get("region"), Mapping):
-        data["region"] = region_from_dict(dict(data["region"]))
     return build(RunConfig, data, "run")
 
 
@@ -116,7 +113,12 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
         for f in known.values()
         if f.default is MISSING and f.default_factory is MISSING and f.name not in data
     ]
-    values = {k: _coerce(v, hints[k]) for k, v in data.items() if k in known}
+    values: dict[str, Any] = {}
+    for key in filter(known.__contains__, data):
+        try:
+            values[key] = _coerce(data[key], hints[key])
+        except ConfigError as error:
+            problems.append(str(error))
     problems += [f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])]
     if problems:
         raise ConfigError(f"{what}: " + "; ".join(problems))
@@ -124,7 +126,9 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    """TOML has no tuples, and a whole number where a fraction is meant is no mistake."""
+    """TOML has no tuples and no regions, and a whole number where a fraction is meant is no mistake."""
+    if isinstance(value, Mapping) and Region in _kinds(hint):
+        return region_from_dict(value)
     if isinstance(value, list) and tuple in _kinds(hint):
         return tuple(value)
     if type(value) is int and float in _kinds(hint) and int not in _kinds(hint):

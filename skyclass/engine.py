@@ -145,8 +145,10 @@ def dask_faults() -> Iterator[None]:
         raise SkyclassError(
             f"workers died again and again, perhaps for want of memory (--memory-limit): {error}"
         ) from error
-    except (NoValidWorkerError, CancelledError, CommClosedError) as error:
-        raise ClusterLost(f"{type(error).__name__}: {error}; {RESUMES}") from error
+    except NoValidWorkerError as error:
+        raise ClusterLost(f"no worker is left that could do the work: {error}; {RESUMES}") from error
+    except (CancelledError, CommClosedError) as error:
+        raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:

@@ -24,12 +24,13 @@ def forecast(run: RunConfig) -> list[str]:
     largest = max(s.stop - s.start for s in strips)
     rate = probe_rate(line)
     hours = plan.n_sources / rate / 3600
+    takes = f"{hours:,.1f} process hours" if hours > 1 else f"{60 * hours:.1f} process minutes"
     return [
         f"{plan.n_sources:,} sources on {len(plan.tiles):,} tiles, {len(strips):,} strips",
         f"most crowded tile: {plan.tiles[0].coadd_id} with {plan.tiles[0].n_sources:,} sources",
         f"{tile_bytes(line, plan) / 1e9:,.2f} GB of tile pixels at most",
         f"up to {strip_bytes(line, largest) / 1e9:.1f} GB of memory a worker",
-        f"{rate:,.0f} sources/s in the network of one process here (just measured): {hours:,.2f} process hours",
+        f"{rate:,.0f} sources/s in the network of one process here (just measured): {takes}",
     ]
 
 

@@ -132,6 +132,8 @@ def refuse_foreign(folder: RunFolder) -> None:
             f"{folder.catalog} exists and is no class catalogue of skyclass; publishing would replace it: "
             "move it away, or give the run another output folder"
         )
+    if folder.path.exists() and not folder.path.is_dir():
+        raise RunMismatch(f"{folder.path} is a file, and a run needs a folder: give the run another output folder")
     if folder.path.exists() and not folder.run_path.exists():
         ours = {p.name for p in (folder.tmp, folder.tiles, folder.leases, *store.unfinished(folder.path))}
         if foreign := sorted({p.name for p in folder.path.iterdir()} - ours):

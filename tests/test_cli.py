@@ -212,10 +212,10 @@ def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_
 
 def test_wrong_usage_is_told_all_at_once(tmp_path):
     toml = tmp_path / "run.toml"
-    toml.write_text('catalog = 3\nimags = "x"\nworkers = "two"\n')
+    toml.write_text('catalog = 3\nimags = "x"\nworkers = "two"\nregion = {kind = "moon"}\n')
     done = skyclass("classify", toml)
     assert done.returncode == 2
-    for word in ("'imags'", "images is required", "out is required", "catalog = 3", "workers = 'two'"):
+    for word in ("'imags'", "images is required", "out is required", "catalog = 3", "workers = 'two'", "'moon'"):
         assert word in done.stderr
     assert skyclass("classify", "--nonsense").returncode == 2
     assert skyclass("classify", "--catalog", "x", "--images", "y").returncode == 2
@@ -269,6 +269,8 @@ def test_a_folder_of_somebody_else_is_left_alone(sky, bundle, tmp_path):
     done = classify(sky, bundle, theirs)
     assert done.returncode == 2 and "chapter1.tex" in done.stderr
     assert [p.name for p in theirs.iterdir()] == ["chapter1.tex"]
+    done = classify(sky, bundle, theirs / "chapter1.tex")
+    assert done.returncode == 2 and "chapter1.tex is a file" in done.stderr
 
 
 def test_a_damaged_catalogue_is_published_again_by_the_same_command(sky, bundle, tmp_path):

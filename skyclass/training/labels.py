@@ -30,7 +30,7 @@ from .. import __version__
 from ..catalog import SOURCE_SCHEMA, Catalog, open_catalog, read_partition
 from ..config import build
 from ..errors import CatalogError, ConfigError, SkyclassError
-from ..sky import Box, Region, healpix, region_from_dict, separation_deg, unit_vectors
+from ..sky import Box, Region, healpix, separation_deg, unit_vectors
 from ..store import replacing, write_json
 from ..types import CLASSES, Bool, Float64, Int64
 from .services import (
@@ -121,9 +121,6 @@ class LabelsConfig:
 
 def labels_config(data: Mapping[str, Any]) -> LabelsConfig:
     """Return the label table that a mapping describes; a `region` may be a dict such as {kind = "box", ...}."""
-    data = dict(data)
-    if isinstance(data.get("region"), Mapping):
-        data["region"] = region_from_dict(dict(data["region"]))
     return build(LabelsConfig, data, "labels")
 
 
