@@ -35,7 +35,7 @@ from .infer import cuda_is_there
 from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, earlier, strips_of, survey
-from .progress import RunReport, Tally, Watch, show, strip_facts
+from .progress import RunReport, Tally, Watch, show
 from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
 
@@ -85,9 +85,17 @@ class Chain:
     """What is held of its tasks, `results` among it: composites are not, or they would stay until the commit."""
     keys: list[str] = field(default_factory=list)
     """The names of all its tasks."""
-    is_committed: bool = False
     fault: str = ""
     """Why it was given up; what its tasks still say counts no more."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What the driver waits for: a strip of a tile or, where there is none, the tile's commit."""
+
+    chain: Chain
+    strip: Strip | None = None
+    begun: float = field(default_factory=time.monotonic)
 
 
 def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) -> RunReport:
@@ -215,6 +223,12 @@ def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, 
         yield result
 
 
+def finished(future: Future[Any]) -> None:
+    """Raise what a future that is done has raised; its result stays where it is."""
+    if future.status in ("error", "cancelled"):
+        future.result()
+
+
 def at_work(client: Client, keys: Container[str]) -> dict[str, list[str]]:
     """Return which workers are at which of these tasks."""
     found = {a: [k for k in map(str, there) if k in keys] for a, there in client.processing().items()}
@@ -284,10 +298,9 @@ class Window:
         self.suspects: deque[Chain] = deque()
         self.strips: Iterator[tuple[Chain, Strip, bool]] = iter(())
         self.done: SimpleQueue[Future[Any]] = SimpleQueue()
-        self.in_flight: dict[str, Chain] = {}
-        self.committing: dict[str, Chain] = {}
+        self.in_flight: dict[str, Wait] = {}
+        self.committing: dict[str, Wait] = {}
         self.tasks: dict[str, Chain] = {}
-        self.begun: dict[str, float] = {}
         self.strip_seconds: deque[float] = deque(maxlen=200)
 
     @property
@@ -307,10 +320,11 @@ class Window:
             chain, strip, is_last = item
             result = self.submit_strip(chain, strip)
             chain.results.append(result)
-            self.watch(self.in_flight, self.submit(chain, strip_facts, result, resources=self.who.cut), chain)
+            self.watch(self.in_flight, result, Wait(chain, strip))
             if is_last:
                 parts = (self.line, chain.tile, chain.results)
-                self.watch(self.committing, self.submit(chain, commit_strips, *parts, resources=self.who.cut), chain)
+                commit = self.submit(chain, commit_strips, *parts, resources=self.who.cut)
+                self.watch(self.committing, commit, Wait(chain))
 
     def next_strip(self) -> tuple[Chain, Strip, bool] | None:
         """Return the next strip of the tile at hand, or the first of the next tile; suspects last, one by one."""
@@ -339,10 +353,9 @@ class Window:
             return self.strip_sources
         return max(1, min(self.strip_sources, chain.tile.n_sources) // 2)
 
-    def watch(self, kind: dict[str, Chain], future: Future[Any], chain: Chain) -> None:
+    def watch(self, kind: dict[str, Wait], future: Future[Any], wait: Wait) -> None:
         """Hear of a future when it is done."""
-        kind[str(future.key)] = chain
-        self.begun[str(future.key)] = time.monotonic()
+        kind[str(future.key)] = wait
         future.add_done_callback(self.done.put)
 
     def submit_strip(self, chain: Chain, strip: Strip) -> Future[Any]:
@@ -371,26 +384,22 @@ class Window:
     def settle(self, future: Future[Any], tally: Tally) -> None:
         """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""
         key = str(future.key)
-        strip_of, commit_of = self.in_flight.pop(key, None), self.committing.pop(key, None)
-        seconds = time.monotonic() - self.begun.pop(key, time.monotonic())
-        chain = strip_of or commit_of
-        if chain is None or chain.fault:  # of an attempt that was given up
+        wait = self.in_flight.pop(key, None) or self.committing.pop(key, None)
+        if wait is None or wait.chain.fault:  # of an attempt that was given up
             return
+        chain = wait.chain
         try:
-            result = future.result()
+            if wait.strip:
+                finished(future)
+                self.strip_seconds.append(time.monotonic() - wait.begun)
+                tally.strip(wait.strip)
+            else:
+                tally.commit(*future.result())
+                self.forget(chain)
         except KilledWorker as error:
-            if commit_of:  # its strips fail with it, and only this is counted
+            if not wait.strip:  # its strips fail with it, and only this is counted
                 self.give_up(chain)
                 self.again(chain, f"workers died of it: {error}", tally)
-            return
-        if strip_of:
-            self.strip_seconds.append(seconds)
-            tally.strip(result)
-        elif commit_of:
-            chain.is_committed = True
-            tally.commit(*result)
-        if chain.is_committed and not self.in_flight.keys() & set(chain.keys):  # facts may come after the commit
-            self.forget(chain)
 
     def again(self, chain: Chain, reason: str, tally: Tally) -> None:
         """Begin a tile again whose worker died or hung; after `ATTEMPTS`, commit its rows without a class.
@@ -414,7 +423,7 @@ class Window:
     def forget(self, chain: Chain) -> None:
         """Drop the tasks of a tile that is done or given up."""
         for key in chain.keys:
-            for table in (self.tasks, self.in_flight, self.committing, self.begun):
+            for table in (self.tasks, self.in_flight, self.committing):
                 table.pop(key, None)
         chain.results.clear()
         chain.futures.clear()

@@ -11,7 +11,7 @@ from itertools import starmap
 from .config import RunConfig
 from .lease import hold_lease
 from .plan import Line, Plan, begin, count_here, earlier, strips_of, survey
-from .progress import RunReport, Tally, Watch, quiet, strip_facts
+from .progress import RunReport, Tally, Watch, quiet
 from .publish import Each, is_published, publish
 from .stages import commit_strips, cut_strip, infer_strip
 from .store import write_json
@@ -35,9 +35,8 @@ def classify_tile(line: Line, tile: TilePlan, strip_sources: int, tally: Tally) 
     results = []
     for strip in strips_of(tile, strip_sources):
         composites = cut_strip(line, strip)
-        result = infer_strip(line, composites)
-        tally.strip(strip_facts(result))
-        results.append(result)
+        results.append(infer_strip(line, composites))
+        tally.strip(strip)
     tally.commit(*commit_strips(line, tile, results))
 
 

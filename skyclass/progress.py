@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,8 +18,9 @@ from rich.text import Text
 from .errors import RowsLost
 from .lease import Lease
 from .plan import Line, Plan
-from .stages import StripResult, Timing
+from .stages import Timing
 from .store import UNCLASSIFIED, Commit, journal_commit
+from .types import Strip
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
 
@@ -60,16 +61,6 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StripFacts:
-    """What a driver hears of a strip: a few numbers instead of its arrays."""
-
-    coadd_id: str
-    start: int
-    n_sources: int
-    timings: tuple[Timing, ...]
-
-
 @dataclass
 class Tally:
     """Running counts of one driver."""
@@ -94,14 +85,13 @@ class Tally:
         self.n_resumed = len(commits)
         return self.plan.n_sources - sum(c.rows for c in commits.values())
 
-    def strip(self, facts: StripFacts) -> None:
+    def strip(self, strip: Strip) -> None:
         """Count a finished strip, once however often it was done."""
-        for timing in facts.timings:
-            self.time(timing)
-        if facts.coadd_id in self.commits or facts.start in self.seen[facts.coadd_id]:  # a commit counts all its rows
+        tile, n_sources = strip.tile.coadd_id, strip.stop - strip.start
+        if tile in self.commits or strip.start in self.seen[tile]:  # a commit counts all its rows
             return
-        self.seen[facts.coadd_id][facts.start] = facts.n_sources
-        self._advance(facts.n_sources)
+        self.seen[tile][strip.start] = n_sources
+        self._advance(n_sources)
 
     def again(self, coadd_id: str) -> None:
         """Take back the strips of a tile that is begun again."""
@@ -118,7 +108,7 @@ class Tally:
         self.bytes_read += timing.bytes_read
         self.bytes_of_tiles += timing.bytes_of_tile
 
-    def commit(self, commit: Commit, timing: Timing) -> None:
+    def commit(self, commit: Commit, timings: Iterable[Timing]) -> None:
         """Write a commit into the journal and count it, with those of its sources that were not counted yet.
 
         Raises `LeaseLost` when another driver does that now.
@@ -127,7 +117,8 @@ class Tally:
         journal_commit(self.line.folder, commit)
         self.commits[commit.coadd_id] = commit
         self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
-        self.time(timing)
+        for timing in timings:
+            self.time(timing)
 
     @property
     def is_new(self) -> bool:
@@ -164,12 +155,6 @@ class Tally:
             stage_seconds={k: round(v, 3) for k, v in self.seconds.items()},
             simulated_model=bool(self.line.bundle.training.get("simulated", False)),
         )
-
-
-def strip_facts(result: StripResult) -> StripFacts:
-    """Return what a tally needs to know of a strip."""
-    strip = result.strip
-    return StripFacts(strip.tile.coadd_id, strip.start, strip.stop - strip.start, result.timings)
 
 
 Watch = Callable[[int], AbstractContextManager[Watcher]]

@@ -130,21 +130,22 @@ def classify_strip(line: Line, strip: Strip) -> StripResult:
     return infer_strip(line, cut_strip(line, strip))
 
 
-def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, Timing]:
-    """Return the commit of a tile whose strips are all there: one immutable file, claimed once."""
+def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
+    """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings."""
     began = time.perf_counter()
     fault = next((r.fault for r in results if r.fault), None)
     commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault)
-    return commit, Timing("commit", time.perf_counter() - began)
+    timings = [timing for result in results for timing in result.timings]
+    return commit, (*timings, Timing("commit", time.perf_counter() - began))
 
 
-def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, Timing]:
+def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class.
 
     If a worker committed the tile before it died or hung, that stands.
     """
     if standing := standing_commit(line.folder, tile.coadd_id):
-        return standing, Timing("commit", 0.0)
+        return standing, ()
     fault = TileFault(tile.coadd_id, reason)
     cut = faulty_strip(line, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
     return commit_strips(line, tile, [infer_strip(line, cut)])
