@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skyclass.composite import composite
 from skyclass.config import RunConfig
-from skyclass.cutouts import cut, row_span
+from skyclass.cutouts import read_bands
 from skyclass.infer import NullClassifier
 from skyclass.lease import hold_lease
 from skyclass.photometry import features
@@ -20,8 +19,8 @@ from skyclass.pipeline import classify_tile, finish
 from skyclass.plan import Line, begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
-from skyclass.stages import open_tile, tile_sources
-from skyclass.types import Archive, Classifier, CutoutBatch, Float16, Float32, Float64, RowRange, Strip, Tile
+from skyclass.stages import composites, open_tile, tile_sources
+from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
 
 
 @dataclass(frozen=True)
@@ -37,21 +36,6 @@ class NullArchive:
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows of ones, (stop - start, columns) float32."""
         return np.ones((stop - start, tile.shape[1]), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class HeldArchive:
-    """The rows of a strip that was read before, so that cutting can be timed without reading."""
-
-    rows: dict[str, RowRange]
-
-    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
-        """Refuse: a strip that is held knows its tile."""
-        raise NotImplementedError(f"{coadd_id}: held rows have no headers")
-
-    def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
-        """Return the rows as they were read."""
-        return self.rows[band].pixels
 
 
 @dataclass(frozen=True)
@@ -95,26 +79,19 @@ class HeldStrip:
     tile: Tile
     x: Float64
     y: Float64
-    rows: dict[str, RowRange]
-    batch: CutoutBatch
+    rows: tuple[RowRange, ...]
     images: Float16
+    flags: Int32
     photometry: Float32 | None
 
 
 def hold(line: Line, strip: Strip) -> HeldStrip:
-    """Return a strip with its rows, cutouts, composites and, if the model takes any, photometry in memory."""
+    """Return a strip with its rows, composites and, if the model takes any, photometry in memory."""
     tile = open_tile(line, strip.tile)
     sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-    rows = read(line, tile, y)
-    batch = cut(HeldArchive(rows), tile, x, y, line.bundle.size_px)
-    images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
+    rows = read_bands(line.archive, tile, y, line.bundle.size_px)
+    images, flags, _ = composites(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
-    return HeldStrip(strip, tile, x, y, rows, batch, images, photometry)
-
-
-def read(line: Line, tile: Tile, y: Float64) -> dict[str, RowRange]:
-    """Return the rows of each band that cutouts at `y` touch, as the archive reads them."""
-    start, stop = row_span(tile, y, line.bundle.size_px)
-    return {b: RowRange(start, line.archive.read_rows(tile, b, start, stop)) for b in tile.bands}
+    return HeldStrip(strip, tile, x, y, rows, images, flags, photometry)

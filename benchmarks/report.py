@@ -15,7 +15,7 @@ MEANINGS = {
     "catalog": "read and order a tile's sources",
     "read": "tile rows from disk",
     "cut": "cutouts from rows in memory",
-    "composite": "sky, zero point, stretch",
+    "composites": "cutouts, sky, zero point and stretch from rows in memory",
     "infer": "the network",
     "commit": "one Parquet file a tile",
     "publish": "HATS class catalogue",

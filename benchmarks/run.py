@@ -15,20 +15,20 @@ import torch
 
 from skyclass import engine, pipeline
 from skyclass.cluster import connect
-from skyclass.composite import composite
+from skyclass.composite import BLOCK
 from skyclass.config import RunConfig
-from skyclass.cutouts import cut
+from skyclass.cutouts import Cutter, read_bands
 from skyclass.infer import cached_classifier
 from skyclass.mock import write_mock
 from skyclass.plan import Line, begin, count_here, strips_of, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish
-from skyclass.stages import StripResult, commit_strips, cut_strip, infer_strip, tile_sources
+from skyclass.stages import StripResult, commit_strips, composites, cut_strip, infer_strip, tile_sources
 from skyclass.store import RunFolder
 from skyclass.types import Flag, TilePlan
 
 from . import line as bench_line
-from .line import HeldArchive, HeldStrip, hold, read
+from .line import HeldStrip, hold
 from .measure import (
     Amount,
     Measurement,
@@ -150,7 +150,7 @@ def stage_measurements(bench: Bench) -> Iterator[Measurement]:
     yield measure("catalog", lambda _: time_catalog(bench), nothing, bench.scenario)
     yield measure("read", lambda _: time_read(bench), lambda: drop_from_page_cache(bench.images), bench.scenario)
     yield measure("cut", lambda _: time_cut(bench), nothing, bench.scenario)
-    yield measure("composite", lambda _: time_composite(bench), nothing, bench.scenario)
+    yield measure("composites", lambda _: time_composites(bench), nothing, bench.scenario)
     yield measure("infer", lambda _: time_infer(bench), nothing, bench.scenario, threads)
     yield measure("commit", lambda line: time_commit(bench, line), lambda: fresh_line(bench), bench.scenario)
     yield measure("publish", lambda _: time_publish(bench), nothing, bench.scenario)
@@ -165,24 +165,29 @@ def time_catalog(bench: Bench) -> Amount:
 
 def time_read(bench: Bench) -> Amount:
     """Read the tile rows of each strip from disk."""
-    rows = [read(bench.line, held.tile, held.y) for held in bench.strips]
-    return bench.amount(sum(r.pixels.nbytes for bands in rows for r in bands.values()))
+    size_px = bench.line.bundle.size_px
+    rows = [read_bands(bench.line.archive, held.tile, held.y, size_px) for held in bench.strips]
+    return bench.amount(sum(band.pixels.nbytes for bands in rows for band in bands))
 
 
 def time_cut(bench: Bench) -> Amount:
     """Gather cutouts from rows in memory, flags included; bytes are those of the cutouts."""
-    n_bytes = 0
+    size_px, n_bands = bench.line.bundle.size_px, len(bench.line.bundle.bands)
+    pixels = np.empty((BLOCK, n_bands, size_px, size_px), np.float32)
     for held in bench.strips:
-        batch = cut(HeldArchive(held.rows), held.tile, held.x, held.y, bench.line.bundle.size_px)
-        n_bytes += batch.pixels.nbytes
-    return bench.amount(n_bytes)
+        cutter = Cutter(held.rows, held.tile, held.x, held.y, size_px)
+        for start in range(0, len(held.x), BLOCK):
+            block = slice(start, min(start + BLOCK, len(held.x)))
+            cutter.cut(block, pixels[: block.stop - start])
+        cutter.describe()
+    return bench.amount(bench.n_sources * pixels[0].nbytes)
 
 
-def time_composite(bench: Bench) -> Amount:
-    """Make composites of cutouts in memory; bytes are those of the cutouts."""
+def time_composites(bench: Bench) -> Amount:
+    """Cut and composite from rows in memory; bytes are those of the composites."""
     for held in bench.strips:
-        composite(held.batch.pixels, held.batch.zero_point_mag, bench.line.bundle.composite)
-    return bench.amount(sum(held.batch.pixels.nbytes for held in bench.strips))
+        composites(held.rows, held.tile, held.x, held.y, bench.line.bundle.size_px, bench.line.bundle.composite)
+    return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 
 def time_infer(bench: Bench) -> Amount:
@@ -190,7 +195,7 @@ def time_infer(bench: Bench) -> Amount:
     line = bench.line
     classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
     for held in bench.strips:
-        has_image: np.ndarray[Any, Any] = (held.batch.flags & int(Flag.NO_IMAGE)) == 0
+        has_image: np.ndarray[Any, Any] = (held.flags & int(Flag.NO_IMAGE)) == 0
         photometry = None if held.photometry is None else held.photometry[has_image]
         classifier.predict(held.images[has_image], photometry)
     return bench.amount(sum(held.images.nbytes for held in bench.strips))

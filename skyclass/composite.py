@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from .errors import ConfigError
 from .types import BANDS, Float16, Float32
@@ -21,7 +22,9 @@ ATLAS_ZERO_POINT_MAG = dict(zip(BANDS, (20.5, 19.5, 18.0, 13.0), strict=True))
 ATLAS_NOISE_DN = dict(zip(BANDS, (0.11, 0.06, 0.30, 0.03), strict=True))
 """Typical pixel scatter of an Atlas image, confusion included: the softening of the default stretch."""
 
-BLOCK = 512
+FLOAT16_MAX = np.float32(np.finfo(np.float16).max)
+
+BLOCK = 64
 """Cutouts stretched at a time, so that the temporaries stay in cache."""
 
 
@@ -85,25 +88,32 @@ def atlas_settings(bands: tuple[str, ...], **changes: Any) -> CompositeSettings:
     return CompositeSettings(**(fixed | changes))
 
 
-def composite(pixels: Float32, zero_point_mag: tuple[float, ...], settings: CompositeSettings) -> Float16:
+def composite(
+    pixels: Float32, zero_point_mag: tuple[float, ...], settings: CompositeSettings, out: Float16 | None = None
+) -> Float16:
     """Return composites (N, B, S, S) float16, NaN where there is no pixel, for cutouts of the same shape in DN.
 
-    `zero_point_mag` (B,) is the zero point of `pixels` in Vega magnitudes.
+    `zero_point_mag` (B,) is the zero point of `pixels` in Vega magnitudes. The composites are written into `out`
+    where it is given.
     """
     if pixels.shape[1] != len(settings.softening_dn):
         raise ConfigError(f"composite: {pixels.shape[1]} bands cut, {len(settings.softening_dn)} in the settings")
-    scale = flux_scale(zero_point_mag, settings.zero_point_mag)
     softening = np.asarray(settings.softening_dn, dtype=np.float32)[:, None, None]
+    unit = flux_scale(zero_point_mag, settings.zero_point_mag) / softening
     stretch = STRETCHES[settings.stretch]
-    limit = np.float32(np.finfo(np.float16).max)
-    out = np.empty(pixels.shape, dtype=np.float16)
+    out = np.empty(pixels.shape, dtype=np.float16) if out is None else out
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
-        if settings.sky == "border":
-            block = block - border_sky(block, settings.border_px)[:, :, None, None]
-        block = block * scale
-        out[start : start + BLOCK] = np.clip(stretch(block / softening, settings), -limit, limit)
+        sky = border_sky(block, settings.border_px)[:, :, None, None] if settings.sky == "border" else np.float32(0)
+        scaled = np.subtract(block, sky)
+        scaled *= unit
+        half(stretch(scaled, settings), out[start : start + BLOCK])
     return out
+
+
+def half(values: Float32, out: Float16) -> None:
+    """Write values as float16 into `out`. Torch has the instruction for it; numpy takes thirty times as long."""
+    torch.from_numpy(out).copy_(torch.from_numpy(values))
 
 
 def border_sky(pixels: Float32, border_px: int) -> Float32:
@@ -116,7 +126,10 @@ def border_sky(pixels: Float32, border_px: int) -> Float32:
     frame = np.ones((size, size), dtype=bool)
     frame[inner, inner] = False
     ring = pixels[:, :, frame]
-    sky: Float32 = np.median(ring, axis=-1)  # NaN wherever the frame has one: those few again, without them
+    middle = ring.shape[-1] // 2
+    ring.sort(axis=-1)  # faster than np.median, which partitions thrice
+    sky: Float32 = (ring[..., (ring.shape[-1] - 1) // 2] + ring[..., middle]) * np.float32(0.5)
+    sky[np.isnan(ring[..., -1])] = np.nan  # they sort last: those few frames again, without them
     for n, b in zip(*np.nonzero(np.isnan(sky)), strict=True):
         finite = ring[n, b][np.isfinite(ring[n, b])]
         if len(finite):
@@ -131,11 +144,11 @@ def flux_scale(zero_point_mag: tuple[float, ...], reference_mag: tuple[float, ..
 
 
 def _asinh(x: Float32, settings: CompositeSettings) -> Float32:
-    return np.arcsinh(x)
+    return np.arcsinh(x, out=x)
 
 
 def _linear(x: Float32, settings: CompositeSettings) -> Float32:
-    return x
+    return np.clip(x, -FLOAT16_MAX, FLOAT16_MAX, out=x)
 
 
 def _log(x: Float32, settings: CompositeSettings) -> Float32:
@@ -153,10 +166,10 @@ def _lupton(x: Float32, settings: CompositeSettings) -> Float32:
     intensity = np.maximum(x.mean(axis=1, keepdims=True), np.float32(1e-6))
     q = np.float32(settings.lupton_q)
     stretched: Float32 = x * (np.arcsinh(q * intensity) / (q * intensity))
-    return stretched
+    return np.clip(stretched, -FLOAT16_MAX, FLOAT16_MAX)
 
 
-STRETCHES: dict[str, Callable[[Float32, CompositeSettings], Float32]] = {
+STRETCHES: dict[str, Callable[[Float32, CompositeSettings], Float32]] = {  # they may write over what they are given
     "asinh": _asinh,
     "linear": _linear,
     "log": _log,

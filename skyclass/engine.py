@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -282,6 +282,8 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
             stalls = 0
             window.settle(future, tally)
             del future  # while it is held, Dask would do its work again when a worker dies
+            while not window.done.empty():
+                window.settle(window.done.get(), tally)
         window.fill()
 
 
@@ -315,21 +317,33 @@ class Window:
         return max(STALL_S, STALL_STRIPS * usual)
 
     def fill(self) -> None:
-        """Submit strips until the window is full or none is left."""
-        while len(self.in_flight) < self.who.window and (item := self.next_strip()):
-            chain, strip, is_last = item
-            result = self.submit_strip(chain, strip)
+        """Submit strips until the window is full or none is left, and the commits of tiles whose last they are.
+
+        All in three messages: a scheduler of hundreds of workers is busy with these more than with anything else.
+        """
+        items: list[tuple[Chain, Strip, bool]] = []
+        while len(self.in_flight) + len(items) < self.who.window and (item := self.next_strip(not items)):
+            items.append(item)
+        if not items:
+            return
+        chains, strips, _ = zip(*items, strict=True)
+        for (chain, strip, _), result in zip(items, self.submit_strips(chains, strips), strict=True):
             chain.results.append(result)
             self.watch(self.in_flight, result, Wait(chain, strip))
-            if is_last:
-                parts = (self.line, chain.tile, chain.results)
-                commit = self.submit(chain, commit_strips, *parts, resources=self.who.cut)
-                self.watch(self.committing, commit, Wait(chain))
+        whole = [chain for chain, _, is_last in items if is_last]
+        tiles, results = [chain.tile for chain in whole], [chain.results for chain in whole]
+        for chain, commit in zip(
+            whole, self.submit(whole, commit_strips, tiles, results, who=self.who.cut), strict=True
+        ):
+            self.watch(self.committing, commit, Wait(chain))
 
-    def next_strip(self) -> tuple[Chain, Strip, bool] | None:
-        """Return the next strip of the tile at hand, or the first of the next tile; suspects last, one by one."""
+    def next_strip(self, is_first: bool = True) -> tuple[Chain, Strip, bool] | None:
+        """Return the next strip of the tile at hand, or the first of the next tile; suspects last, one by one.
+
+        None when there is none, or when a suspect must wait until nothing else is in flight or `is_first` of a fill.
+        """
         while (item := next(self.strips, None)) is None or item[0].fault:  # of a tile given up in between: none
-            if not self.chains and (not self.suspects or self.in_flight or self.committing):
+            if not self.chains and (not self.suspects or self.in_flight or self.committing or not is_first):
                 return None
             if not self.chains:
                 self.await_idle()
@@ -358,28 +372,30 @@ class Window:
         kind[str(future.key)] = wait
         future.add_done_callback(self.done.put)
 
-    def submit_strip(self, chain: Chain, strip: Strip) -> Future[Any]:
-        """Submit CUT and INFER of a strip, as one task or as two."""
+    def submit_strips(self, chains: Sequence[Chain], strips: Sequence[Strip]) -> list[Future[Any]]:
+        """Submit CUT and INFER of strips, each as one task or as two."""
         if not self.who.split:
-            return self.submit(chain, classify_strip, self.line, strip)
-        composites = self.submit(chain, cut_strip, self.line, strip, resources=self.who.cut, hold=False)
-        return self.submit(chain, infer_strip, self.line, composites, resources=self.who.infer)
+            return self.submit(chains, classify_strip, strips)
+        composites = self.submit(chains, cut_strip, strips, who=self.who.cut, hold=False)
+        return self.submit(chains, infer_strip, composites, who=self.who.infer)
 
     def submit(
         self,
-        chain: Chain,
+        chains: Sequence[Chain],
         work: Callable[..., Any],
-        *parts: Any,
-        resources: dict[str, float] | None = None,
+        *parts: Sequence[Any],
+        who: dict[str, float] | None = None,
         hold: bool = True,
-    ) -> Future[Any]:
-        """Submit one task of a tile; equal work of another attempt is other work."""
-        future: Future[Any] = self.client.submit(work, *parts, pure=False, resources=resources)
-        self.tasks[str(future.key)] = chain
-        chain.keys.append(str(future.key))
-        if hold:
-            chain.futures.append(future)
-        return future
+    ) -> list[Future[Any]]:
+        """Submit work(line, *parts) for each of some tiles; equal work of another attempt is other work."""
+        lines = [self.line] * len(chains)
+        futures: list[Future[Any]] = self.client.map(work, lines, *parts, pure=False, resources=who) if chains else []
+        for chain, future in zip(chains, futures, strict=True):
+            self.tasks[str(future.key)] = chain
+            chain.keys.append(str(future.key))
+            if hold:
+                chain.futures.append(future)
+        return futures
 
     def settle(self, future: Future[Any], tally: Tally) -> None:
         """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""

@@ -7,6 +7,7 @@ without a class. What can go wrong beyond that is a defect and is raised.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,14 +16,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .catalog import read_partition
-from .composite import composite
-from .cutouts import cut, row_span
+from .composite import BLOCK, CompositeSettings, composite
+from .cutouts import Cutter, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
 from .plan import NO_TILE, Line
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile, standing_commit
-from .types import CLASSES, FAULT_FLAGS, UNCOVERED_FLAGS, Flag, Float16, Float32, Int32, Int64, Strip, Tile, TilePlan
+from .types import (
+    CLASSES,
+    FAULT_FLAGS,
+    UNCOVERED_FLAGS,
+    Flag,
+    Float16,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    RowRange,
+    Strip,
+    Tile,
+    TilePlan,
+)
 
 
 @dataclass(frozen=True)
@@ -78,20 +93,38 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         tile = open_tile(line, strip.tile, verify=strip.start == 0)  # once a tile: a fault of one strip is its tile's
         sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-        batch = cut(line.archive, tile, x, y, line.bundle.size_px)
+        rows = read_bands(line.archive, tile, y, line.bundle.size_px)
     except TileFault as fault:
-        return faulty_strip(line, strip, fault, Timing("cut", time.perf_counter() - began))
-    cut_done = time.perf_counter()
-    images = composite(batch.pixels, batch.zero_point_mag, line.bundle.composite)
-    start, stop = row_span(tile, y, line.bundle.size_px)
-    bytes_read = 4 * (stop - start) * tile.shape[1] * len(tile.bands)
-    timings = (
-        Timing("cut", cut_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
-        Timing("composite", time.perf_counter() - cut_done),
-    )
+        return faulty_strip(line, strip, fault, Timing("read", time.perf_counter() - began))
+    read_done = time.perf_counter()
+    images, flags, valid_frac = composites(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
-    return CutStrip(strip, ids_of(sources), images, photometry, batch.flags, batch.valid_frac, None, timings)
+    bytes_read = sum(band.pixels.nbytes for band in rows)
+    timings = (
+        Timing("read", read_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
+        Timing("cut", time.perf_counter() - read_done),
+    )
+    return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, timings)
+
+
+def composites(
+    rows: Sequence[RowRange], tile: Tile, x: Float64, y: Float64, size_px: int, settings: CompositeSettings
+) -> tuple[Float16, Int32, Float32]:
+    """Return composites (N, B, S, S), flags (N,) and valid fractions (N,) of sources, cut `BLOCK` at a time.
+
+    Sources must be in the order of their pixel rows: then a block's pixels come once from memory, and its cutouts
+    never go there.
+    """
+    cutter = Cutter(rows, tile, x, y, size_px)
+    images = np.empty((len(x), len(tile.bands), size_px, size_px), np.float16)
+    pixels = np.empty((BLOCK, *images.shape[1:]), np.float32)
+    for start in range(0, len(x), BLOCK):
+        block = slice(start, min(start + BLOCK, len(x)))
+        cut = pixels[: block.stop - start]
+        cutter.cut(block, cut)
+        composite(cut, tile.zero_point_mag, settings, images[block])
+    return images, *cutter.describe()
 
 
 def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:

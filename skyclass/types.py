@@ -117,10 +117,14 @@ class CutoutBatch:
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows `start` to `start + len(pixels)` of one band of a tile: `pixels` (rows, columns) float32 DN."""
+    """Rows `start` to `start + len(pixels)` of one band of a tile: `pixels` (rows, columns) float32 DN.
+
+    `is_finite`: whether each of them is a number, so that nobody need look again.
+    """
 
     start: int
     pixels: Float32
+    is_finite: bool
 
 
 class Archive(Protocol):

@@ -36,7 +36,7 @@ ONE_ROOM = {
     "distributed": {"cluster.py", "engine.py", "cli.py", "training"},  # training/launch.py: one torchrun a node
     "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
     "obstore": {"remote.py"},
-    "torch": {"networks", "bundle.py", "infer.py", "training"},
+    "torch": {"networks", "bundle.py", "composite.py", "infer.py", "training"},  # composite.py: float32 -> float16
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},
 }

@@ -14,7 +14,7 @@ from skyclass import pipeline
 from skyclass.errors import ConfigError
 from skyclass.query import open_catalog
 
-STAGES = ["catalog", "read", "cut", "composite", "infer", "commit", "publish"]
+STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
 LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
 
 

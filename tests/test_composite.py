@@ -1,10 +1,15 @@
 """Composites against numbers worked out by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from skyclass.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite
+from skyclass.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
+from skyclass.cutouts import Cutter
 from skyclass.errors import ConfigError
+from skyclass.stages import composites
+from skyclass.types import RowRange, Tile
 
 BANDS = ("w1", "w2", "w3")
 ZERO_POINTS = (20.5, 19.5, 18.0)
@@ -83,3 +88,46 @@ def test_settings_round_trip_and_refuse_nonsense():
         CompositeSettings.from_dict({"softening_dn": [1.0], "zero_point_mag": [20.5], "gamma": 2})
     with pytest.raises(ConfigError, match="3 bands cut, 2 in the settings"):
         composite(cutouts(), ZERO_POINTS, atlas_settings(("w1", "w2")))
+
+
+@pytest.mark.parametrize("border_px", [3, 1])
+@pytest.mark.parametrize("size", [37, 36])
+def test_the_sky_is_the_median_of_the_frame(size, border_px):
+    pixels = cutouts(4, size)
+    pixels[1, 0, 0, :5] = np.nan
+    pixels[2, 1] = np.nan
+    frame = np.ones((size, size), dtype=bool)
+    frame[border_px:-border_px, border_px:-border_px] = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        np.testing.assert_array_equal(border_sky(pixels, border_px), np.nanmedian(pixels[:, :, frame], axis=-1))
+
+
+def test_float16_is_that_of_numpy_bit_for_bit():
+    rng = np.random.default_rng(2)
+    values = (rng.normal(size=(500, 4, 5, 5)) * 10.0 ** rng.integers(-9, 6, (500, 4, 5, 5))).astype(np.float32)
+    values[0, 0, 0] = [np.nan, np.inf, -np.inf, 65504, -0.0]
+    out = np.empty(values.shape, np.float16)
+    half(values, out)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))
+
+
+@pytest.mark.parametrize("stretch", sorted(STRETCHES))
+def test_cut_and_composited_in_blocks_as_all_at_once(stretch):
+    """What a strip holds does not depend on how many sources were cut at a time."""
+    rng = np.random.default_rng(5)
+    bands = {band: rng.normal(9, 1, (200, 150)).astype(np.float32) for band in BANDS}
+    bands["w2"][50:60, 70:80] = np.nan
+    tile = Tile("t", BANDS, (200, 150), (1.0, 1.0), (1.0, 1.0), (-1e-4, 1e-4), ZERO_POINTS)
+    rows = tuple(RowRange(0, pixels, bool(np.isfinite(pixels).all())) for pixels in bands.values())
+    x, y = rng.uniform(-25, 175, 300), np.sort(rng.uniform(-25, 225, 300))
+    settings = atlas_settings(BANDS, stretch=stretch)
+    pixels = np.empty((300, 3, 37, 37), np.float32)
+    cutter = Cutter(rows, tile, x, y, 37)
+    cutter.cut(slice(None), pixels)
+    whole = composite(pixels, ZERO_POINTS, settings)
+    images, flags, valid_frac = composites(rows, tile, x, y, 37, settings)
+    np.testing.assert_array_equal(images, whole)
+    for given, expected in zip((flags, valid_frac), cutter.describe(), strict=True):
+        np.testing.assert_array_equal(given, expected)

@@ -1,0 +1,88 @@
+"""Many Dask workers in one process, and stages that sleep: a simulated cluster for `benchmarks.scale`.
+
+The workers are Dask's own: they connect, heartbeat, fetch and report like any other. What they are
+given takes the time that the real stage would take, and carries no pixel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+
+import click
+import dask
+import numpy as np
+import pyarrow as pa
+from distributed import Worker
+
+from skyclass.plan import Line
+from skyclass.stages import CutStrip, StripResult, Timing
+from skyclass.store import Commit
+from skyclass.types import CLASSES, Strip, TilePlan
+
+IDS = pa.array(["J000000.00+000000.0"])
+
+
+@dataclass(frozen=True)
+class SleepLine(Line):
+    """A line whose stages sleep: `cut_rate` sources/s of one core, `infer_rate` of one GPU, `commit_rate` of a core."""
+
+    cut_rate: float = 0.0
+    infer_rate: float = 0.0
+    commit_rate: float = 0.0
+
+
+def _slept(stage: str, seconds: float) -> Timing:
+    began = time.perf_counter()
+    time.sleep(seconds)
+    return Timing(stage, time.perf_counter() - began)
+
+
+def cut_strip(line: SleepLine, strip: Strip) -> CutStrip:
+    """Return a strip without pixels, after the time that cutting it takes."""
+    timing = _slept("cut", (strip.stop - strip.start) / line.cut_rate)
+    return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, (timing,))
+
+
+def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
+    """Return a strip without probabilities, after the time that inferring it takes."""
+    strip = composites.strip
+    timing = _slept("infer", (strip.stop - strip.start) / line.infer_rate)
+    known = np.zeros((1, len(CLASSES)), np.float32)
+    timings = (*composites.timings, timing)
+    return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, timings)
+
+
+def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
+    """Return a commit without a file whose rows are those that the strips bring, after the time that it takes."""
+    timing = _slept("commit", tile.n_sources / line.commit_rate)
+    rows = sum(r.strip.stop - r.strip.start for r in results)
+    timings = [t for result in results for t in result.timings]
+    commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows})
+    return commit, (*timings, timing)
+
+
+async def crowd(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
+    """Run workers until the scheduler goes: `gpus` with one GPU each, `cpu_workers` with so many cores each."""
+    quiet = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+    with dask.config.set(quiet):
+        gpu = [Worker(address, nthreads=1, resources={"GPU": 1}, memory_limit=0) for _ in range(gpus)]
+        cpu = [Worker(address, nthreads=cores, resources={"CPU": cores}, memory_limit=0) for _ in range(cpu_workers)]
+        workers = await asyncio.gather(*gpu, *cpu)
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+
+@click.command()
+@click.argument("address")
+@click.option("--gpus", type=int, required=True)
+@click.option("--cpu-workers", type=int, required=True)
+@click.option("--cores", type=int, required=True, help="Cores of a CPU worker.")
+def main(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
+    """Put simulated workers at a scheduler."""
+    asyncio.run(crowd(address, gpus, cpu_workers, cores))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

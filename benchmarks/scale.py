@@ -1,0 +1,218 @@
+"""`python -m benchmarks.scale`: the full sky on a simulated cluster, with the engine's own driver.
+
+Driver, window, journal, lease, scheduler and workers are the real ones; the stages sleep (`crowd.py`), so what
+is measured is what the engine itself costs: CPU time of driver and scheduler for each strip, their memory, how
+busy the GPUs are kept, and the tail. All workers share this machine with the driver and the scheduler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import click
+import numpy as np
+import psutil
+from distributed import Client
+
+from skyclass import engine
+from skyclass.bundle import load_bundle
+from skyclass.cluster import dask_environment
+from skyclass.lease import hold_lease
+from skyclass.mock.grid import grid, tile_name
+from skyclass.plan import Plan
+from skyclass.progress import Tally
+from skyclass.types import TilePlan
+
+from . import crowd
+from .crowd import SleepLine
+from .measure import commit, cores, cpu_model
+from .run import write_record
+
+SKY_SOURCES = 747_634_026
+WORKERS_A_PROCESS = 64
+CORES_A_GPU = 4
+STRIP_SOURCES = 16_384
+RATES = {"cut_rate": 40_000.0, "infer_rate": 100_000.0, "commit_rate": 400_000.0}
+"""Sources/s that the stages pretend: of a core, of a GPU, of a core."""
+
+
+@dataclass
+class Record:
+    """What is seen from outside while a run goes on: (seconds, driver bytes, scheduler bytes), and strips in flight."""
+
+    memory: list[tuple[float, int, int]] = field(default_factory=list)
+    in_flight: list[tuple[float, int]] = field(default_factory=list)
+
+    def slope(self, column: int, n_strips: int) -> float:
+        """Return MB per 1,000 strips of the driver (1) or the scheduler (2), fitted past the first tenth."""
+        rows = np.array(self.memory[len(self.memory) // 10 :], dtype=float)
+        if len(rows) < 3:
+            return 0.0
+        per_s = np.polyfit(rows[:, 0], rows[:, column], 1)[0]
+        return float(per_s * self.memory[-1][0] / n_strips * 1_000 / 1e6)
+
+
+def sky_plan(n_tiles: int | None = None) -> Plan:
+    """Return all 18,240 tiles with as many sources as AllWISE has, crowded towards the Galactic plane; or every k-th.
+
+    The counts are simulated: a disc over a uniform sky, with a scatter of a fifth.
+    """
+    from astropy.coordinates import SkyCoord
+
+    ra, dec = grid()
+    latitude = np.abs(SkyCoord(ra, dec, unit="deg").galactic.b.deg)
+    rng = np.random.default_rng(1)
+    weight = (1 + 3 * np.exp(-latitude / 12)) * rng.lognormal(0, 0.2, len(ra))
+    counts = np.floor(SKY_SOURCES * weight / weight.sum()).astype(int)
+    counts[: SKY_SOURCES - counts.sum()] += 1
+    chosen = range(0, len(ra), max(1, len(ra) // n_tiles) if n_tiles else 1)
+    tiles = [
+        TilePlan(tile_name(float(ra[i]), float(dec[i])), int(counts[i]), tuple(range(i, i + 4)))
+        for i in list(chosen)[:n_tiles]
+    ]
+    return Plan(tuple(sorted(tiles, key=lambda tile: (-tile.n_sources, tile.coadd_id))), "simulated")
+
+
+def n_strips(plan: Plan) -> int:
+    """Return how many strips a plan is cut into."""
+    return sum(-(-tile.n_sources // STRIP_SOURCES) for tile in plan.tiles)
+
+
+@contextmanager
+def simulated_cluster(gpus: int) -> Iterator[tuple[Client, psutil.Process]]:
+    """Give a client of a scheduler with so many simulated GPU workers and as many CPU workers, and the scheduler."""
+    environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.callback(os.chdir, os.getcwd())
+        note = Path(folder) / "scheduler.json"
+        command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+        command += ["--no-dashboard", "--scheduler-file", str(note)]
+        scheduler = _start(stack, command, environment, folder)
+        while not note.exists():
+            time.sleep(0.1)
+        address = json.loads(note.read_text())["address"]
+        for first in range(0, gpus, WORKERS_A_PROCESS):
+            n = str(min(WORKERS_A_PROCESS, gpus - first))
+            command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", n, "--cpu-workers", n]
+            _start(stack, [*command, "--cores", str(CORES_A_GPU)], environment, folder)
+        client = stack.enter_context(Client(address, timeout="60s"))
+        client.wait_for_workers(2 * gpus, timeout=600)
+        yield client, psutil.Process(scheduler.pid)
+
+
+def _start(
+    stack: ExitStack, command: Sequence[str], environment: dict[str, str], folder: str
+) -> subprocess.Popen[bytes]:
+    checkout = str(Path(__file__).parents[1])
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment | {"PYTHONPATH": checkout},
+    )  # fmt: skip
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    return process
+
+
+@contextmanager
+def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
+    """Write memory and strips in flight into a record while the block runs."""
+    began, ended, here = time.monotonic(), threading.Event(), psutil.Process()
+    fill = engine.Window.fill
+
+    def recorded(window: engine.Window) -> None:
+        fill(window)
+        record.in_flight.append((time.monotonic() - began, len(window.in_flight)))
+
+    def sample() -> None:
+        while not ended.wait(0.5):
+            row = time.monotonic() - began, here.memory_info().rss, scheduler.memory_info().rss
+            record.memory.append(row)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    with patch.object(engine.Window, "fill", recorded):
+        thread.start()
+        yield
+        ended.set()
+        thread.join()
+
+
+def simulate(gpus: int, plan: Plan, rates: dict[str, float]) -> dict[str, Any]:
+    """Return the record of a plan driven by the engine over simulated workers, every row accounted for."""
+    out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
+    line = SleepLine("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
+    line.folder.make()
+    stages = {name: getattr(crowd, name) for name in ("cut_strip", "infer_strip", "commit_strips")}
+    try:
+        with simulated_cluster(gpus) as (client, scheduler), hold_lease(line.folder) as lease:
+            tally, here = Tally(line, plan, lease), psutil.Process()
+            before = cpu_seconds(here), cpu_seconds(scheduler)
+            began = time.monotonic()
+            with patch.multiple(engine, **stages), watched(record, scheduler):
+                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES)
+            wall = time.monotonic() - began
+            driver, schedule = cpu_seconds(here) - before[0], cpu_seconds(scheduler) - before[1]
+            report = tally.report()  # raises RowsLost unless rows in = rows out
+            journal = len(line.folder.journal_path.read_text().splitlines())
+            peak = max(n for _, n in record.in_flight)
+            return {
+                "stage": "scale", "gpus": gpus, "cpu_workers": gpus, "cores_a_cpu_worker": CORES_A_GPU, **rates,
+                "tiles": report.tiles, "strips": n_strips(plan), "rows_in": report.sources_in,
+                "rows_out": report.classified, "journal_lines": journal,
+                "wall_s": round(wall, 1),
+                "driver_ms_a_strip": round(1e3 * driver / n_strips(plan), 3),
+                "scheduler_ms_a_strip": round(1e3 * schedule / n_strips(plan), 3),
+                "window": engine.roles(client).window, "in_flight_peak": peak,
+                "gpu_busy": round(report.stage_seconds["infer"] / wall / gpus, 3),
+                "tail": round(tail(record, wall), 3),
+                "driver_mb": [round(record.memory[0][1] / 1e6), round(max(m for _, m, _ in record.memory) / 1e6)],
+                "scheduler_mb": [round(record.memory[0][2] / 1e6), round(max(m for _, _, m in record.memory) / 1e6)],
+                "driver_mb_per_1000_strips": round(record.slope(1, n_strips(plan)), 2),
+                "scheduler_mb_per_1000_strips": round(record.slope(2, n_strips(plan)), 2),
+            }  # fmt: skip
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def tail(record: Record, wall: float) -> float:
+    """Return the share of the time after the window was full for the last time."""
+    full = max(n for _, n in record.in_flight)
+    return 1 - max(t for t, n in record.in_flight if n == full) / wall
+
+
+@click.command()
+@click.option("--gpus", default="1,8,64,256", show_default=True, help="Numbers of simulated GPUs, comma-separated.")
+@click.option("--seconds", default=60.0, show_default=True, help="Least of simulated work: fewer GPUs, fewer tiles.")
+@click.option("--full", is_flag=True, help="All 18,240 tiles for 64 GPUs and more.")
+@click.option("-o", "--output", help="Append JSON lines here too.")
+def main(gpus: str, seconds: float, full: bool, output: str | None) -> None:
+    """Drive a simulated sky over simulated GPUs: what the engine itself costs."""
+    whole = sky_plan()
+    for n in map(int, gpus.split(",")):
+        share = min(1.0, seconds * n * RATES["infer_rate"] / SKY_SOURCES)
+        plan = whole if full and n >= 64 else sky_plan(max(1, round(share * len(whole.tiles))))
+        around = {"simulated": True, "cpu": cpu_model(), "cores": cores(), "commit": commit()}
+        write_record(simulate(n, plan, RATES) | around, output, click.echo)
+
+
+if __name__ == "__main__":
+    main()
