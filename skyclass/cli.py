@@ -69,6 +69,7 @@ def run_options(command: F) -> F:
         click.option("--out", help="Run folder; the same command on it resumes."),
         click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"])),
+        click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="The network, on CPUs."),
         click.option("--device", help="auto, cpu or cuda."),
         click.option("--cluster", help="local, none, or a scheduler's address.  [default: local]"),
         click.option("--workers", type=int, help="CPU workers of a local cluster.  [default: cores]"),

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 ROW_MODULES = (
     *("types", "sky", "catalog", "atlas", "remote", "archive", "cutouts", "composite", "photometry", "networks"),
-    *("bundle", "infer", "plan", "stages"),
+    *("bundle", "compiled", "infer", "plan", "stages"),
 )
 """The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""
 ROW_LIBRARIES = ("numpy", "pyarrow", "torch", "dask", "distributed")
@@ -51,6 +51,8 @@ class RunConfig:
     region: Region | None = None
     """Classify only sources inside; partitions outside are never opened."""
     precision: str = "auto"
+    compile: str = "auto"
+    """Whether the network is compiled for the processors that infer: on, off, or auto, where it pays."""
     """auto, fp32 or bf16."""
     device: str = "auto"
     """auto, cpu or cuda, for each worker."""
@@ -69,6 +71,8 @@ class RunConfig:
         problems = [f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)]
         if self.precision not in ("auto", "fp32", "bf16"):
             problems.append(f"precision = {self.precision!r}: choose auto, fp32 or bf16")
+        if self.compile not in ("auto", "on", "off"):
+            problems.append(f"compile = {self.compile!r}: choose auto, on or off")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
             problems.append(f"device = {self.device!r}: choose auto, cpu or cuda")
         if self.cluster not in ("local", "none") and "://" not in self.cluster:

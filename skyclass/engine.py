@@ -7,6 +7,7 @@ Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewh
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, Future
+from distributed import Client, Future, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from distributed.worker import Worker
@@ -34,7 +35,7 @@ from .errors import ClusterLost, SkyclassError
 from .infer import cuda_is_there
 from .lease import hold_lease
 from .pipeline import finish, pending
-from .plan import Line, begin, count_partition, earlier, strips_of, survey
+from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey, warm_here
 from .progress import RunReport, Tally, Watch, show
 from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
@@ -109,6 +110,8 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
         refuse_skew(client)
         client.register_plugin(WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
+        line = settle_network(run, line, plan, partial(warm_on, client))
+        client.register_plugin(WarmUp(line))
         with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)
             tally = Tally(line, plan, lease)
@@ -157,6 +160,39 @@ def dask_faults() -> Iterator[None]:
         raise ClusterLost(f"no worker is left that could do the work: {error}; {RESUMES}") from error
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
+
+
+def warm_on(client: Client, line: Line) -> list[str]:
+    """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
+    said = client.run(warm_worker, line, on_error="return")
+    faults = {address: fault for address, fault in said.items() if fault is not None}
+    return sorted({str(fault) for fault in faults.values()})
+
+
+async def warm_worker(line: Line, dask_worker: Worker) -> str | None:
+    """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
+    if "CPU" in dask_worker.state.total_resources:  # it cuts for others
+        return None
+    faults = await asyncio.to_thread(warm_here, line)
+    return faults[0] if faults else None
+
+
+class WarmUp(WorkerPlugin):
+    """Loads the network before a worker is given any work: a worker that comes late or comes back, too.
+
+    One that cannot run it as the others do is sent away.
+    """
+
+    name = "skyclass-warm-up"
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+
+    async def setup(self, worker: Worker) -> None:
+        """Load the network, or leave."""
+        if fault := await warm_worker(self.line, worker):
+            log.error("this worker leaves the run: %s", fault)
+            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:

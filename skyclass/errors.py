@@ -5,6 +5,7 @@ SkyclassError
 │   ├── CatalogError         the catalogue or table cannot be read as one
 │   ├── ArchiveError         the image folder holds nothing usable
 │   └── BundleError          the model bundle is missing, damaged or of another make
+├── CannotCompile            no C++ compiler, or the network does not compile: it runs as it is
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on
 ├── StoreError               the run folder cannot be written or read               exit code 1
 │   ├── NotPublished         no class catalogue, or no run, at this path           exit code 2
@@ -47,6 +48,10 @@ class ArchiveError(ConfigError):
 
 class BundleError(ConfigError):
     """The model bundle is missing, damaged, or does not fit this version."""
+
+
+class CannotCompile(SkyclassError):
+    """A network cannot be compiled on this machine; uncompiled it says the same, more slowly."""
 
 
 class TileFault(SkyclassError):

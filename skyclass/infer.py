@@ -4,7 +4,7 @@
       micro-batches of one fixed size, the last one padded
       Preprocess      NaN -> 0, resize, normalise     float32
       standardise     (x - mean) / std, NaN -> 0      float32
-      network         fused, channels_last, fp32 or bf16
+      network         fused, channels_last, fp32 or bf16; compiled on request
       logits                                          float32 (N, 3)
       softmax(logits / temperature + bias)            float32 (N, 3)
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .bundle import Bundle, Preprocessing, load_bundle, load_weights
+from .compiled import Network, compiled
 from .errors import BundleError, ConfigError
 from .networks import INPUTS, build, channels_last, fuse, to_bf16
 from .photometry import standardise
@@ -67,21 +68,25 @@ class Preprocess(nn.Module):
 
 def resize(images: Tensor, px: int) -> Tensor:
     """Return images (N, S, S, C) float32 at `px` on a side: bilinear, as with align_corners=False."""
-    low, high, weight = _taps(images.shape[1], px, images.device)
+    place = ((torch.arange(px, dtype=torch.float64, device=images.device) + 0.5) * images.shape[1] / px - 0.5).clamp(0)
+    low = place.floor().long()
+    high, weight = (low + 1).clamp(max=images.shape[1] - 1), (place - low).float()
     rows, columns = weight[:, None, None], weight[:, None]
     x = images[:, low].mul_(1 - rows).add_(images[:, high].mul_(rows))
     return x[:, :, low].mul_(1 - columns).add_(x[:, :, high].mul_(columns))
 
 
-@lru_cache(maxsize=16)
-def _taps(size: int, px: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two source pixels of each of `px` output pixels, and the weight of the second."""
-    place = np.maximum((np.arange(px) + 0.5) * size / px - 0.5, 0)
-    low = np.floor(place).astype(np.int64)
-    weight = (place - low).astype(np.float32)
-    arrays = (low, np.minimum(low + 1, size - 1), weight)
-    low_t, high_t, weight_t = (torch.from_numpy(a).to(device) for a in arrays)
-    return low_t, high_t, weight_t
+class Graph(nn.Module):
+    """Logits (N, 3) float32 from a batch as it travels (`ON_THE_WIRE`): all that is done for an image, in one piece."""
+
+    def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inputs, self.preprocess, self.network, self.dtype = inputs, preprocess, network, dtype
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        ready = {"images": lambda x: self.preprocess(x).to(self.dtype), "photometry": lambda x: x}
+        logits: Tensor = self.network(*(ready[name](x) for name, x in zip(self.inputs, batch, strict=True)))
+        return logits.float()
 
 
 class NetworkClassifier:
@@ -91,15 +96,19 @@ class NetworkClassifier:
     stays so.
     """
 
-    def __init__(self, bundle: Bundle, device: str, precision: str) -> None:
+    def __init__(self, bundle: Bundle, device: str, precision: str, compile: bool = False) -> None:
         self.bundle, self.device, self.precision = bundle, torch.device(device), precision
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
         self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._preprocess = Preprocess(bundle.preprocessing).to(self.device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         network = fuse(_network(bundle)).to(self.device)
-        self._network = channels_last(to_bf16(network) if precision == "bf16" else network)
+        network = channels_last(to_bf16(network) if precision == "bf16" else network)
+        graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network, dtype).eval()
+        self.is_compiled = compile and self.device.type == "cpu"
+        self._graph: Network = graph
+        if self.is_compiled:
+            self._graph = compiled(graph, self._example(), f"{bundle.digest} {precision}")
 
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
@@ -154,9 +163,16 @@ class NetworkClassifier:
     def _forward(self, batch: list[Tensor]) -> Tensor:
         if self.device.type == "cuda":  # pinned, so that the copy overlaps the previous batch's kernels
             batch = [x.pin_memory().to(self.device, non_blocking=True) for x in batch]
-        ready = {"images": lambda x: self._preprocess(x).to(self._dtype), "photometry": lambda x: x}
-        logits: Tensor = self._network(*(ready[name](x) for name, x in zip(self.inputs, batch, strict=True)))
-        return logits.float()
+        return self._graph(*batch)
+
+    def _example(self) -> list[Tensor]:
+        """Return a batch without content in the shapes and types of those to come."""
+        cut, wanted = self.bundle.cut, self.bundle.photometry
+        shapes = {
+            "images": (len(cut.bands), cut.size_px, cut.size_px),
+            "photometry": (len(wanted.features),) if wanted else (),
+        }
+        return [torch.zeros((self.micro_batch, *shapes[name]), dtype=ON_THE_WIRE[name]) for name in self.inputs]
 
     def _check(self, images: Float16) -> None:
         cut = self.bundle.cut
@@ -198,24 +214,30 @@ def calibrated(logits: Float32, temperature: float, bias: tuple[float, ...]) -> 
     return probabilities
 
 
-def load_classifier(model: str | Path | Bundle, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
+def load_classifier(
+    model: str | Path | Bundle, device: str = "auto", precision: str = "auto", compile: bool = False
+) -> NetworkClassifier:
     """Return the classifier of a bundle, given as a shipped name, a folder or a `Bundle`.
 
-    `device`: auto (CUDA if there is one), cpu, cuda or cuda:N. `precision`: auto, fp32 or bf16.
-    Raises `BundleError` for a damaged bundle, `ConfigError` for an unknown or absent device or precision.
+    `device`: auto (CUDA if there is one), cpu, cuda or cuda:N. `precision`: auto, fp32 or bf16. With `compile` the
+    network is compiled for this processor; on CUDA it runs as it is.
+    Raises `BundleError` for a damaged bundle, `ConfigError` for an unknown or absent device or precision,
+    `CannotCompile` without a C++ compiler.
     """
     bundle = model if isinstance(model, Bundle) else load_bundle(model)
     device = resolve_device(device)
-    return NetworkClassifier(bundle, device, resolve_precision(device, precision))
+    return NetworkClassifier(bundle, device, resolve_precision(device, precision), compile)
 
 
 @lru_cache(maxsize=4)
-def cached_classifier(path: str, digest: str, device: str = "auto", precision: str = "auto") -> NetworkClassifier:
+def cached_classifier(
+    path: str, digest: str, device: str = "auto", precision: str = "auto", compile: bool = False
+) -> NetworkClassifier:
     """Return the classifier of the bundle at `path`, loaded once a process; `BundleError` if not `digest`.
 
     What crosses to a worker is the path and the digest, never the network.
     """
-    return load_classifier(load_bundle(path, digest), device, precision)
+    return load_classifier(load_bundle(path, digest), device, precision, compile)
 
 
 def resolve_device(device: str) -> str:

@@ -10,7 +10,7 @@ from itertools import starmap
 
 from .config import RunConfig
 from .lease import hold_lease
-from .plan import Line, Plan, begin, count_here, earlier, strips_of, survey
+from .plan import Line, Plan, begin, count_here, earlier, settle_network, strips_of, survey, warm_here
 from .progress import RunReport, Tally, Watch, quiet
 from .publish import Each, is_published, publish
 from .stages import commit_strips, cut_strip, infer_strip
@@ -21,6 +21,7 @@ from .types import TilePlan
 def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:
     """Return the report of a whole run in this process: planned, classified, committed and published."""
     line, plan, table = survey(run, count_here)
+    line = settle_network(run, line, plan, warm_here)
     with hold_lease(line.folder) as lease:
         line = begin(run, line, plan, table)
         tally = Tally(line, plan, lease)

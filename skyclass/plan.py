@@ -25,7 +25,7 @@ from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, read_partition, select, standardise_table
 from .config import RunConfig, fingerprint
-from .errors import ArchiveDown, ArchiveError, CatalogError, TileFault
+from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, TileFault
 from .infer import cached_classifier, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 NO_TILE = "none"
 """The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
+
+COMPILE_FROM = 50_000
+"""Sources from which compiling the network, a quarter of a minute on each kind of machine, pays."""
 
 CountTiles = Callable[["Line", Iterable[int]], pa.Table]
 PREFLIGHT_TILES = 200
@@ -59,6 +62,8 @@ class Line:
     session: str
     """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
     run_id: str = ""
+    compile: bool = False
+    """Whether the network is compiled: settled once, so that no two workers of a run differ."""
 
     @property
     def folder(self) -> RunFolder:
@@ -83,7 +88,7 @@ class Line:
     @property
     def classifier(self) -> Classifier:
         """The network on this worker's device, loaded once a process."""
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision)
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile)
 
 
 @lru_cache(maxsize=4)
@@ -122,7 +127,8 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     """
     bundle = line.bundle
     sources = absolute(run.catalog)
-    fields = fingerprint(sources, run.region, line.images, bundle.digest, line.precision, plan.digest)
+    arithmetic = line.precision + (", compiled" if line.compile else "")
+    fields = fingerprint(sources, run.region, line.images, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     run_id = start_or_resume(line.folder, fields, info)
@@ -241,6 +247,36 @@ def settled_precision(run: RunConfig) -> str:
     if run.device.startswith("cuda") and "://" in run.cluster:
         return "bf16" if run.precision == "auto" else run.precision
     return resolve_precision(resolve_device(run.device), run.precision)
+
+
+def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line], list[str]]) -> Line:
+    """Return the line whose network is compiled if the run asks for it, or is large enough, and all who infer can.
+
+    `warm` loads the network of a line wherever it will run, and returns why that fails, reason by reason. Raises
+    `ConfigError` where a run that insists on it cannot be compiled.
+    """
+    if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
+        return line
+    faults = warm(replace(line, compile=True))
+    if not faults:
+        return replace(line, compile=True)
+    words = f"the network is not compiled: {'; '.join(faults)}"
+    if run.compile == "on":
+        raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
+    if any(faults):
+        log.warning(words)
+    return line
+
+
+def warm_here(line: Line) -> list[str]:
+    """Return [] once the network of a line is loaded in this process, or why not; [""] for CUDA: never compiled."""
+    if line.compile and resolve_device(line.device) != "cpu":
+        return [""]
+    try:
+        _ = line.classifier
+    except CannotCompile as error:
+        return [str(error)]
+    return []
 
 
 def absolute(location: str) -> str:

@@ -25,7 +25,20 @@ READING_ORDER = [
         "networks",
         "bundle",
     ),
-    *("infer", "store", "lease", "publish", "plan", "stages", "progress", "pipeline", "cluster", "engine", "forecast"),
+    *(
+        "compiled",
+        "infer",
+        "store",
+        "lease",
+        "publish",
+        "plan",
+        "stages",
+        "progress",
+        "pipeline",
+        "cluster",
+        "engine",
+        "forecast",
+    ),
     *("stamps", "query", "report", "training", "mock", "cli", "__main__"),
 ]
 LAYER = {name: i for i, name in enumerate(READING_ORDER)}
@@ -36,7 +49,14 @@ ONE_ROOM = {
     "distributed": {"cluster.py", "engine.py", "cli.py", "training"},  # training/launch.py: one torchrun a node
     "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
     "obstore": {"remote.py"},
-    "torch": {"networks", "bundle.py", "composite.py", "infer.py", "training"},  # composite.py: float32 -> float16
+    "torch": {
+        "networks",
+        "bundle.py",
+        "compiled.py",
+        "composite.py",
+        "infer.py",
+        "training",
+    },  # composite.py: float32 -> float16
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},
 }

@@ -1,0 +1,107 @@
+"""A network compiled for this machine's processor: made once in a quarter of a minute, kept, then loaded at once.
+
+AOTInductor (PyTorch) writes the network as C++ and needs a C++ compiler. What it makes fits one network, one shape
+of batch, one processor and one release of torch; all of these are in the name of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from .config import code_version
+from .errors import CannotCompile
+
+Network = Callable[..., Tensor]
+
+TOLERANCE = 0.02
+"""Largest difference in a probability between the network as it is and as it was compiled."""
+
+OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
+"""Weights are constants of the program, and the threads those of the process that runs it."""
+
+
+def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Network:
+    """Return `network` as a function of inputs like `example` (same shapes), compiled for this processor.
+
+    `name` says which weights and precision these are. Raises `CannotCompile` where there is no C++ compiler, where
+    compiling fails, and where the probabilities of a trial batch are further than `TOLERANCE` from those of `network`.
+    """
+    path = cache_folder() / f"{file_name(name, example)}.pt2"
+    with FileLock(path.with_suffix(".lock")):  # one process of a machine makes the file, the others find it made
+        if not path.exists():
+            build(network, example, path)
+        try:
+            made: Network = torch._inductor.aoti_load_package(str(path))  # as the tutorial of AOTInductor has it
+        except RuntimeError as error:
+            path.unlink()
+            raise CannotCompile(f"{path} cannot be loaded ({error}); it was removed: try again") from error
+    check(network, made, example)
+    return made
+
+
+def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
+    """Compile a network into a file; `CannotCompile` with the reason when that fails."""
+    compiler = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
+    if not shutil.which(compiler):
+        raise CannotCompile(f"no C++ compiler: {compiler} is not installed (or set CXX)")
+    making = path.with_suffix(f".{uuid.uuid4().hex}.pt2")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own, about itself
+            program = torch.export.export(network, tuple(example), strict=False)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(making), inductor_configs=dict(OPTIONS))
+        making.replace(path)
+    except Exception as error:  # torch raises errors of a dozen kinds here, and each means the same
+        raise CannotCompile(f"torch cannot compile this network: {type(error).__name__}: {error}") from error
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def check(network: nn.Module, made: Network, example: Sequence[Tensor]) -> None:
+    """Raise `CannotCompile` when a compiled network says something else than the network does."""
+    noise = torch.Generator().manual_seed(0)
+    given = [torch.randn(x.shape, generator=noise).mul(2).to(x.dtype) for x in example]
+    with torch.inference_mode():
+        apart = (made(*given).softmax(1) - network(*given).softmax(1)).abs().max().item()
+    if not apart <= TOLERANCE:
+        raise CannotCompile(f"the compiled network is off by {apart:.3f} in a probability")
+
+
+def file_name(name: str, example: Sequence[Tensor]) -> str:
+    """Return a name that only the same network, shapes, processor, code and torch have."""
+    shapes = [(tuple(x.shape), str(x.dtype)) for x in example]
+    facts = (name, shapes, OPTIONS, torch.__version__, code_version(), processor())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+@cache
+def processor() -> str:
+    """Return what a program compiled here asks of a processor: its model and instructions, as Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() + platform.machine()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled networks, made if need be: $SKYCLASS_CACHE, or skyclass in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("SKYCLASS_CACHE") or Path(user) / "skyclass")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCompile(f"{folder} cannot be made ({error.strerror}): set SKYCLASS_CACHE to a folder") from error
+    return folder

@@ -1,0 +1,124 @@
+"""The compiled network: the same classes, made once, refused where it cannot be had."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from runs import rows_of
+
+from skyclass import compiled, engine, infer, pipeline, plan
+from skyclass.cluster import connect
+from skyclass.errors import CannotCompile, ConfigError, RunMismatch
+from skyclass.progress import quiet
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of compiled networks for these tests alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKYCLASS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def pair(bundle, cache):
+    """The classifier of a bundle as it is, and compiled."""
+    return tuple(infer.load_classifier(bundle, "cpu", "fp32", compile=on) for on in (False, True))
+
+
+def images(n: int = 70) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(0, 2, (n, 3, 37, 37)).astype(np.float16)
+    noise[0, 0] = np.nan
+    return noise
+
+
+def test_it_says_what_the_network_says(pair):
+    eager, fast = (classifier.predict(images()) for classifier in pair)
+    assert pair[1].is_compiled and not pair[0].is_compiled
+    np.testing.assert_allclose(fast, eager, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(pair):
+    all_of_them, threads = pair[1].predict(images()), torch.get_num_threads()
+    np.testing.assert_array_equal(pair[1].predict(images()[40:]), all_of_them[40:])
+    try:
+        infer.set_threads(1 if threads > 1 else 2)
+        np.testing.assert_array_equal(pair[1].predict(images()), all_of_them)
+    finally:
+        infer.set_threads(threads)
+
+
+def test_it_is_made_once_and_loaded_afterwards(pair, bundle, cache, monkeypatch):
+    assert len(list(cache.glob("*.pt2"))) == 1
+    monkeypatch.setattr(compiled, "build", lambda *_: pytest.fail("built again"))
+    again = infer.load_classifier(bundle, "cpu", "fp32", compile=True)
+    np.testing.assert_array_equal(again.predict(images()), pair[1].predict(images()))
+
+
+def test_a_damaged_file_is_removed(pair, bundle, cache, monkeypatch):
+    (file,) = cache.glob("*.pt2")
+    monkeypatch.setattr(compiled, "cache_folder", lambda: cache / "other")
+    (cache / "other").mkdir()
+    damaged = cache / "other" / file.name
+    damaged.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CannotCompile, match="cannot be loaded .* it was removed"):
+        infer.load_classifier(bundle, "cpu", "fp32", compile=True)
+    assert not damaged.exists()
+
+
+def test_a_program_that_says_something_else_is_refused():
+    network = torch.nn.Linear(4, 3)
+    with pytest.raises(CannotCompile, match=r"off by 0\.\d+ in a probability"):
+        compiled.check(network, lambda x: 3 * network(x), [torch.zeros(8, 4)])
+    with pytest.raises(CannotCompile, match="off by nan"):
+        compiled.check(network, lambda x: network(x) * torch.nan, [torch.zeros(8, 4)])
+
+
+def test_the_name_of_a_file_says_all_that_it_depends_on(monkeypatch):
+    name = compiled.file_name("a", [torch.zeros(8, 4)])
+    others = [compiled.file_name("b", [torch.zeros(8, 4)]), compiled.file_name("a", [torch.zeros(4, 4)])]
+    others.append(compiled.file_name("a", [torch.zeros(8, 4, dtype=torch.bfloat16)]))
+    monkeypatch.setattr(compiled, "processor", lambda: "another")
+    others.append(compiled.file_name("a", [torch.zeros(8, 4)]))
+    assert len({name, *others}) == 5
+
+
+@pytest.fixture
+def no_compiler(tmp_path, monkeypatch):
+    """A machine without C++ and without anything compiled before."""
+    monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    infer.cached_classifier.cache_clear()
+
+
+def test_without_a_compiler_a_large_run_goes_on_uncompiled(run, no_compiler, monkeypatch, caplog):
+    plain = pipeline.classify(run)
+    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    other = dataclasses.replace(run, out=f"{run.out}-auto")
+    with caplog.at_level(logging.WARNING):
+        report = pipeline.classify(other)
+    assert "no C++ compiler: no-such-compiler is not installed" in caplog.text
+    assert report.class_counts == plain.class_counts and rows_of(other).equals(rows_of(run))
+
+
+def test_without_a_compiler_a_run_that_insists_is_refused_before_it_begins(run, no_compiler, tmp_path):
+    insists = dataclasses.replace(run, compile="on", out=str(tmp_path / "never"))
+    with pytest.raises(ConfigError, match="compile = 'on', but .*no C\\+\\+ compiler"):
+        pipeline.classify(insists)
+    with connect("local", workers=2) as client, pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
+        engine.classify(insists, client, quiet)
+    assert not (tmp_path / "never").exists()
+
+
+def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
+    here = dataclasses.replace(run, compile="on")
+    there = dataclasses.replace(here, out=str(tmp_path / "there"))
+    pipeline.classify(here)
+    with connect("local", workers=2) as client:
+        engine.classify(there, client, quiet)
+    assert rows_of(there).equals(rows_of(here))
+    with pytest.raises(RunMismatch, match="precision: fp32, compiled there, fp32 now"):
+        pipeline.classify(dataclasses.replace(here, compile="off"))
