@@ -22,6 +22,13 @@ from skyclass.stages import CutStrip, StripResult, Timing
 from skyclass.store import Commit
 from skyclass.types import CLASSES, Strip, TilePlan
 
+QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "1h",
+}
+"""Hundreds of workers in one process would all watch that process, and do little else."""
+
 IDS = pa.array(["J000000.00+000000.0"])
 
 
@@ -66,8 +73,7 @@ def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -
 
 async def crowd(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
     """Run workers until the scheduler goes: `gpus` with one GPU each, `cpu_workers` with so many cores each."""
-    quiet = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
-    with dask.config.set(quiet):
+    with dask.config.set(QUIET):
         gpu = [Worker(address, nthreads=1, resources={"GPU": 1}, memory_limit=0) for _ in range(gpus)]
         cpu = [Worker(address, nthreads=cores, resources={"CPU": cores}, memory_limit=0) for _ in range(cpu_workers)]
         workers = await asyncio.gather(*gpu, *cpu)
