@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import click
 
 from skyclass.errors import ConfigError
 
 Record = dict[str, Any]
+
+SLEEPS = {"cut": "a core that cuts", "infer": "a GPU", "commit": "a core that commits"}
+
+GROUPS = {
+    "cut": "From tile files to pixels ready for a network, one core",
+    "infer": "From composites to class probabilities, all cores",
+    "whole": "From catalogue and images to classes",
+}
 
 MEANINGS = {
     "catalog": "read and order a tile's sources",
@@ -25,28 +35,128 @@ MEANINGS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Print the tables of a file of result lines; return the exit code."""
-    if len(arguments) != 1:
-        print("usage: python -m benchmarks.report FILE.jsonl", file=sys.stderr)
-        return 2
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the rivals into this PNG.")
+def main(file: Path, figure: Path | None) -> None:
+    """Print the tables of a file of result lines."""
     try:
-        print(report(Path(arguments[0])))
-    except (OSError, ConfigError) as error:
-        print(f"benchmarks.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+        click.echo(report(file))
+        if figure:
+            draw_rivals(rivals_of(records_of(file)), figure)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def report(path: Path) -> str:
-    """Return Markdown, a table for each scenario, commit and machine in a file of result lines."""
-    lines = path.read_text().splitlines()
+    """Return Markdown of a file of result lines: stages by scenario, commit and machine; rivals; scale."""
+    records = records_of(path)
     groups: dict[str, dict[str, Record]] = {}
-    for record in map(json.loads, filter(str.strip, lines)):
+    for record in (r for r in records if "scenario" in r):
         groups.setdefault(heading(record), {})[record["stage"]] = record  # a later run takes the earlier's place
-    if not groups:
+    parts = [f"{title}{warning(stages)}\n\n{table(stages)}" for title, stages in groups.items()]
+    parts += [rivals_table(rivals_of(records))] * any("group" in r for r in records)
+    parts += [scale_table(records)] * any(r.get("stage") == "scale" for r in records)
+    return "\n\n".join(parts)
+
+
+def records_of(path: Path) -> list[Record]:
+    """Return the result lines of a file; `ConfigError` when it has none."""
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    if not records:
         raise ConfigError(f"{path} holds no result line: fill it with `skyclass bench -o {path}`")
-    return "\n\n".join(f"{title}{warning(stages)}\n\n{table(stages)}" for title, stages in groups.items())
+    return records
+
+
+Rivals = dict[str, dict[str, Record]]
+
+
+def rivals_of(records: Iterable[Record]) -> Rivals:
+    """Return the newest record of each contestant, by group."""
+    groups: Rivals = {}
+    for record in records:
+        if "group" in record:
+            groups.setdefault(record["group"], {})[record["contestant"]] = record
+    return groups
+
+
+def rivals_table(groups: Rivals) -> str:
+    """Return a table for each group; the ratio is that of skyclass to the contestant, in the same rounds."""
+    parts = []
+    for group, contestants in groups.items():
+        timed = [r for r in contestants.values() if "ratio" in r]
+        last = timed[-1]
+        machine = f"{last['cpu']}, {last['cores']} cores, commit {last['commit']}, {last['rounds']} rounds"
+        head = f"{GROUPS[group]}. Simulated sky; {machine}."
+        rows = ["| | sources/s | skyclass is | settings |", "|---|---:|---:|---|"]
+        rows += [
+            f"| {r['contestant']} | {r['sources_per_s']:,.0f} | {r['ratio']:,.2f} x | {r['settings']} |" for r in timed
+        ]
+        words = [
+            f"Beside fp32 on {r['n_sources']:,} sources: {r['same_class']:.2%} the same class, probabilities within "
+            f"{r['largest_difference']:.3f}."
+            for r in contestants.values()
+            if "same_class" in r
+        ]
+        parts.append("\n\n".join([head, "\n".join(rows), *words]))
+    return "\n\n".join(parts)
+
+
+def draw_rivals(groups: Rivals, path: Path) -> None:
+    """Draw sources/s of each contestant, a panel a group, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.4), squeeze=False, layout="constrained")
+    for panel, (group, contestants) in zip(panels[0], groups.items(), strict=True):
+        timed = [r for r in contestants.values() if "ratio" in r][::-1]
+        colours = ["tab:blue" if r["contestant"].startswith("skyclass") else "0.7" for r in timed]
+        bars = panel.barh([r["contestant"] for r in timed], [r["sources_per_s"] for r in timed], color=colours)
+        panel.bar_label(bars, [f"{r['sources_per_s']:,.0f}" for r in timed], padding=3, fontsize=8)
+        panel.set(xscale="log", title=GROUPS[group], xlabel="sources/s, simulated sky")
+        panel.set_xlim(right=panel.get_xlim()[1] * 4)
+        panel.tick_params(labelsize=8)
+        panel.title.set_fontsize(9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def scale_table(records: Iterable[Record]) -> str:
+    """Return the table of simulated clusters."""
+    runs = [r for r in records if r.get("stage") == "scale"]
+    last = runs[-1]
+    rates = ", ".join(f"{last[f'{stage}_rate']:,.0f} {where}" for stage, where in SLEEPS.items())
+    head = (
+        f"Simulated workers whose stages sleep (sources/s: {rates}); driver and scheduler are real and share "
+        f"{last['cores']} cores ({last['cpu']}) with all workers. Rows in = rows out in each."
+    )
+    columns = (
+        "GPUs", "strips", "rows", "wall, s", "driver, ms a strip", "scheduler, ms a strip", "GPUs busy",
+        "window, most in flight", "tail", "driver, MB", "scheduler, MB", "MB per 1,000 strips",
+    )  # fmt: skip
+    rows = [f"| {' | '.join(columns)} |", "|" + "---:|" * len(columns), *map(scale_row, runs)]
+    return head + "\n\n" + "\n".join(rows)
+
+
+def scale_row(r: Record) -> str:
+    """Return one row of the table of simulated clusters."""
+    cells = (
+        f"{r['gpus']}",
+        f"{r['strips']:,}",
+        f"{r['rows_out']:,}",
+        f"{r['wall_s']:,.0f}",
+        f"{r['driver_ms_a_strip']:.2f}",
+        f"{r['scheduler_ms_a_strip']:.2f}",
+        f"{r['gpu_busy']:.0%}",
+        f"{r['window']}, {r['in_flight_peak']}",
+        f"{r['tail']:.1%}",
+        "{} to {}".format(*r["driver_mb"]),
+        "{} to {}".format(*r["scheduler_mb"]),
+        f"{r['driver_mb_per_1000_strips']:+.2f}, {r['scheduler_mb_per_1000_strips']:+.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def heading(record: Record) -> str:
@@ -96,4 +206,4 @@ def meaning(stage: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -51,11 +51,11 @@ class RunConfig:
     region: Region | None = None
     """Classify only sources inside; partitions outside are never opened."""
     precision: str = "auto"
-    compile: str = "auto"
-    """Whether the network is compiled for the processors that infer: on, off, or auto, where it pays."""
     """auto, fp32 or bf16."""
     device: str = "auto"
     """auto, cpu or cuda, for each worker."""
+    compile: str = "auto"
+    """Whether the network is compiled for the processors that infer: on, off, or auto, where it pays."""
     cluster: str = "local"
     """local, none (plain Python, no Dask), or the address of a scheduler, such as tcp://127.0.0.1:8786."""
     workers: int | None = None
