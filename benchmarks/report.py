@@ -55,8 +55,10 @@ def report(path: Path) -> str:
     for record in (r for r in records if "scenario" in r):
         groups.setdefault(heading(record), {})[record["stage"]] = record  # a later run takes the earlier's place
     parts = [f"{title}{warning(stages)}\n\n{table(stages)}" for title, stages in groups.items()]
-    parts += [rivals_table(rivals_of(records))] * any("group" in r for r in records)
-    parts += [scale_table(records)] * any(r.get("stage") == "scale" for r in records)
+    if rivals := rivals_of(records):
+        parts.append(rivals_table(rivals))
+    if scales := [r for r in records if r.get("stage") == "scale"]:
+        parts.append(scale_table(scales))
     return "\n\n".join(parts)
 
 
@@ -125,7 +127,7 @@ def draw_rivals(groups: Rivals, path: Path) -> None:
 
 def scale_table(records: Iterable[Record]) -> str:
     """Return the table of simulated clusters."""
-    runs = [r for r in records if r.get("stage") == "scale"]
+    runs = list(records)
     last = runs[-1]
     rates = ", ".join(f"{last[f'{stage}_rate']:,.0f} {where}" for stage, where in SLEEPS.items())
     head = (

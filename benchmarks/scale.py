@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +39,15 @@ from skyclass.types import TilePlan
 from . import crowd
 from .crowd import SleepLine
 from .measure import commit, cores, cpu_model
+from .report import records_of
 from .run import write_record
 
 SKY_SOURCES = 747_634_026
 WORKERS_A_PROCESS = 64
 CORES_A_GPU = 4
 STRIP_SOURCES = 16_384
+TILE_PX, SIZE_PX, N_BANDS = 4_095, 37, 3
+PIXEL_BYTES = 2 * N_BANDS * SIZE_PX**2
 RATES = {"cut_rate": 40_000.0, "infer_rate": 100_000.0, "commit_rate": 400_000.0}
 """Sources/s that the stages pretend: of a core, of a GPU, of a core."""
 
@@ -207,14 +210,49 @@ def tail(record: Record, wall: float) -> float:
     return 1 - max(t for t, n in record.in_flight if n == full) / wall
 
 
+def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
+    """Return what the whole sky asks for, each number with how it is known; `measured`: lines of `skyclass bench`."""
+    rates = {r["stage"]: r for r in measured if "scenario" in r}
+    n, tiles, strips = plan.n_sources, len(plan.tiles), n_strips(plan)
+    rows_read = tiles * TILE_PX + (strips - tiles) * (SIZE_PX - 1)
+    tile_bytes = rows_read * TILE_PX * 4 * N_BANDS
+    machine = rates["read"]["hardware"]["cpu"]
+
+    def core_hours(stage: str) -> float:
+        per_source = rates[stage]["seconds"] * rates[stage]["threads"] / rates[stage]["n_sources"]
+        return float(n * per_source / 3600)
+
+    written = rates["commit"]["MB_per_s"] * rates["commit"]["seconds"] * 1e6 / rates["commit"]["n_sources"]
+    cutting = core_hours("read") + core_hours("composites")
+    on_gpu = n / RATES["infer_rate"] / 3600
+    rows = [
+        ("sources, tiles, strips", f"{n:,}, {tiles:,}, {strips:,}", "published; strips: of simulated counts"),
+        ("tile bytes read", f"{tile_bytes / 1e12:.2f} TB", "arithmetic: 3 bands, each row once, 36 rows more a strip"),
+        ("requests, if read from a bucket", f"{N_BANDS * (strips + tiles):,}", "arithmetic: rows and headers"),
+        ("pixels sent from CPU to GPU workers", f"{n * PIXEL_BYTES / 1e12:.2f} TB", "arithmetic: float16, where split"),
+        ("reading, cutting, compositing", f"{cutting:,.0f} core hours", f"measured on {machine}, one core"),
+        ("network on CPUs", f"{core_hours('infer'):,.0f} core hours", f"measured on {machine}"),
+        ("network on one GPU", f"{on_gpu:.1f} GPU hours", "assumed: 100,000 images/s, none at hand"),
+        ("committing and publishing", f"{core_hours('commit') + core_hours('publish'):,.0f} core hours", "measured"),
+        ("results written", f"{n * written / 1e9:,.0f} GB, and as much published", "measured bytes a source"),
+    ]  # fmt: skip
+    head = "The whole sky, before anybody pays: prices are left to the reader."
+    lines = ["| | amount | how known |", "|---|---:|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return head + "\n\n" + "\n".join(lines)
+
+
 @click.command()
 @click.option("--gpus", default="1,8,64,256", show_default=True, help="Numbers of simulated GPUs, comma-separated.")
 @click.option("--seconds", default=60.0, show_default=True, help="Least of simulated work: fewer GPUs, fewer tiles.")
 @click.option("--full", is_flag=True, help="All 18,240 tiles for 64 GPUs and more.")
+@click.option("--cost", type=click.Path(exists=True), help="Print what the sky costs, by lines of `skyclass bench`.")
 @click.option("-o", "--output", help="Append JSON lines here too.")
-def main(gpus: str, seconds: float, full: bool, output: str | None) -> None:
+def main(gpus: str, seconds: float, full: bool, cost: str | None, output: str | None) -> None:
     """Drive a simulated sky over simulated GPUs: what the engine itself costs."""
     whole = sky_plan()
+    if cost:
+        click.echo(cost_table(whole, records_of(Path(cost))))
+        return
     for n in map(int, gpus.split(",")):
         share = min(1.0, seconds * n * RATES["infer_rate"] / SKY_SOURCES)
         plan = whole if full and n >= 64 else sky_plan(max(1, round(share * len(whole.tiles))))

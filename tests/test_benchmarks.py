@@ -4,15 +4,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import line, measure
-from benchmarks.report import report
+from benchmarks import line, measure, rivals, scale
+from benchmarks.gate import fallen
+from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
-from benchmarks.scenarios import SCENARIOS, find
+from benchmarks.scenarios import SCENARIOS, Scenario, find
 from skyclass import pipeline
 from skyclass.errors import ConfigError
+from skyclass.infer import load_classifier
+from skyclass.plan import count_here, survey
 from skyclass.query import open_catalog
+from skyclass.stages import cut_strip
+from skyclass.types import Strip
 
 STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
 LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
@@ -61,3 +68,53 @@ def test_peak_memory_is_that_of_the_stage() -> None:
     before = measure.peak_here_mb()
     block = bytearray(64_000_000)
     assert measure.peak_here_mb() - before > 0.9 * len(block) / 1e6
+
+
+RIVALS = [
+    {"group": "cut", "contestant": name, "ratio": ratio, "sources_per_s": 100 / ratio, "settings": "-", "rounds": 3}
+    | {"cpu": "A", "cores": 2, "commit": "c"}
+    for name, ratio in (("skyclass", 1.0), ("numpy", 2.0), ("Cutout2D, lupton", 150.0))
+]
+
+
+def test_the_gate_tells_a_ratio_that_fell_and_leaves_other_processors_alone() -> None:
+    slower = [r | {"ratio": r["ratio"] * factor} for r, factor in zip(RIVALS, (1.0, 0.9, 0.5), strict=True)]
+    assert [(name, fell) for name, _, _, fell in fallen(slower, RIVALS, 0.25)] == [
+        ("cut: skyclass", False), ("cut: numpy", False), ("cut: Cutout2D, lupton", True),
+    ]  # fmt: skip
+    assert fallen(slower, [r | {"cpu": "B"} for r in RIVALS], 0.25) == []
+
+
+def test_the_rivals_come_as_table_and_picture(tmp_path: Path) -> None:
+    lines = tmp_path / "rivals.jsonl"
+    agree = {"group": "cut", "contestant": "agreement", "n_sources": 9, "same_class": 0.999, "largest_difference": 0.01}
+    lines.write_text("\n".join(map(json.dumps, [*RIVALS, agree])))
+    text = report(lines)
+    assert "| Cutout2D, lupton | 1 | 150.00 x | - |" in text and "9 sources: 99.90% the same class" in text
+    draw_rivals(rivals_of(records_of(lines)), tmp_path / "rivals.png")
+    assert (tmp_path / "rivals.png").stat().st_size > 5_000
+
+
+def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
+    """The counts are right, and the eager network says what the engine does before calibration."""
+    scenario = Scenario("quick", 1, 60, 400, 1)
+    field = rivals.field_of(scenario, tmp_path, str(tmp_path / "classes"))
+    n = len(field.rows)
+    assert rivals.cut_with_skyclass(field) == rivals.cut_with_numpy(field, True) == n
+    assert rivals.cut_with_astropy(field, 5) == 5
+    tile = survey(field.run, count_here)[1].tiles[0]
+    images = cut_strip(field.line, Strip(tile, 0, n)).images
+    ours = torch.softmax(torch.from_numpy(load_classifier("iicnet-mock", "cpu", "fp32").logits(images)), dim=1)
+    np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
+
+
+def test_a_small_sky_on_simulated_gpus_ends_with_every_row() -> None:
+    plan = scale.sky_plan(40)
+    assert len(scale.sky_plan().tiles) == 18_240 and scale.sky_plan().n_sources == scale.SKY_SOURCES
+    rates = {name: 100 * rate for name, rate in scale.RATES.items()}
+    record = scale.simulate(2, plan, rates)
+    assert (
+        record["rows_out"] == record["rows_in"] == plan.n_sources and record["journal_lines"] == record["tiles"] == 40
+    )
+    assert 0 < record["in_flight_peak"] <= record["window"] == 2 * 2 + 2 * scale.CORES_A_GPU
+    assert "| 2 |" in scale_table([record | {"cpu": "A", "cores": 2}])
