@@ -43,8 +43,10 @@ from .report import records_of
 from .run import write_record
 
 SKY_SOURCES = 747_634_026
-WORKERS_A_PROCESS = 64
+GPUS_A_PROCESS = 64
 CORES_A_GPU = 4
+GPUS_A_CPU_WORKER = 16
+"""A CPU worker serves so many GPUs: thousands of workers that each cut with one core would not fit this machine."""
 STRIP_SOURCES = 16_384
 TILE_PX, SIZE_PX, N_BANDS = 4_095, 37, 3
 PIXEL_BYTES = 2 * N_BANDS * SIZE_PX**2
@@ -96,7 +98,7 @@ def n_strips(plan: Plan) -> int:
 
 @contextmanager
 def simulated_cluster(gpus: int) -> Iterator[tuple[Client, psutil.Process]]:
-    """Give a client of a scheduler with so many simulated GPU workers and as many CPU workers, and the scheduler."""
+    """Give a client of a scheduler with so many simulated GPU workers and CPU workers to match, and the scheduler."""
     environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -108,12 +110,14 @@ def simulated_cluster(gpus: int) -> Iterator[tuple[Client, psutil.Process]]:
         while not note.exists():
             time.sleep(0.1)
         address = json.loads(note.read_text())["address"]
-        for first in range(0, gpus, WORKERS_A_PROCESS):
-            n = str(min(WORKERS_A_PROCESS, gpus - first))
-            command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", n, "--cpu-workers", n]
-            _start(stack, [*command, "--cores", str(CORES_A_GPU)], environment, folder)
+        for first in range(0, gpus, GPUS_A_PROCESS):
+            n = min(GPUS_A_PROCESS, gpus - first)
+            command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", str(n)]
+            command += ["--cpu-workers", str(-(-n // GPUS_A_CPU_WORKER))]
+            command += ["--cores", str(CORES_A_GPU * min(n, GPUS_A_CPU_WORKER))]
+            _start(stack, command, environment, folder)
         client = stack.enter_context(Client(address, timeout="60s"))
-        client.wait_for_workers(2 * gpus, timeout=600)
+        client.wait_for_workers(gpus + -(-gpus // GPUS_A_CPU_WORKER), timeout=600)
         client.run_on_scheduler(stages_known)  # or the first task would be charged for importing torch there
         yield client, psutil.Process(scheduler.pid)
 
@@ -180,7 +184,7 @@ def simulate(gpus: int, plan: Plan, rates: dict[str, float]) -> dict[str, Any]:
             journal = len(line.folder.journal_path.read_text().splitlines())
             peak = max(n for _, n in record.in_flight)
             return {
-                "stage": "scale", "gpus": gpus, "cpu_workers": gpus, "cores_a_cpu_worker": CORES_A_GPU, **rates,
+                "stage": "scale", "gpus": gpus, "cutting_cores": CORES_A_GPU * gpus, **rates,
                 "tiles": report.tiles, "strips": n_strips(plan), "rows_in": report.sources_in,
                 "rows_out": report.classified, "journal_lines": journal,
                 "wall_s": round(wall, 1),

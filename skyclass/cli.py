@@ -130,7 +130,9 @@ def _print_report(report: Any, run: RunConfig) -> None:
         "classes: " + ", ".join(f"{report.class_counts.get(c, 0):,} {c}" for c in CLASSES),
         f"{report.tiles} tiles ({report.tiles_resumed} from an earlier run), "
         f"{report.tile_bytes_read / 1e6:,.0f} MB read of {report.tile_bytes / 1e6:,.0f} MB of tiles",
-        f"{report.wall_seconds:,.1f} s, {report.sources_per_second:,.0f} sources/s",
+        f"{report.wall_seconds:,.1f} s, {report.sources_per_second:,.0f} sources/s; bound by {report.bound_by} ("
+        + ", ".join(f"{pool} busy for {share:.0%} of it" for pool, share in report.pool_busy.items())
+        + ")",
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]

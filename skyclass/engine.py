@@ -37,7 +37,7 @@ from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey, warm_here
 from .progress import RunReport, Tally, Watch, show
-from .stages import classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
+from .stages import STAGES, classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,14 @@ RESTART_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Roles:
-    """Where work goes, as Dask resources, and how many strips may be in flight (`window`)."""
+    """Where work goes, as Dask resources, and how many strips may be in flight (`window`).
+
+    `pools` says for the report how many threads do which stages.
+    """
 
     split: bool
     window: int
+    pools: dict[str, tuple[int, tuple[str, ...]]]
     cut: dict[str, float] | None = None
     infer: dict[str, float] | None = None
 
@@ -291,14 +295,18 @@ def roles(client: Client) -> Roles:
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     gpu_slots = sum(int(w["resources"].get("GPU", 0)) for w in workers)
     if not gpu_slots:
-        return Roles(False, STRIPS_PER_SLOT * max(1, sum(w["nthreads"] for w in workers)))
+        threads = max(1, sum(w["nthreads"] for w in workers))
+        return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
     cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
-    return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
+    others = tuple(stage for stage in STAGES if stage != "infer")
+    pools = {"CPU workers": (cpu_slots or len(workers), others), "GPU workers": (gpu_slots, ("infer",))}
+    return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
 
 
 def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int) -> None:
     """Take tiles down the line, longest first, with a bounded number of strips in flight."""
     who = roles(client)
+    tally.pools = who.pools
     fair = -(-sum(tile.n_sources for tile in tiles) // (2 * who.window))
     window = Window(client, tally.line, who, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
     window.fill()

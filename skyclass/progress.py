@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from rich.text import Text
 from .errors import RowsLost
 from .lease import Lease
 from .plan import Line, Plan
-from .stages import Timing
+from .stages import STAGES, Timing
 from .store import UNCLASSIFIED, Commit, journal_commit
 from .types import Strip
 
@@ -46,6 +46,11 @@ class RunReport:
     wall_seconds: float
     sources_per_second: float
     stage_seconds: dict[str, float]
+    """Stage -> seconds of work, all workers together."""
+    pool_busy: dict[str, float]
+    """Pool of workers -> share of its time at work; for the rest it waited: for others, or for the run to begin."""
+    bound_by: str
+    """The stage that took most of the busiest pool's time: the one to make faster, or to give more workers."""
     simulated_model: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +83,8 @@ class Tally:
     bytes_read: int = 0
     bytes_of_tiles: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    pools: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=lambda: {"this process": (1, STAGES)})
+    """Pool of workers -> how many threads it has, and which stages are theirs."""
 
     def resume(self, commits: dict[str, Commit]) -> int:
         """Take over what an earlier driver committed; return the sources that are left to do."""
@@ -125,6 +132,13 @@ class Tally:
         """Whether this driver committed anything itself."""
         return len(self.commits) > self.n_resumed
 
+    def busy(self, wall: float) -> tuple[dict[str, float], str]:
+        """Return the share of `wall` seconds that each pool was at work, and the longest stage of the busiest."""
+        spent = {pool: {s: self.seconds.get(s, 0.0) for s in stages} for pool, (_, stages) in self.pools.items()}
+        shares = {pool: sum(spent[pool].values()) / (slots * wall) for pool, (slots, _) in self.pools.items()}
+        busiest = spent[max(shares, key=shares.__getitem__)]
+        return {pool: round(share, 3) for pool, share in shares.items()}, max(busiest, key=busiest.__getitem__)
+
     def report(self) -> RunReport:
         """Return the report; `RowsLost` unless rows in = rows out, to the last row."""
         commits = self.commits.values()
@@ -136,6 +150,7 @@ class Tally:
             classes.update(c.classes)
         without_class = classes.pop(UNCLASSIFIED, 0)
         wall = time.perf_counter() - self.began
+        pool_busy, bound_by = self.busy(wall)
         return RunReport(
             run_id=self.line.run_id,
             model_id=self.line.bundle.model_id,
@@ -153,6 +168,8 @@ class Tally:
             wall_seconds=round(wall, 3),
             sources_per_second=round(self.n_classified_now / wall, 1),
             stage_seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            pool_busy=pool_busy,
+            bound_by=bound_by,
             simulated_model=bool(self.line.bundle.training.get("simulated", False)),
         )
 

@@ -39,6 +39,9 @@ from .types import (
     TilePlan,
 )
 
+STAGES = ("read", "cut", "infer", "commit")
+"""Where time is spent; `cut` is cutting and compositing, block by block."""
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -53,6 +53,7 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
         report.tile_bytes_read == plain[0].tile_bytes_read
         and report.stage_seconds.keys() == plain[0].stage_seconds.keys()
     )
+    assert report.bound_by == "infer" and set(report.pool_busy) == {"workers"} and 0 < report.pool_busy["workers"] <= 1
 
 
 SKEWED = """
@@ -96,8 +97,9 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
             who = engine.roles(client)
             assert who.split and who.window == 3 and who.cut == {"CPU": 1}
             with get_task_stream(client) as stream:
-                engine.classify(run, client, quiet)
+                report = engine.classify(run, client, quiet)
             where = places(client, stream.data)
+    assert report.bound_by == "infer" and set(report.pool_busy) == {"CPU workers", "GPU workers"}
     assert rows_of(run).equals(plain[1])
     assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}
 
