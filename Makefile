@@ -34,7 +34,7 @@ paper: $(READY)
 
 # Faults injected into whole runs, the long ones too (root for a network and a disk of their own), and what was lost.
 chaos: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "fault or slow" --ignore tests/test_slurm.py \
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "fault or slow" --ignore tests/test_slurm.py \
 		--fault-table benchmarks/results/chaos.md
 
 # cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
