@@ -13,8 +13,8 @@ from .plan import Line, Plan, count_here, strips_of, survey
 
 PROBE_IMAGES = 256
 BYTES_PER_PIXEL = 4
-WORKER_BASE_BYTES = 500e6
-"""A worker process with torch and Dask loaded, before it holds any pixel."""
+WORKER_BASE_BYTES = 700e6
+"""A worker process with torch, Dask and a compiled network loaded, before it holds any pixel."""
 
 
 def forecast(run: RunConfig) -> list[str]:
@@ -45,11 +45,11 @@ def tile_bytes(line: Line, plan: Plan) -> int:
 
 
 def strip_bytes(line: Line, n_sources: int) -> float:
-    """Return the peak memory of a worker in bytes: rows of a band twice, cutouts float32, composites float16."""
+    """Return the peak memory of a worker in bytes: the rows of all bands, composites float16, and a copy of some."""
     cut = line.bundle.cut
-    rows = 2 * BYTES_PER_PIXEL * 4095 * (4095 + 2 * cut.size_px)
-    cutouts = n_sources * len(cut.bands) * cut.size_px**2 * (BYTES_PER_PIXEL + 2)
-    return WORKER_BASE_BYTES + rows + cutouts
+    rows = len(cut.bands) * BYTES_PER_PIXEL * 4095**2
+    composites = n_sources * len(cut.bands) * cut.size_px**2 * 2
+    return WORKER_BASE_BYTES + rows + 2 * composites
 
 
 def probe_rate(line: Line) -> float:

@@ -147,8 +147,9 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
     probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
     has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
-        photometry = None if composites.photometry is None else composites.photometry[has_image]
-        probabilities[has_image] = line.classifier.predict(composites.images[has_image], photometry)
+        chosen = slice(None) if has_image.all() else has_image  # a slice copies nothing
+        photometry = None if composites.photometry is None else composites.photometry[chosen]
+        probabilities[chosen] = line.classifier.predict(composites.images[chosen], photometry)
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,

@@ -2,6 +2,9 @@
 
 import dataclasses
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,3 +125,17 @@ def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
     assert rows_of(there).equals(rows_of(here))
     with pytest.raises(RunMismatch, match="precision: fp32, compiled there, fp32 now"):
         pipeline.classify(dataclasses.replace(here, compile="off"))
+
+
+def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
+    here = dataclasses.replace(run, compile="on")
+    with connect("local", workers=1) as client:
+        engine.classify(here, client, quiet)
+        (own,) = client.scheduler_info()["workers"]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
+        late = subprocess.run(
+            [*command, "--no-dashboard", "--host", "127.0.0.1"], capture_output=True, text=True, timeout=120,
+            env=os.environ | {"SKYCLASS_CACHE": str(tmp_path / "empty"), "CXX": "no-such-compiler"},
+        )  # fmt: skip
+        assert "this worker leaves the run: no C++ compiler" in late.stderr, late.stderr
+        assert list(client.scheduler_info()["workers"]) == [own]
