@@ -106,9 +106,9 @@ class NetworkClassifier:
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
         graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network, dtype).eval()
         self.is_compiled = compile and self.device.type == "cpu"
-        self._graph: Network = graph
+        self.graph: Network = graph
         if self.is_compiled:
-            self._graph = compiled(graph, self._example(), f"{bundle.digest} {precision}")
+            self.graph = compiled(graph, self._example(), f"{bundle.digest} {precision}")
 
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
@@ -163,7 +163,7 @@ class NetworkClassifier:
     def _forward(self, batch: list[Tensor]) -> Tensor:
         if self.device.type == "cuda":  # pinned, so that the copy overlaps the previous batch's kernels
             batch = [x.pin_memory().to(self.device, non_blocking=True) for x in batch]
-        return self._graph(*batch)
+        return self.graph(*batch)
 
     def _example(self) -> list[Tensor]:
         """Return a batch without content in the shapes and types of those to come."""
