@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench paper chaos slurm clean
+.PHONY: demo test lint bench rivals scale paper chaos slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,17 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/skyclass bench
+
+# Beside astropy, numpy, Cutana, Dask and LSDB, in turns, in one run; then whether any ratio fell.
+rivals: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rivals]'
+	$(BIN)/python -m benchmarks.rivals -o benchmarks/work/rivals.jsonl
+	$(BIN)/python -m benchmarks.report benchmarks/work/rivals.jsonl --figure benchmarks/work/rivals.png
+	$(BIN)/python -m benchmarks.gate benchmarks/work/rivals.jsonl
+
+# The whole sky on 256 simulated GPUs: driver and scheduler are real, stages sleep.
+scale: $(READY)
+	$(BIN)/python -m benchmarks.scale --gpus 256 --full
 
 # The paper's study on a simulated sky: hours; it resumes.
 paper: $(READY)
