@@ -322,8 +322,9 @@ def naive_dask(field: Field, frame: pd.DataFrame, client: Any) -> float:
 
 def with_lsdb(field: Field, frame: pd.DataFrame, client: Any) -> float:
     """`Catalog.map_partitions` of LSDB, its catalogue made beforehand from the frame."""
-    ddf = lsdb_catalog(field.run.catalog, len(frame), frame).map_partitions(classify_frame, field.paths)
-    return len(client.compute(getattr(ddf, "_ddf", ddf)).result())
+    catalog = lsdb_catalog(field.run.catalog, len(frame), frame)
+    with client.as_current():
+        return len(catalog.map_partitions(classify_frame, field.paths).compute())
 
 
 @cache

@@ -213,7 +213,8 @@ def worker_pool(address: str, workers: int, resources: str, memory_limit: str) -
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK]
     command += ["--dashboard-address", f"{LOOPBACK}:0", "--nworkers", str(workers), "--nthreads", "1"]
     command += ["--resources", resources, "--memory-limit", memory_limit]
-    pool = subprocess.Popen(command, env={**os.environ, **dask_environment()})
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what a task raises, the driver raises again
+    pool = subprocess.Popen(command, env={**os.environ, **dask_environment(), **quiet})
     try:
         yield
     finally:
