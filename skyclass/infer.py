@@ -79,9 +79,10 @@ def resize(images: Tensor, px: int) -> Tensor:
 class Graph(nn.Module):
     """Logits (N, 3) float32 from a batch as it travels (`ON_THE_WIRE`): all that is done for an image, in one piece."""
 
-    def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
-        self.inputs, self.preprocess, self.network, self.dtype = inputs, preprocess, network, dtype
+        self.inputs, self.preprocess, self.network = inputs, preprocess, network
+        self.dtype = next(p.dtype for p in network.parameters())
 
     def forward(self, *batch: Tensor) -> Tensor:
         ready = {"images": lambda x: self.preprocess(x).to(self.dtype), "photometry": lambda x: x}
@@ -101,10 +102,9 @@ class NetworkClassifier:
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
         self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
-        graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network, dtype).eval()
+        graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network).eval()
         self.is_compiled = compile and self.device.type == "cpu"
         self.graph: Network = graph
         if self.is_compiled:

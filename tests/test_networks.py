@@ -171,12 +171,22 @@ def test_every_network_fuses_and_runs_in_bf16(name: str) -> None:
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in inference.modules())
     narrow = channels_last(to_bf16(inference))
     assert all(p.dtype == torch.float32 for n, p in narrow.named_parameters() if n.startswith(("head", "colour")))
-    kinds = INPUTS[name]
-    logits = narrow(*(x if kind == "photometry" else x.bfloat16() for kind, x in zip(kinds, inputs, strict=True)))
+    kinds, dtype = INPUTS[name], next(narrow.parameters()).dtype
+    logits = narrow(*(x if kind == "photometry" else x.to(dtype) for kind, x in zip(kinds, inputs, strict=True)))
     with torch.autocast("cpu", torch.bfloat16):
         trained_like = network(*inputs)
     assert logits.dtype == trained_like.dtype == torch.float32
     assert (logits - plain).norm() < 2 * (trained_like - plain).norm() + 1e-3 * scale, "worse than autocast"
+
+
+def test_what_iicnet_rounds_first_stays_float32() -> None:
+    narrow = to_bf16(fuse(build("iicnet")))
+    wide = {name.split(".")[0] for name, p in narrow.named_parameters() if p.dtype == torch.float32}
+    assert wide == {"conv1", "rfb", "cbam1", "head"}
+    assert {name for name, p in narrow.rfb.named_parameters() if p.dtype == torch.float32} == {
+        "close.weight",
+        "close.bias",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

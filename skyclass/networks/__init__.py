@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .colour import ColourNet
@@ -71,15 +71,34 @@ def build(name: str, **options: object) -> nn.Module:
 
 
 def to_bf16(network: nn.Module) -> nn.Module:
-    """Return the network with its weights in bfloat16, but for heads and colour branches (`FULL_PRECISION`)."""
-    for name, child in network.named_children():
-        if name in FULL_PRECISION:
+    """Return the network with its weights in bfloat16, but for heads, colour branches, and what a module names `wide`.
+
+    What stands beside a wide part takes its float32 and gives bfloat16.
+    """
+    wide = getattr(network, "wide", ())
+    for name, child in list(network.named_children()):
+        if name in FULL_PRECISION or name in wide:
             continue
         to_bf16(child)
         for own in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
             if own.is_floating_point():
                 own.data = own.data.to(torch.bfloat16)
+        has_wide = any(hasattr(inner, "wide") for inner in child.modules())
+        if wide and not has_wide and not isinstance(child, nn.ModuleList):
+            setattr(network, name, Narrow(child))
     return network
+
+
+class Narrow(nn.Module):
+    """A part of a network that works in bfloat16, whatever it is given."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow: Tensor = self.part(x.to(torch.bfloat16))
+        return narrow
 
 
 def channels_last(network: nn.Module) -> nn.Module:

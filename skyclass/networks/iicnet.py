@@ -43,6 +43,9 @@ class IICnet(ImageClassifier):
     `first_kernel` is the kernel of conv1, 5 in the paper, 3 in its ablation. `embed` gives the last of `head`.
     """
 
+    wide = ("conv1", "cbam1")
+    """Stay float32 in a bf16 network: what they round stays in every later layer (a tenth of the work)."""
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -140,6 +143,9 @@ class CBAM(nn.Module):
 
 class FusedRFB(nn.Module):
     """The exact inference form of an RFB: one leading 1x1 convolution and one closing 1x1 convolution."""
+
+    wide = ("close",)
+    """Stays float32: it carries the image past the branches, which count a tenth."""
 
     def __init__(self, rfb: RFB) -> None:
         super().__init__()
