@@ -38,7 +38,7 @@ from skyclass.networks import build, macs
 from skyclass.plan import Line, count_here, strips_of, survey
 from skyclass.progress import quiet
 from skyclass.stages import cut_strip, tile_sources
-from skyclass.types import CLASSES, Float16
+from skyclass.types import CLASSES, Float16, Strip
 
 from .line import hold
 from .measure import commit, cores, cpu_model
@@ -62,6 +62,7 @@ class Field:
 
     run: RunConfig
     line: Line
+    strips: list[Strip]
     rows: pd.DataFrame
     paths: tuple[str, ...]
 
@@ -83,7 +84,7 @@ def field_of(scenario: Scenario, work: Path, out: str) -> Field:
     (tile,) = plan.tiles
     rows = tile_sources(line, tile).to_pandas()
     paths = tuple(str(next((sky / "images").rglob(f"*-{band}-int-3.fits"))) for band in BANDS)
-    return Field(run, line, rows, paths)
+    return Field(run, line, strips_of(tile, run.strip_sources), rows, paths)
 
 
 # --- cut -------------------------------------------------------------------------------------------
@@ -107,8 +108,7 @@ def cutters(field: Field, n_loop: int, n_cutana: int) -> list[Contestant]:
 
 def cut_with_skyclass(field: Field) -> float:
     """CUT of the engine, strip by strip."""
-    _, plan, _ = survey(field.run, count_here)
-    return sum(len(cut_strip(field.line, s).flags) for s in strips_of(plan.tiles[0], field.run.strip_sources))
+    return sum(len(cut_strip(field.line, strip).flags) for strip in field.strips)
 
 
 def cut_with_numpy(field: Field, lupton: bool) -> float:
@@ -418,9 +418,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
-        tile = survey(field.run, count_here)[1].tiles[0]
-        strips = strips_of(tile, min(field.run.strip_sources, AGREEMENT))
-        images = hold(field.line, strips[0]).images
+        images = hold(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
 
         def say(records: list[dict[str, Any]]) -> None:
             for record in records:

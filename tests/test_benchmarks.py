@@ -16,10 +16,8 @@ from benchmarks.scenarios import SCENARIOS, Scenario, find
 from skyclass import pipeline
 from skyclass.errors import ConfigError
 from skyclass.infer import load_classifier
-from skyclass.plan import count_here, survey
 from skyclass.query import open_catalog
 from skyclass.stages import cut_strip
-from skyclass.types import Strip
 
 STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
 LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
@@ -102,8 +100,7 @@ def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     n = len(field.rows)
     assert rivals.cut_with_skyclass(field) == rivals.cut_with_numpy(field, True) == n
     assert rivals.cut_with_astropy(field, 5) == 5
-    tile = survey(field.run, count_here)[1].tiles[0]
-    images = cut_strip(field.line, Strip(tile, 0, n)).images
+    images = cut_strip(field.line, field.strips[0]).images
     ours = torch.softmax(torch.from_numpy(load_classifier("iicnet-mock", "cpu", "fp32").logits(images)), dim=1)
     np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
 
