@@ -433,7 +433,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
             say([{"group": "infer", "contestant": "agreement with fp32"} | agreement(images)])
         if not groups or "whole" in groups:
             half = field_of(scenario if quick else HALF, WORK, f"{folder}/half")
-            some = min(2 * n_some // 3, len(half.rows))
+            some = min(n_some // 4, len(half.rows))
             say(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
 
 
