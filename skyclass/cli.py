@@ -30,6 +30,7 @@ PREVIEW_ROWS = 30
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's word to stop, like Ctrl-C
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine five times slower
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
@@ -130,9 +131,7 @@ def _print_report(report: Any, run: RunConfig) -> None:
         "classes: " + ", ".join(f"{report.class_counts.get(c, 0):,} {c}" for c in CLASSES),
         f"{report.tiles} tiles ({report.tiles_resumed} from an earlier run), "
         f"{report.tile_bytes_read / 1e6:,.0f} MB read of {report.tile_bytes / 1e6:,.0f} MB of tiles",
-        f"{report.wall_seconds:,.1f} s, {report.sources_per_second:,.0f} sources/s; bound by {report.bound_by} ("
-        + ", ".join(f"{pool} busy for {share:.0%} of it" for pool, share in report.pool_busy.items())
-        + ")",
+        _pace(report),
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]
@@ -141,6 +140,14 @@ def _print_report(report: Any, run: RunConfig) -> None:
         click.echo(f"quarantined {tile}: {reason}")
     if report.quarantined:
         click.echo(f"to do these again: {report.remedy}")
+
+
+def _pace(report: Any) -> str:
+    if report.tiles_resumed == report.tiles:
+        return "nothing was left to do"
+    busy = ", ".join(f"{pool} busy for {share:.0%} of it" for pool, share in report.pool_busy.items())
+    rate = f"{report.wall_seconds:,.1f} s, {report.sources_per_second:,.0f} sources/s"
+    return f"{rate}; bound by {report.bound_by} ({busy})"
 
 
 @cli.command()

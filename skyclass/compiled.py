@@ -51,6 +51,10 @@ def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Networ
     return made
 
 
+TORCH_FAILS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, OSError, ImportError)
+"""What exporting and compiling raise, most of them as subclasses of RuntimeError."""
+
+
 def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Compile a network into a file; `CannotCompile` with the reason when that fails."""
     compiler = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
@@ -63,7 +67,7 @@ def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
             program = torch.export.export(network, tuple(example), strict=False)
             torch._inductor.aoti_compile_and_package(program, package_path=str(making), inductor_configs=dict(OPTIONS))
         making.replace(path)
-    except Exception as error:  # torch raises errors of a dozen kinds here, and each means the same
+    except TORCH_FAILS as error:
         raise CannotCompile(f"torch cannot compile this network: {type(error).__name__}: {error}") from error
     finally:
         making.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 
 from .errors import ConfigError
 from .types import BANDS, Float16, Float32
@@ -113,6 +112,8 @@ def composite(
 
 def half(values: Float32, out: Float16) -> None:
     """Write values as float16 into `out`. Torch has the instruction for it; numpy takes thirty times as long."""
+    import torch  # here, so that settings can be read without it
+
     torch.from_numpy(out).copy_(torch.from_numpy(values))
 
 

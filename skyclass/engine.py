@@ -112,10 +112,10 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
         await_workers(client, needs_gpu=run.device.startswith("cuda"))
         refuse_skew(client)
-        client.register_plugin(WorkerSetup())
+        register(client, WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
         line = settle_network(run, line, plan, partial(warm_on, client))
-        client.register_plugin(WarmUp(line))
+        register(client, WarmUp(line))
         with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)
             tally = Tally(line, plan, lease)
@@ -143,6 +143,18 @@ def await_workers(client: Client, needs_gpu: bool = False) -> None:
                 f"cpu; {RESUMES}"
             )
         time.sleep(1)
+
+
+def register(client: Client, plugin: WorkerPlugin) -> None:
+    """Give a plugin to all workers, those to come too; one that dies while it is told comes back and has it."""
+    for attempt in range(ATTEMPTS):
+        try:
+            client.register_plugin(plugin)
+            return
+        except CommClosedError:  # of a worker; if it is the scheduler's, so is the next
+            if attempt + 1 == ATTEMPTS:
+                raise
+            time.sleep(1)
 
 
 def has_gpu(client: Client) -> bool:

@@ -86,7 +86,8 @@ def test_scripts_make_a_split_cluster_on_loopback(start: Start, tmp_path: Path) 
     with Client(address) as waiting:
         waiting.wait_for_workers(2, timeout=60)
     with connect(address) as client:
-        assert roles(client) == Roles(split=True, window=3, cut={"CPU": 1}, infer={"GPU": 1})
+        pools = {"CPU workers": (1, ("read", "cut", "commit")), "GPU workers": (1, ("infer",))}
+        assert roles(client) == Roles(split=True, window=3, pools=pools, cut={"CPU": 1}, infer={"GPU": 1})
         by_role = [client.submit(os.getpid, pure=False, resources={r: 1}).result(60) for r in ("CPU", "GPU")]
         assert len(set(by_role)) == 2
         names = ("worker_ttl", "allowed_failures", "no_workers_timeout")

@@ -9,6 +9,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster, get_task_stream
+from distributed.comm.core import CommClosedError
 from runs import rows_of, run_on
 
 from skyclass import engine, pipeline, stages
@@ -227,3 +228,18 @@ def test_positions_beside_the_image_keep_their_rows(run, sky, tmp_path):
     assert report.sources_in == 4 and report.without_class == 1
     assert found.loc[rows.loc[0, "source_id"], "flags"] & Flag.OFF_TILE
     assert found.loc[rows.loc[1, "source_id"], "class"] in CLASSES
+
+
+def test_a_worker_that_dies_while_it_is_told_what_to_do_ends_nothing(plain, run, monkeypatch):
+    told = []
+
+    def dies_once(self, plugin, register=Client.register_plugin):
+        told.append(type(plugin).__name__)
+        if len(told) == 1:
+            raise CommClosedError("in ConnectionPool.register_worker_plugin: Stream is closed")
+        return register(self, plugin)
+
+    with connect("local", workers=1) as client:
+        monkeypatch.setattr(Client, "register_plugin", dies_once)
+        engine.classify(run, client, quiet)
+    assert told == ["WorkerSetup", "WorkerSetup", "WarmUp"] and rows_of(run).equals(plain[1])

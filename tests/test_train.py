@@ -205,7 +205,7 @@ def test_training_and_inference_preprocess_alike_to_the_bit(tmp_path: Path) -> N
     bundle = save_bundle(tmp_path / "m", fields, job.network.state_dict())
     classifier = load_classifier(bundle, "cpu", "fp32")
     seen[1:] = []
-    classifier._network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    classifier.graph.network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     probabilities = classifier.predict(job.images)
     assert torch.equal(torch.cat(seen[1:])[:40], seen[0])
     assert np.abs(probabilities - torch.softmax(logits, 1).numpy()).max() < 1e-5
