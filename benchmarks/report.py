@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def draw_rivals(groups: Rivals, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.4), squeeze=False, layout="constrained")
     for panel, (group, contestants) in zip(panels[0], groups.items(), strict=True):
@@ -118,7 +120,9 @@ def draw_rivals(groups: Rivals, path: Path) -> None:
         bars = panel.barh([r["contestant"] for r in timed], [r["sources_per_s"] for r in timed], color=colours)
         panel.bar_label(bars, [f"{r['sources_per_s']:,.0f}" for r in timed], padding=3, fontsize=8)
         panel.set(xscale="log", title=GROUPS[group], xlabel="sources/s, simulated sky")
-        panel.set_xlim(right=panel.get_xlim()[1] * 4)
+        slowest, fastest = (log10(f(r["sources_per_s"] for r in timed)) for f in (min, max))
+        panel.set_xlim(10 ** floor(slowest - 0.3), 10 ** ceil(fastest + 0.5))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.tick_params(labelsize=8)
         panel.title.set_fontsize(9)
     figure.savefig(path, dpi=110)
