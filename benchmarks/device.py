@@ -97,7 +97,7 @@ def line_record(scenario: Scenario, device: str) -> dict[str, Any]:
         field = field_of(scenario, WORK, f"{folder}/classes")
         run = replace(field.run, device=device, compile="off")
         with connect("local", gpus=0 if device == "cpu" else None) as client:
-            engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads, compiles, warms the page cache
+            engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads the network and the page cache
             report = engine.classify(run, client, quiet)
     busy = {"pool_busy": report.pool_busy, "bound_by": report.bound_by}
     return {"stage": "line", "sources_per_s": report.sources_per_second, "n_sources": report.sources_in} | busy

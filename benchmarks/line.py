@@ -19,7 +19,7 @@ from skyclass.pipeline import classify_tile, finish
 from skyclass.plan import Line, begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
-from skyclass.stages import composites, open_tile, tile_sources
+from skyclass.stages import cut_and_composite, open_tile, tile_sources
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
 
 
@@ -91,7 +91,7 @@ def hold(line: Line, strip: Strip) -> HeldStrip:
     sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
     rows = read_bands(line.archive, tile, y, line.bundle.size_px)
-    images, flags, _ = composites(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
+    images, flags, _ = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
     return HeldStrip(strip, tile, x, y, rows, images, flags, photometry)

@@ -274,7 +274,10 @@ def classifiers(field: Field, images: Float16, n_loop: int, n_frame: int, stack:
     ]
     if has("lsdb"):
         words = f"the same function, {n_frame}"
-        found.append(Contestant("LSDB map_partitions", lambda: with_lsdb(field, frame, two), words))
+        import lsdb
+
+        catalog = lsdb.from_dataframe(frame[["source_id", "ra", "dec"]], ra_column="ra", dec_column="dec")
+        found.append(Contestant("LSDB map_partitions", lambda: with_lsdb(catalog, field.paths, two), words))
     return found
 
 
@@ -322,26 +325,10 @@ def naive_dask(field: Field, frame: pd.DataFrame, client: Any) -> float:
     return len(client.compute(ddf.map_partitions(classify_frame, field.paths, meta=meta)).result())
 
 
-def with_lsdb(field: Field, frame: pd.DataFrame, client: Any) -> float:
+def with_lsdb(catalog: Any, paths: Sequence[str], client: Any) -> float:
     """`Catalog.map_partitions` of LSDB, its catalogue made beforehand from the frame."""
-    catalog = lsdb_catalog(field.run.catalog, len(frame), frame)
     with client.as_current():
-        return len(catalog.map_partitions(classify_frame, field.paths).compute())
-
-
-@cache
-def _lsdb(key: tuple[str, int]) -> list[Any]:
-    return []
-
-
-def lsdb_catalog(name: str, n: int, frame: pd.DataFrame) -> Any:
-    """Return the frame as a catalogue of LSDB, made once."""
-    import lsdb
-
-    kept = _lsdb((name, n))
-    if not kept:
-        kept.append(lsdb.from_dataframe(frame[["source_id", "ra", "dec"]], ra_column="ra", dec_column="dec"))
-    return kept[0]
+        return len(catalog.map_partitions(classify_frame, paths).compute())
 
 
 def classify_frame(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:

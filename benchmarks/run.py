@@ -23,7 +23,7 @@ from skyclass.mock import write_mock
 from skyclass.plan import Line, begin, count_here, strips_of, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish
-from skyclass.stages import StripResult, commit_strips, composites, cut_strip, infer_strip, tile_sources
+from skyclass.stages import StripResult, commit_strips, cut_and_composite, cut_strip, infer_strip, tile_sources
 from skyclass.store import RunFolder
 from skyclass.types import Flag, TilePlan
 
@@ -186,7 +186,7 @@ def time_cut(bench: Bench) -> Amount:
 def time_composites(bench: Bench) -> Amount:
     """Cut and composite from rows in memory; bytes are those of the composites."""
     for held in bench.strips:
-        composites(held.rows, held.tile, held.x, held.y, bench.line.bundle.size_px, bench.line.bundle.composite)
+        cut_and_composite(held.rows, held.tile, held.x, held.y, bench.line.bundle.size_px, bench.line.bundle.composite)
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 

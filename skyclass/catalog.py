@@ -476,7 +476,7 @@ def _degrees(column: pa.ChunkedArray, name: str, path: Path) -> pa.ChunkedArray:
             "from astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
         )
     number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
-    if not pc.any(number).as_py():
+    if pc.any(number).as_py() is False:  # None when all are empty
         raise CatalogError(
             f"table {path}: column {name} holds text such as {column.drop_null()[:1].to_pylist()}, and no number; "
             "give decimal degrees"

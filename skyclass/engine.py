@@ -115,7 +115,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
         register(client, WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
         line = settle_network(run, line, plan, partial(warm_on, client))
-        register(client, WarmUp(line))
+        register(client, WarmUp(line, roles(client).split))
         with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)
             tally = Tally(line, plan, lease)
@@ -180,14 +180,14 @@ def dask_faults() -> Iterator[None]:
 
 def warm_on(client: Client, line: Line) -> list[str]:
     """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
-    said = client.run(warm_worker, line, on_error="return")
+    said = client.run(warm_worker, line, roles(client).split, on_error="return")
     faults = {address: fault for address, fault in said.items() if fault is not None}
     return sorted({str(fault) for fault in faults.values()})
 
 
-async def warm_worker(line: Line, dask_worker: Worker) -> str | None:
+async def warm_worker(line: Line, split: bool, dask_worker: Worker) -> str | None:
     """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
-    if "CPU" in dask_worker.state.total_resources:  # it cuts for others
+    if split and "GPU" not in dask_worker.state.total_resources:  # it cuts for others
         return None
     faults = await asyncio.to_thread(warm_here, line)
     return faults[0] if faults else None
@@ -201,12 +201,12 @@ class WarmUp(WorkerPlugin):
 
     name = "skyclass-warm-up"
 
-    def __init__(self, line: Line) -> None:
-        self.line = line
+    def __init__(self, line: Line, split: bool) -> None:
+        self.line, self.split = line, split
 
     async def setup(self, worker: Worker) -> None:
         """Load the network, or leave."""
-        if fault := await warm_worker(self.line, worker):
+        if fault := await warm_worker(self.line, self.split, worker):
             log.error("this worker leaves the run: %s", fault)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))
 

@@ -42,6 +42,8 @@ NO_TILE = "none"
 COMPILE_FROM = 50_000
 """Sources from which compiling the network, a quarter of a minute on each kind of machine, pays."""
 
+ON_CUDA = "on CUDA it runs as it is"
+
 CountTiles = Callable[["Line", Iterable[int]], pa.Table]
 PREFLIGHT_TILES = 200
 """Tiles whose headers are read before the work starts."""
@@ -263,15 +265,15 @@ def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line]
     words = f"the network is not compiled: {'; '.join(faults)}"
     if run.compile == "on":
         raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
-    if any(faults):
+    if set(faults) != {ON_CUDA}:
         log.warning(words)
     return line
 
 
 def warm_here(line: Line) -> list[str]:
-    """Return [] once the network of a line is loaded in this process, or why not; [""] for CUDA: never compiled."""
+    """Return [] once the network of a line is loaded in this process, or why it is not."""
     if line.compile and resolve_device(line.device) != "cpu":
-        return [""]
+        return [ON_CUDA]
     try:
         _ = line.classifier
     except CannotCompile as error:

@@ -100,7 +100,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
     except TileFault as fault:
         return faulty_strip(line, strip, fault, Timing("read", time.perf_counter() - began))
     read_done = time.perf_counter()
-    images, flags, valid_frac = composites(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
+    images, flags, valid_frac = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
     bytes_read = sum(band.pixels.nbytes for band in rows)
@@ -111,7 +111,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
     return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, timings)
 
 
-def composites(
+def cut_and_composite(
     rows: Sequence[RowRange], tile: Tile, x: Float64, y: Float64, size_px: int, settings: CompositeSettings
 ) -> tuple[Float16, Int32, Float32]:
     """Return composites (N, B, S, S), flags (N,) and valid fractions (N,) of sources, cut `BLOCK` at a time.

@@ -1,5 +1,6 @@
 """A small simulated sky, an untrained model and a run on them, made once a session."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from skyclass.networks import build
 pytest_plugins = ("faults",)
 
 BANDS = ("w1", "w2", "w3")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # two threads on busy cores are slower than one; workers have one
 

@@ -357,6 +357,7 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ("ra,dec\n1,2,3\n", "not a regular CSV"),
         ("ra,dec\nvega,2\naltair,3\n", "column ra holds text such as .'vega'"),
         ("ra dec\n1 2\n", "no comma, semicolon or tab"),
+        ('ra,dec\n"",2\n"",3\n', "2 of 2 rows have no position"),
         ("This is no table at all.\n", "none of FITS, Parquet"),
         ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\n", "source_id a stands in more than one row"),
         ("source_id,ra,dec\na,1,1\n,2,2\n", "source_id is empty in 1 rows"),

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from runs import rows_of
 
 from skyclass import compiled, engine, infer, pipeline, plan
@@ -139,3 +140,22 @@ def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
         )  # fmt: skip
         assert "this worker leaves the run: no C++ compiler" in late.stderr, late.stderr
         assert list(client.scheduler_info()["workers"]) == [own]
+
+
+def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, tmp_path):
+    """Without a GPU worker, workers labelled CPU infer: what they cannot do is told before anything is begun."""
+    insists = dataclasses.replace(run, compile="on", out=str(tmp_path / "never"))
+    options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    with LocalCluster(n_workers=1, resources={"CPU": 1}, **options) as pool, Client(pool) as client:
+        with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
+            engine.classify(insists, client, quiet)
+    assert not (tmp_path / "never").exists()
+
+
+def test_on_cuda_it_runs_as_it_is(run, monkeypatch, caplog):
+    line, counted, _ = plan.survey(run, plan.count_here)
+    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    monkeypatch.setattr(plan, "resolve_device", lambda device: "cuda")
+    assert plan.settle_network(run, line, counted, plan.warm_here) == line and not caplog.text
+    with pytest.raises(ConfigError, match="compile = 'on', but .* on CUDA it runs as it is"):
+        plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)

@@ -8,7 +8,7 @@ import pytest
 from skyclass.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
 from skyclass.cutouts import Cutter
 from skyclass.errors import ConfigError
-from skyclass.stages import composites
+from skyclass.stages import cut_and_composite
 from skyclass.types import RowRange, Tile
 
 BANDS = ("w1", "w2", "w3")
@@ -127,7 +127,7 @@ def test_cut_and_composited_in_blocks_as_all_at_once(stretch):
     cutter = Cutter(rows, tile, x, y, 37)
     cutter.cut(slice(None), pixels)
     whole = composite(pixels, ZERO_POINTS, settings)
-    images, flags, valid_frac = composites(rows, tile, x, y, 37, settings)
+    images, flags, valid_frac = cut_and_composite(rows, tile, x, y, 37, settings)
     np.testing.assert_array_equal(images, whole)
     for given, expected in zip((flags, valid_frac), cutter.describe(), strict=True):
         np.testing.assert_array_equal(given, expected)
