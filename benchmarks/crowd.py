@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import click
 import dask
 import numpy as np
 import pyarrow as pa
-from distributed import Worker
+from distributed import Worker, get_worker
 
 from skyclass.plan import Line
 from skyclass.stages import CutStrip, StripResult, Timing
@@ -62,6 +63,13 @@ def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
     return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, timings)
 
 
+def classify_strip(line: SleepLine, strip: Strip) -> StripResult:
+    """Return both in one, for a worker that cuts with several threads and has one GPU, which takes turns."""
+    composites = cut_strip(line, strip)
+    with get_worker().gpu:
+        return infer_strip(line, composites)
+
+
 def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
     """Return a commit without a file whose rows are those that the strips bring, after the time that it takes."""
     timing = _slept("commit", tile.n_sources / line.commit_rate)
@@ -71,10 +79,18 @@ def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -
     return commit, (*timings, timing)
 
 
-async def crowd(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
+class GpuWorker(Worker):
+    """A worker whose threads share what stands for one GPU."""
+
+    def __init__(self, address: str, nthreads: int) -> None:
+        super().__init__(address, nthreads=nthreads, resources={"GPU": 1}, memory_limit=0)
+        self.gpu = threading.Lock()
+
+
+async def crowd(address: str, gpus: int, threads: int, cpu_workers: int, cores: int) -> None:
     """Run workers until the scheduler goes: `gpus` with one GPU each, `cpu_workers` with so many cores each."""
     with dask.config.set(QUIET):
-        gpu = [Worker(address, nthreads=1, resources={"GPU": 1}, memory_limit=0) for _ in range(gpus)]
+        gpu = [GpuWorker(address, threads) for _ in range(gpus)]
         cpu = [Worker(address, nthreads=cores, resources={"CPU": cores}, memory_limit=0) for _ in range(cpu_workers)]
         workers = await asyncio.gather(*gpu, *cpu)
         await asyncio.gather(*(worker.finished() for worker in workers))
@@ -83,11 +99,12 @@ async def crowd(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
 @click.command()
 @click.argument("address")
 @click.option("--gpus", type=int, required=True)
+@click.option("--threads", type=int, required=True, help="Threads of a GPU worker.")
 @click.option("--cpu-workers", type=int, required=True)
 @click.option("--cores", type=int, required=True, help="Cores of a CPU worker.")
-def main(address: str, gpus: int, cpu_workers: int, cores: int) -> None:
+def main(address: str, gpus: int, threads: int, cpu_workers: int, cores: int) -> None:
     """Put simulated workers at a scheduler."""
-    asyncio.run(crowd(address, gpus, cpu_workers, cores))
+    asyncio.run(crowd(address, gpus, threads, cpu_workers, cores))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
     gemm       torch.mm in bf16: what this device can do
     eager      fp32, NCHW, on images that are there already: what a user writes first
-    network    the engine's graph alone, on composites that are there already
+    network    the engine's graph alone, on composites that are there already: as it is, and as it could be (`WAYS`,
+               `BATCHES`), to choose from
     upload     the classifier: composites in host memory -> probabilities in host memory
-    line       tiles on local disk -> class catalogue, on dask-cuda, with the share of time that the GPU was at work
+    line       tiles on local disk -> class catalogue, with the share of time that the GPU was at work: split, CPU
+               workers beside dask-cuda workers; fused, one worker whose threads cut for its GPU
 
 One JSON line each, all in one run. The sky is SIMULATED.
 """
@@ -13,17 +15,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import product
 from statistics import median
 from typing import Any
 
 import click
+import dask
 import numpy as np
 import torch
+from distributed import Client, LocalCluster
 
 from skyclass import engine
-from skyclass.cluster import connect
+from skyclass.cluster import DASK_SETTINGS, connect
 from skyclass.infer import NetworkClassifier, load_classifier, resolve_device
 from skyclass.progress import quiet
 from skyclass.types import Float16
@@ -34,6 +40,13 @@ from .run import WORK, write_record
 from .scenarios import Scenario
 
 GEMM = {"cuda": 8_192, "cpu": 1_024}
+BATCHES = {"cuda": (256, 1_024, 4_096), "cpu": (32,)}
+WAYS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "compiled": {"mode": "default"},
+    "compiled, CUDA graphs": {"mode": "reduce-overhead"},
+}
+"""How `torch.compile` is asked for the engine's graph, if it is."""
 
 
 def timed(work: Callable[[], float], device: str, repeats: int) -> float:
@@ -56,14 +69,18 @@ def measurements(device: str, images: Float16, repeats: int) -> Iterator[dict[st
     peak = flops / (2 * macs_an_image())
     yield {"stage": "gemm", "images_per_s": round(peak, 1), "tflops": round(flops / 1e12, 2)}
     classifier = load_classifier(MODEL, device)
-    stages: dict[str, Callable[[], float]] = {
-        "eager": eager_on(device, classifier.micro_batch),
-        "network": graph_on(classifier, images),
-        "upload": lambda: len(classifier.predict(images)),
-    }
-    for stage, work in stages.items():
-        rate = timed(work, device, repeats)
-        yield {"stage": stage, "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
+    rate = timed(eager_on(device, classifier.micro_batch), device, repeats)
+    yield {"stage": "eager", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
+    for way, batch in product(WAYS, BATCHES[kind]):
+        record = {"stage": "network", "way": way, "batch": batch}
+        try:
+            rate = timed(graph_on(classifier, images, batch, WAYS[way]), device, repeats)
+        except (RuntimeError, torch.OutOfMemoryError) as error:  # a way that this machine has not is a result, too
+            yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        yield record | {"images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
+    rate = timed(lambda: len(classifier.predict(images)), device, repeats)
+    yield {"stage": "upload", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
 
 
 def eager_on(device: str, batch: int) -> Callable[[], float]:
@@ -78,29 +95,49 @@ def eager_on(device: str, batch: int) -> Callable[[], float]:
     return work
 
 
-def graph_on(classifier: NetworkClassifier, images: Float16) -> Callable[[], float]:
-    """Return the work of the engine's graph, resize included, on one batch that is on the device."""
-    n = classifier.micro_batch
+def graph_on(
+    classifier: NetworkClassifier, images: Float16, n: int, compiling: Mapping[str, Any]
+) -> Callable[[], float]:
+    """Return the work of the engine's graph, resize included, on one batch of n that is on the device."""
     batch = torch.from_numpy(np.resize(images, (n, *images.shape[1:]))).to(classifier.device)
+    graph = torch.compile(classifier.graph, dynamic=False, **compiling) if compiling else classifier.graph
 
     @torch.inference_mode()
     def work() -> float:
-        classifier.graph(batch)
+        graph(batch)
         return n
 
     return work
 
 
-def line_record(scenario: Scenario, device: str) -> dict[str, Any]:
+def line_record(scenario: Scenario, device: str, form: str) -> dict[str, Any]:
     """Return the record of a whole run of the engine on this machine's GPUs, or CPUs."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, FORMS[form](device) as client:
         field = field_of(scenario, WORK, f"{folder}/classes")
         run = replace(field.run, device=device, compile="off")
-        with connect("local", gpus=0 if device == "cpu" else None) as client:
-            engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads the network and the page cache
-            report = engine.classify(run, client, quiet)
+        engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads the network and the page cache
+        report = engine.classify(run, client, quiet)
     busy = {"pool_busy": report.pool_busy, "bound_by": report.bound_by}
-    return {"stage": "line", "sources_per_s": report.sources_per_second, "n_sources": report.sources_in} | busy
+    seconds = {"seconds_of_stages": {stage: round(s, 2) for stage, s in report.stage_seconds.items()}}
+    rate = {"sources_per_s": report.sources_per_second, "n_sources": report.sources_in}
+    return {"stage": "line", "form": form} | rate | busy | seconds
+
+
+def split(device: str) -> AbstractContextManager[Client]:
+    """Give a client of a worker for each GPU and CPU workers on the other cores."""
+    return connect("local", gpus=0 if device == "cpu" else None)
+
+
+@contextmanager
+def fused(device: str) -> Iterator[Client]:
+    """Give a client of one worker with one GPU, whose threads are the cores of this machine."""
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0, "resources": {"GPU": 1}}
+    with dask.config.set(DASK_SETTINGS), LocalCluster(n_workers=1, threads_per_worker=cores(), **options) as pool:
+        with Client(pool) as client:
+            yield client
+
+
+FORMS: dict[str, Callable[[str], AbstractContextManager[Client]]] = {"split": split, "fused": fused}
 
 
 @click.command()
@@ -117,9 +154,9 @@ def main(device: str, n: int, repeats: int, quick: bool, output: str | None) -> 
     images = np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16)
     for record in measurements(device, images, repeats):
         write_record(record | around, output, click.echo)
-    write_record(
-        line_record(Scenario("quick", 1, 300, 700, 1) if quick else DENSE, device) | around, output, click.echo
-    )
+    scenario = Scenario("quick", 1, 300, 700, 1) if quick else DENSE
+    for form in FORMS:
+        write_record(line_record(scenario, device, form) | around, output, click.echo)
 
 
 if __name__ == "__main__":

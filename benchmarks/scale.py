@@ -48,6 +48,9 @@ CORES_A_GPU = 4
 GPUS_A_CPU_WORKER = 16
 """A CPU worker serves so many GPUs: thousands of workers that each cut with one core would not fit this machine."""
 STRIP_SOURCES = 16_384
+SETTLE_S, IDLE_S = 5, 10
+FORMS = ("split", "fused")
+"""CPU workers beside GPU workers; or GPU workers that have the threads to cut with."""
 TILE_PX, SIZE_PX, N_BANDS = 4_095, 37, 3
 PIXEL_BYTES = 2 * N_BANDS * SIZE_PX**2
 RATES = {"cut_rate": 40_000.0, "infer_rate": 100_000.0, "commit_rate": 400_000.0}
@@ -97,8 +100,12 @@ def n_strips(plan: Plan) -> int:
 
 
 @contextmanager
-def simulated_cluster(gpus: int) -> Iterator[tuple[Client, psutil.Process]]:
-    """Give a client of a scheduler with so many simulated GPU workers and CPU workers to match, and the scheduler."""
+def simulated_cluster(gpus: int, form: str) -> Iterator[tuple[Client, psutil.Process]]:
+    """Give a client of a scheduler with so many simulated GPU workers, and the scheduler.
+
+    Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with.
+    """
+    cpu_workers = 0 if form == "fused" else -(-gpus // GPUS_A_CPU_WORKER)
     environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -113,11 +120,12 @@ def simulated_cluster(gpus: int) -> Iterator[tuple[Client, psutil.Process]]:
         for first in range(0, gpus, GPUS_A_PROCESS):
             n = min(GPUS_A_PROCESS, gpus - first)
             command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", str(n)]
-            command += ["--cpu-workers", str(-(-n // GPUS_A_CPU_WORKER))]
+            command += ["--threads", str(CORES_A_GPU if form == "fused" else 1)]
+            command += ["--cpu-workers", str(cpu_workers * n // gpus)]
             command += ["--cores", str(CORES_A_GPU * min(n, GPUS_A_CPU_WORKER))]
             _start(stack, command, environment, folder)
         client = stack.enter_context(Client(address, timeout="60s"))
-        client.wait_for_workers(gpus + -(-gpus // GPUS_A_CPU_WORKER), timeout=600)
+        client.wait_for_workers(gpus + cpu_workers, timeout=600)
         client.run_on_scheduler(stages_known)  # or the first task would be charged for importing torch there
         yield client, psutil.Process(scheduler.pid)
 
@@ -165,15 +173,24 @@ def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
         thread.join()
 
 
-def simulate(gpus: int, plan: Plan, rates: dict[str, float]) -> dict[str, Any]:
+def idle_cost(here: psutil.Process, scheduler: psutil.Process) -> tuple[float, float]:
+    """Return the CPU seconds that driver and scheduler take in a second without work: heartbeats, mostly."""
+    time.sleep(SETTLE_S)
+    before = cpu_seconds(here), cpu_seconds(scheduler)
+    time.sleep(IDLE_S)
+    return (cpu_seconds(here) - before[0]) / IDLE_S, (cpu_seconds(scheduler) - before[1]) / IDLE_S
+
+
+def simulate(gpus: int, plan: Plan, rates: dict[str, float], form: str = "split") -> dict[str, Any]:
     """Return the record of a plan driven by the engine over simulated workers, every row accounted for."""
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
     line = SleepLine("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
     line.folder.make()
-    stages = {name: getattr(crowd, name) for name in ("cut_strip", "infer_strip", "commit_strips")}
+    stages = {name: getattr(crowd, name) for name in ("cut_strip", "infer_strip", "classify_strip", "commit_strips")}
     try:
-        with simulated_cluster(gpus) as (client, scheduler), hold_lease(line.folder) as lease:
+        with simulated_cluster(gpus, form) as (client, scheduler), hold_lease(line.folder) as lease:
             tally, here = Tally(line, plan, lease), psutil.Process()
+            idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)
             began = time.monotonic()
             with patch.multiple(engine, **stages), watched(record, scheduler):
@@ -184,12 +201,13 @@ def simulate(gpus: int, plan: Plan, rates: dict[str, float]) -> dict[str, Any]:
             journal = len(line.folder.journal_path.read_text().splitlines())
             peak = max(n for _, n in record.in_flight)
             return {
-                "stage": "scale", "gpus": gpus, "cutting_cores": CORES_A_GPU * gpus, **rates,
+                "stage": "scale", "form": form, "gpus": gpus, "cutting_cores": CORES_A_GPU * gpus, **rates,
                 "tiles": report.tiles, "strips": n_strips(plan), "rows_in": report.sources_in,
                 "rows_out": report.classified, "journal_lines": journal,
                 "wall_s": round(wall, 1),
                 "driver_ms_a_strip": round(1e3 * driver / n_strips(plan), 3),
                 "scheduler_ms_a_strip": round(1e3 * schedule / n_strips(plan), 3),
+                "driver_idle_share": round(idle[0], 4), "scheduler_idle_share": round(idle[1], 4),
                 "window": engine.roles(client).window, "in_flight_peak": peak,
                 "gpu_busy": round(report.stage_seconds["infer"] / wall / gpus, 3),
                 "tail": round(tail(record, wall), 3),
@@ -247,11 +265,12 @@ def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--gpus", default="1,8,64,256", show_default=True, help="Numbers of simulated GPUs, comma-separated.")
+@click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="[default: both]")
 @click.option("--seconds", default=60.0, show_default=True, help="Least of simulated work: fewer GPUs, fewer tiles.")
 @click.option("--full", is_flag=True, help="All 18,240 tiles for 64 GPUs and more.")
 @click.option("--cost", type=click.Path(exists=True), help="Print what the sky costs, by lines of `skyclass bench`.")
 @click.option("-o", "--output", help="Append JSON lines here too.")
-def main(gpus: str, seconds: float, full: bool, cost: str | None, output: str | None) -> None:
+def main(gpus: str, forms: tuple[str, ...], seconds: float, full: bool, cost: str | None, output: str | None) -> None:
     """Drive a simulated sky over simulated GPUs: what the engine itself costs."""
     whole = sky_plan()
     if cost:
@@ -261,7 +280,8 @@ def main(gpus: str, seconds: float, full: bool, cost: str | None, output: str | 
         share = min(1.0, seconds * n * RATES["infer_rate"] / SKY_SOURCES)
         plan = whole if full and n >= 64 else sky_plan(max(1, round(share * len(whole.tiles))))
         around = {"simulated": True, "cpu": cpu_model(), "cores": cores(), "commit": commit()}
-        write_record(simulate(n, plan, RATES) | around, output, click.echo)
+        for form in forms or FORMS:
+            write_record(simulate(n, plan, RATES, form) | around, output, click.echo)
 
 
 if __name__ == "__main__":

@@ -74,13 +74,13 @@ class WorkerSetup(WorkerPlugin):
 
     name = "skyclass-setup"
 
-    def __init__(self) -> None:
-        self.expected = versions()
+    def __init__(self, split: bool) -> None:
+        self.split, self.expected = split, versions()
 
     async def setup(self, worker: Worker) -> None:
         """Set the threads once, when the worker joins or comes back.
 
-        A GPU worker infers one strip at a time; on any other each of its threads may infer one.
+        A GPU worker of a split cluster infers one strip at a time; on any other each of its threads may be at one.
         """
         from .infer import set_threads
 
@@ -88,7 +88,7 @@ class WorkerSetup(WorkerPlugin):
             log.error("this worker leaves the run: %s", words)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
             return
-        set_threads(worker.state.nthreads if "GPU" in worker.state.total_resources else 1)
+        set_threads(worker.state.nthreads if self.split and "GPU" in worker.state.total_resources else 1)
 
 
 def silence_dask() -> None:

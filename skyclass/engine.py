@@ -2,7 +2,8 @@
 
 Dask has no back-pressure between pools of workers (distributed#9164), so the driver itself keeps only a few
 strips in flight and refills as they finish: memory and scheduler state are O(in flight), never O(sky).
-Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewhere both are one task.
+Where workers are labelled `GPU`, CUT runs beside them and INFER on them; elsewhere, and where GPU workers have
+threads to cut with, both are one task.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
         await_workers(client, needs_gpu=run.device.startswith("cuda"))
         refuse_skew(client)
-        register(client, WorkerSetup())
+        register(client, WorkerSetup(roles(client).split))
         line, plan, table = survey(run, partial(count_on, client))
         line = settle_network(run, line, plan, partial(warm_on, client))
         register(client, WarmUp(line, roles(client).split))
@@ -302,14 +303,20 @@ def n_executing(dask_worker: Worker) -> int:
 def roles(client: Client) -> Roles:
     """Return who does what: split where workers are labelled `GPU`, fused where none is.
 
-    The window is two strips for each thread that infers and, when split, one for each that cuts.
+    Fused too where GPU workers have several threads and none is labelled `CPU`: they cut for themselves. The window is
+    two strips for each thread that infers and, when split, one for each that cuts.
     """
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
-    gpu_slots = sum(int(w["resources"].get("GPU", 0)) for w in workers)
-    if not gpu_slots:
+    gpus = [w for w in workers if w["resources"].get("GPU")]
+    cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
+    if gpus and not cpu_slots and all(w["nthreads"] > 1 for w in gpus):
+        threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
+        share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
+        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, infer=share)
+    if not gpus:
         threads = max(1, sum(w["nthreads"] for w in workers))
         return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
-    cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
+    gpu_slots = sum(int(w["resources"]["GPU"]) for w in gpus)
     others = tuple(stage for stage in STAGES if stage != "infer")
     pools = {"CPU workers": (cpu_slots or len(workers), others), "GPU workers": (gpu_slots, ("infer",))}
     return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
@@ -431,7 +438,7 @@ class Window:
     def submit_strips(self, chains: Sequence[Chain], strips: Sequence[Strip]) -> list[Future[Any]]:
         """Submit CUT and INFER of strips, each as one task or as two."""
         if not self.who.split:
-            return self.submit(chains, classify_strip, strips)
+            return self.submit(chains, classify_strip, strips, who=self.who.infer)
         composites = self.submit(chains, cut_strip, strips, who=self.who.cut, hold=False)
         return self.submit(chains, infer_strip, composites, who=self.who.infer)
 

@@ -101,11 +101,12 @@ class NetworkClassifier:
         self.bundle, self.device, self.precision = bundle, torch.device(device), precision
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
-        self.micro_batch = MICRO_BATCH["cuda" if self.device.type == "cuda" else "cpu"]
+        self.is_on_cuda = self.device.type == "cuda"
+        self.micro_batch = MICRO_BATCH["cuda" if self.is_on_cuda else "cpu"]
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
         graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network).eval()
-        self.is_compiled = compile and self.device.type == "cpu"
+        self.is_compiled = compile and not self.is_on_cuda
         self.graph: Network = graph
         if self.is_compiled:
             self.graph = compiled(graph, self._example(), f"{bundle.digest} {precision}")
@@ -123,12 +124,13 @@ class NetworkClassifier:
         """Return (N, 3) float32 logits of the network, before temperature and bias; otherwise like `predict`."""
         given = self._given(images, photometry)
         while True:
+            size = self.micro_batch
             try:
-                return self._logits(given, len(images), self.micro_batch)
+                return self._logits(given, len(images), size)
             except torch.OutOfMemoryError:
-                if self.micro_batch // 2 < SMALLEST_BATCH:
+                if size // 2 < SMALLEST_BATCH:
                     raise
-                self.micro_batch //= 2
+                self.micro_batch = min(self.micro_batch, size // 2)  # another thread may have halved it already
                 torch.cuda.empty_cache()
                 log.warning("out of GPU memory: continuing with batches of %d images", self.micro_batch)
 
@@ -152,7 +154,7 @@ class NetworkClassifier:
     @torch.inference_mode()
     def _logits(self, given: Mapping[str, FloatArray], n: int, size: int) -> Float32:
         batches = (
-            [_padded(rows[i : i + size], size, ON_THE_WIRE[name]) for name, rows in given.items()]
+            [_padded(rows[i : i + size], size, ON_THE_WIRE[name], self.is_on_cuda) for name, rows in given.items()]
             for i in range(0, n, size)
         )
         logits = [self._forward(batch) for batch in batches]
@@ -161,8 +163,8 @@ class NetworkClassifier:
         return on_host
 
     def _forward(self, batch: list[Tensor]) -> Tensor:
-        if self.device.type == "cuda":  # pinned, so that the copy overlaps the previous batch's kernels
-            batch = [x.pin_memory().to(self.device, non_blocking=True) for x in batch]
+        if self.is_on_cuda:
+            batch = [x.to(self.device, non_blocking=True) for x in batch]
         return self.graph(*batch)
 
     def _example(self) -> list[Tensor]:
@@ -306,11 +308,13 @@ def _network(bundle: Bundle) -> nn.Module:
     return network.eval()
 
 
-def _padded(rows: FloatArray, size: int, dtype: torch.dtype) -> Tensor:
+def _padded(rows: FloatArray, size: int, dtype: torch.dtype, pinned: bool) -> Tensor:
     """Return a tensor (size, ...) that starts with `rows`; the rest is 0.
 
-    The copy also spares torch the read-only arrays that come over the wire.
+    The copy also spares torch the read-only arrays that come over the wire. Pinned, it goes to the device while this
+    thread fills the next; torch keeps such memory and gives it out again when its copy is done.
     """
-    batch = torch.zeros((size, *rows.shape[1:]), dtype=dtype)
+    batch = torch.empty((size, *rows.shape[1:]), dtype=dtype, pin_memory=pinned)
     batch.numpy()[: len(rows)] = rows
+    batch[len(rows) :] = 0
     return batch

@@ -13,7 +13,7 @@ from distributed.comm.core import CommClosedError
 from runs import rows_of, run_on
 
 from skyclass import engine, pipeline, stages
-from skyclass.cluster import connect
+from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.errors import ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.plan import Line, count_here, survey
@@ -103,6 +103,21 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
     assert report.bound_by == "infer" and set(report.pool_busy) == {"CPU workers", "GPU workers"}
     assert rows_of(run).equals(plain[1])
     assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}
+
+
+def test_gpu_workers_that_have_threads_cut_for_themselves(plain, run):
+    gpu = {"threads_per_worker": 3, "resources": {"GPU": 1}}
+    with (
+        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
+        Client(pool) as client,
+    ):
+        who = engine.roles(client)
+        assert not who.split and who.window == 6 and who.infer == {"GPU": 0.25}
+        report = engine.classify(run, client, quiet)
+        with worker_pool(pool.scheduler_address, 1, "CPU=1", "2GB"):
+            client.wait_for_workers(2)
+            assert engine.roles(client).split
+    assert set(report.pool_busy) == {"GPU workers"} and rows_of(run).equals(plain[1])
 
 
 def engine_workers(address: str, client: Client):

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Start the GPU pool of a cluster on this machine, in the foreground: one worker for each GPU, the network runs there.
 #
-#   [HOST=127.0.0.1] [MEMORY_LIMIT=8GB] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] gpu-workers.sh ADDRESS [STAND-INS]
+#   [HOST=127.0.0.1] [THREADS=1] [MEMORY_LIMIT=8GB] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] gpu-workers.sh ADDRESS [STAND-INS]
 #
-# CUDA_VISIBLE_DEVICES chooses GPUs. A machine without one gets STAND-INS (default 1) CPU processes under the same
-# label, which is right for trying a split cluster and wrong for speed.
+# With more THREADS and no CPU workers, each GPU worker cuts for itself. CUDA_VISIBLE_DEVICES chooses GPUs. A machine
+# without one gets STAND-INS (default 1) CPU processes under the same label, which is right for trying a split cluster
+# and wrong for speed.
 set -eu
 . "$(dirname -- "$0")/settings.sh"
 
@@ -12,7 +13,7 @@ address=${1:-}
 check_address "$address"
 gpus=$("$PYTHON" -c 'from skyclass.cluster import count_gpus; print(count_gpus())')
 stand_ins=${2:-1}
-set -- --nthreads 1 --memory-limit "${MEMORY_LIMIT:=8GB}" --resources GPU=1 --host "$HOST"
+set -- --nthreads "${THREADS:-1}" --memory-limit "${MEMORY_LIMIT:=8GB}" --resources GPU=1 --host "$HOST"
 
 if [ "$gpus" -gt 0 ]; then
     "$PYTHON" -c 'import dask_cuda' || fail "no working dask-cuda: $PYTHON -m pip install 'skyclass[cuda]'"
