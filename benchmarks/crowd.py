@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from distributed import Worker, get_worker
 
-from skyclass.plan import Line
+from skyclass.plan import Line, strips_of
 from skyclass.stages import CutStrip, StripResult, Timing
 from skyclass.store import Commit
 from skyclass.types import CLASSES, Strip, TilePlan
@@ -77,6 +77,11 @@ def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -
     timings = [t for result in results for t in result.timings]
     commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows})
     return commit, (*timings, timing)
+
+
+def classify_whole(line: SleepLine, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
+    """Return the commit of a tile whose strips were done one after the other."""
+    return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
 
 
 class GpuWorker(Worker):

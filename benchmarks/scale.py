@@ -49,6 +49,7 @@ GPUS_A_CPU_WORKER = 16
 """A CPU worker serves so many GPUs: thousands of workers that each cut with one core would not fit this machine."""
 STRIP_SOURCES = 16_384
 SETTLE_S, IDLE_S = 5, 10
+STAGES = ("cut_strip", "infer_strip", "classify_strip", "classify_whole", "commit_strips")
 FORMS = ("split", "fused")
 """CPU workers beside GPU workers; or GPU workers that have the threads to cut with."""
 TILE_PX, SIZE_PX, N_BANDS = 4_095, 37, 3
@@ -186,7 +187,7 @@ def simulate(gpus: int, plan: Plan, rates: dict[str, float], form: str = "split"
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
     line = SleepLine("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
     line.folder.make()
-    stages = {name: getattr(crowd, name) for name in ("cut_strip", "infer_strip", "classify_strip", "commit_strips")}
+    stages = {name: getattr(crowd, name) for name in STAGES}
     try:
         with simulated_cluster(gpus, form) as (client, scheduler), hold_lease(line.folder) as lease:
             tally, here = Tally(line, plan, lease), psutil.Process()

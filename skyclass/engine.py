@@ -38,7 +38,7 @@ from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey, warm_here
 from .progress import RunReport, Tally, Watch, show
-from .stages import STAGES, classify_strip, commit_fault, commit_strips, cut_strip, infer_strip
+from .stages import STAGES, classify_strip, classify_whole, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ STRIPS_PER_SLOT = 2
 ATTEMPTS = 2
 """Times that a tile is begun before it is quarantined because its workers died: the last time alone, since Dask
 blames whatever a dying worker held, innocent neighbours too (distributed#5234)."""
+
+LINGER_S = 0.02
+"""What is done so soon after another is settled with it, and the window filled once for both: fewer messages."""
 
 SMALLEST_STRIP = 1_024
 """A small run is cut finer, so that each worker has a few strips; never finer than this."""
@@ -78,6 +81,9 @@ class Roles:
     pools: dict[str, tuple[int, tuple[str, ...]]]
     cut: dict[str, float] | None = None
     infer: dict[str, float] | None = None
+    by_tile: bool = False
+    """Whether a tile is one task as long as more tiles are left than the window takes: GPUs finish strips faster than
+    a scheduler hands them out."""
 
 
 @dataclass
@@ -97,7 +103,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Wait:
-    """What the driver waits for: a strip of a tile or, where there is none, the tile's commit."""
+    """What the driver waits for: a strip of a tile or, where there is none, the tile's commit or all of the tile."""
 
     chain: Chain
     strip: Strip | None = None
@@ -312,7 +318,7 @@ def roles(client: Client) -> Roles:
     if gpus and not cpu_slots and all(w["nthreads"] > 1 for w in gpus):
         threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
         share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
-        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, infer=share)
+        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, None, share, by_tile=True)
     if not gpus:
         threads = max(1, sum(w["nthreads"] for w in workers))
         return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
@@ -332,7 +338,7 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
     stalls = 0
     while window.is_busy:
         try:
-            future = window.done.get(timeout=window.patience_s)
+            done = window.next_done()
         except Empty:
             stalls += 1
             if stalls > STALLS:
@@ -343,15 +349,13 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
             window.restart_hung(tally)
         else:
             stalls = 0
-            window.settle(future, tally)
-            del future  # while it is held, Dask would do its work again when a worker dies
-            while not window.done.empty():
-                window.settle(window.done.get(), tally)
+            window.settle(done, tally)
+            del done  # while they are held, Dask would do their work again when a worker dies
         window.fill()
 
 
 class Window:
-    """The strips in flight, never more than `who.window`. A tile is committed when its last strip is submitted.
+    """The strips in flight, never more than `who.window`. The commit of a tile is submitted with its last strip.
 
     Dask has no time limit for a task, and a cancelled one keeps its thread while the scheduler believes the thread
     free (distributed#3681): work that hangs is dropped, and in the same breath its workers are restarted.
@@ -366,7 +370,10 @@ class Window:
         self.in_flight: dict[str, Wait] = {}
         self.committing: dict[str, Wait] = {}
         self.tasks: dict[str, Chain] = {}
-        self.strip_seconds: deque[float] = deque(maxlen=200)
+        self.seconds: deque[float] = deque(maxlen=200)
+        """Of what was done last, from when it was submitted."""
+        longest = tiles[0].n_sources if tiles and who.by_tile else 1
+        self.strips_a_task = -(-longest // strip_sources)
 
     @property
     def is_busy(self) -> bool:
@@ -376,28 +383,41 @@ class Window:
     @property
     def patience_s(self) -> float:
         """How long nothing may finish."""
-        usual = median(self.strip_seconds) if self.strip_seconds else 0.0
-        return max(STALL_S, STALL_STRIPS * usual)
+        usual = median(self.seconds) if self.seconds else 0.0
+        return max(STALL_S * self.strips_a_task, STALL_STRIPS * usual)
 
     def fill(self) -> None:
         """Submit strips until the window is full or none is left, and the commits of tiles whose last they are.
 
-        All in three messages: a scheduler of hundreds of workers is busy with these more than with anything else.
+        All in a few messages: a scheduler of hundreds of workers is busy with these more than with anything else.
         """
         items: list[tuple[Chain, Strip, bool]] = []
-        while len(self.in_flight) + len(items) < self.who.window and (item := self.next_strip(not items)):
-            items.append(item)
-        if not items:
-            return
-        chains, strips, _ = zip(*items, strict=True)
-        for (chain, strip, _), result in zip(items, self.submit_strips(chains, strips), strict=True):
+        whole: list[Chain] = []
+        while len(self.in_flight) + len(items) + len(whole) < self.who.window:
+            if self.who.by_tile and len(self.chains) > self.who.window:
+                whole.append(self.chains.popleft())
+            elif item := self.next_strip(not items):
+                items.append(item)
+            else:
+                break
+        self.begin_tiles(whole)
+        self.begin_strips(items)
+
+    def begin_tiles(self, whole: list[Chain]) -> None:
+        """Submit tiles, each as one task that ends with its commit."""
+        parts = [chain.tile for chain in whole], [self.strip_sources] * len(whole)
+        for chain, commit in zip(whole, self.submit(whole, classify_whole, *parts, who=self.who.infer), strict=True):
+            self.watch(self.in_flight, commit, Wait(chain))
+
+    def begin_strips(self, items: list[tuple[Chain, Strip, bool]]) -> None:
+        """Submit strips, and the commit of a tile whose last they are."""
+        chains, strips = [chain for chain, _, _ in items], [strip for _, strip, _ in items]
+        for chain, strip, result in zip(chains, strips, self.submit_strips(chains, strips), strict=True):
             chain.results.append(result)
             self.watch(self.in_flight, result, Wait(chain, strip))
-        whole = [chain for chain, _, is_last in items if is_last]
-        tiles, results = [chain.tile for chain in whole], [chain.results for chain in whole]
-        for chain, commit in zip(
-            whole, self.submit(whole, commit_strips, tiles, results, who=self.who.cut), strict=True
-        ):
+        done = [chain for chain, _, is_last in items if is_last]
+        parts = [chain.tile for chain in done], [chain.results for chain in done]
+        for chain, commit in zip(done, self.submit(done, commit_strips, *parts, who=self.who.cut), strict=True):
             self.watch(self.committing, commit, Wait(chain))
 
     def next_strip(self, is_first: bool = True) -> tuple[Chain, Strip, bool] | None:
@@ -460,25 +480,45 @@ class Window:
                 chain.futures.append(future)
         return futures
 
-    def settle(self, future: Future[Any], tally: Tally) -> None:
-        """Count a finished strip or commit; begin a tile again whose worker died. Any other error ends the run."""
-        key = str(future.key)
-        wait = self.in_flight.pop(key, None) or self.committing.pop(key, None)
-        if wait is None or wait.chain.fault:  # of an attempt that was given up
-            return
-        chain = wait.chain
+    def next_done(self) -> list[Future[Any]]:
+        """Return what is done, once something is; `Empty` when nothing is for too long."""
+        done = [self.done.get(timeout=self.patience_s)]
+        time.sleep(LINGER_S)
+        while not self.done.empty():
+            done.append(self.done.get())
+        return done
+
+    def settle(self, done: list[Future[Any]], tally: Tally) -> None:
+        """Count finished strips and commits; begin a tile again whose worker died. Any other error ends the run."""
+        waits = {str(f.key): self.in_flight.get(str(f.key)) or self.committing.get(str(f.key)) for f in done}
+        is_commit = {key: wait is not None and not wait.strip for key, wait in waits.items()}
+        commits = self.fetch({str(f.key): f for f in done if is_commit[str(f.key)] and f.status == "finished"})
+        for future in done:
+            key = str(future.key)
+            wait = self.in_flight.pop(key, None) or self.committing.pop(key, None)
+            if wait is None or wait.chain.fault:  # of an attempt that was given up
+                continue
+            chain = wait.chain
+            try:
+                if wait.strip:
+                    finished(future)
+                    tally.strip(wait.strip)
+                else:
+                    tally.commit(*commits[key] if key in commits else future.result())
+                    self.forget(chain)
+                self.seconds.append(time.monotonic() - wait.begun)
+            except KilledWorker as error:
+                if not wait.strip:  # its strips fail with it, and only this is counted
+                    self.give_up(chain)
+                    self.again(chain, f"workers died of it: {error}", tally)
+
+    def fetch(self, futures: dict[str, Future[Any]]) -> dict[str, Any]:
+        """Return the results of finished futures, all in one message; none if one was lost since, to be asked alone."""
         try:
-            if wait.strip:
-                finished(future)
-                self.strip_seconds.append(time.monotonic() - wait.begun)
-                tally.strip(wait.strip)
-            else:
-                tally.commit(*future.result())
-                self.forget(chain)
-        except KilledWorker as error:
-            if not wait.strip:  # its strips fail with it, and only this is counted
-                self.give_up(chain)
-                self.again(chain, f"workers died of it: {error}", tally)
+            results: dict[str, Any] = self.client.gather(futures) if futures else {}
+        except (KilledWorker, CancelledError):
+            return {}
+        return results
 
     def again(self, chain: Chain, reason: str, tally: Tally) -> None:
         """Begin a tile again whose worker died or hung; after `ATTEMPTS`, commit its rows without a class.

@@ -20,7 +20,7 @@ from .composite import BLOCK, CompositeSettings, composite
 from .cutouts import Cutter, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
-from .plan import NO_TILE, Line
+from .plan import NO_TILE, Line, strips_of
 from .sky import healpix29, tile_pixels
 from .store import CLASS_SCHEMA, Commit, commit_tile, standing_commit
 from .types import (
@@ -174,6 +174,11 @@ def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tup
     commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault)
     timings = [timing for result in results for timing in result.timings]
     return commit, (*timings, Timing("commit", time.perf_counter() - began))
+
+
+def classify_whole(line: Line, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
+    """Return the commit of a tile, all its strips done one after the other: nothing but the commit is sent."""
+    return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
 
 
 def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, tuple[Timing, ...]]:

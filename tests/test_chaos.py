@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import cloudpickle
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -83,13 +85,23 @@ def test_workers_killed_while_they_cut_and_infer(run, many, undisturbed, chaos: 
     chaos.same_rows(rows_of(run), undisturbed)
 
 
+@contextmanager
+def gpu_worker_with_threads():
+    """Give a client of a stand-in for a GPU worker that cuts for itself."""
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
+    with dask.config.set(cluster.DASK_SETTINGS), LocalCluster(1, threads_per_worker=2, **options) as pool:
+        with Client(pool) as client:
+            yield client
+
+
 @pytest.mark.fault(2)
+@pytest.mark.parametrize("made", [partial(connect, workers=1), gpu_worker_with_threads], ids=["strips", "whole tiles"])
 def test_a_tile_that_kills_workers_is_quarantined_and_its_neighbours_are_not(
-    run, many, undisturbed, chaos: Chaos, monkeypatch
+    run, many, undisturbed, chaos: Chaos, monkeypatch, made
 ):
     monkeypatch.setitem(cluster.DASK_SETTINGS, "distributed.scheduler.allowed-failures", 0)  # each death takes seconds
     culprit = many.coadd_ids[0]
-    with connect("local", workers=1) as client:
+    with made() as client:
         client.register_plugin(Trap(culprit, traps.die))
         report = engine.classify(run, client, quiet)
     assert list(report.quarantined) == [culprit] and "died" in report.quarantined[culprit]

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -105,18 +106,22 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
     assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}
 
 
-def test_gpu_workers_that_have_threads_cut_for_themselves(plain, run):
-    gpu = {"threads_per_worker": 3, "resources": {"GPU": 1}}
+def test_gpu_workers_that_have_threads_cut_for_themselves(plain, run, monkeypatch):
+    gpu, own = {"threads_per_worker": 3, "resources": {"GPU": 1}}, engine.roles
     with (
         LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
         Client(pool) as client,
     ):
         who = engine.roles(client)
-        assert not who.split and who.window == 6 and who.infer == {"GPU": 0.25}
-        report = engine.classify(run, client, quiet)
+        assert not who.split and who.window == 6 and who.infer == {"GPU": 0.25} and who.by_tile
+        monkeypatch.setattr(engine, "roles", lambda client: dataclasses.replace(own(client), window=1))
+        with get_task_stream(client) as stream:
+            report = engine.classify(run, client, quiet)
+        done = Counter(str(task["key"]).rsplit("-", 1)[0].split("-")[0] for task in stream.data)
+        assert done["classify_whole"] == 1 and done["classify_strip"] > 1  # two tiles: the last is cut, for the tail
         with worker_pool(pool.scheduler_address, 1, "CPU=1", "2GB"):
             client.wait_for_workers(2)
-            assert engine.roles(client).split
+            assert own(client).split
     assert set(report.pool_busy) == {"GPU workers"} and rows_of(run).equals(plain[1])
 
 
