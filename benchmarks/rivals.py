@@ -33,7 +33,7 @@ from skyclass import engine
 from skyclass.bundle import load_bundle, load_weights
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
-from skyclass.infer import load_classifier, set_threads
+from skyclass.infer import cached_classifier, load_classifier, set_threads
 from skyclass.networks import build, macs
 from skyclass.plan import Line, count_here, strips_of, survey
 from skyclass.progress import quiet
@@ -269,6 +269,7 @@ def classifiers(field: Field, images: Float16, n_loop: int, n_frame: int, stack:
         Contestant("skyclass, 1 worker", lambda: classify(field, one), "fused, compiled, published"),
         Contestant("skyclass, split", lambda: classify(field, split), "one worker cuts, one infers, published"),
         Contestant("network alone", lambda: alone(fast, images), "one thread, composites in memory, compiled"),
+        Contestant("network alone, twice", lambda: alone_on(two), "two processes at once, the same on each"),
         Contestant("Cutout2D + PyTorch", lambda: loop_and_network(field, n_loop), f"first {n_loop} sources, fp32"),
         Contestant("dask map_partitions", lambda: naive_dask(field, frame, two), f"numpy + PyTorch fp32, {n_frame}"),
     ]
@@ -298,6 +299,19 @@ def alone(classifier: Any, images: Float16) -> float:
         return len(classifier.predict(images))
     finally:
         set_threads(threads)
+
+
+def alone_on(client: Any) -> float:
+    """The network on one thread of each worker, all at once: how much more two cores are than one."""
+    addresses = client.scheduler_info(n_workers=-1)["workers"]
+    return sum(client.gather([client.submit(alone_there, workers=[a], pure=False) for a in addresses]))
+
+
+def alone_there() -> float:
+    """Return how many images of noise a worker has inferred."""
+    classifier = cached_classifier(MODEL, load_bundle(MODEL).digest, "cpu", "auto", compile=True)
+    noise = np.random.default_rng(0).normal(0, 2, (64, 3, SIZE_PX, SIZE_PX)).astype(np.float16)
+    return len(classifier.predict(np.tile(noise, (32, 1, 1, 1))))
 
 
 @contextmanager
