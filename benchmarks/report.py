@@ -136,11 +136,13 @@ def scale_table(records: Iterable[Record]) -> str:
     rates = ", ".join(f"{last[f'{stage}_rate']:,.0f} {where}" for stage, where in SLEEPS.items())
     head = (
         f"Simulated workers whose stages sleep (sources/s: {rates}); driver and scheduler are real and share "
-        f"{last['cores']} cores ({last['cpu']}) with all workers. Rows in = rows out in each."
+        f"{last['cores']} cores ({last['cpu']}) with all workers. Rows in = rows out in each. Split: CPU workers cut; "
+        f"fused: each GPU worker cuts, with {last['cutting_cores'] // last['gpus']} threads, and a tile is one task. "
+        "At rest: what heartbeats alone take of a core; the columns before it hold it, too."
     )
     columns = (
-        "GPUs", "strips", "rows", "wall, s", "driver, ms a strip", "scheduler, ms a strip", "GPUs busy",
-        "window, most in flight", "tail", "driver, MB", "scheduler, MB", "MB per 1,000 strips",
+        "GPUs", "form", "strips", "rows", "wall, s", "driver, ms a strip", "scheduler, ms a strip", "at rest",
+        "GPUs busy", "window, most in flight", "tail", "driver, MB", "scheduler, MB", "MB per 1,000 strips",
     )  # fmt: skip
     rows = [f"| {' | '.join(columns)} |", "|" + "---:|" * len(columns), *map(scale_row, runs)]
     return head + "\n\n" + "\n".join(rows)
@@ -150,11 +152,13 @@ def scale_row(r: Record) -> str:
     """Return one row of the table of simulated clusters."""
     cells = (
         f"{r['gpus']}",
+        r["form"],
         f"{r['strips']:,}",
         f"{r['rows_out']:,}",
         f"{r['wall_s']:,.0f}",
         f"{r['driver_ms_a_strip']:.2f}",
         f"{r['scheduler_ms_a_strip']:.2f}",
+        f"{r['driver_idle_share'] + r['scheduler_idle_share']:.1%}",
         f"{r['gpu_busy']:.0%}",
         f"{r['window']}, {r['in_flight_peak']}",
         f"{r['tail']:.1%}",

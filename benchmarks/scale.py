@@ -162,9 +162,11 @@ def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
         record.in_flight.append((time.monotonic() - began, len(window.in_flight)))
 
     def sample() -> None:
-        while not ended.wait(0.5):
+        while True:
             row = time.monotonic() - began, here.memory_info().rss, scheduler.memory_info().rss
             record.memory.append(row)
+            if ended.wait(0.5):
+                return
 
     thread = threading.Thread(target=sample, daemon=True)
     with patch.object(engine.Window, "fill", recorded):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -21,6 +21,9 @@ from .config import RunConfig, read_toml, run_config
 from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
 from .sky import Box, Cone, parse_angle
 from .types import BANDS, CLASSES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
@@ -69,9 +72,11 @@ def run_options(command: F) -> F:
         click.option("--model", help="Shipped model name or bundle folder.  [default: iicnet-mock]"),
         click.option("--out", help="Run folder; the same command on it resumes."),
         click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"])),
-        click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="The network, on CPUs."),
-        click.option("--device", help="auto, cpu or cuda."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: auto]"),
+        click.option(
+            "--compile", type=click.Choice(["auto", "on", "off"]), help="The network, on CPUs.  [default: auto]"
+        ),
+        click.option("--device", help="auto, cpu or cuda.  [default: auto]"),
         click.option("--cluster", help="local, none, or a scheduler's address.  [default: local]"),
         click.option("--workers", type=int, help="CPU workers of a local cluster.  [default: cores]"),
         click.option("--memory-limit", help="Memory of each local worker.  [default: 3GB]"),
@@ -305,11 +310,16 @@ def query(
             written = classes.export(output)
             click.echo(f"{classes.count():,} rows written to {written}")
     elif sql:
-        click.echo(classes.sql(sql).to_string(index=False))
+        click.echo(in_columns(classes.sql(sql)))
     else:
-        click.echo(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}").to_string(index=False))
+        click.echo(in_columns(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
         click.echo(f"{classes.count():,} rows")
     return 0
+
+
+def in_columns(frame: pd.DataFrame) -> str:
+    """Return a table for a terminal; its head alone where it has no rows."""
+    return frame.to_string(index=False) if len(frame) else "  ".join(map(str, frame.columns))
 
 
 @cli.command()

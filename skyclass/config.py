@@ -125,8 +125,19 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
             problems.append(str(error))
     problems += [f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])]
     if problems:
-        raise ConfigError(f"{what}: " + "; ".join(problems))
+        raise ConfigError(f"{what}: " + "; ".join(problems + _other_problems(cls, values, hints)))
     return cls(**values)
+
+
+def _other_problems(cls: type[T], values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the values of the right type, if what is required is among them."""
+    try:
+        cls(**{key: value for key, value in values.items() if _fits(value, hints[key])})
+    except ConfigError as error:
+        return [str(error)]
+    except TypeError:  # something required is absent, and that is told already
+        pass
+    return []
 
 
 def _coerce(value: Any, hint: Any) -> Any:
@@ -158,8 +169,11 @@ def _is_instance(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
+IN_WORDS = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
+
+
 def _describe(hint: Any) -> str:
-    return " or ".join("nothing" if k is type(None) else k.__name__ for k in _kinds(hint))
+    return " or ".join(IN_WORDS.get(kind, kind.__name__) for kind in _kinds(hint) if kind is not type(None))
 
 
 def fingerprint(

@@ -30,7 +30,7 @@ from .infer import cached_classifier, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .remote import LAYOUT_HINT, SCHEMES
-from .sky import Region
+from .sky import Region, in_words
 from .store import Commit, RunFolder, committed, parquet_bytes, retry_quarantined, start_or_resume, write_bytes
 from .types import Archive, Classifier, Strip, TilePlan
 
@@ -168,7 +168,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     else:
         selected = select(catalog, run.region) if run.region else catalog
         if not selected.partitions:
-            raise CatalogError(f"{run.catalog}: no partition of it touches the region {run.region}")
+            raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
         check_photometry(bundle, selected)
         if run.region and (missing := gaps(catalog, run.region)):
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
@@ -229,8 +229,7 @@ def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
 def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:
     """Return the plan for counts (coadd_id, partition, n); `content` is a digest of a user's own table."""
     if not counts.num_rows:
-        where = f"region {line.region}" if line.region else "catalogue"
-        raise CatalogError(f"{line.catalog}: no source in the {where}; nothing to classify")
+        raise CatalogError(f"{line.catalog}: no source in the {in_words(line.region)}; nothing to classify")
     tiles: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in counts.to_pylist():
         tiles[row["coadd_id"] or NO_TILE].append((row["partition"], row["n"]))
@@ -335,7 +334,7 @@ def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
     if run.region:
         table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
     if not len(table):
-        raise CatalogError(f"{run.catalog}: no source in the region {run.region}; nothing to classify")
+        raise CatalogError(f"{run.catalog}: no source in the {in_words(run.region)}; nothing to classify")
     if table["coadd_id"].null_count:
         near = (table["ra"].to_numpy(), table["dec"].to_numpy())
         table = assign_tiles(table, archive.list_tiles(near))

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .errors import RowsLost
 from .lease import Lease
-from .plan import Line, Plan
+from .plan import NO_TILE, Line, Plan
 from .stages import STAGES, Timing
 from .store import UNCLASSIFIED, Commit, journal_commit
 from .types import Strip
@@ -76,7 +76,8 @@ class Tally:
     watcher: Watcher = field(default_factory=lambda: Silent())
     began: float = field(default_factory=time.perf_counter)
     commits: dict[str, Commit] = field(default_factory=dict)
-    n_resumed: int = 0
+    resumed: frozenset[str] = frozenset()
+    """Tiles that an earlier driver committed."""
     n_classified_now: int = 0
     seen: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     """Tile -> first source of a strip -> its sources, of the strips that are done."""
@@ -89,7 +90,7 @@ class Tally:
     def resume(self, commits: dict[str, Commit]) -> int:
         """Take over what an earlier driver committed; return the sources that are left to do."""
         self.commits |= commits
-        self.n_resumed = len(commits)
+        self.resumed = frozenset(commits)
         return self.plan.n_sources - sum(c.rows for c in commits.values())
 
     def strip(self, strip: Strip) -> None:
@@ -130,7 +131,7 @@ class Tally:
     @property
     def is_new(self) -> bool:
         """Whether this driver committed anything itself."""
-        return len(self.commits) > self.n_resumed
+        return len(self.commits) > len(self.resumed)
 
     def busy(self, wall: float) -> tuple[dict[str, float], str]:
         """Return the share of `wall` seconds that each pool was at work, and the longest stage of the busiest."""
@@ -159,8 +160,8 @@ class Tally:
             without_class=without_class,
             flagged=sum(c.n_flagged for c in commits),
             class_counts=dict(sorted(classes.items())),
-            tiles=len(self.commits),
-            tiles_resumed=self.n_resumed,
+            tiles=len(self.commits.keys() - {NO_TILE}),
+            tiles_resumed=len(self.resumed - {NO_TILE}),
             quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},
             remedy=REMEDY if any(c.fault for c in commits) else "",
             tile_bytes=self.bytes_of_tiles,

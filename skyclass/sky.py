@@ -358,6 +358,13 @@ class Pixels:
         return {"kind": "pixels", "order": self.order, "pixels": list(self.pixels)}
 
 
+def in_words(region: Region | None) -> str:
+    """Return a region as RUN.toml has it: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
+    if region is None:
+        return "catalogue"
+    return "region {" + ", ".join(f"{name} = {value}" for name, value in region.to_dict().items()) + "}"
+
+
 def region_from_dict(values: Mapping[str, Any]) -> Region:
     """Return the region that `to_dict` described; raise `ConfigError` on an unknown kind or field."""
     kinds: dict[str, Callable[..., Region]] = {"cone": Cone, "box": Box, "polygon": Polygon, "pixels": Pixels}

@@ -55,7 +55,7 @@ def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tupl
 
 def parse_size(size: str) -> int:
     """Return the side in pixels of "37px", or the nearest odd number of Atlas pixels for an angle ("50arcsec")."""
-    pixels = re.fullmatch(r"\s*(\d+)\s*(px|pix|pixels)\s*", size)
+    pixels = re.fullmatch(r"\s*([+-]?\d+)\s*(px|pix|pixels)\s*", size)
     side = int(pixels[1]) if pixels else _odd(parse_angle(size) * 3600 / PIXEL_SCALE_ARCSEC)
     if not 1 <= side <= MAX_PIXELS:
         raise ConfigError(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import line, measure, rivals, scale
+from benchmarks import device, line, measure, rivals, scale
 from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
@@ -105,13 +105,28 @@ def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
 
 
-def test_a_small_sky_on_simulated_gpus_ends_with_every_row() -> None:
+@pytest.mark.parametrize(("form", "window"), [("split", 2 * 2 + 2 * scale.CORES_A_GPU), ("fused", 16)])
+def test_a_small_sky_on_simulated_gpus_ends_with_every_row(monkeypatch, form: str, window: int) -> None:
+    monkeypatch.setattr(scale, "SETTLE_S", 0)
+    monkeypatch.setattr(scale, "IDLE_S", 0.5)
     plan = scale.sky_plan(40)
     assert len(scale.sky_plan().tiles) == 18_240 and scale.sky_plan().n_sources == scale.SKY_SOURCES
     rates = {name: 100 * rate for name, rate in scale.RATES.items()}
-    record = scale.simulate(2, plan, rates)
+    record = scale.simulate(2, plan, rates, form)
     assert (
         record["rows_out"] == record["rows_in"] == plan.n_sources and record["journal_lines"] == record["tiles"] == 40
     )
-    assert 0 < record["in_flight_peak"] <= record["window"] == 2 * 2 + 2 * scale.CORES_A_GPU
-    assert "| 2 |" in scale_table([record | {"cpu": "A", "cores": 2}])
+    assert 0 < record["in_flight_peak"] <= record["window"] == window
+    assert f"| 2 | {form} |" in scale_table([record | {"cpu": "A", "cores": 2}])
+
+
+def test_a_device_is_measured_in_every_way_and_form(monkeypatch) -> None:
+    """On the processor here: that the command works is all that can be seen without a GPU."""
+    ways = {"as it is": {}, "not there": {"mode": "no such mode"}}
+    monkeypatch.setattr(device, "WAYS", ways)
+    images = np.random.default_rng(0).normal(0, 2, (64, 3, 37, 37)).astype(np.float16)
+    *stages, upload = device.measurements("cpu", images, 1)
+    assert [r["stage"] for r in stages] == ["gemm", "eager", "network", "network"] and upload["images_per_s"] > 0
+    assert stages[2]["of_bf16_peak"] > 0 and "no such mode" in stages[3]["error"]
+    record = device.line_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused")
+    assert record["n_sources"] == 40 and set(record["pool_busy"]) == {"GPU workers"}

@@ -74,6 +74,8 @@ def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
     assert asked.returncode == 0, asked.stderr
     rows = pd.read_csv(csv)
     assert len(rows) and (rows["w1snr"] > 20).all() and list(rows) == ["source_id", "w1snr"]
+    nothing = skyclass("query", out / "catalog", "--where", "p_star > 2", "--columns", "source_id,w1snr")
+    assert nothing.stdout == "source_id  w1snr\n0 rows\n"
     counted = skyclass("query", out / "catalog", "--sql", "SELECT count(*) AS n FROM classes")
     assert str(sky.n_sources) in counted.stdout
 
@@ -91,7 +93,8 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
     assert classify(sky, bundle, out, "--cone", f"{ra},{dec},3arcmin").returncode == 0
     found = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet")))
     assert 0 < len(found) < len(rows)
-    refused(classify(sky, bundle, tmp_path / "a", "--cone", "10,-40,1deg"), tmp_path / "a", "no partition")
+    words = "no partition of it touches the region {kind = cone, ra = 10.0, dec = -40.0, radius = 1.0}"
+    refused(classify(sky, bundle, tmp_path / "a", "--cone", "10,-40,1deg"), tmp_path / "a", words)
     far = f"{ra},{dec + 0.7},1arcsec"
     refused(classify(sky, bundle, tmp_path / "b", "--cone", far), tmp_path / "b", "nothing to classify")
     refused(classify(sky, bundle, tmp_path / "c", "--cone", "1,2"), tmp_path / "c", "RA,DEC,RADIUS")
@@ -217,6 +220,10 @@ def test_wrong_usage_is_told_all_at_once(tmp_path):
     assert done.returncode == 2
     for word in ("'imags'", "images is required", "out is required", "catalog = 3", "workers = 'two'", "'moon'"):
         assert word in done.stderr
+    toml.write_text('catalog = "c"\nimages = "i"\nout = "o"\nworkers = 0\nprecision = "fp64"\ncompile = true\n')
+    done = skyclass("classify", toml)
+    for word in ("compile = True: expected text in quotes", "precision = 'fp64'", "workers = 0: must be at least 1"):
+        assert word in done.stderr
     assert skyclass("classify", "--nonsense").returncode == 2
     assert skyclass("classify", "--catalog", "x", "--images", "y").returncode == 2
 
@@ -244,6 +251,8 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
         skyclass("cutouts", "--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.png").returncode
         == 2
     )
+    words = ("--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.npz", "--size", "-5px")
+    assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
 
 
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
