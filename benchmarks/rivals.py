@@ -5,11 +5,12 @@
     whole    catalogue and images -> classes, all cores
 
 The contestants of a group take turns, round by round, so that a busy machine slows them alike; what counts is
-the ratio of a round. All sources are SIMULATED. Cutana and LSDB come with `pip install '.[rivals]'`.
+the ratio of a round. All have memory as the engine's workers have it. All sources are SIMULATED. Cutana and LSDB come with `pip install '.[rivals]'`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import tempfile
 import time
@@ -31,7 +32,7 @@ import torch
 
 from skyclass import engine
 from skyclass.bundle import load_bundle, load_weights
-from skyclass.cluster import connect, worker_pool
+from skyclass.cluster import MALLOC_ENVIRONMENT, connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.infer import cached_classifier, load_classifier, set_threads
 from skyclass.networks import build, macs
@@ -399,6 +400,14 @@ def take_turns(group: str, contestants: Sequence[Contestant], rounds: int) -> li
     ]
 
 
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, as the engine's workers do: glibc only."""
+    glibc = ctypes.CDLL(None)
+    if hasattr(glibc, "mallopt"):
+        for option, name in ((-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")):  # malloc.h
+            glibc.mallopt(option, int(MALLOC_ENVIRONMENT[name]))
+
+
 def around() -> dict[str, Any]:
     """Return on what machine, with which versions, this was measured."""
     names = ("torch", "numpy", "dask", "astropy", "cutana", "lsdb")
@@ -416,6 +425,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     scenario = Scenario("quick", 1, 600, 700, 1) if quick else DENSE
     n_loop, n_some = (20, 200) if quick else (400, 6_000)
     facts = around()
+    keep_memory()
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")

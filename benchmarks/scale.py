@@ -101,10 +101,11 @@ def n_strips(plan: Plan) -> int:
 
 
 @contextmanager
-def simulated_cluster(gpus: int, form: str) -> Iterator[tuple[Client, psutil.Process]]:
+def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iterator[tuple[Client, psutil.Process]]:
     """Give a client of a scheduler with so many simulated GPU workers, and the scheduler.
 
-    Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with.
+    Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with. The
+    scheduler leaves its profile where it is asked for, when it ends.
     """
     cpu_workers = 0 if form == "fused" else -(-gpus // GPUS_A_CPU_WORKER)
     environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
@@ -112,7 +113,8 @@ def simulated_cluster(gpus: int, form: str) -> Iterator[tuple[Client, psutil.Pro
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.callback(os.chdir, os.getcwd())
         note = Path(folder) / "scheduler.json"
-        command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+        command = [sys.executable, *(["-m", "cProfile", "-o", str(profile)] if profile else [])]
+        command += ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
         command += ["--no-dashboard", "--scheduler-file", str(note)]
         scheduler = _start(stack, command, environment, folder)
         while not note.exists():
@@ -184,14 +186,16 @@ def idle_cost(here: psutil.Process, scheduler: psutil.Process) -> tuple[float, f
     return (cpu_seconds(here) - before[0]) / IDLE_S, (cpu_seconds(scheduler) - before[1]) / IDLE_S
 
 
-def simulate(gpus: int, plan: Plan, rates: dict[str, float], form: str = "split") -> dict[str, Any]:
+def simulate(
+    gpus: int, plan: Plan, rates: dict[str, float], form: str = "split", profile: Path | None = None
+) -> dict[str, Any]:
     """Return the record of a plan driven by the engine over simulated workers, every row accounted for."""
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
     line = SleepLine("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
     line.folder.make()
     stages = {name: getattr(crowd, name) for name in STAGES}
     try:
-        with simulated_cluster(gpus, form) as (client, scheduler), hold_lease(line.folder) as lease:
+        with simulated_cluster(gpus, form, profile) as (client, scheduler), hold_lease(line.folder) as lease:
             tally, here = Tally(line, plan, lease), psutil.Process()
             idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,8 @@ from .types import BANDS, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
+READ_ROWS = 64
+"""Of an image, a megabyte: they fit the cache of a core."""
 
 
 # --- one file --------------------------------------------------------------------------------------
@@ -240,18 +241,22 @@ def _list_refusals(root: Path, found: Iterable[AtlasImage | Refusal], limit: int
 
 
 def _read(image: AtlasImage, start: int, stop: int) -> Float32:
-    """Return rows of an image: a seek and one read, then the byte order turned in place."""
+    """Return rows of an image, read one after the other, a megabyte at a time, its bytes turned while in the cache."""
     columns = image.shape[1]
     pixels: Float32 = np.empty((stop - start, columns), np.float32)
-    buffer = pixels.data.cast("B")
+    raw = np.empty(min(READ_ROWS, stop - start) * columns * 4, np.uint8)
+    some = raw.view(">f4").reshape(-1, columns)
     try:
         with open(image.path, "rb", buffering=0) as stream:
             stream.seek(image.data_offset + 4 * columns * start)
-            _fill(stream.readinto, buffer)
+            for first in range(0, stop - start, READ_ROWS):
+                n_rows = min(READ_ROWS, stop - start - first)
+                _fill(stream.readinto, raw.data[: 4 * columns * n_rows])
+                pixels[first : first + n_rows] = some[:n_rows]
     except OSError as error:
         reason = f"{image.path} cannot be read ({error.strerror or error}): check the disk, fetch it again"
         raise TileFault(image.coadd_id, reason, image.band) from error
-    return pixels.byteswap(inplace=True) if sys.byteorder == "little" else pixels
+    return pixels
 
 
 def _checksum_fault(path: str) -> str:
@@ -278,7 +283,7 @@ def _fill(readinto: Callable[[memoryview], int | None], buffer: memoryview) -> N
     while filled < len(buffer):
         count = readinto(buffer[filled:])
         if not count:
-            raise OSError(f"the file ended {len(buffer) - filled} bytes early")
+            raise OSError("the file ended early")
         filled += count
 
 

@@ -278,7 +278,7 @@ def check_pixels(image: AtlasImage, start: int, pixels: Float32) -> None:
         worst = int(zero_fraction.argmax())
         share = f"{zero_fraction[worst]:.0%} of row {start + worst}"
         raise TileFault(image.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", image.band)
-    finite = np.isfinite(pixels).mean()
+    finite = np.count_nonzero(np.isfinite(pixels)) / pixels.size
     if finite < MIN_FINITE_FRACTION:
         reason = f"{finite:.1%} of rows {start} to {start + len(pixels)} are finite pixels, fetch it again"
         raise TileFault(image.coadd_id, reason, image.band)

@@ -1,0 +1,103 @@
+"""`python -m benchmarks.profiles WHAT`: where the time goes, before and after a change that claims speed.
+
+    cut     tile files -> composites, one core
+    infer   composites -> probabilities
+    line    the whole line in one process
+    scale   driver and scheduler with 256 simulated GPUs (`--form`), a tenth of the sky
+
+Python's own profiler: it makes calls dearer than they are, so read shares, and take times from `benchmarks.rivals` and
+`benchmarks.scale`. The sky is SIMULATED.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import click
+
+from skyclass import engine, pipeline
+from skyclass.infer import set_threads
+from skyclass.progress import quiet
+from skyclass.stages import cut_strip, infer_strip
+from skyclass.types import Strip
+
+from . import scale
+from .measure import commit, cores, cpu_model
+from .rivals import DENSE, Field, field_of
+from .run import WORK
+from .scenarios import Scenario
+
+INFERRED = 2_048
+TENTH = 1_824
+"""Tiles."""
+
+
+def top(profile: pstats.Stats, rows: int) -> str:
+    """Return the functions with the most time of their own, and the share that they have with all that they call."""
+    stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = profile.stats  # type: ignore[attr-defined]
+    whole = sum(own for _, _, own, _, _ in stats.values())
+    lines = ["| own time | with what it calls | calls | |", "|---:|---:|---:|---|"]
+    for (file, _, name), (_, calls, own, cumulative, _) in sorted(stats.items(), key=lambda s: -s[1][2])[:rows]:
+        where = "/".join(Path(file).parts[-2:]) if file.endswith(".py") else ""
+        lines.append(f"| {own / whole:.1%} | {min(cumulative / whole, 1):.1%} | {calls:,} | `{name}` {where} |")
+    return "\n".join(lines)
+
+
+def profiled(work: Callable[[], object]) -> pstats.Stats:
+    """Return the profile of some work, done once before."""
+    work()
+    profiler = cProfile.Profile()
+    profiler.runcall(work)
+    return pstats.Stats(profiler)
+
+
+def works(field: Field) -> dict[str, Callable[[], object]]:
+    """Return what can be profiled in this process, by name."""
+    tile = field.strips[0].tile
+    some = cut_strip(field.line, Strip(tile, 0, min(INFERRED, tile.n_sources)))
+    return {
+        "cut": lambda: [cut_strip(field.line, strip) for strip in field.strips],
+        "infer": lambda: infer_strip(field.line, some),
+        "line": lambda: pipeline.classify(replace(field.run, out=tempfile.mkdtemp(dir=field.line.folder.path)), quiet),
+    }
+
+
+def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats]:
+    """Return the profiles of the driver's own thread and of the scheduler."""
+    driver, drive = cProfile.Profile(), engine.drive
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scheduler.prof"
+        with patch.object(engine, "drive", lambda *given: driver.runcall(drive, *given)):
+            scale.simulate(gpus, scale.sky_plan(tiles), scale.RATES, form, path)
+        return {"driver": pstats.Stats(driver), "scheduler": pstats.Stats(str(path))}
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["cut", "infer", "line", "scale"]))
+@click.option("--form", default="split", show_default=True, type=click.Choice(scale.FORMS))
+@click.option("--rows", default=15, show_default=True)
+@click.option("--quick", is_flag=True, help="Small, to see that the command works.")
+def main(what: str, form: str, rows: int, quick: bool) -> None:
+    """Print where the time goes."""
+    click.echo(f"{what}; {cpu_model()}, {cores()} cores, commit {commit()}; simulated sky\n")
+    if what == "scale":
+        for part, profile in profile_of_scale(form, *((2, 20) if quick else (256, TENTH))).items():
+            click.echo(f"{part}, {form}:\n\n{top(profile, rows)}\n")
+        return
+    set_threads(1)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        field = field_of(Scenario("quick", 1, 300, 700, 1) if quick else DENSE, WORK, f"{folder}/classes")
+        field.line.folder.make()
+        click.echo(top(profiled(works(field)[what]), rows))
+
+
+if __name__ == "__main__":
+    main()
