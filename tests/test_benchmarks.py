@@ -98,7 +98,7 @@ def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     scenario = Scenario("quick", 1, 60, 400, 1)
     field = rivals.field_of(scenario, tmp_path, str(tmp_path / "classes"))
     n = len(field.rows)
-    assert rivals.cut_with_skyclass(field) == rivals.cut_with_numpy(field, True) == n
+    assert rivals.cut_with_skyclass(field) == rivals.cut_with_numpy(field, rivals.lupton_uint8) == n
     assert rivals.cut_with_astropy(field, 5) == 5
     images = cut_strip(field.line, field.strips[0]).images
     ours = torch.softmax(torch.from_numpy(load_classifier("iicnet-mock", "cpu", "fp32").logits(images)), dim=1)
