@@ -137,7 +137,7 @@ def cut_with_numpy(field: Field, composite: Callable[[np.ndarray], np.ndarray] |
 
 
 def sky_and_asinh(stamps: np.ndarray, border: int = 3) -> np.ndarray:
-    """Return (N, 3, S, S) float16 as the engine's composites: less the median of the border, arcsinh of x / softening."""
+    """Return (N, 3, S, S) float16 like the engine: less the median of the border, arcsinh of x / softening."""
     frame = np.ones(stamps.shape[-2:], bool)
     frame[border:-border, border:-border] = False
     sky = np.nanmedian(stamps[:, :, frame], axis=-1)[..., None, None]

@@ -53,24 +53,31 @@ class Cutter:
         has_centre = (centre_row >= 0) & (centre_row < n_rows) & (centre_column >= 0) & (centre_column < n_columns)
         self.n_finite = np.repeat(self.inside[:, None], len(rows), axis=1)
         self.has_centre = np.repeat(has_centre[:, None], len(rows), axis=1)
-        window = (size_px, size_px)
-        self.windows = [sliding_window_view(band.pixels, window) if self.is_whole.any() else None for band in rows]
+        self.windows = [sliding_window_view(b.pixels, (size_px, size_px)) for b in rows] if self.is_whole.any() else []
+        if self.windows:
+            last_row, last_column = np.subtract(self.windows[0].shape[:2], 1)
+            self.near = self.first_row.clip(0, last_row), self.first_column.clip(0, last_column)
+            """Of cutouts that are whole, their own first pixel; of others a near one that would be whole."""
 
     def cut(self, block: slice, out: Float32) -> None:
         """Fill `out` (n, B, S, S) with the cutouts of the sources `block`; NaN beyond the tile."""
-        row, column, is_whole = self.first_row[block], self.first_column[block], self.is_whole[block]
-        for b, (band, windows) in enumerate(zip(self.rows, self.windows, strict=True)):
-            if windows is not None and is_whole.all():
-                out[:, b] = windows[row, column]
-                continue
-            if windows is not None:
-                out[is_whole, b] = windows[row[is_whole], column[is_whole]]
-            for n in np.flatnonzero(~is_whole):
+        for b, windows in enumerate(self.windows):
+            out[:, b] = windows[self.near[0][block], self.near[1][block]]
+        row, column = self.first_row[block], self.first_column[block]
+        for n in np.flatnonzero(~self.is_whole[block]):
+            for b, band in enumerate(self.rows):
                 cut_edge(band.pixels, int(row[n]), int(column[n]), out[n, b])
         if not all(band.is_finite for band in self.rows):
-            finite = np.isfinite(out)
-            self.n_finite[block] = finite.sum(axis=(2, 3))
-            self.has_centre[block] = finite[:, :, self.size_px // 2, self.size_px // 2]
+            self.count_finite(block, out)
+
+    def count_finite(self, block: slice, cut: Float32) -> None:
+        """Note of cutouts (n, B, S, S) that are not finite how many pixels are, and whether the central one is."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = cut.reshape(*cut.shape[:2], -1).sum(axis=2)  # not finite for those few: faster than to count
+        for n in np.flatnonzero(~np.isfinite(total).all(axis=1)):
+            finite = np.isfinite(cut[n])
+            self.n_finite[block][n] = finite.sum(axis=(1, 2))
+            self.has_centre[block][n] = finite[:, self.size_px // 2, self.size_px // 2]
 
     def describe(self) -> tuple[Int32, Float32]:
         """Return flags (N,) and the fraction (N,) of pixels, all bands together, that are numbers, once all are cut."""
