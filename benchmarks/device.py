@@ -29,7 +29,7 @@ import torch
 from distributed import Client, LocalCluster
 
 from skyclass import engine
-from skyclass.cluster import DASK_SETTINGS, connect
+from skyclass.cluster import DASK_SETTINGS, connect, worker_environment
 from skyclass.infer import NetworkClassifier, load_classifier, resolve_device
 from skyclass.progress import quiet
 from skyclass.types import Float16
@@ -111,7 +111,7 @@ def graph_on(
 
 
 def line_record(scenario: Scenario, device: str, form: str) -> dict[str, Any]:
-    """Return the record of a whole run of the engine on this machine's GPUs, or CPUs."""
+    """Return the record of a whole run of the engine with one GPU of this machine, or its CPUs."""
     with tempfile.TemporaryDirectory() as folder, FORMS[form](device) as client:
         field = field_of(scenario, WORK, f"{folder}/classes")
         run = replace(field.run, device=device, compile="off")
@@ -124,15 +124,16 @@ def line_record(scenario: Scenario, device: str, form: str) -> dict[str, Any]:
 
 
 def split(device: str) -> AbstractContextManager[Client]:
-    """Give a client of a worker for each GPU and CPU workers on the other cores."""
-    return connect("local", gpus=0 if device == "cpu" else None)
+    """Give a client of a worker with one GPU and CPU workers on the other cores."""
+    return connect("local", max(1, cores() - 1), gpus=0 if device == "cpu" else 1)
 
 
 @contextmanager
 def fused(device: str) -> Iterator[Client]:
     """Give a client of one worker with one GPU, whose threads are the cores of this machine."""
     options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0, "resources": {"GPU": 1}}
-    with dask.config.set(DASK_SETTINGS), LocalCluster(n_workers=1, threads_per_worker=cores(), **options) as pool:
+    settings = DASK_SETTINGS | {"distributed.nanny.pre-spawn-environ": worker_environment()}
+    with dask.config.set(settings), LocalCluster(n_workers=1, threads_per_worker=max(2, cores()), **options) as pool:
         with Client(pool) as client:
             yield client
 

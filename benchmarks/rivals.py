@@ -5,8 +5,8 @@
     whole    catalogue and images -> classes, all cores
 
 The contestants of a group take turns, round by round, so that a busy machine slows them alike; what counts is
-the ratio of a round. All have memory as the engine's workers have it, and those that cut do so once more before
-each turn: fresh memory costs up to as much as cutting. All sources are SIMULATED. Cutana and LSDB come with
+the ratio of a round. Those that cut have memory as the engine's workers have it, and do so once more before each
+turn: fresh memory costs up to as much as cutting. All sources are SIMULATED. Cutana and LSDB come with
 `pip install '.[rivals]'`.
 """
 
@@ -445,8 +445,6 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     scenario = Scenario("quick", 1, 600, 700, 1) if quick else DENSE
     n_loop, n_some = (20, 200) if quick else (400, 6_000)
     facts = around()
-    keep_memory()
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
         images = hold(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
@@ -455,10 +453,6 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
             for record in records:
                 write_record(record | facts, output, click.echo)
 
-        if not groups or "cut" in groups:
-            set_threads(1)
-            say(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
-            set_threads(threads)
         if not groups or "infer" in groups:
             say(take_turns("infer", inferrers(images[:2_048]), rounds))
             say([{"group": "infer", "contestant": "agreement with fp32"} | agreement(images)])
@@ -466,6 +460,10 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
             half = field_of(scenario if quick else HALF, WORK, f"{folder}/half")
             some = min(n_some // 4, len(half.rows))
             say(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
+        if not groups or "cut" in groups:  # last, as what it does to this process stays
+            set_threads(1)
+            keep_memory()
+            say(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ RATES = {"cut_rate": 40_000.0, "infer_rate": 100_000.0, "commit_rate": 400_000.0
 
 @dataclass
 class Record:
-    """What is seen from outside while a run goes on: (seconds, driver bytes, scheduler bytes), and strips in flight."""
+    """What is seen from outside while a run goes on: (seconds, driver bytes, scheduler bytes), and tasks in flight."""
 
     memory: list[tuple[float, int, int]] = field(default_factory=list)
     in_flight: list[tuple[float, int]] = field(default_factory=list)
@@ -107,7 +107,6 @@ def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iter
     Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with. The
     scheduler leaves its profile where it is asked for, when it ends.
     """
-    cpu_workers = 0 if form == "fused" else -(-gpus // GPUS_A_CPU_WORKER)
     environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -120,15 +119,18 @@ def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iter
         while not note.exists():
             time.sleep(0.1)
         address = json.loads(note.read_text())["address"]
+        n_workers = gpus
         for first in range(0, gpus, GPUS_A_PROCESS):
             n = min(GPUS_A_PROCESS, gpus - first)
+            cpu_workers = 0 if form == "fused" else -(-n // GPUS_A_CPU_WORKER)
+            n_workers += cpu_workers
             command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", str(n)]
             command += ["--threads", str(CORES_A_GPU if form == "fused" else 1)]
-            command += ["--cpu-workers", str(cpu_workers * n // gpus)]
+            command += ["--cpu-workers", str(cpu_workers)]
             command += ["--cores", str(CORES_A_GPU * min(n, GPUS_A_CPU_WORKER))]
             _start(stack, command, environment, folder)
         client = stack.enter_context(Client(address, timeout="60s"))
-        client.wait_for_workers(gpus + cpu_workers, timeout=600)
+        client.wait_for_workers(n_workers, timeout=600)
         client.run_on_scheduler(stages_known)  # or the first task would be charged for importing torch there
         yield client, psutil.Process(scheduler.pid)
 
@@ -201,7 +203,7 @@ def simulate(
             before = cpu_seconds(here), cpu_seconds(scheduler)
             began = time.monotonic()
             with patch.multiple(engine, **stages), watched(record, scheduler):
-                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES)
+                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES, engine.roles(client))
             wall = time.monotonic() - began
             driver, schedule = cpu_seconds(here) - before[0], cpu_seconds(scheduler) - before[1]
             report = tally.report()  # raises RowsLost unless rows in = rows out

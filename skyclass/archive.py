@@ -106,7 +106,7 @@ class LocalArchive:
         return tuple(band for band in BANDS if self._paths(coadd_id, band))
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
-        """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN, one read.
+        """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN, read from first to last.
 
         Raises `TileFault` if the file is bad, was replaced since `tile` was made, or has a row with
         more than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.

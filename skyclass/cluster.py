@@ -67,28 +67,25 @@ def worker_environment() -> dict[str, Any]:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Gives torch its threads, so that Dask's threads times torch's are not more than the worker has.
+    """Sends away a worker that joins a run with other code or libraries than the driver's.
 
-    A worker that joins a run with other code or libraries than the driver's is sent away.
+    One that stays has one thread of torch for each of Dask's, until it is told that it has more.
     """
 
     name = "skyclass-setup"
 
-    def __init__(self, split: bool) -> None:
-        self.split, self.expected = split, versions()
+    def __init__(self) -> None:
+        self.expected = versions()
 
     async def setup(self, worker: Worker) -> None:
-        """Set the threads once, when the worker joins or comes back.
-
-        A GPU worker of a split cluster infers one strip at a time; on any other each of its threads may be at one.
-        """
+        """Look at the worker once, when it joins or comes back."""
         from .infer import set_threads
 
         if words := skew(self.expected, versions()):
             log.error("this worker leaves the run: %s", words)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
             return
-        set_threads(worker.state.nthreads if self.split and "GPU" in worker.state.total_resources else 1)
+        set_threads(1)
 
 
 def silence_dask() -> None:

@@ -125,16 +125,21 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
             problems.append(str(error))
     problems += [f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])]
     if problems:
-        raise ConfigError(f"{what}: " + "; ".join(problems + _other_problems(cls, values, hints)))
+        raise ConfigError(f"{what}: " + "; ".join(problems + _other_problems(cls, values, hints, what)))
     return cls(**values)
 
 
-def _other_problems(cls: type[T], values: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the values of the right type, if what is required is among them."""
+def _other_problems(cls: type[T], values: Mapping[str, Any], hints: Mapping[str, Any], what: str) -> list[str]:
+    """Return what is wrong with the values of the right type, if what is required is among them.
+
+    Not where it has to do with one of the wrong type: that may be all that is wrong.
+    """
+    good = {key: value for key, value in values.items() if _fits(value, hints[key])}
     try:
-        cls(**{key: value for key, value in values.items() if _fits(value, hints[key])})
+        cls(**good)
     except ConfigError as error:
-        return [str(error)]
+        words = str(error).removeprefix(f"{what}: ")
+        return [] if any(key in words for key in values.keys() - good.keys()) else [words]
     except TypeError:  # something required is absent, and that is told already
         pass
     return []

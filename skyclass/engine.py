@@ -33,7 +33,7 @@ from distributed.worker import Worker
 from .cluster import WorkerSetup, connect, refuse_skew
 from .config import RunConfig
 from .errors import ClusterLost, SkyclassError
-from .infer import cuda_is_there
+from .infer import cuda_is_there, set_threads
 from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey, warm_here
@@ -60,18 +60,21 @@ WORKERS_TIMEOUT_S = 600
 
 STALL_S = 300.0
 STALL_STRIPS = 10
-"""Nothing finished for so long, or for so many times the median strip: the workers at work are restarted."""
+"""Nothing finished for so long a strip, or for so many times the median wait: the workers at work are restarted."""
 RESUMES = "what is committed is kept, and the same command resumes"
 
 STALLS = 3
 """Restarts in a row after which a run that still stands gives up, to be resumed."""
+FETCH_TIMEOUT_S = 30
+"""A commit that takes longer to fetch was lost, and is being done again: it is waited for like any other work."""
+
 RESTART_TIMEOUT_S = 10
 """Of this a nanny waits four fifths for what hangs to end by itself, and then kills it."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Where work goes, as Dask resources, and how many strips may be in flight (`window`).
+    """Where work goes, as Dask resources, and how many strips (whole tiles where `by_tile`) may be in flight.
 
     `pools` says for the report how many threads do which stages.
     """
@@ -119,15 +122,16 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
         await_workers(client, needs_gpu=run.device.startswith("cuda"))
         refuse_skew(client)
-        register(client, WorkerSetup(roles(client).split))
+        register(client, WorkerSetup())
         line, plan, table = survey(run, partial(count_on, client))
-        line = settle_network(run, line, plan, partial(warm_on, client))
-        register(client, WarmUp(line, roles(client).split))
+        who = roles(client)
+        line = settle_network(run, line, plan, partial(warm_on, client, who))
+        register(client, WarmUp(line, who))
         with hold_lease(line.folder) as lease:
             line = begin(run, line, plan, table)
             tally = Tally(line, plan, lease)
             with watch(tally.resume(earlier(run, line))) as tally.watcher:
-                drive(client, tally, pending(plan, tally), run.strip_sources)
+                drive(client, tally, pending(plan, tally), run.strip_sources, who)
             return finish(line, tally, partial(spread, client))
 
 
@@ -185,17 +189,19 @@ def dask_faults() -> Iterator[None]:
         raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
 
 
-def warm_on(client: Client, line: Line) -> list[str]:
+def warm_on(client: Client, who: Roles, line: Line) -> list[str]:
     """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
-    said = client.run(warm_worker, line, roles(client).split, on_error="return")
+    said = client.run(warm_worker, line, who, on_error="return")
     faults = {address: fault for address, fault in said.items() if fault is not None}
     return sorted({str(fault) for fault in faults.values()})
 
 
-async def warm_worker(line: Line, split: bool, dask_worker: Worker) -> str | None:
+async def warm_worker(line: Line, who: Roles, dask_worker: Worker) -> str | None:
     """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
-    if split and "GPU" not in dask_worker.state.total_resources:  # it cuts for others
+    if who.infer and "GPU" not in dask_worker.state.total_resources:  # others infer
         return None
+    if who.split:  # it infers one strip at a time
+        set_threads(dask_worker.state.nthreads)
     faults = await asyncio.to_thread(warm_here, line)
     return faults[0] if faults else None
 
@@ -208,12 +214,12 @@ class WarmUp(WorkerPlugin):
 
     name = "skyclass-warm-up"
 
-    def __init__(self, line: Line, split: bool) -> None:
-        self.line, self.split = line, split
+    def __init__(self, line: Line, who: Roles) -> None:
+        self.line, self.who = line, who
 
     async def setup(self, worker: Worker) -> None:
         """Load the network, or leave."""
-        if fault := await warm_worker(self.line, self.split, worker):
+        if fault := await warm_worker(self.line, self.who, worker):
             log.error("this worker leaves the run: %s", fault)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))
 
@@ -309,16 +315,16 @@ def n_executing(dask_worker: Worker) -> int:
 def roles(client: Client) -> Roles:
     """Return who does what: split where workers are labelled `GPU`, fused where none is.
 
-    Fused too where GPU workers have several threads and none is labelled `CPU`: they cut for themselves. The window is
-    two strips for each thread that infers and, when split, one for each that cuts.
+    Fused too where all are GPU workers that have several threads: they cut for themselves. The window is two strips for
+    each thread that infers and, when split, one for each that cuts.
     """
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
-    gpus = [w for w in workers if w["resources"].get("GPU")]
+    gpus = [w for w in workers if w["resources"].get("GPU", 0) >= 1]
     cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
-    if gpus and not cpu_slots and all(w["nthreads"] > 1 for w in gpus):
+    if gpus and len(gpus) == len(workers) and all(w["nthreads"] > 1 for w in gpus):
         threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
         share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
-        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, None, share, by_tile=True)
+        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True)
     if not gpus:
         threads = max(1, sum(w["nthreads"] for w in workers))
         return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
@@ -328,9 +334,8 @@ def roles(client: Client) -> Roles:
     return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
 
 
-def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int) -> None:
+def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int, who: Roles) -> None:
     """Take tiles down the line, longest first, with a bounded number of strips in flight."""
-    who = roles(client)
     tally.pools = who.pools
     fair = -(-sum(tile.n_sources for tile in tiles) // (2 * who.window))
     window = Window(client, tally.line, who, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
@@ -355,7 +360,7 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
 
 
 class Window:
-    """The strips in flight, never more than `who.window`. The commit of a tile is submitted with its last strip.
+    """The strips and whole tiles in flight, never more than `who.window`. A tile's commit goes with its last strip.
 
     Dask has no time limit for a task, and a cancelled one keeps its thread while the scheduler believes the thread
     free (distributed#3681): work that hangs is dropped, and in the same breath its workers are restarted.
@@ -372,8 +377,6 @@ class Window:
         self.tasks: dict[str, Chain] = {}
         self.seconds: deque[float] = deque(maxlen=200)
         """Of what was done last, from when it was submitted."""
-        longest = tiles[0].n_sources if tiles and who.by_tile else 1
-        self.strips_a_task = -(-longest // strip_sources)
 
     @property
     def is_busy(self) -> bool:
@@ -384,7 +387,8 @@ class Window:
     def patience_s(self) -> float:
         """How long nothing may finish."""
         usual = median(self.seconds) if self.seconds else 0.0
-        return max(STALL_S * self.strips_a_task, STALL_STRIPS * usual)
+        longest = max((w.chain.tile.n_sources for w in self.in_flight.values() if not w.strip), default=1)
+        return max(STALL_S * -(-longest // self.strip_sources), STALL_STRIPS * usual)
 
     def fill(self) -> None:
         """Submit strips until the window is full or none is left, and the commits of tiles whose last they are.
@@ -494,29 +498,33 @@ class Window:
         is_commit = {key: wait is not None and not wait.strip for key, wait in waits.items()}
         commits = self.fetch({str(f.key): f for f in done if is_commit[str(f.key)] and f.status == "finished"})
         for future in done:
-            key = str(future.key)
-            wait = self.in_flight.pop(key, None) or self.committing.pop(key, None)
+            key, wait = str(future.key), waits[str(future.key)]
             if wait is None or wait.chain.fault:  # of an attempt that was given up
                 continue
-            chain = wait.chain
+            if is_commit[key] and key not in commits and future.status not in ("error", "cancelled"):
+                future.add_done_callback(self.done.put)  # lost since: it is done again, and heard of again
+                continue
+            self.in_flight.pop(key, None)
+            self.committing.pop(key, None)
             try:
+                finished(future)
                 if wait.strip:
-                    finished(future)
                     tally.strip(wait.strip)
                 else:
-                    tally.commit(*commits[key] if key in commits else future.result())
-                    self.forget(chain)
+                    tally.commit(*commits[key])
+                    self.forget(wait.chain)
                 self.seconds.append(time.monotonic() - wait.begun)
             except KilledWorker as error:
                 if not wait.strip:  # its strips fail with it, and only this is counted
-                    self.give_up(chain)
-                    self.again(chain, f"workers died of it: {error}", tally)
+                    self.give_up(wait.chain)
+                    self.again(wait.chain, f"workers died of it: {error}", tally)
 
     def fetch(self, futures: dict[str, Future[Any]]) -> dict[str, Any]:
-        """Return the results of finished futures, all in one message; none if one was lost since, to be asked alone."""
+        """Return the results of finished futures, all in one message; none if one of them was lost since."""
+        gather = partial(self.client.gather, futures, asynchronous=True)
         try:
-            results: dict[str, Any] = self.client.gather(futures) if futures else {}
-        except (KilledWorker, CancelledError):
+            results: dict[str, Any] = self.client.sync(gather, callback_timeout=FETCH_TIMEOUT_S) if futures else {}
+        except (TimeoutError, KilledWorker, CancelledError):
             return {}
         return results
 

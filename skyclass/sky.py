@@ -359,7 +359,7 @@ class Pixels:
 
 
 def in_words(region: Region | None) -> str:
-    """Return a region as RUN.toml has it: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
+    """Return a region with the names of RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
     if region is None:
         return "catalogue"
     return "region {" + ", ".join(f"{name} = {value}" for name, value in region.to_dict().items()) + "}"

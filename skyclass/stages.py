@@ -258,7 +258,7 @@ def open_tile(line: Line, tile: TilePlan, verify: bool = False) -> Tile:
     return line.archive.tile(tile.coadd_id, line.bundle.bands, verify)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
     """Return the sources of a tile ordered by pixel row, so that a strip is one contiguous row range.
 
