@@ -45,7 +45,7 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.no-workers-timeout": "10m",
     "distributed.comm.timeouts.connect": "30s",
-    "distributed.admin.low-level-log-length": 100,  # its diary of transitions would grow by megabytes a thousand strips
+    "distributed.admin.low-level-log-length": 20,  # of diaries and of messages, these for each worker: megabytes
 }
 
 
