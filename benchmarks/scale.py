@@ -262,7 +262,7 @@ def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
         ("requests, if read from a bucket", f"{N_BANDS * (strips + tiles):,}", "arithmetic: rows and headers"),
         ("pixels sent from CPU to GPU workers", f"{n * PIXEL_BYTES / 1e12:.2f} TB", "arithmetic: float16, where split"),
         ("reading, cutting, compositing", f"{cutting:,.0f} core hours", f"measured on {machine}, one core"),
-        ("network on CPUs", f"{core_hours('infer'):,.0f} core hours", f"measured on {machine}"),
+        ("network on CPUs", f"{core_hours('infer'):,.0f} core hours", f"measured on {machine}, not compiled"),
         ("network on one GPU", f"{on_gpu:.1f} GPU hours", "assumed: 100,000 images/s, none at hand"),
         ("committing and publishing", f"{core_hours('commit') + core_hours('publish'):,.0f} core hours", "measured"),
         ("results written", f"{n * written / 1e9:,.0f} GB, and as much published", "measured bytes a source"),
