@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import device, line, measure, rivals, scale
+from benchmarks import device, line, measure, profiles, rivals, scale
 from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
@@ -130,3 +130,15 @@ def test_a_device_is_measured_in_every_way_and_form(monkeypatch) -> None:
     assert stages[2]["of_bf16_peak"] > 0 and "no such mode" in stages[3]["error"]
     record = device.line_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused")
     assert record["n_sources"] == 40 and set(record["pool_busy"]) == {"GPU workers"}
+
+
+def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(scale, "SETTLE_S", 0)
+    monkeypatch.setattr(scale, "IDLE_S", 0.1)
+    field = rivals.field_of(Scenario("tiny", 1, 40, 256, 1), tmp_path, str(tmp_path / "classes"))
+    field.line.folder.make()
+    for work in profiles.works(field).values():
+        assert "skyclass/" in profiles.top(profiles.profiled(work), 400)
+    found = profiles.profile_of_scale("fused", 2, 8)
+    assert "`drive` skyclass/engine.py" in profiles.top(found["driver"], 400)
+    assert "distributed/scheduler.py" in profiles.top(found["scheduler"], 400)
