@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
+EDITABLE := --config-settings editable_mode=compat --editable  # or a folder above, called skyclass too, hides the package
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
 .PHONY: demo test lint bench rivals scale paper chaos slurm clean
@@ -11,7 +12,7 @@ TEST_WORKERS ?= 3  # most tests wait for processes that they start
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[dev]'
 	touch $@
 
 demo: $(READY)
@@ -30,7 +31,7 @@ bench: $(READY)
 
 # Beside astropy, numpy, Cutana, Dask and LSDB, in turns, in one run; then whether any ratio fell.
 rivals: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rivals]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[rivals]'
 	$(BIN)/python -m benchmarks.rivals -o benchmarks/work/rivals.jsonl
 	$(BIN)/python -m benchmarks.report benchmarks/work/rivals.jsonl --figure benchmarks/work/rivals.png
 	$(BIN)/python -m benchmarks.gate benchmarks/work/rivals.jsonl

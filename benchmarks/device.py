@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -61,7 +61,7 @@ def timed(work: Callable[[], float], device: str, repeats: int) -> float:
     return median(rates[1:])
 
 
-def measurements(device: str, images: Float16, repeats: int) -> Iterator[dict[str, Any]]:
+def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str] = WAYS) -> Iterator[dict[str, Any]]:
     """Give the records of the network: matrix product, eager, graph alone, with upload."""
     kind = device.partition(":")[0]
     square = torch.randn(GEMM[kind], GEMM[kind], device=device, dtype=torch.bfloat16)
@@ -71,7 +71,7 @@ def measurements(device: str, images: Float16, repeats: int) -> Iterator[dict[st
     classifier = load_classifier(MODEL, device)
     rate = timed(eager_on(device, classifier.micro_batch), device, repeats)
     yield {"stage": "eager", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
-    for way, batch in product(WAYS, BATCHES[kind]):
+    for way, batch in product(ways, BATCHES[kind]):
         record = {"stage": "network", "way": way, "batch": batch}
         try:
             rate = timed(graph_on(classifier, images, batch, WAYS[way]), device, repeats)
@@ -145,15 +145,22 @@ FORMS: dict[str, Callable[[str], AbstractContextManager[Client]]] = {"split": sp
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--images", "n", default=16_384, show_default=True, help="Composites in memory.")
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--quick", is_flag=True, help="A small tile, to see that the command works.")
+@click.option("--quick", is_flag=True, help="A small tile and one way, to see that the command works.")
 @click.option("-o", "--output", help="Append JSON lines here too.")
 def main(device: str, n: int, repeats: int, quick: bool, output: str | None) -> None:
     """Measure one device: network alone, with upload, and the whole line."""
     device = resolve_device(device)
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
-    around = {"device": device, "name": name, "cores": cores(), "commit": commit(), "simulated_sky": True}
+    around = {
+        "device": device,
+        "name": name,
+        "cores": cores(),
+        "commit": commit(),
+        "simulated_sky": True,
+        "quick": quick,
+    }
     images = np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16)
-    for record in measurements(device, images, repeats):
+    for record in measurements(device, images, repeats, ["as it is"] if quick else WAYS):
         write_record(record | around, output, click.echo)
     scenario = Scenario("quick", 1, 300, 700, 1) if quick else DENSE
     for form in FORMS:

@@ -159,9 +159,12 @@ def _pace(report: Any) -> str:
 @run_options
 def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Say what a run would do: rows, tiles, bytes, memory, time. Nothing is run or written."""
+    from .cluster import check_memory_limit
     from .forecast import forecast
 
-    for line in forecast(_run(run_toml, cone, flags | {"out": flags["out"] or "unused"})):
+    run = _run(run_toml, cone, flags | {"out": flags["out"] or "unused"})
+    check_memory_limit(run.memory_limit)
+    for line in forecast(run):
         click.echo(line)
     return 0
 
@@ -200,11 +203,17 @@ def mock(
     mix: Literal["natural", "balanced"],
     bands: str,
 ) -> int:
-    """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive."""
+    """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive.
+
+    An earlier simulated sky in DIRECTORY is replaced, and that is said.
+    """
     from .mock import write_mock
 
     names = tuple(sorted({band.strip() for band in bands.lower().split(",")}))
+    replaced = (Path(directory) / "mock.json").exists()
     made = write_mock(directory, tiles, seed, sources_per_tile, size, mix, bands=names)
+    if replaced:
+        click.echo(f"the simulated sky that was in {made.directory} before is gone")
     counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())
     click.echo(
         f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}"
@@ -519,7 +528,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
 @click.argument("scenario", default="laptop")
 @click.option("-o", "--output", default=None, help="Append JSON lines here too.")
 def bench(scenario: str, output: str | None) -> int:
-    """Time each stage and the whole line; one JSON line each."""
+    """Time each stage and the whole line of SCENARIO, tiny or laptop (some minutes); one JSON line each."""
     checkout = Path(__file__).parents[1]
     if not (checkout / "benchmarks" / "run.py").is_file():
         raise ConfigError(

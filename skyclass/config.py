@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
@@ -111,7 +112,7 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
     """Return dataclass `cls` from a mapping; unknown and missing keys and wrong types are told together."""
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    problems = [f"unknown key {k!r} (known: {', '.join(known)})" for k in data if k not in known]
+    problems = _unknown_keys(data, known)
     problems += [
         f"{f.name} is required"
         for f in known.values()
@@ -129,18 +130,27 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
     return cls(**values)
 
 
+def _unknown_keys(data: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each key that is not known, with the nearest that is; all that are, once."""
+    unknown = [key for key in data if key not in known]
+    near = {key: get_close_matches(key, known, n=1) for key in unknown}
+    words = [f"unknown key {key!r}" + (f" (did you mean {near[key][0]}?)" if near[key] else "") for key in unknown]
+    return [*words, f"known keys are {', '.join(known)}"] if unknown else []
+
+
 def _other_problems(cls: type[T], values: Mapping[str, Any], hints: Mapping[str, Any], what: str) -> list[str]:
-    """Return what is wrong with the values of the right type, if what is required is among them.
+    """Return what is wrong with the values of the right type.
 
     Not where it has to do with one of the wrong type: that may be all that is wrong.
     """
     good = {key: value for key, value in values.items() if _fits(value, hints[key])}
+    absent = {f.name: f.name for f in fields(cls) if f.default is MISSING and hints[f.name] is str}  # type: ignore[arg-type]
     try:
-        cls(**good)
+        cls(**absent | good)
     except ConfigError as error:
         words = str(error).removeprefix(f"{what}: ")
         return [] if any(key in words for key in values.keys() - good.keys()) else [words]
-    except TypeError:  # something required is absent, and that is told already
+    except TypeError:  # something else that is required is absent, and that is told already
         pass
     return []
 

@@ -291,11 +291,19 @@ def start_or_resume(folder: RunFolder, fingerprint: Mapping[str, str], info: Map
     return run_id
 
 
+IN_WORDS = {
+    "plan": " (which sources lie on which tiles: the catalogue, the region or the set of images is another)",
+    "model": " (weights, cut, composite, preprocessing or calibration)",
+    "code": " (skyclass itself)",
+}
+"""What fields of a fingerprint stand for that are told as digests."""
+
+
 def _refuse_mismatch(folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str]) -> None:
     fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if fields:
         there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
-        lines = [f"  {name}: {there[name]} there, {now[name]} now" for name in fields]
+        lines = [f"  {name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
         raise RunMismatch(
             f"{folder.path} belongs to another run, which differs in {len(fields)} field(s):\n"
             + "\n".join(lines)

@@ -125,7 +125,7 @@ def test_a_device_is_measured_in_every_way_and_form(monkeypatch) -> None:
     ways = {"as it is": {}, "not there": {"mode": "no such mode"}}
     monkeypatch.setattr(device, "WAYS", ways)
     images = np.random.default_rng(0).normal(0, 2, (64, 3, 37, 37)).astype(np.float16)
-    *stages, upload = device.measurements("cpu", images, 1)
+    *stages, upload = device.measurements("cpu", images, 1, ways)
     assert [r["stage"] for r in stages] == ["gemm", "eager", "network", "network"] and upload["images_per_s"] > 0
     assert stages[2]["of_bf16_peak"] > 0 and "no such mode" in stages[3]["error"]
     record = device.line_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused")

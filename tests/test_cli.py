@@ -218,9 +218,16 @@ def test_wrong_usage_is_told_all_at_once(tmp_path):
     toml.write_text('catalog = 3\nimags = "x"\nworkers = "two"\nregion = {kind = "moon"}\n')
     done = skyclass("classify", toml)
     assert done.returncode == 2
-    for word in ("'imags'", "images is required", "out is required", "catalog = 3", "workers = 'two'", "'moon'"):
+    for word in (
+        "'imags' (did you mean images?)",
+        "images is required",
+        "out is required",
+        "catalog = 3",
+        "workers = 'two'",
+        "'moon'",
+    ):
         assert word in done.stderr
-    toml.write_text('catalog = "c"\nimages = "i"\nout = "o"\nworkers = 0\nprecision = "fp64"\ncompile = true\n')
+    toml.write_text('catlog = "c"\nimages = "i"\nout = "o"\nworkers = 0\nprecision = "fp64"\ncompile = true\n')
     done = skyclass("classify", toml)
     for word in ("compile = True: expected text in quotes", "precision = 'fp64'", "workers = 0: must be at least 1"):
         assert word in done.stderr
@@ -231,6 +238,8 @@ def test_wrong_usage_is_told_all_at_once(tmp_path):
 def test_plan_writes_nothing(sky, bundle, tmp_path):
     done = skyclass("plan", "--catalog", sky.catalog, "--images", sky.images, "--model", bundle)
     assert done.returncode == 0 and f"{sky.n_sources:,} sources on 2 tiles" in done.stdout
+    words = ("--catalog", sky.catalog, "--images", sky.images, "--memory-limit", "3 elephants")
+    assert "write an amount such as 3GB" in skyclass("plan", *words).stderr
     assert not list(tmp_path.iterdir())
 
 
