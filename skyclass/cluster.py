@@ -45,6 +45,7 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.no-workers-timeout": "10m",
     "distributed.comm.timeouts.connect": "30s",
+    "distributed.deploy.lost-worker-timeout": "10m",  # or a local worker not back in 15 s is given up for good
     "distributed.admin.low-level-log-length": 20,  # of diaries and of messages, these for each worker: megabytes
 }
 
