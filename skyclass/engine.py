@@ -504,8 +504,8 @@ class Window:
             if is_commit[key] and key not in commits and future.status not in ("error", "cancelled"):
                 future.add_done_callback(self.done.put)  # lost since: it is done again, and heard of again
                 continue
-            self.in_flight.pop(key, None)
-            self.committing.pop(key, None)
+            if (self.in_flight.pop(key, None) or self.committing.pop(key, None)) is None:  # its tile is done meanwhile
+                continue
             try:
                 finished(future)
                 if wait.strip:
