@@ -2,11 +2,12 @@
 
     gemm       torch.mm in bf16: what this device can do
     eager      fp32, NCHW, on images that are there already: what a user writes first
-    network    the engine's graph alone, on composites that are there already: as it is, and as it could be (`WAYS`,
-               `BATCHES`), to choose from
-    upload     the classifier: composites in host memory -> probabilities in host memory
-    line       tiles on local disk -> class catalogue, with the share of time that the GPU was at work: split, CPU
-               workers beside dask-cuda workers; fused, one worker whose threads cut for its GPU
+    network    the engine's graph alone, on composites that are there already: each of `WAYS` at each of `BATCHES`, to
+               choose from
+    upload     the classifier: composites in host memory -> probabilities in host memory; as it is, and compiled
+    line       tiles on local disk -> class catalogue: split, CPU workers beside dask-cuda workers; fused, one worker
+               whose threads cut for its GPU; as it is, and compiled. `of_network` is the share of time for which the
+               network had to be at work
 
 One JSON line each, all in one run. The sky is SIMULATED.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import product
@@ -30,6 +31,8 @@ from distributed import Client, LocalCluster
 
 from skyclass import engine
 from skyclass.cluster import DASK_SETTINGS, connect, worker_environment
+from skyclass.compiled import Captured, Network, compiled
+from skyclass.errors import CannotCompile
 from skyclass.infer import NetworkClassifier, load_classifier, resolve_device
 from skyclass.progress import quiet
 from skyclass.types import Float16
@@ -41,12 +44,20 @@ from .scenarios import Scenario
 
 GEMM = {"cuda": 8_192, "cpu": 1_024}
 BATCHES = {"cuda": (256, 1_024, 4_096), "cpu": (32,)}
-WAYS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "compiled": {"mode": "default"},
-    "compiled, CUDA graphs": {"mode": "reduce-overhead"},
+Way = Callable[[NetworkClassifier, list[torch.Tensor]], Network]
+WAYS: dict[str, Way] = {
+    "as it is": lambda classifier, _: classifier.graph,
+    "max-autotune": lambda classifier, _: torch.compile(
+        classifier.graph, dynamic=False, mode="max-autotune-no-cudagraphs"
+    ),
+    "captured": lambda classifier, example: Captured(classifier.graph, example),
+    "compiled": lambda classifier, example: compiled(
+        classifier.graph, example, f"{classifier.bundle.digest} {classifier.precision}"
+    ),
 }
-"""How `torch.compile` is asked for the engine's graph, if it is."""
+"""How the engine's graph may be run. "compiled" is what `--compile on` does: on a GPU torch.compile, captured."""
+SETTINGS = {"as it is": "off", "compiled": "on"}
+"""Of `WAYS` those that a run can be asked for, as its setting `compile`."""
 
 
 def timed(work: Callable[[], float], device: str, repeats: int) -> float:
@@ -61,7 +72,7 @@ def timed(work: Callable[[], float], device: str, repeats: int) -> float:
     return median(rates[1:])
 
 
-def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str] = WAYS) -> Iterator[dict[str, Any]]:
+def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Give the records of the network: matrix product, eager, graph alone, with upload."""
     kind = device.partition(":")[0]
     square = torch.randn(GEMM[kind], GEMM[kind], device=device, dtype=torch.bfloat16)
@@ -69,18 +80,26 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
     peak = flops / (2 * macs_an_image())
     yield {"stage": "gemm", "images_per_s": round(peak, 1), "tflops": round(flops / 1e12, 2)}
     classifier = load_classifier(MODEL, device)
-    rate = timed(eager_on(device, classifier.micro_batch), device, repeats)
+    rate = timed(eager_on(device, classifier.ready.micro_batch), device, repeats)
     yield {"stage": "eager", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
     for way, batch in product(ways, BATCHES[kind]):
         record = {"stage": "network", "way": way, "batch": batch}
         try:
             rate = timed(graph_on(classifier, images, batch, WAYS[way]), device, repeats)
-        except (RuntimeError, torch.OutOfMemoryError) as error:  # a way that this machine has not is a result, too
+        except (CannotCompile, RuntimeError) as error:  # a way that this machine has not is a result, too
             yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         yield record | {"images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
-    rate = timed(lambda: len(classifier.predict(images)), device, repeats)
-    yield {"stage": "upload", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
+    for way in (way for way in ways if way in SETTINGS):
+        record = {"stage": "upload", "way": way}
+        try:
+            classifier = load_classifier(MODEL, device, compile=SETTINGS[way] == "on")
+            rate = timed(predicting(classifier, images), device, repeats)
+        except (CannotCompile, RuntimeError) as error:
+            yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        record |= {"batch": classifier.ready.micro_batch, "images_per_s": round(rate, 1)}
+        yield record | {"of_bf16_peak": round(rate / peak, 3)}
 
 
 def eager_on(device: str, batch: int) -> Callable[[], float]:
@@ -95,12 +114,15 @@ def eager_on(device: str, batch: int) -> Callable[[], float]:
     return work
 
 
-def graph_on(
-    classifier: NetworkClassifier, images: Float16, n: int, compiling: Mapping[str, Any]
-) -> Callable[[], float]:
+def predicting(classifier: NetworkClassifier, images: Float16) -> Callable[[], float]:
+    """Return the work of a classifier on composites in host memory."""
+    return lambda: len(classifier.predict(images))
+
+
+def graph_on(classifier: NetworkClassifier, images: Float16, n: int, way: Way) -> Callable[[], float]:
     """Return the work of the engine's graph, resize included, on one batch of n that is on the device."""
     batch = torch.from_numpy(np.resize(images, (n, *images.shape[1:]))).to(classifier.device)
-    graph = torch.compile(classifier.graph, dynamic=False, **compiling) if compiling else classifier.graph
+    graph = way(classifier, [batch])
 
     @torch.inference_mode()
     def work() -> float:
@@ -110,17 +132,17 @@ def graph_on(
     return work
 
 
-def line_record(scenario: Scenario, device: str, form: str) -> dict[str, Any]:
+def line_record(scenario: Scenario, device: str, form: str, way: str) -> dict[str, Any]:
     """Return the record of a whole run of the engine with one GPU of this machine, or its CPUs."""
     with tempfile.TemporaryDirectory() as folder, FORMS[form](device) as client:
         field = field_of(scenario, WORK, f"{folder}/classes")
-        run = replace(field.run, device=device, compile="off")
+        run = replace(field.run, device=device, compile=SETTINGS[way])
         engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads the network and the page cache
         report = engine.classify(run, client, quiet)
     busy = {"pool_busy": report.pool_busy, "bound_by": report.bound_by}
     seconds = {"seconds_of_stages": {stage: round(s, 2) for stage, s in report.stage_seconds.items()}}
     rate = {"sources_per_s": report.sources_per_second, "n_sources": report.sources_in}
-    return {"stage": "line", "form": form} | rate | busy | seconds
+    return {"stage": "line", "form": form, "way": way} | rate | busy | seconds
 
 
 def split(device: str) -> AbstractContextManager[Client]:
@@ -145,9 +167,18 @@ FORMS: dict[str, Callable[[str], AbstractContextManager[Client]]] = {"split": sp
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--images", "n", default=16_384, show_default=True, help="Composites in memory.")
 @click.option("--repeats", default=5, show_default=True)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=click.Choice(list(WAYS)),
+    default=[way for way in WAYS if way != "max-autotune"],
+    show_default=True,
+    help="How to run the network; once each. max-autotune takes minutes to compile.",
+)
 @click.option("--quick", is_flag=True, help="A small tile and one way, to see that the command works.")
 @click.option("-o", "--output", help="Append JSON lines here too.")
-def main(device: str, n: int, repeats: int, quick: bool, output: str | None) -> None:
+def main(device: str, n: int, repeats: int, ways: tuple[str, ...], quick: bool, output: str | None) -> None:
     """Measure one device: network alone, with upload, and the whole line."""
     device = resolve_device(device)
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
@@ -160,11 +191,16 @@ def main(device: str, n: int, repeats: int, quick: bool, output: str | None) -> 
         "quick": quick,
     }
     images = np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16)
-    for record in measurements(device, images, repeats, ["as it is"] if quick else WAYS):
+    alone: dict[str, float] = {}
+    for record in measurements(device, images, repeats, ["as it is"] if quick else ways):
         write_record(record | around, output, click.echo)
+        if record["stage"] == "upload" and "images_per_s" in record:
+            alone[record["way"]] = record["images_per_s"]
     scenario = Scenario("quick", 1, 300, 700, 1) if quick else DENSE
-    for form in FORMS:
-        write_record(line_record(scenario, device, form) | around, output, click.echo)
+    for form, way in product(FORMS, alone):
+        record = line_record(scenario, device, form, way)
+        record["of_network"] = round(record["sources_per_s"] / alone[way], 3)
+        write_record(record | around, output, click.echo)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""A network compiled for this machine's processor: made once in a quarter of a minute, kept, then loaded at once.
+"""A network compiled for the processor or the GPU that runs it.
 
-AOTInductor (PyTorch) writes the network as C++ and needs a C++ compiler. What it makes fits one network, one shape
-of batch, one processor and one release of torch; all of these are in the name of the file.
+On a CPU AOTInductor (PyTorch) writes the network as C++, which takes a C++ compiler and a quarter of a minute, once:
+what it makes is kept, and then loaded at once. It fits one network, one shape of batch, one processor and one release
+of torch; all of these are in the name of the file.
+
+On a GPU the network is compiled by torch.compile and captured as one CUDA graph, in each process that infers.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from filelock import FileLock
@@ -33,11 +37,19 @@ OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
 
 
 def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Network:
-    """Return `network` as a function of inputs like `example` (same shapes), compiled for this processor.
+    """Return `network` as a function of inputs like `example` (same shapes), compiled for the device they are on.
 
-    `name` says which weights and precision these are. Raises `CannotCompile` where there is no C++ compiler, where
-    compiling fails, and where the probabilities of a trial batch are further than `TOLERANCE` from those of `network`.
+    `name` says which weights and precision these are. Raises `CannotCompile` where there is no compiler, where
+    compiling fails, and where the probabilities of a trial batch are further than `TOLERANCE` from those of `network`;
+    torch.OutOfMemoryError where a batch is too large for a GPU.
     """
+    made = on_gpu(network, example) if example[0].is_cuda else on_cpu(network, example, name)
+    check(network, made, example)
+    return made
+
+
+def on_cpu(network: nn.Module, example: Sequence[Tensor], name: str) -> Network:
+    """Return a network compiled for this processor, from its file if that is there already."""
     path = cache_folder() / f"{file_name(name, example)}.pt2"
     with FileLock(path.with_suffix(".lock")):  # one process of a machine makes the file, the others find it made
         if not path.exists():
@@ -47,7 +59,6 @@ def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Networ
         except RuntimeError as error:
             path.unlink()
             raise CannotCompile(f"{path} cannot be loaded ({error}); it was removed: try again") from error
-    check(network, made, example)
     return made
 
 
@@ -73,10 +84,53 @@ def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
         making.unlink(missing_ok=True)
 
 
+WARM_UPS = 3
+"""Passes before a capture: they compile, choose algorithms and allocate, which a capture does not bear."""
+
+
+def on_gpu(network: nn.Module, example: Sequence[Tensor]) -> Network:
+    """Return a network compiled for the GPU that the example is on, as one CUDA graph."""
+    try:
+        return Captured(torch.compile(network, dynamic=False), example)
+    except torch.OutOfMemoryError:
+        raise
+    except TORCH_FAILS as error:
+        raise CannotCompile(f"torch cannot compile this network: {type(error).__name__}: {error}") from error
+
+
+class Captured:
+    """A network on a GPU as one CUDA graph: all its kernels are launched at once, and Python has no part in it.
+
+    A graph reads and writes where it was captured. A batch, from the GPU or from pinned memory, is copied to where the
+    graph reads, and what it wrote is copied away; threads take turns at that, and the GPU's stream keeps their order.
+    """
+
+    def __init__(self, network: Network, example: Sequence[Tensor]) -> None:
+        self.read_from = [x.clone() for x in example]
+        self.graph, self.turn = torch.cuda.CUDAGraph(), Lock()
+        with torch.inference_mode(), torch.cuda.device(example[0].device):
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    network(*self.read_from)
+            aside.synchronize()
+            with torch.cuda.graph(self.graph, stream=aside, capture_error_mode="thread_local"):
+                self.written_to = network(*self.read_from)
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """Return what the network makes of a batch, in memory of its own."""
+        with self.turn:
+            for place, given in zip(self.read_from, batch, strict=True):
+                place.copy_(given, non_blocking=True)
+            self.graph.replay()
+            return self.written_to.clone()
+
+
 def check(network: nn.Module, made: Network, example: Sequence[Tensor]) -> None:
     """Raise `CannotCompile` when a compiled network says something else than the network does."""
     noise = torch.Generator().manual_seed(0)
-    given = [torch.randn(x.shape, generator=noise).mul(2).to(x.dtype) for x in example]
+    given = [torch.randn(x.shape, generator=noise).mul(2).to(x.device, x.dtype) for x in example]
     with torch.inference_mode():
         apart = (made(*given).softmax(1) - network(*given).softmax(1)).abs().max().item()
     if not apart <= TOLERANCE:

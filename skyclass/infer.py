@@ -18,6 +18,8 @@ import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,11 +92,18 @@ class Graph(nn.Module):
         return logits.float()
 
 
+class Ready(NamedTuple):
+    """A network and the size of batch it is ready for: they change together, under the eyes of other threads."""
+
+    micro_batch: int
+    network: Network
+
+
 class NetworkClassifier:
     """The network of a bundle on one device; `load_classifier` makes it.
 
-    `predict` and `logits` may be called from several threads. On CUDA a batch that does not fit is halved, and
-    stays so.
+    `predict` and `logits` may be called from several threads. On CUDA the size of a batch is found at start: one that
+    does not fit is halved, and stays so.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str, compile: bool = False) -> None:
@@ -102,14 +111,12 @@ class NetworkClassifier:
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
         self.is_on_cuda = self.device.type == "cuda"
-        self.micro_batch = MICRO_BATCH["cuda" if self.is_on_cuda else "cpu"]
+        self.is_compiled = compile
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
-        graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network).eval()
-        self.is_compiled = compile and not self.is_on_cuda
-        self.graph: Network = graph
-        if self.is_compiled:
-            self.graph = compiled(graph, self._example(), f"{bundle.digest} {precision}")
+        self.graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network).eval()
+        self.halving = Lock()
+        self.ready = self._prepared(MICRO_BATCH[self.device.type])
 
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
@@ -124,15 +131,13 @@ class NetworkClassifier:
         """Return (N, 3) float32 logits of the network, before temperature and bias; otherwise like `predict`."""
         given = self._given(images, photometry)
         while True:
-            size = self.micro_batch
+            ready = self.ready
             try:
-                return self._logits(given, len(images), size)
-            except torch.OutOfMemoryError:
-                if size // 2 < SMALLEST_BATCH:
-                    raise
-                self.micro_batch = min(self.micro_batch, size // 2)  # another thread may have halved it already
-                torch.cuda.empty_cache()
-                log.warning("out of GPU memory: continuing with batches of %d images", self.micro_batch)
+                return self._logits(given, len(images), ready)
+            except torch.OutOfMemoryError as error:
+                with self.halving:
+                    if self.ready is ready:  # no other thread has halved it already
+                        self.ready = self._prepared(_halved(ready.micro_batch, error))
 
     def _given(self, images: Float16, photometry: Float32 | None) -> dict[str, FloatArray]:
         """Return what the network takes, by name, photometry standardised; `ConfigError` when it does not fit."""
@@ -151,30 +156,46 @@ class NetworkClassifier:
             given["photometry"] = standardise(photometry, self.bundle.photometry)
         return {name: given[name] for name in self.inputs}
 
+    def _prepared(self, size: int) -> Ready:
+        """Return the network ready for batches of `size`, or of as many as there is memory for."""
+        while True:
+            try:
+                example = self._example(size)
+                name = f"{self.bundle.digest} {self.precision}"
+                network = compiled(self.graph, example, name) if self.is_compiled else self.graph
+                if self.is_on_cuda:
+                    with torch.inference_mode():
+                        network(*example).cpu()  # waits: what does not fit shows now
+                return Ready(size, network)
+            except torch.OutOfMemoryError as error:
+                size = _halved(size, error)
+
     @torch.inference_mode()
-    def _logits(self, given: Mapping[str, FloatArray], n: int, size: int) -> Float32:
+    def _logits(self, given: Mapping[str, FloatArray], n: int, ready: Ready) -> Float32:
+        size = ready.micro_batch
         batches = (
             [_padded(rows[i : i + size], size, ON_THE_WIRE[name], self.is_on_cuda) for name, rows in given.items()]
             for i in range(0, n, size)
         )
-        logits = [self._forward(batch) for batch in batches]
+        logits = [ready.network(*self._uploaded(batch)) for batch in batches]
         rows = torch.cat(logits)[:n] if logits else torch.empty((0, len(self.bundle.classes)))
         on_host: Float32 = rows.cpu().numpy()
         return on_host
 
-    def _forward(self, batch: list[Tensor]) -> Tensor:
-        if self.is_on_cuda:
-            batch = [x.to(self.device, non_blocking=True) for x in batch]
-        return self.graph(*batch)
+    def _uploaded(self, batch: list[Tensor]) -> list[Tensor]:
+        """Return a batch where the network takes it from: a compiled one fetches it itself."""
+        if not self.is_on_cuda or self.is_compiled:
+            return batch
+        return [x.to(self.device, non_blocking=True) for x in batch]
 
-    def _example(self) -> list[Tensor]:
-        """Return a batch without content in the shapes and types of those to come."""
+    def _example(self, size: int) -> list[Tensor]:
+        """Return a batch without content on the device, in the shapes and types of those to come."""
         cut, wanted = self.bundle.cut, self.bundle.photometry
         shapes = {
             "images": (len(cut.bands), cut.size_px, cut.size_px),
             "photometry": (len(wanted.features),) if wanted else (),
         }
-        return [torch.zeros((self.micro_batch, *shapes[name]), dtype=ON_THE_WIRE[name]) for name in self.inputs]
+        return [torch.zeros((size, *shapes[name]), dtype=ON_THE_WIRE[name], device=self.device) for name in self.inputs]
 
     def _check(self, images: Float16) -> None:
         cut = self.bundle.cut
@@ -222,9 +243,9 @@ def load_classifier(
     """Return the classifier of a bundle, given as a shipped name, a folder or a `Bundle`.
 
     `device`: auto (CUDA if there is one), cpu, cuda or cuda:N. `precision`: auto, fp32 or bf16. With `compile` the
-    network is compiled for this processor; on CUDA it runs as it is.
+    network is compiled for the device.
     Raises `BundleError` for a damaged bundle, `ConfigError` for an unknown or absent device or precision,
-    `CannotCompile` without a C++ compiler.
+    `CannotCompile` without a compiler.
     """
     bundle = model if isinstance(model, Bundle) else load_bundle(model)
     device = resolve_device(device)
@@ -306,6 +327,15 @@ def _network(bundle: Bundle) -> nn.Module:
     except RuntimeError as error:
         raise BundleError(f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}") from error
     return network.eval()
+
+
+def _halved(size: int, error: torch.OutOfMemoryError) -> int:
+    """Return half a batch after it did not fit; the error again when less would not be worth it."""
+    if size // 2 < SMALLEST_BATCH:
+        raise error
+    torch.cuda.empty_cache()
+    log.warning("out of GPU memory: continuing with batches of %d images", size // 2)
+    return size // 2
 
 
 def _padded(rows: FloatArray, size: int, dtype: torch.dtype, pinned: bool) -> Tensor:

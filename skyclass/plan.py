@@ -64,8 +64,8 @@ class Line:
     session: str
     """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
     run_id: str = ""
-    compile: bool = False
-    """Whether the network is compiled: settled once, so that no two workers of a run differ."""
+    compile: str = "off"
+    """Whether the network is compiled: off, auto (on CPUs) or on; settled once, so that no two workers differ."""
 
     @property
     def folder(self) -> RunFolder:
@@ -90,7 +90,7 @@ class Line:
     @property
     def classifier(self) -> Classifier:
         """The network on this worker's device, loaded once a process."""
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile)
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile != "off")
 
 
 @lru_cache(maxsize=4)
@@ -129,7 +129,7 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     """
     bundle = line.bundle
     sources = absolute(run.catalog)
-    arithmetic = line.precision + (", compiled" if line.compile else "")
+    arithmetic = line.precision + (", compiled" if line.compile != "off" else "")
     fields = fingerprint(sources, run.region, line.images, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
@@ -258,9 +258,10 @@ def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line]
     """
     if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
         return line
-    faults = warm(replace(line, compile=True))
+    asked = replace(line, compile=run.compile)
+    faults = warm(asked)
     if not faults:
-        return replace(line, compile=True)
+        return asked
     words = f"the network is not compiled: {'; '.join(faults)}"
     if run.compile == "on":
         raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
@@ -271,8 +272,8 @@ def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line]
 
 def warm_here(line: Line) -> list[str]:
     """Return [] once the network of a line is loaded in this process, or why it is not."""
-    if line.compile and resolve_device(line.device) != "cpu":
-        return [ON_CUDA]
+    if line.compile == "auto" and resolve_device(line.device) != "cpu":
+        return [ON_CUDA]  # what compiling gains there has not been measured
     try:
         _ = line.classifier
     except CannotCompile as error:

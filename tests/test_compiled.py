@@ -5,10 +5,12 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from cudalike import cuda_graphs
 from distributed import Client, LocalCluster
 from runs import rows_of
 
@@ -16,6 +18,8 @@ from skyclass import compiled, engine, infer, pipeline, plan
 from skyclass.cluster import connect
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.progress import quiet
+
+__all__ = ["cuda_graphs"]
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +156,37 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
     assert not (tmp_path / "never").exists()
 
 
-def test_on_cuda_it_runs_as_it_is(run, monkeypatch, caplog):
+def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
     line, counted, _ = plan.survey(run, plan.count_here)
     monkeypatch.setattr(plan, "COMPILE_FROM", 1)
     monkeypatch.setattr(plan, "resolve_device", lambda device: "cuda")
     assert plan.settle_network(run, line, counted, plan.warm_here) == line and not caplog.text
-    with pytest.raises(ConfigError, match="compile = 'on', but .* on CUDA it runs as it is"):
-        plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)
+    asked = []
+    monkeypatch.setattr(plan, "cached_classifier", lambda *args: asked.append(args[-1]))
+    insists = plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)
+    assert asked == [True] and insists == dataclasses.replace(line, compile="on")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_captured_network_says_what_the_network_says_to_every_thread(bundle, cuda_graphs, monkeypatch, precision):
+    plain = infer.load_classifier(bundle, "cpu", precision)
+    monkeypatch.setattr(infer, "compiled", lambda network, example, _: compiled.Captured(network, example))
+    captured = infer.load_classifier(bundle, "cpu", precision, compile=True)
+    batches = [images(n) * scale for n, scale in [(70, 1), (1, 3), (32, 0.5), (45, 2)]]
+    expected = [plain.predict(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(captured.predict, batches * 3))
+    for given, wanted in zip(said, expected * 3, strict=True):
+        np.testing.assert_array_equal(given, wanted)
+
+
+def test_what_a_gpu_cannot_compile_or_capture_is_told(cuda_graphs, monkeypatch):
+    class Asks(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2 if x.sum().item() > 0 else 1)
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    with pytest.raises(CannotCompile, match="waits for the GPU"):
+        compiled.on_gpu(Asks(4, 3), [torch.zeros(8, 4)])
+    with pytest.raises(torch.OutOfMemoryError):  # not a fault of the network: the batch is halved
+        compiled.on_gpu(lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("pretended")), [torch.zeros(8, 4)])

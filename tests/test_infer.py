@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle
 
 from skyclass import infer
 from skyclass.bundle import Bundle, load_weights, save_bundle
+from skyclass.compiled import Network
 from skyclass.errors import BundleError, ConfigError
 from skyclass.infer import (
     NetworkClassifier,
     NullClassifier,
     Preprocess,
+    Ready,
     cached_classifier,
     calibrated,
     load_classifier,
@@ -191,19 +195,55 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
 def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected = classifier.predict(images)
-    classifier.micro_batch, plain = 512, NetworkClassifier._logits
 
-    def small_memory(self: NetworkClassifier, given: dict[str, np.ndarray], n: int, size: int) -> np.ndarray:
-        if size > 128:
+    def small_memory(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > most:
             raise torch.OutOfMemoryError("pretended")
-        return plain(self, given, n, size)
+        return graph(batch)
 
-    monkeypatch.setattr(NetworkClassifier, "_logits", small_memory)
+    graph, classifier.graph = classifier.graph, small_memory
+    most, classifier.ready = 128, Ready(512, small_memory)
     assert np.abs(classifier.predict(images) - expected).max() < 1e-5
-    assert classifier.micro_batch == 128
-    monkeypatch.setattr(NetworkClassifier, "_logits", lambda *_: small_memory(classifier, {}, 0, 999))
+    assert classifier.ready.micro_batch == 128
+    most = 16
     with pytest.raises(torch.OutOfMemoryError):
         classifier.predict(images)
+
+
+@pytest.mark.fault(4)
+def test_the_batch_is_found_at_start(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_classifier(bundle, "cpu", "fp32").predict(images)
+    tried = []
+
+    def small_memory(network: Network, example: list[torch.Tensor], name: str) -> Network:
+        tried.append(len(example[0]))
+        if tried[-1] > 256:
+            raise torch.OutOfMemoryError("pretended")
+        return network
+
+    monkeypatch.setattr(infer, "compiled", small_memory)
+    monkeypatch.setitem(infer.MICRO_BATCH, "cpu", 1024)
+    classifier = load_classifier(bundle, "cpu", "fp32", compile=True)
+    assert tried == [1024, 512, 256] and classifier.ready.micro_batch == 256
+    assert np.abs(classifier.predict(images) - expected).max() < 1e-5
+
+
+@pytest.mark.fault(4)
+def test_threads_that_run_out_of_memory_together_halve_once(bundle: Bundle, images: Float16) -> None:
+    classifier = load_classifier(bundle, "cpu", "fp32")
+    expected, graph, together = classifier.predict(images), classifier.graph, threading.Barrier(4, timeout=60)
+
+    def small_memory(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > 128:
+            together.wait()
+            raise torch.OutOfMemoryError("pretended")
+        return graph(batch)
+
+    classifier.graph, classifier.ready = small_memory, Ready(256, small_memory)
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(classifier.predict, [images] * 4))
+    assert classifier.ready.micro_batch == 128
+    assert all(np.abs(p - expected).max() < 1e-5 for p in said)
 
 
 def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
