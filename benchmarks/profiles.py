@@ -2,11 +2,12 @@
 
     cut     tile files -> composites, one core
     infer   composites -> probabilities
+    network the same compiled, kernel by kernel, on one thread
     line    the whole line in one process
     scale   driver and scheduler with 256 simulated GPUs (`--form`), a tenth of the sky
 
-Python's own profiler: it makes calls dearer than they are, so read shares, and take times from `benchmarks.rivals` and
-`benchmarks.scale`. The sky is SIMULATED.
+Python's own profiler (torch's for `network`): it makes calls dearer than they are, so read shares, and take times from
+`benchmarks.rivals` and `benchmarks.scale`. The sky is SIMULATED.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from pathlib import Path
 from unittest.mock import patch
 
 import click
+import numpy as np
+import torch
 
 from skyclass import engine, pipeline
-from skyclass.infer import set_threads
+from skyclass.compiled import OPTIONS
+from skyclass.infer import MICRO_BATCH, load_classifier, set_threads
 from skyclass.progress import quiet
 from skyclass.stages import cut_strip, infer_strip
 from skyclass.types import Strip
 
 from . import scale
 from .measure import commit, cores, cpu_model
-from .rivals import DENSE, Field, field_of
+from .rivals import DENSE, MODEL, Field, field_of
 from .run import WORK
 from .scenarios import Scenario
 
@@ -69,6 +73,25 @@ def works(field: Field) -> dict[str, Callable[[], object]]:
     }
 
 
+def kernels(rows: int, passes: int = 20) -> str:
+    """Return where the compiled network spends its time: share, microseconds an image, kernel and shapes of inputs."""
+    graph, n = load_classifier(MODEL, "cpu").graph, MICRO_BATCH["cpu"]
+    composites = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16))
+    compiled = torch.compile(graph, dynamic=False, options=OPTIONS | {"cpp.enable_kernel_profile": True})
+    with torch.inference_mode():
+        compiled(composites)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            for _ in range(passes):
+                compiled(composites)
+    events = profile.key_averages(group_by_input_shape=True)
+    whole = sum(event.self_cpu_time_total for event in events)
+    lines = ["| own time | us an image | |", "|---:|---:|---|"]
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:rows]:
+        own, shapes = event.self_cpu_time_total, [shape for shape in event.input_shapes[:2] if len(shape) == 4]
+        lines.append(f"| {own / whole:.1%} | {own / passes / n:.0f} | `{event.key}` {' * '.join(map(str, shapes))} |")
+    return "\n".join(lines)
+
+
 def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats]:
     """Return the profiles of the driver's own thread and of the scheduler."""
     driver, drive = cProfile.Profile(), engine.drive
@@ -80,7 +103,7 @@ def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["cut", "infer", "line", "scale"]))
+@click.argument("what", type=click.Choice(["cut", "infer", "network", "line", "scale"]))
 @click.option("--form", default="split", show_default=True, type=click.Choice(scale.FORMS))
 @click.option("--rows", default=15, show_default=True)
 @click.option("--quick", is_flag=True, help="Small, to see that the command works.")
@@ -92,6 +115,9 @@ def main(what: str, form: str, rows: int, quick: bool) -> None:
             click.echo(f"{part}, {form}:\n\n{top(profile, rows)}\n")
         return
     set_threads(1)
+    if what == "network":
+        click.echo(kernels(rows))
+        return
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         field = field_of(Scenario("quick", 1, 300, 700, 1) if quick else DENSE, WORK, f"{folder}/classes")

@@ -49,33 +49,50 @@ class Preprocess(nn.Module):
     Missing pixels (NaN) become 0, the sky level; then bilinear resize to `input_px`, then (x - mean) / std.
     Training and inference share it. Every step is a plain sum, product or quotient, so the result is the same
     to the last bit for any batch, number of threads and device; torch's own resize is not.
+
+    With `size_px`, the side of the composites to come, where they are sampled is worked out once, not for each batch.
     """
 
     mean: Tensor
     std: Tensor
+    low: Tensor | None
+    high: Tensor | None
+    weight: Tensor | None
 
-    def __init__(self, settings: Preprocessing) -> None:
+    def __init__(self, settings: Preprocessing, size_px: int | None = None) -> None:
         super().__init__()
         self.input_px = settings.input_px
+        known = sampling(size_px, self.input_px) if size_px else (None, None, None)
+        for name, values in zip(("low", "high", "weight"), known, strict=True):
+            self.register_buffer(name, values)
         self.register_buffer("mean", torch.tensor(settings.mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(settings.std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 2, 3, 1).contiguous().float()  # (N, S, S, C)
-        x = torch.nan_to_num(x, nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
-        if x.shape[1] != self.input_px:
-            x = resize(x, self.input_px)
-        return ((x - self.mean) / self.std).permute(0, 3, 1, 2)
+        x = torch.nan_to_num(images.float(), nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
+        if x.shape[-1] != self.input_px:
+            if self.low is None or self.high is None or self.weight is None:
+                x = resize(x, *sampling(x.shape[-1], self.input_px, x.device))
+            else:
+                x = resize(x, self.low, self.high, self.weight)
+        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        return x.contiguous(memory_format=torch.channels_last)
 
 
-def resize(images: Tensor, px: int) -> Tensor:
-    """Return images (N, S, S, C) float32 at `px` on a side: bilinear, as with align_corners=False."""
-    place = ((torch.arange(px, dtype=torch.float64, device=images.device) + 0.5) * images.shape[1] / px - 0.5).clamp(0)
+def sampling(size_px: int, px: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each of `px` pixels that make up a side which two of `size_px` it lies between, and its share of the
+    second: bilinear, as with align_corners=False.
+    """
+    place = ((torch.arange(px, dtype=torch.float64, device=device) + 0.5) * size_px / px - 0.5).clamp(0)
     low = place.floor().long()
-    high, weight = (low + 1).clamp(max=images.shape[1] - 1), (place - low).float()
-    rows, columns = weight[:, None, None], weight[:, None]
-    x = images[:, low].mul_(1 - rows).add_(images[:, high].mul_(rows))
-    return x[:, :, low].mul_(1 - columns).add_(x[:, :, high].mul_(columns))
+    return low, (low + 1).clamp(max=size_px - 1), (place - low).float()
+
+
+def resize(images: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """Return images (N, C, S, S) float32 sampled anew, both ways as `sampling` says."""
+    rows = weight[:, None]
+    x = images[:, :, low].mul_(1 - rows).add_(images[:, :, high].mul_(rows))
+    return x[..., low].mul_(1 - weight).add_(x[..., high].mul_(weight))
 
 
 class Graph(nn.Module):
@@ -114,7 +131,8 @@ class NetworkClassifier:
         self.is_compiled = compile
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
-        self.graph = Graph(self.inputs, Preprocess(bundle.preprocessing).to(self.device), network).eval()
+        preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px).to(self.device)
+        self.graph = Graph(self.inputs, preprocess, network).eval()
         self.halving = Lock()
         self.ready = self._prepared(MICRO_BATCH[self.device.type])
 

@@ -184,8 +184,8 @@ def test_what_iicnet_rounds_first_stays_float32() -> None:
     wide = {name.split(".")[0] for name, p in narrow.named_parameters() if p.dtype == torch.float32}
     assert wide == {"conv1", "rfb", "cbam1", "head"}
     assert {name for name, p in narrow.rfb.named_parameters() if p.dtype == torch.float32} == {
-        "close.weight",
-        "close.bias",
+        "shortcut.weight",
+        "shortcut.bias",
     }
 
 

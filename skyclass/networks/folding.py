@@ -62,11 +62,13 @@ def folded_conv(block: nn.Module) -> nn.Conv2d:
     return conv
 
 
-def conv_of(weight: Tensor, bias: Tensor, stride: int = 1) -> nn.Conv2d:
-    """Return the size-keeping convolution with these weights (out, in, k, k) and biases (out,)."""
+def conv_of(weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> nn.Conv2d:
+    """Return the size-keeping convolution with these weights (out, in, k, k) and biases (out,), if any."""
     n_out, n_in, kernel, _ = weight.shape
-    conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2)
-    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=bias is not None)
+    conv.weight = nn.Parameter(weight.detach())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach())
     return conv
 
 

@@ -117,7 +117,7 @@ class RFB(nn.Module):
         return out
 
     def fused(self) -> FusedRFB:
-        """Return the exact inference form: 8 convolutions where this has 11, and no sum of two tensors."""
+        """Return the exact inference form: 9 convolutions where this has 11, and no BatchNorm."""
         return FusedRFB(self)
 
 
@@ -142,9 +142,9 @@ class CBAM(nn.Module):
 
 
 class FusedRFB(nn.Module):
-    """The exact inference form of an RFB: one leading 1x1 convolution and one closing 1x1 convolution."""
+    """The exact inference form of an RFB: the branches begin in one 1x1 convolution, and end in one."""
 
-    wide = ("close",)
+    wide = ("shortcut",)
     """Stays float32: it carries the image past the branches, which count a tenth."""
 
     def __init__(self, rfb: RFB) -> None:
@@ -155,15 +155,13 @@ class FusedRFB(nn.Module):
         self.lead = conv_of(torch.cat([c.weight for c in leads]), torch.cat([bias_of(c) for c in leads]))
         self.tails = nn.ModuleList(nn.Sequential(*map(fold, blocks[1:])) for blocks in branches)
         linear, shortcut = folded_conv(rfb.linear), folded_conv(rfb.shortcut)
-        self.close = conv_of(
-            torch.cat((RFB_SCALE * linear.weight, shortcut.weight), 1),
-            RFB_SCALE * bias_of(linear) + bias_of(shortcut),
-        )
+        self.linear = conv_of(RFB_SCALE * linear.weight)
+        self.shortcut = conv_of(shortcut.weight, RFB_SCALE * bias_of(linear) + bias_of(shortcut))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(F.relu(self.lead(x), inplace=True), self.widths, 1)
         branches = [tail(part) for tail, part in zip(self.tails, parts, strict=True)]
-        return F.relu(self.close(torch.cat((*branches, x), 1)), inplace=True)
+        return F.relu(self.shortcut(x).add_(self.linear(torch.cat(branches, 1))), inplace=True)
 
 
 def _check(bn: str, pool: str, first_kernel: int) -> None:
