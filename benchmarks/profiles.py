@@ -28,6 +28,7 @@ import torch
 from skyclass import engine, pipeline
 from skyclass.compiled import OPTIONS
 from skyclass.infer import MICRO_BATCH, load_classifier, set_threads
+from skyclass.memory import keep_memory
 from skyclass.progress import quiet
 from skyclass.stages import cut_strip, infer_strip
 from skyclass.types import Strip
@@ -115,6 +116,7 @@ def main(what: str, form: str, rows: int, quick: bool) -> None:
             click.echo(f"{part}, {form}:\n\n{top(profile, rows)}\n")
         return
     set_threads(1)
+    keep_memory()
     if what == "network":
         click.echo(kernels(rows))
         return

@@ -12,7 +12,6 @@ turn: fresh memory costs up to as much as cutting. All sources are SIMULATED. Cu
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import tempfile
 import time
@@ -34,10 +33,11 @@ import torch
 
 from skyclass import engine
 from skyclass.bundle import load_bundle, load_weights
-from skyclass.cluster import MALLOC_ENVIRONMENT, connect, worker_pool
+from skyclass.cluster import connect, worker_pool
 from skyclass.composite import ATLAS_NOISE_DN
 from skyclass.config import RunConfig
 from skyclass.infer import cached_classifier, load_classifier, set_threads
+from skyclass.memory import keep_memory
 from skyclass.networks import build, macs
 from skyclass.plan import Line, count_here, strips_of, survey
 from skyclass.progress import quiet
@@ -420,14 +420,6 @@ def take_turns(
     ]
 
 
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, as the engine's workers do: glibc only."""
-    glibc = ctypes.CDLL(None)
-    if hasattr(glibc, "mallopt"):
-        for option, name in ((-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")):  # malloc.h
-            glibc.mallopt(option, int(MALLOC_ENVIRONMENT[name]))
-
-
 def around() -> dict[str, Any]:
     """Return on what machine, with which versions, this was measured."""
     names = ("torch", "numpy", "dask", "astropy", "cutana", "lsdb")
@@ -445,6 +437,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     scenario = Scenario("quick", 1, 600, 700, 1) if quick else DENSE
     n_loop, n_some = (20, 200) if quick else (400, 6_000)
     facts = around()
+    keep_memory()  # as the engine's workers do
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
         images = hold(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
@@ -462,7 +455,6 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
             say(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
         if not groups or "cut" in groups:  # last, as what it does to this process stays
             set_threads(1)
-            keep_memory()
             say(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
 
 

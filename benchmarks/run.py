@@ -19,6 +19,7 @@ from skyclass.composite import BLOCK
 from skyclass.config import RunConfig
 from skyclass.cutouts import Cutter, read_bands
 from skyclass.infer import cached_classifier
+from skyclass.memory import keep_memory
 from skyclass.mock import write_mock
 from skyclass.plan import Line, begin, count_here, strips_of, survey
 from skyclass.progress import RunReport, quiet
@@ -83,6 +84,7 @@ def run_scenario(
     around = surroundings(scenario)
     records = []
     folder = work / "runs"
+    keep_memory()
     try:
         for measurement in measurements(prepare_bench(scenario, work, folder)):
             records.append({**facts, **measurement.to_dict(), **around})

@@ -123,9 +123,11 @@ def _classify(run: RunConfig) -> Any:
 
         silence_dask()
         return classify(run)
+    from .memory import keep_memory
     from .pipeline import classify as classify_here
     from .progress import show
 
+    keep_memory()
     return classify_here(run, show)
 
 

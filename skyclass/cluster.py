@@ -6,7 +6,6 @@ routing is the same with real GPUs and with a plain worker that stands in for on
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import shutil
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -22,11 +21,10 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, WorkerPlugin
-from distributed.worker import Worker
+from distributed import Client, LocalCluster
 
-from .config import versions
 from .errors import ConfigError
+from .memory import MALLOC_ENVIRONMENT
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +48,6 @@ DASK_SETTINGS: dict[str, Any] = {
 }
 
 
-MALLOC_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-"""Dask's nannies make glibc give memory back at 64 KiB; a network that reuses the same megabytes for each batch
-then spends as long on page faults as on arithmetic."""
-
-
 def dask_environment() -> dict[str, str]:
     """Return `DASK_SETTINGS` as environment variables: how schedulers and workers of other processes get them."""
     return MALLOC_ENVIRONMENT | {
@@ -67,28 +60,6 @@ def worker_environment() -> dict[str, Any]:
     return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **MALLOC_ENVIRONMENT}
 
 
-class WorkerSetup(WorkerPlugin):
-    """Sends away a worker that joins a run with other code or libraries than the driver's.
-
-    One that stays has one thread of torch for each of Dask's, until it is told that it has more.
-    """
-
-    name = "skyclass-setup"
-
-    def __init__(self) -> None:
-        self.expected = versions()
-
-    async def setup(self, worker: Worker) -> None:
-        """Look at the worker once, when it joins or comes back."""
-        from .infer import set_threads
-
-        if words := skew(self.expected, versions()):
-            log.error("this worker leaves the run: %s", words)
-            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
-            return
-        set_threads(1)
-
-
 def silence_dask() -> None:
     """Keep Dask's log off the screen of a command: what goes wrong there is raised here, too, and told in our words."""
     for name in ("distributed", "asyncio", "tornado.application"):
@@ -96,30 +67,6 @@ def silence_dask() -> None:
         logger.setLevel(logging.CRITICAL)
         for handler in logger.handlers:  # Dask gives its loggers levels of their own
             handler.setLevel(logging.CRITICAL)
-
-
-def skew(here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """Return in words how a worker's versions differ from the driver's, "" if they do not."""
-    names = [name for name in here if there.get(name) != here[name]]
-    return ", ".join(f"{name} {there.get(name, 'unknown')} there, {here[name]} here" for name in names)
-
-
-def refuse_skew(client: Client) -> None:
-    """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ.
-
-    One that dies while it is asked is no worker; what comes in its place is asked by `WorkerSetup`.
-    """
-    here, said = versions(), client.run(versions, on_error="return")
-    answers = {address: answer for address, answer in said.items() if not isinstance(answer, OSError)}
-    faults = {
-        address: skew(here, answer) if isinstance(answer, dict) else f"no version of skyclass to be had ({answer})"
-        for address, answer in answers.items()
-    }
-    if strange := {address: words for address, words in faults.items() if words}:
-        told = "; ".join(f"{address}: {words}" for address, words in sorted(strange.items())[:3])
-        raise ConfigError(
-            f"{len(strange)} of {len(answers)} workers differ from this driver: {told}; install the same on both"
-        )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ threads to cut with, both are one task.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
@@ -25,26 +24,34 @@ from typing import Any
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-from distributed import Client, Future, WorkerPlugin
+from distributed import Client, Future
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from distributed.worker import Worker
 
-from .cluster import WorkerSetup, connect, refuse_skew
+from .cluster import connect
 from .config import RunConfig
 from .errors import ClusterLost, SkyclassError
-from .infer import cuda_is_there, set_threads
 from .lease import hold_lease
 from .pipeline import finish, pending
-from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey, warm_here
+from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey
 from .progress import RunReport, Tally, Watch, show
-from .stages import STAGES, classify_strip, classify_whole, commit_fault, commit_strips, cut_strip, infer_strip
+from .stages import classify_strip, classify_whole, commit_fault, commit_strips, cut_strip, infer_strip
 from .types import Strip, TilePlan
+from .workers import (
+    RESUMES,
+    STRIPS_PER_SLOT,
+    Roles,
+    WarmUp,
+    WorkerSetup,
+    await_workers,
+    refuse_skew,
+    register,
+    roles,
+    warm_on,
+)
 
 log = logging.getLogger(__name__)
-
-STRIPS_PER_SLOT = 2
-"""In flight for each thread that infers: one at work, one whose pixels are being made or moved."""
 
 ATTEMPTS = 2
 """Times that a tile is begun before it is quarantined because its workers died: the last time alone, since Dask
@@ -56,12 +63,9 @@ LINGER_S = 0.02
 SMALLEST_STRIP = 1_024
 """A small run is cut finer, so that each worker has a few strips; never finer than this."""
 
-WORKERS_TIMEOUT_S = 600
-
 STALL_S = 300.0
 STALL_STRIPS = 10
 """Nothing finished for so long a strip, or for so many times the median wait: the workers at work are restarted."""
-RESUMES = "what is committed is kept, and the same command resumes"
 
 STALLS = 3
 """Restarts in a row after which a run that still stands gives up, to be resumed."""
@@ -70,23 +74,6 @@ FETCH_TIMEOUT_S = 30
 
 RESTART_TIMEOUT_S = 10
 """Of this a nanny waits four fifths for what hangs to end by itself, and then kills it."""
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Where work goes, as Dask resources, and how many strips (whole tiles where `by_tile`) may be in flight.
-
-    `pools` says for the report how many threads do which stages.
-    """
-
-    split: bool
-    window: int
-    pools: dict[str, tuple[int, tuple[str, ...]]]
-    cut: dict[str, float] | None = None
-    infer: dict[str, float] | None = None
-    by_tile: bool = False
-    """Whether a tile is one task as long as more tiles are left than the window takes: GPUs finish strips faster than
-    a scheduler hands them out."""
 
 
 @dataclass
@@ -140,40 +127,6 @@ def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
     return connect(run.cluster, run.workers, run.memory_limit, 0 if run.device == "cpu" else None)
 
 
-def await_workers(client: Client, needs_gpu: bool = False) -> None:
-    """Wait for the first worker, and for one with a GPU if the run asks for that; `ClusterLost` when none comes."""
-    began = time.monotonic()
-    try:
-        client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
-    except TimeoutError as error:
-        raise ClusterLost(f"no worker joined {client} in {WORKERS_TIMEOUT_S} s: start some; {RESUMES}") from error
-    while needs_gpu and not has_gpu(client):
-        if time.monotonic() - began > WORKERS_TIMEOUT_S:
-            raise ClusterLost(
-                f"no worker with a GPU joined {client} in {WORKERS_TIMEOUT_S} s: start some, or run with device = "
-                f"cpu; {RESUMES}"
-            )
-        time.sleep(1)
-
-
-def register(client: Client, plugin: WorkerPlugin) -> None:
-    """Give a plugin to all workers, those to come too; one that dies while it is told comes back and has it."""
-    for attempt in range(ATTEMPTS):
-        try:
-            client.register_plugin(plugin)
-            return
-        except CommClosedError:  # of a worker; if it is the scheduler's, so is the next
-            if attempt + 1 == ATTEMPTS:
-                raise
-            time.sleep(1)
-
-
-def has_gpu(client: Client) -> bool:
-    """Return whether any worker is labelled `GPU` or has a CUDA device."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return any("GPU" in w["resources"] for w in workers) or any(client.run(cuda_is_there, on_error="ignore").values())
-
-
 @contextmanager
 def dask_faults() -> Iterator[None]:
     """Turn what Dask raises when workers or the scheduler die into one message of ours."""
@@ -189,48 +142,29 @@ def dask_faults() -> Iterator[None]:
         raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
 
 
-def warm_on(client: Client, who: Roles, line: Line) -> list[str]:
-    """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
-    said = client.run(warm_worker, line, who, on_error="return")
-    faults = {address: fault for address, fault in said.items() if fault is not None}
-    return sorted({str(fault) for fault in faults.values()})
-
-
-async def warm_worker(line: Line, who: Roles, dask_worker: Worker) -> str | None:
-    """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
-    if who.infer and "GPU" not in dask_worker.state.total_resources:  # others infer
-        return None
-    if who.split:  # it infers one strip at a time
-        set_threads(dask_worker.state.nthreads)
-    faults = await asyncio.to_thread(warm_here, line)
-    return faults[0] if faults else None
-
-
-class WarmUp(WorkerPlugin):
-    """Loads the network before a worker is given any work: a worker that comes late or comes back, too.
-
-    One that cannot run it as the others do is sent away.
-    """
-
-    name = "skyclass-warm-up"
-
-    def __init__(self, line: Line, who: Roles) -> None:
-        self.line, self.who = line, who
-
-    async def setup(self, worker: Worker) -> None:
-        """Load the network, or leave."""
-        if fault := await warm_worker(self.line, self.who, worker):
-            log.error("this worker leaves the run: %s", fault)
-            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))
-
-
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
     """Return (coadd_id, partition, n) of partitions: one dataframe job on the workers."""
     meta = pd.DataFrame({"coadd_id": pd.Series(dtype="str"), "partition": 0, "n": 0}, index=[]).astype(
         {"partition": "int64", "n": "int64"}
     )
     counts = dd.from_map(_count_frame, list(partitions), args=[line], meta=meta, enforce_metadata=False)
-    return pa.Table.from_pandas(client.compute(counts).result(), preserve_index=False)
+    return pa.Table.from_pandas(awaited(client, client.compute(counts)), preserve_index=False)
+
+
+def awaited(client: Client, future: Future[Any]) -> Any:
+    """Return the result of a job of many tasks; `ClusterLost` when its workers are at the same ones for too long."""
+    before = None
+    while True:
+        try:
+            return future.result(timeout=STALL_S)
+        except TimeoutError:
+            now = {address: sorted(map(str, keys)) for address, keys in client.processing().items() if keys}
+            if now == before:
+                where = ", ".join(now) or "no worker"
+                raise ClusterLost(
+                    f"counting stands still: nothing finished for {STALL_S:.0f} s or more; at work: {where}; {RESUMES}"
+                ) from None
+            before = now
 
 
 def _count_frame(partition: int, line: Line) -> pd.DataFrame:
@@ -310,28 +244,6 @@ def restart(client: Client, workers: Collection[str]) -> None:
 def n_executing(dask_worker: Worker) -> int:
     """Return how many tasks a worker is at, those among them that the scheduler has forgotten."""
     return len(dask_worker.state.all_running_tasks)
-
-
-def roles(client: Client) -> Roles:
-    """Return who does what: split where workers are labelled `GPU`, fused where none is.
-
-    Fused too where all are GPU workers that have several threads: they cut for themselves. The window is two strips for
-    each thread that infers and, when split, one for each that cuts.
-    """
-    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
-    gpus = [w for w in workers if w["resources"].get("GPU", 0) >= 1]
-    cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
-    if gpus and len(gpus) == len(workers) and all(w["nthreads"] > 1 for w in gpus):
-        threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
-        share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
-        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True)
-    if not gpus:
-        threads = max(1, sum(w["nthreads"] for w in workers))
-        return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
-    gpu_slots = sum(int(w["resources"]["GPU"]) for w in gpus)
-    others = tuple(stage for stage in STAGES if stage != "infer")
-    pools = {"CPU workers": (cpu_slots or len(workers), others), "GPU workers": (gpu_slots, ("infer",))}
-    return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
 
 
 def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int, who: Roles) -> None:

@@ -15,6 +15,7 @@ READING_ORDER = [
         "types",
         "sky",
         "config",
+        "memory",
         "catalog",
         "atlas",
         "remote",
@@ -36,6 +37,7 @@ READING_ORDER = [
         "progress",
         "pipeline",
         "cluster",
+        "workers",
         "engine",
         "forecast",
     ),
@@ -46,7 +48,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
-    "distributed": {"cluster.py", "engine.py", "cli.py", "training"},  # training/launch.py: one torchrun a node
+    "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: one torchrun a node
     "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
     "obstore": {"remote.py"},
     "torch": {

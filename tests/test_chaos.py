@@ -35,7 +35,7 @@ from pools import Pool, await_true, drive, n_committed, running
 from runs import rows_of, run_on
 from traps import DieOnce, Trap
 
-from skyclass import cluster, config, engine, pipeline, stages
+from skyclass import cluster, config, engine, pipeline, stages, workers
 from skyclass.bundle import load_bundle, load_weights, save_bundle
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
@@ -223,7 +223,7 @@ def test_a_word_to_stop_ends_a_run_with_exit_code_4(run, undisturbed, tmp_path, 
 
 @pytest.mark.fault(22)
 def test_no_gpu_worker_ever_joins(run, monkeypatch):
-    monkeypatch.setattr(engine, "WORKERS_TIMEOUT_S", 3)
+    monkeypatch.setattr(workers, "WORKERS_TIMEOUT_S", 3)
     options = {"n_workers": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(**options) as pool, Client(pool) as client:
         with pytest.raises(ClusterLost, match="no worker with a GPU joined .* in 3 s: .*same command resumes"):

@@ -15,8 +15,8 @@ import pytest
 from distributed import Client
 
 from skyclass.cluster import connect
-from skyclass.engine import Roles, roles
 from skyclass.errors import ConfigError
+from skyclass.workers import Roles, roles
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "cluster" / "local"

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from runs import rows_of, run_on
 from skyclass import engine, pipeline, stages
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
-from skyclass.errors import ConfigError, RowsLost, RunMismatch, TileFault
+from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.plan import Line, count_here, survey
 from skyclass.progress import quiet
 from skyclass.sky import Cone
@@ -59,9 +60,9 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
 
 
 SKEWED = """
-from skyclass import cluster, config
+from skyclass import config, workers
 config.versions = lambda own=config.versions: own() | {"numpy": "1.0", "skyclass": "0.0.9+00000000"}
-cluster.versions = config.versions
+workers.versions = config.versions
 """
 
 
@@ -86,6 +87,28 @@ def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_pa
         )  # fmt: skip
         assert "this worker leaves the run: skyclass 0.0.9" in late.stderr, late.stderr
         assert list(client.scheduler_info()["workers"]) == [own]
+
+
+RELEASE = threading.Event()
+
+
+def hang(partition, line):
+    """A file system that does not answer."""
+    RELEASE.wait(60)
+
+
+@pytest.mark.fault(5)
+def test_counting_that_hangs_ends_the_run(run, monkeypatch):
+    monkeypatch.setattr(engine, "STALL_S", 1.0)
+    monkeypatch.setattr(engine, "_count_frame", hang)
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options) as pool, Client(pool) as client:
+        try:
+            with pytest.raises(ClusterLost, match="counting stands still: .* at work: inproc://"):
+                engine.classify(run, client, quiet)
+        finally:
+            RELEASE.set()
+    assert not RunFolder(run.out).path.exists()
 
 
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):

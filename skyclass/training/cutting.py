@@ -186,7 +186,8 @@ def _workers(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
     if client is None:
         yield starmap
         return
-    from ..engine import await_workers, dask_faults, spread
+    from ..engine import dask_faults, spread
+    from ..workers import await_workers
 
     await_workers(client)
     try:
