@@ -26,6 +26,7 @@ from typing import Any
 import click
 import dask
 import numpy as np
+import pandas as pd
 import torch
 from distributed import Client, LocalCluster
 
@@ -38,10 +39,12 @@ from skyclass.progress import quiet
 from skyclass.types import Float16
 
 from .measure import commit, cores, cpu_model
-from .rivals import DENSE, MODEL, eager_network, field_of, macs_an_image
+from .rivals import DENSE, MODEL, Field, eager_network, field_of, macs_an_image
 from .run import WORK, write_record
 from .scenarios import Scenario
 
+COPIES = {"cuda": 10, "cpu": 1}
+"""How often each source of the line is classified."""
 GEMM = {"cuda": 8_192, "cpu": 1_024}
 BATCHES = {"cuda": (256, 1_024, 4_096), "cpu": (32,)}
 Way = Callable[[NetworkClassifier, list[torch.Tensor]], Network]
@@ -51,9 +54,7 @@ WAYS: dict[str, Way] = {
         classifier.graph, dynamic=False, mode="max-autotune-no-cudagraphs"
     ),
     "captured": lambda classifier, example: Captured(classifier.graph, example),
-    "compiled": lambda classifier, example: compiled(
-        classifier.graph, example, f"{classifier.bundle.digest} {classifier.precision}"
-    ),
+    "compiled": lambda classifier, example: compiled(classifier.graph, example, classifier.name),
 }
 """How the engine's graph may be run. "compiled" is what `--compile on` does: on a GPU torch.compile, captured."""
 SETTINGS = {"as it is": "off", "compiled": "on"}
@@ -67,7 +68,7 @@ def timed(work: Callable[[], float], device: str, repeats: int) -> float:
         began = time.perf_counter()
         amount = work()
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         rates.append(amount / (time.perf_counter() - began))
     return median(rates[1:])
 
@@ -86,7 +87,7 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
         record = {"stage": "network", "way": way, "batch": batch}
         try:
             rate = timed(graph_on(classifier, images, batch, WAYS[way]), device, repeats)
-        except (CannotCompile, RuntimeError) as error:  # a way that this machine has not is a result, too
+        except (CannotCompile, RuntimeError, ValueError) as error:  # a way that this machine has not is a result, too
             yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         yield record | {"images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
@@ -95,7 +96,7 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
         try:
             classifier = load_classifier(MODEL, device, compile=SETTINGS[way] == "on")
             rate = timed(predicting(classifier, images), device, repeats)
-        except (CannotCompile, RuntimeError) as error:
+        except (CannotCompile, RuntimeError, ValueError) as error:
             yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         record |= {"batch": classifier.ready.micro_batch, "images_per_s": round(rate, 1)}
@@ -132,17 +133,27 @@ def graph_on(classifier: NetworkClassifier, images: Float16, n: int, way: Way) -
     return work
 
 
-def line_record(scenario: Scenario, device: str, form: str, way: str) -> dict[str, Any]:
+def line_record(scenario: Scenario, device: str, form: str, way: str, copies: int = 1) -> dict[str, Any]:
     """Return the record of a whole run of the engine with one GPU of this machine, or its CPUs."""
     with tempfile.TemporaryDirectory() as folder, FORMS[form](device) as client:
         field = field_of(scenario, WORK, f"{folder}/classes")
-        run = replace(field.run, device=device, compile=SETTINGS[way])
-        engine.classify(replace(run, out=f"{folder}/first"), client, quiet)  # loads the network and the page cache
+        table = multiplied(field, copies, f"{folder}/table.parquet")
+        run = replace(field.run, catalog=table, device=device, compile=SETTINGS[way])
+        first = replace(run, catalog=field.run.catalog, out=f"{folder}/first")
+        engine.classify(first, client, quiet)  # loads the network and the page cache
         report = engine.classify(run, client, quiet)
     busy = {"pool_busy": report.pool_busy, "bound_by": report.bound_by}
     seconds = {"seconds_of_stages": {stage: round(s, 2) for stage, s in report.stage_seconds.items()}}
     rate = {"sources_per_s": report.sources_per_second, "n_sources": report.sources_in}
     return {"stage": "line", "form": form, "way": way} | rate | busy | seconds
+
+
+def multiplied(field: Field, copies: int, path: str) -> str:
+    """Return a table of a field's sources, each so many times under other names: a GPU is through with them at once."""
+    rows = field.rows[["source_id", "ra", "dec"]]
+    table = pd.concat([rows.assign(source_id=rows["source_id"].astype(str) + f"-{copy}") for copy in range(copies)])
+    table.assign(coadd_id=field.strips[0].tile.coadd_id).to_parquet(path, index=False)
+    return path
 
 
 def split(device: str) -> AbstractContextManager[Client]:
@@ -198,7 +209,7 @@ def main(device: str, n: int, repeats: int, ways: tuple[str, ...], quick: bool, 
             alone[record["way"]] = record["images_per_s"]
     scenario = Scenario("quick", 1, 300, 700, 1) if quick else DENSE
     for form, way in product(FORMS, alone):
-        record = line_record(scenario, device, form, way)
+        record = line_record(scenario, device, form, way, COPIES[device.partition(":")[0]])
         record["of_network"] = round(record["sources_per_s"] / alone[way], 3)
         write_record(record | around, output, click.echo)
 

@@ -437,7 +437,6 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     scenario = Scenario("quick", 1, 600, 700, 1) if quick else DENSE
     n_loop, n_some = (20, 200) if quick else (400, 6_000)
     facts = around()
-    keep_memory()  # as the engine's workers do
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
         images = hold(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
@@ -455,6 +454,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
             say(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
         if not groups or "cut" in groups:  # last, as what it does to this process stays
             set_threads(1)
+            keep_memory()
             say(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
 
 

@@ -74,7 +74,9 @@ def run_options(command: F) -> F:
         click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: auto]"),
         click.option(
-            "--compile", type=click.Choice(["auto", "on", "off"]), help="The network; auto: on CPUs.  [default: auto]"
+            "--compile",
+            type=click.Choice(["auto", "on", "off"]),
+            help="The network; auto: where it pays.  [default: auto]",
         ),
         click.option("--device", help="auto, cpu or cuda.  [default: auto]"),
         click.option("--cluster", help="local, none, or a scheduler's address.  [default: local]"),

@@ -134,7 +134,9 @@ def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
         return
     from dask_cuda import LocalCUDACluster
 
-    with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **options) as pool:
+    # what a GPU worker holds is what is in flight: with a limit Dask would pause it for good, its strips in its hands
+    unlimited = options | {"memory_limit": None, "device_memory_limit": None}
+    with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **unlimited) as pool:
         with worker_pool(pool.scheduler_address, workers, "CPU=1", memory_limit):
             yield pool.scheduler_address
 

@@ -56,7 +56,7 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu or cuda, for each worker."""
     compile: str = "auto"
-    """Whether the network is compiled for what infers: on, off, or auto, on CPUs where it pays."""
+    """Whether the network is compiled for what infers: on, off, or auto, where it pays."""
     cluster: str = "local"
     """local, none (plain Python, no Dask), or the address of a scheduler, such as tcp://127.0.0.1:8786."""
     workers: int | None = None

@@ -158,6 +158,8 @@ def awaited(client: Client, future: Future[Any]) -> Any:
         try:
             return future.result(timeout=STALL_S)
         except TimeoutError:
+            if future.status == "error":  # its own, of a file system
+                raise
             now = {address: sorted(map(str, keys)) for address, keys in client.processing().items() if keys}
             if now == before:
                 where = ", ".join(now) or "no worker"

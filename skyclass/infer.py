@@ -9,7 +9,8 @@
       softmax(logits / temperature + bias)            float32 (N, 3)
 
 Every micro-batch has the same shape, so the probabilities of a row do not depend on which rows stand
-beside it: strips, workers, threads and window sizes leave no trace in a catalogue.
+beside it: strips, workers, threads and window sizes leave no trace in a catalogue (on GPUs, as long as a batch fits
+all of them alike).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Preprocess(nn.Module):
 
     def __init__(self, settings: Preprocessing, size_px: int | None = None) -> None:
         super().__init__()
-        self.input_px = settings.input_px
+        self.input_px, self.size_px = settings.input_px, size_px
         known = sampling(size_px, self.input_px) if size_px else (None, None, None)
         for name, values in zip(("low", "high", "weight"), known, strict=True):
             self.register_buffer(name, values)
@@ -71,7 +72,7 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = torch.nan_to_num(images.float(), nan=0.0, posinf=FLOAT16_MAX, neginf=-FLOAT16_MAX)
         if x.shape[-1] != self.input_px:
-            if self.low is None or self.high is None or self.weight is None:
+            if self.low is None or self.high is None or self.weight is None or x.shape[-1] != self.size_px:
                 x = resize(x, *sampling(x.shape[-1], self.input_px, x.device))
             else:
                 x = resize(x, self.low, self.high, self.weight)
@@ -128,7 +129,7 @@ class NetworkClassifier:
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
         self.is_on_cuda = self.device.type == "cuda"
-        self.is_compiled = compile
+        self.is_compiled, self.name = compile, f"{bundle.digest} {precision}"
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
         preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px).to(self.device)
@@ -153,9 +154,10 @@ class NetworkClassifier:
             try:
                 return self._logits(given, len(images), ready)
             except torch.OutOfMemoryError as error:
-                with self.halving:
-                    if self.ready is ready:  # no other thread has halved it already
-                        self.ready = self._prepared(_halved(ready.micro_batch, error))
+                failed = error.with_traceback(None)  # or it holds what the batch has allocated
+            with self.halving:
+                if self.ready is ready:  # no other thread has halved it already
+                    self.ready = self._prepared(_halved(ready.micro_batch, failed))
 
     def _given(self, images: Float16, photometry: Float32 | None) -> dict[str, FloatArray]:
         """Return what the network takes, by name, photometry standardised; `ConfigError` when it does not fit."""
@@ -178,15 +180,19 @@ class NetworkClassifier:
         """Return the network ready for batches of `size`, or of as many as there is memory for."""
         while True:
             try:
-                example = self._example(size)
-                name = f"{self.bundle.digest} {self.precision}"
-                network = compiled(self.graph, example, name) if self.is_compiled else self.graph
-                if self.is_on_cuda:
-                    with torch.inference_mode():
-                        network(*example).cpu()  # waits: what does not fit shows now
-                return Ready(size, network)
+                return self._tried(size)
             except torch.OutOfMemoryError as error:
-                size = _halved(size, error)
+                failed = error.with_traceback(None)
+            size = _halved(size, failed)
+
+    def _tried(self, size: int) -> Ready:
+        """Return the network ready for batches of `size`; torch.OutOfMemoryError if one does not fit now."""
+        example = self._example(size)
+        network = compiled(self.graph, example, self.name) if self.is_compiled else self.graph
+        if self.is_on_cuda:
+            with torch.inference_mode():
+                network(*example).cpu()  # waits for it
+        return Ready(size, network)
 
     @torch.inference_mode()
     def _logits(self, given: Mapping[str, FloatArray], n: int, ready: Ready) -> Float32:

@@ -162,9 +162,11 @@ def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog)
     monkeypatch.setattr(plan, "resolve_device", lambda device: "cuda")
     assert plan.settle_network(run, line, counted, plan.warm_here) == line and not caplog.text
     asked = []
+    many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
     monkeypatch.setattr(plan, "cached_classifier", lambda *args: asked.append(args[-1]))
     insists = plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)
     assert asked == [True] and insists == dataclasses.replace(line, compile="on")
+    assert plan.settle_network(run, line, many, plan.warm_here) == insists, "of so many it pays"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -275,17 +276,22 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_what_a_batch_has_freed_is_kept() -> None:
     """In a process of its own: a block above glibc's first threshold comes from the heap once memory is kept."""
     program = """
-import ctypes, sys
+import ctypes, resource, sys
 from skyclass.memory import keep_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 if sys.argv[1:]: keep_memory()
 first = libc.malloc(2**24); libc.memset(ctypes.c_void_p(first), 1, 2**24); libc.free(first)
-resident = int(open("/proc/self/statm").read().split()[1]) * 4096
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 print(resident)
 """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", program, *how], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program, *how], env=own, stdout=subprocess.PIPE, text=True, check=True
+            ).stdout
+        )
         for how in (["keep"], [])
     )
     assert kept - given_back > 2**23
