@@ -160,11 +160,14 @@ def awaited(client: Client, future: Future[Any]) -> Any:
         except TimeoutError:
             if future.status == "error":  # its own, of a file system
                 raise
+            if future.status == "finished":  # and on its way here
+                continue
             now = {address: sorted(map(str, keys)) for address, keys in client.processing().items() if keys}
             if now == before:
                 where = ", ".join(now) or "no worker"
                 raise ClusterLost(
-                    f"counting stands still: nothing finished for {STALL_S:.0f} s or more; at work: {where}; {RESUMES}"
+                    f"counting stands still: nothing finished for {STALL_S:.0f} s or more; at work: {where}; nothing "
+                    "was begun: look at the catalogue's disk there, and run it again"
                 ) from None
             before = now
 

@@ -5,7 +5,7 @@ SkyclassError
 │   ├── CatalogError         the catalogue or table cannot be read as one
 │   ├── ArchiveError         the image folder holds nothing usable
 │   └── BundleError          the model bundle is missing, damaged or of another make
-├── CannotCompile            no C++ compiler, or the network does not compile: it runs as it is
+├── CannotCompile            no compiler, or the network does not compile: it runs as it is
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on
 ├── StoreError               the run folder cannot be written or read               exit code 1
 │   ├── NotPublished         no class catalogue, or no run, at this path           exit code 2

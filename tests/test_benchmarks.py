@@ -64,7 +64,7 @@ def test_an_unknown_scenario_names_the_known_ones() -> None:
 def test_peak_memory_is_that_of_the_stage() -> None:
     measure.reset_peak()
     before = measure.peak_here_mb()
-    block = bytearray(64_000_000)
+    block = bytearray(300_000_000)  # more than a process keeps of what it has freed
     assert measure.peak_here_mb() - before > 0.9 * len(block) / 1e6
 
 
@@ -126,7 +126,7 @@ def test_a_device_is_measured_in_every_way_and_form() -> None:
     images = np.random.default_rng(0).normal(0, 2, (64, 3, 37, 37)).astype(np.float16)
     *stages, upload = device.measurements("cpu", images, 1, ways)
     assert [r["stage"] for r in stages] == ["gemm", "eager", "network", "network"] and upload["images_per_s"] > 0
-    assert stages[2]["of_bf16_peak"] > 0 and stages[3]["error"], "a way that is not there says so"
+    assert stages[2]["of_bf16_peak"] > 0 and "cuda" in stages[3]["error"].lower(), "a way that is not there says so"
     record = device.line_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused", "as it is")
     assert record["n_sources"] == 40 and set(record["pool_busy"]) == {"GPU workers"}
 

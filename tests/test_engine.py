@@ -111,6 +111,32 @@ def test_counting_that_hangs_ends_the_run(run, monkeypatch):
     assert not RunFolder(run.out).path.exists()
 
 
+def test_counting_that_is_slow_or_fails_by_itself_is_not_taken_for_hanging():
+    class Job:
+        """Counts partition after partition, each longer than one is patient; then says or raises something."""
+
+        def __init__(self, end):
+            self.end, self.left, self.status = end, 4, "pending"
+
+        def result(self, timeout):
+            self.left -= 1
+            if self.left > 0:
+                raise TimeoutError
+            self.status = "error" if isinstance(self.end, Exception) else "finished"
+            if isinstance(self.end, Exception):
+                raise self.end
+            return self.end
+
+        def processing(self):
+            return {"tcp://1": [f"count-{self.left}"]}
+
+    job = Job("counts")
+    assert engine.awaited(job, job) == "counts"
+    job = Job(TimeoutError("the catalogue's file system"))
+    with pytest.raises(TimeoutError, match="file system"):
+        engine.awaited(job, job)
+
+
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """A worker with the resource GPU=1 stands in for a GPU; inference must run there and nowhere else."""
     gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}

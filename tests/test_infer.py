@@ -196,7 +196,7 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
 
 
 @pytest.mark.fault(4)
-def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected = classifier.predict(images)
 
@@ -233,7 +233,9 @@ def test_the_batch_is_found_at_start(bundle: Bundle, images: Float16, monkeypatc
 
 
 @pytest.mark.fault(4)
-def test_threads_that_run_out_of_memory_together_halve_once(bundle: Bundle, images: Float16) -> None:
+def test_threads_that_run_out_of_memory_together_halve_once(
+    bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
     expected, graph, together = classifier.predict(images), classifier.graph, threading.Barrier(4, timeout=60)
 
@@ -244,9 +246,11 @@ def test_threads_that_run_out_of_memory_together_halve_once(bundle: Bundle, imag
         return graph(batch)
 
     classifier.graph, classifier.ready = small_memory, Ready(256, small_memory)
+    prepared, prepare = [], classifier._prepared
+    monkeypatch.setattr(classifier, "_prepared", lambda size: prepared.append(size) or prepare(size))
     with ThreadPoolExecutor(4) as pool:
         said = list(pool.map(classifier.predict, [images] * 4))
-    assert classifier.ready.micro_batch == 128
+    assert prepared == [128] and classifier.ready.micro_batch == 128
     assert all(np.abs(p - expected).max() < 1e-5 for p in said)
 
 
