@@ -27,7 +27,19 @@ from .sky import Region, region_from_dict
 T = TypeVar("T")
 
 ROW_MODULES = (
-    *("types", "sky", "catalog", "atlas", "remote", "archive", "cutouts", "composite", "photometry", "networks"),
+    *(
+        "types",
+        "schema",
+        "sky",
+        "sources",
+        "atlas",
+        "remote",
+        "archive",
+        "cutouts",
+        "composite",
+        "photometry",
+        "networks",
+    ),
     *("bundle", "compiled", "infer", "plan", "stages"),
 )
 """The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LeaseHeld, LeaseLost
-from .store import RunFolder, claim, storing, sync_folder, write_durably
+from .files import claim, storing, sync_folder, write_durably
+from .store import RunFolder
 
 log = logging.getLogger(__name__)
 

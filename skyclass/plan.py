@@ -23,15 +23,19 @@ import pyarrow.dataset as ds
 from .archive import open_archive
 from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
-from .catalog import Catalog, assign_tiles, count_tiles, gaps, open_catalog, read_partition, select, standardise_table
 from .config import RunConfig, fingerprint
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, TileFault
+from .files import parquet_bytes, write_bytes
 from .infer import cached_classifier, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .remote import LAYOUT_HINT, SCHEMES
 from .sky import Region, in_words
-from .store import Commit, RunFolder, committed, parquet_bytes, retry_quarantined, start_or_resume, write_bytes
+from .sources.assign import assign_tiles
+from .sources.layouts import Catalog, gaps, open_catalog, select
+from .sources.partitions import count_tiles, read_partition
+from .sources.tables import standardise_table
+from .store import Commit, RunFolder, committed, retry_quarantined, start_or_resume
 from .types import Archive, Classifier, Strip, TilePlan
 
 log = logging.getLogger(__name__)

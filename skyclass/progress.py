@@ -18,8 +18,9 @@ from rich.text import Text
 from .errors import RowsLost
 from .lease import Lease
 from .plan import NO_TILE, Line, Plan
+from .schema import UNCLASSIFIED
 from .stages import STAGES, Timing
-from .store import UNCLASSIFIED, Commit, journal_commit
+from .store import Commit, journal_commit
 from .types import Strip
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"

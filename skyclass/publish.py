@@ -28,10 +28,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import store
+from .catalog.manifest import (
+    CATALOG_ORDER,
+    MANIFEST_NAME,
+    Manifest,
+    PixelRecord,
+    find_catalog,
+    pixel_path,
+    read_manifest,
+    write_manifest,
+)
 from .errors import RowsLost, RunMismatch, StoreError
+from .files import parquet_bytes, sha256_of, storing, sync_folder, write_bytes
+from .schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY, SORT_KEYS, class_counts, conform, flagged
 from .sky import MAX_ORDER
-from .store import CATALOG_ORDER, CLASS_SCHEMA, Json, Manifest, PixelRecord, RunFolder
-from .types import Flag
+from .store import RunFolder
+from .types import Flag, Json
 
 _SHIFT = 2 * (MAX_ORDER - CATALOG_ORDER)
 _ID_MEMORY = "2GB"
@@ -63,7 +75,7 @@ def label_of(provenance: Mapping[str, Any]) -> str:
 def file_metadata(schema: pa.Schema, provenance: Mapping[str, Any]) -> dict[bytes, bytes]:
     """Return the footer of a file: provenance, and a VOTable header (VOParquet, IVOA note 1.0)."""
     return {
-        store.FOOTER_KEY: json.dumps(provenance, sort_keys=True).encode(),
+        FOOTER_KEY: json.dumps(provenance, sort_keys=True).encode(),
         b"IVOA.VOTable-Parquet.version": b"1.0",
         b"IVOA.VOTable-Parquet.content": votable_header(schema, label_of(provenance)),
     }
@@ -118,7 +130,7 @@ def begin_catalog(folder: RunFolder) -> Path:
     Raises `StoreError` where `catalog/` is something else than a catalogue of ours: it would be replaced.
     """
     refuse_foreign(folder)
-    with store.storing(folder.building):
+    with storing(folder.building):
         if folder.building.exists():  # left behind by a kill
             shutil.rmtree(folder.building)
         folder.building.mkdir(parents=True)
@@ -127,7 +139,7 @@ def begin_catalog(folder: RunFolder) -> Path:
 
 def refuse_foreign(folder: RunFolder) -> None:
     """Raise `RunMismatch` for an output folder that holds anything else than a run of ours: it stays as it is."""
-    if folder.catalog.exists() and not (folder.catalog / store.MANIFEST_NAME).exists():
+    if folder.catalog.exists() and not (folder.catalog / MANIFEST_NAME).exists():
         raise RunMismatch(
             f"{folder.catalog} exists and is no class catalogue of skyclass; publishing would replace it: "
             "move it away, or give the run another output folder"
@@ -159,14 +171,14 @@ def publish_pixel(folder: RunFolder, target: Path, pixel: int, files: Sequence[s
     low, high = pixel << _SHIFT, (pixel + 1) << _SHIFT
     inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
     parts = [pq.read_table(path, schema=CLASS_SCHEMA, filters=inside) for path in files]
-    rows = store.conform(pa.concat_tables(parts))
-    data = store.parquet_bytes(rows, file_metadata(CLASS_SCHEMA, provenance(folder)))
-    path = store.pixel_path(pixel)
-    store.write_bytes(Path(target) / path, data)
+    rows = conform(pa.concat_tables(parts))
+    data = parquet_bytes(rows, file_metadata(CLASS_SCHEMA, provenance(folder)))
+    path = pixel_path(pixel)
+    write_bytes(Path(target) / path, data)
     span = pc.min_max(rows["_healpix_29"]).as_py()
     return PixelRecord(
-        pixel, path, len(rows), sha256(data).hexdigest(), len(data), store.class_counts(rows),
-        store.flagged(rows), span["min"], span["max"],
+        pixel, path, len(rows), sha256(data).hexdigest(), len(data), class_counts(rows),
+        flagged(rows), span["min"], span["max"],
     )  # fmt: skip
 
 
@@ -188,11 +200,11 @@ def finish_catalog(
         raise StoreError(f"source_id is not unique: {_some(repeated)} occur more than once; mend the input")
     sidecars = _sidecars(records, provenance, str(store.read_run(folder)["created"]))
     for name, data in sidecars.items():
-        store.write_bytes(folder.building / name, data)
+        write_bytes(folder.building / name, data)
     digests = {name: sha256(data).hexdigest() for name, data in sidecars.items()}
-    store.write_manifest(folder.building, _manifest(records, expected_rows, provenance, digests))
+    write_manifest(folder.building, _manifest(records, expected_rows, provenance, digests))
     _swap(folder)
-    return folder.catalog / store.MANIFEST_NAME
+    return folder.catalog / MANIFEST_NAME
 
 
 def _conserve(rows: int, expected_rows: int, where: str) -> None:
@@ -230,11 +242,11 @@ def _swap(folder: RunFolder) -> None:
     refuse_foreign(folder)
     folder.make()
     aside = folder.tmp / f"catalog.{uuid.uuid4().hex}"
-    with store.storing(folder.catalog):
+    with storing(folder.catalog):
         if folder.catalog.exists():
             os.rename(folder.catalog, aside)
         os.rename(folder.building, folder.catalog)
-        store.sync_folder(folder.path)
+        sync_folder(folder.path)
         if aside.exists():
             shutil.rmtree(aside)
 
@@ -256,9 +268,9 @@ def repeated_ids(catalog: Path, records: Sequence[PixelRecord], tmp: Path, limit
 
 def is_published(folder: RunFolder) -> bool:
     """Return whether `catalog/` is the published catalogue of this run, its files there with their sizes."""
-    if not (folder.catalog / store.MANIFEST_NAME).exists():
+    if not (folder.catalog / MANIFEST_NAME).exists():
         return False
-    manifest = store.read_manifest(folder.catalog)
+    manifest = read_manifest(folder.catalog)
     for record in manifest.files:
         path = folder.catalog / record.path
         if not path.is_file() or path.stat().st_size != record.nbytes:
@@ -302,7 +314,7 @@ def _sidecars(records: Sequence[PixelRecord], provenance: Mapping[str, Any], cre
         "hats.properties": properties,
         "properties": properties,  # the name that readers of HATS before 0.6 look for
         "partition_info.csv": f"Norder,Npix\n{pixels}".encode(),
-        "dataset/_common_metadata": store.parquet_bytes(empty, file_metadata(CLASS_SCHEMA, provenance)),
+        "dataset/_common_metadata": parquet_bytes(empty, file_metadata(CLASS_SCHEMA, provenance)),
         "README.txt": _readme(records, provenance).encode(),
     }
 
@@ -333,10 +345,8 @@ def _properties(records: Sequence[PixelRecord], provenance: Mapping[str, Any], c
 def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> str:
     manifest = _manifest(records, sum(record.rows for record in records), provenance, {})
     counts = "\n".join(f"  {name:<14}{count:>14,}" for name, count in manifest.classes.items())
-    columns = "\n".join(
-        f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in store.COLUMNS.items()
-    )
-    flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{store.FLAG_MEANINGS[flag]}" for flag in Flag)
+    columns = "\n".join(f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in COLUMNS.items())
+    flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{FLAG_MEANINGS[flag]}" for flag in Flag)
     return _README.format(
         run_id=manifest.run_id, label=manifest.label, rows=manifest.rows, files=len(records),
         n_flagged=manifest.n_flagged, counts=counts, columns=columns, flags=flags,
@@ -403,8 +413,8 @@ def verify(catalog: str | Path) -> VerifyReport:
     Checks SHA-256, schema, rows, sorting, pixel and class counts of each file, unique source ids, totals
     against the plan, and files that nobody published. Raises `StoreError` where there is no catalogue.
     """
-    root = store.find_catalog(catalog)
-    manifest = store.read_manifest(root)
+    root = find_catalog(catalog)
+    manifest = read_manifest(root)
     problems = _total_problems(root, manifest) + _stray_problems(root, manifest)
     for name, digest in manifest.sidecars.items():
         problems += _bytes_problems(root / name, name, digest)
@@ -434,7 +444,7 @@ def _total_problems(root: Path, manifest: Manifest) -> list[str]:
 
 
 def _stray_problems(root: Path, manifest: Manifest) -> list[str]:
-    known = {record.path for record in manifest.files} | {*manifest.sidecars, store.MANIFEST_NAME}
+    known = {record.path for record in manifest.files} | {*manifest.sidecars, MANIFEST_NAME}
     found = (path.relative_to(root).as_posix() for path in root.rglob("*") if not path.is_dir())
     return [f"{name}: not in the manifest" for name in sorted(found) if name not in known]
 
@@ -442,7 +452,7 @@ def _stray_problems(root: Path, manifest: Manifest) -> list[str]:
 def _bytes_problems(path: Path, name: str, digest: str) -> list[str]:
     if not path.is_file():
         return [f"{name}: missing"]
-    found = store.sha256_of(path)
+    found = sha256_of(path)
     return [] if found == digest else [f"{name}: sha256 is {found[:12]}, published {digest[:12]}"]
 
 
@@ -462,13 +472,13 @@ def _file_problems(root: Path, record: PixelRecord) -> list[str]:
 
 def _row_problems(rows: pa.Table, record: PixelRecord) -> list[str]:
     healpix = rows["_healpix_29"].to_numpy()
-    order = pc.sort_indices(rows, sort_keys=[(key, "ascending") for key in store.SORT_KEYS]).to_numpy()
+    order = pc.sort_indices(rows, sort_keys=[(key, "ascending") for key in SORT_KEYS]).to_numpy()
     checks = {
         f"{len(rows):,} rows, published {record.rows:,}": len(rows) != record.rows,
         f"rows outside pixel {record.pixel}": bool((healpix >> _SHIFT != record.pixel).any()),
         "not sorted by _healpix_29, source_id": bool((order != np.arange(len(rows))).any()),
-        "class counts differ from the manifest": store.class_counts(rows) != record.classes,
-        "count of flagged rows differs from the manifest": store.flagged(rows) != record.n_flagged,
+        "class counts differ from the manifest": class_counts(rows) != record.classes,
+        "count of flagged rows differs from the manifest": flagged(rows) != record.n_flagged,
         "range of _healpix_29 differs from the manifest": bool(len(healpix))
         and (int(healpix.min()), int(healpix.max())) != (record.healpix_min, record.healpix_max),
     }

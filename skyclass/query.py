@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from . import store
+from .catalog.manifest import CATALOG_ORDER, Manifest, PixelRecord, find_catalog, read_manifest
 from .errors import ConfigError, StoreError
+from .files import replacing
 from .publish import file_metadata
+from .schema import CLASS_SCHEMA, UNCLASSIFIED
 from .sky import MAX_ORDER, Cone, Region
-from .store import CATALOG_ORDER, CLASS_SCHEMA, Manifest, PixelRecord
-from .types import Bool, Int64
+from .types import Bool, Int64, Json
 
 _FINE_ORDERS = ((4, 11), (64, 8))
 """Regions of at most so many order-5 pixels choose row groups by a cover of this order (1.7, 14 arcmin).
@@ -102,7 +103,7 @@ class ClassCatalog:
             return dict(self.manifest.classes)
         query = "SELECT class, count(*) FROM classes GROUP BY class"
         names, rows = self.select(["class"]).sql_arrow(query).columns
-        found = dict(zip(names.fill_null(store.UNCLASSIFIED).to_pylist(), rows.to_pylist(), strict=True))
+        found = dict(zip(names.fill_null(UNCLASSIFIED).to_pylist(), rows.to_pylist(), strict=True))
         return {name: found.get(name, 0) for name in self.manifest.classes}
 
     def sql(self, query: str) -> pd.DataFrame:
@@ -129,7 +130,7 @@ class ClassCatalog:
         """
         target = Path(path)
         write = _writer(target)
-        with store.replacing(target) as temp:
+        with replacing(target) as temp:
             write(temp, self._schema, self._pieces(), self.manifest.provenance)
         return target
 
@@ -213,8 +214,8 @@ def open_catalog(path: str | Path) -> ClassCatalog:
 
     Raises `StoreError` where there is none.
     """
-    root = store.find_catalog(path).resolve()
-    return ClassCatalog(root, store.read_manifest(root))
+    root = find_catalog(path).resolve()
+    return ClassCatalog(root, read_manifest(root))
 
 
 # --- files and row groups --------------------------------------------------------------------------
@@ -317,14 +318,14 @@ def _pandas(table: pa.Table) -> pd.DataFrame:
 
 # --- export ----------------------------------------------------------------------------------------
 
-_Write = Callable[[Path, pa.Schema, Iterator[pa.Table], store.Json], None]
+_Write = Callable[[Path, pa.Schema, Iterator[pa.Table], Json], None]
 
 
 def export_table(table: pa.Table, path: str | Path) -> Path:
     """Write any table by the ending of `path` as `ClassCatalog.export` does, without provenance."""
     target = Path(path)
     write = _writer(target)
-    with store.replacing(target) as temp:
+    with replacing(target) as temp:
         write(temp, table.schema, iter([table]), {})
     return target
 
@@ -337,14 +338,14 @@ def _writer(path: Path) -> _Write:
         raise ConfigError(f"cannot tell the format of {path.name!r}: end it in one of {endings}") from None
 
 
-def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:
+def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for piece in pieces:
             writer.write_table(piece)
         writer.add_key_value_metadata(file_metadata(schema, provenance))
 
 
-def _write_csv(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:
+def _write_csv(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
     with pa.csv.CSVWriter(path, schema) as writer:
         for piece in pieces:
             writer.write_table(piece)
@@ -370,7 +371,7 @@ def _astropy_table(schema: pa.Schema, pieces: Iterator[pa.Table]) -> Any:
     return made
 
 
-def _write_fits(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:
+def _write_fits(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
     from astropy.io import fits
 
     hdu = fits.table_to_hdu(_astropy_table(schema, pieces))
@@ -381,7 +382,7 @@ def _write_fits(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], prove
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
 
 
-def _write_votable(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: store.Json) -> None:
+def _write_votable(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
     from astropy.io.votable import from_table
 
     document = from_table(_astropy_table(schema, pieces))

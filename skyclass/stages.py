@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .catalog import read_partition
 from .composite import BLOCK, CompositeSettings, composite
 from .cutouts import Cutter, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
 from .plan import NO_TILE, Line, strips_of
+from .schema import CLASS_SCHEMA
 from .sky import healpix29, tile_pixels
-from .store import CLASS_SCHEMA, Commit, commit_tile, standing_commit
+from .sources.partitions import read_partition
+from .store import Commit, commit_tile, standing_commit
 from .types import (
     CLASSES,
     FAULT_FLAGS,

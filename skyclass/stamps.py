@@ -10,11 +10,14 @@ import pyarrow as pa
 
 from .archive import open_archive
 from .atlas import AtlasArchive
-from .catalog import assign_tiles, open_catalog, read_partition, standardise_table
 from .cutouts import cut
 from .errors import ConfigError, TileFault
+from .files import replacing
 from .sky import parse_angle, tile_pixels
-from .store import replacing
+from .sources.assign import assign_tiles
+from .sources.layouts import open_catalog
+from .sources.partitions import read_partition
+from .sources.tables import standardise_table
 from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag
 
 MAX_PIXELS = 1024

@@ -1,4 +1,4 @@
-"""The run folder: schema, paths, commit, journal, manifest. No other file names a path in it.
+"""The run folder: paths, identity, commits, journal. No other module names a path in it.
 
 run.json          the fingerprint and what the run was told           written once
 sources/          a user's table of positions, made ready             written once
@@ -12,109 +12,36 @@ catalog/          the published class catalogue; manifest.json is written last
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import CommitConflict, NotPublished, RunMismatch, StoreError
-from .types import CLASSES, Flag
+from .errors import CommitConflict, RunMismatch, StoreError
+from .files import (
+    claim,
+    parquet_bytes,
+    read_json,
+    sha256_of,
+    storing,
+    sync_folder,
+    write_durably,
+    write_json,
+)
+from .schema import FOOTER_KEY, class_counts, conform, flagged
+from .types import Json
 
-Json = dict[str, Any]
-
-CATALOG_ORDER = 5
-"""HEALPix order of a published file: 3.36 square degrees, about 60,000 AllWISE sources."""
-
-ROW_GROUP_ROWS = 6_000
-"""A small cone then reads about 0.4 MB of a file; readers must choose files before they open them."""
-
-UNCLASSIFIED = "unclassified"
-"""Name under which rows without a class are counted."""
-
-REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", "model_id", "run_id")
-"""Columns worth a dictionary inside a file; on the others it costs a quarter more bytes."""
-
-SORT_KEYS = ("_healpix_29", "source_id")
-FOOTER_KEY = b"skyclass"
-MANIFEST_FORMAT = "skyclass class catalogue 1"
 RUN_FORMAT = "skyclass run 1"
-
-FLAG_MEANINGS: dict[Flag, str] = {
-    Flag.EDGE: "the cutout leaves the tile; the source stays centred, the pixels outside are missing",
-    Flag.NAN_PIXELS: "pixels inside the tile are missing (saturated cores, zero coverage)",
-    Flag.CENTRE_MISSING: "the central pixel is missing in at least one band",
-    Flag.OFF_TILE: "no pixel of the cutout lies on the tile, or no tile covers the position",
-    Flag.TILE_MISSING: "the archive has no image of this tile",
-    Flag.TILE_BAD: "an image of this tile is damaged or not an Atlas image",
-    Flag.BAND_MISSING: "the tile lacks a band that the model needs",
-    Flag.NO_IMAGE: "no class was given: some band has no pixel at all; probabilities are null",
-}
-
-_FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
-
-COLUMNS: dict[str, tuple[str, str, str]] = {
-    "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
-    "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
-    "designation": ("", "meta.id", "Name by position, Jhhmmss.ss+ddmmss.s"),
-    "cntr": ("", "meta.record", "Running number of the source in the input catalogue"),
-    "ra": ("deg", "pos.eq.ra;meta.main", "Right ascension, ICRS"),
-    "dec": ("deg", "pos.eq.dec;meta.main", "Declination, ICRS"),
-    "coadd_id": ("", "meta.id;obs.field", "Atlas tile of the cutout; null where no tile covers the position"),
-    "w1mpro": ("mag", "phot.mag;em.IR.3-4um", "W1 profile-fit magnitude (Vega), from the input catalogue"),
-    "w2mpro": ("mag", "phot.mag;em.IR.4-8um", "W2 profile-fit magnitude (Vega), from the input catalogue"),
-    "w3mpro": ("mag", "phot.mag;em.IR.8-15um", "W3 profile-fit magnitude (Vega), from the input catalogue"),
-    "w1snr": ("", "stat.snr;em.IR.3-4um", "W1 profile-fit signal to noise, from the input catalogue"),
-    "w2snr": ("", "stat.snr;em.IR.4-8um", "W2 profile-fit signal to noise, from the input catalogue"),
-    "w3snr": ("", "stat.snr;em.IR.8-15um", "W3 profile-fit signal to noise, from the input catalogue"),
-    "cc_flags": ("", "meta.code.qual", "Contamination and confusion flag per band, from the input catalogue"),
-    "ext_flg": ("", "meta.code;src.morph", "Extended source flag, from the input catalogue"),
-    "class": ("", "src.class", "Class of the highest probability: galaxy, quasar, star; null without image"),
-    "p_galaxy": ("", "stat.probability;src.class", "Probability of a galaxy; the three sum to 1"),
-    "p_quasar": ("", "stat.probability;src.class", "Probability of a quasar; the three sum to 1"),
-    "p_star": ("", "stat.probability;src.class", "Probability of a star; the three sum to 1"),
-    "margin": ("", "stat.probability", "Highest minus second highest probability"),
-    "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 no idea"),
-    "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the pixels: {_FLAG_BITS}; 0 is clean"),
-    "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
-    "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
-    "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),
-}
-"""Column -> (unit, UCD, description), in the order of the catalogue; units are VOUnits, UCDs UCD1+."""
-
-_TYPES: dict[str, pa.DataType] = {
-    **dict.fromkeys(("_healpix_29", "cntr"), pa.int64()),
-    **dict.fromkeys(("ra", "dec"), pa.float64()),
-    **dict.fromkeys(("ext_flg", "flags"), pa.int32()),
-    **dict.fromkeys(("source_id", "designation", "coadd_id", "cc_flags", "class"), pa.string()),
-    **dict.fromkeys(("model_id", "run_id"), pa.string()),
-}
-
-
-def _class_schema() -> pa.Schema:
-    def field(name: str, unit: str, ucd: str, description: str) -> pa.Field:
-        words = {"unit": unit, "ucd": ucd, "description": description}
-        return pa.field(name, _TYPES.get(name, pa.float32()), metadata=words)
-
-    return pa.schema([field(name, *words) for name, words in COLUMNS.items()])
-
-
-CLASS_SCHEMA: pa.Schema = _class_schema()
-"""Schema of a row of the class catalogue; each field carries its unit, UCD and description."""
-
-_REQUIRED = ("_healpix_29", "source_id", "ra", "dec", "flags", "run_id")
 
 
 # --- paths -----------------------------------------------------------------------------------------
@@ -180,93 +107,7 @@ class RunFolder:
                 part.mkdir(parents=True, exist_ok=True)
 
 
-def pixel_path(pixel: int, order: int = CATALOG_ORDER) -> str:
-    """Return a pixel's file relative to the catalogue, as HATS lays it out (IVOA note HATS)."""
-    return f"dataset/Norder={order}/Dir={pixel // 10_000 * 10_000}/Npix={pixel}.parquet"
-
-
 # --- writing ---------------------------------------------------------------------------------------
-
-
-_WAYS_OUT = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, then run the same command again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable, or choose another"),
-}
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `StoreError` that names `path`, the reason and the way out."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then run the same command again")
-        raise StoreError(f"cannot write {path}: {reason}: {way_out}") from error
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it; raise `OSError`, also where the file exists."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder: without it a rename may be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what the block writes there takes its place, whole or not at all.
-
-    The ending of the name is kept, for writers that go by it. Raises `StoreError` on a full disk.
-    """
-    temp = path.parent / f".{uuid.uuid4().hex}.{path.name}"
-    try:
-        with storing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temp
-            os.replace(temp, path)
-            sync_folder(path.parent)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically and durably, replacing what was there."""
-    with replacing(path) as temp:
-        write_durably(temp, data)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically and durably; keys keep their order."""
-    write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Json:
-    """Return the JSON object in a file; raise `StoreError` where it is missing or damaged."""
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotPublished(f"{path} does not exist: check the folder, or classify first") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise StoreError(f"{path} holds {type(values).__name__}, not an object: it is damaged")
-    return values
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hex; reads it in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- the run ---------------------------------------------------------------------------------------
@@ -347,78 +188,6 @@ class Commit:
     fault: str | None = None
 
 
-def conform(table: pa.Table) -> pa.Table:
-    """Return the rows as `CLASS_SCHEMA`, sorted by (`_healpix_29`, `source_id`), in one chunk, NaN as null.
-
-    Raises `StoreError` naming every column that is missing, unknown or of another type, nulls in the
-    columns that need values, and classes that do not exist. Any Arrow string type is a string.
-    """
-    problems = _schema_problems(table.schema)
-    if not problems:
-        table = table.select(CLASS_SCHEMA.names).cast(CLASS_SCHEMA)
-        table = pa.table([_without_nan(column) for column in table.columns], schema=CLASS_SCHEMA)
-        problems = _value_problems(table)
-    if problems:
-        raise StoreError("rows do not fit the class catalogue: " + "; ".join(problems))
-    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).combine_chunks()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _schema_problems(schema: pa.Schema) -> list[str]:
-    problems = [f"no column {name}" for name in CLASS_SCHEMA.names if name not in schema.names]
-    problems += [f"unknown column {name}" for name in schema.names if name not in COLUMNS]
-    for field in schema:
-        wanted = CLASS_SCHEMA.field(field.name).type if field.name in COLUMNS else field.type
-        if field.type != wanted and not (_is_text(field.type) and _is_text(wanted)):
-            problems.append(f"{field.name} is {field.type}, must be {wanted}")
-    return problems
-
-
-def _value_problems(table: pa.Table) -> list[str]:
-    problems = [f"{name} has {table[name].null_count} nulls" for name in _REQUIRED if table[name].null_count]
-    strange = [name for name in pc.unique(table["class"]).to_pylist() if name not in (None, *CLASSES)]
-    return problems + [f"class {name!r} is none of {', '.join(CLASSES)}" for name in strange]
-
-
-def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-
-
-def class_counts(table: pa.Table) -> dict[str, int]:
-    """Return rows by class: galaxy, quasar, star and unclassified, zeros included."""
-    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(table["class"]).to_pylist()}
-    return {**{name: counts.get(name, 0) for name in CLASSES}, UNCLASSIFIED: counts.get(None, 0)}
-
-
-def flagged(table: pa.Table) -> int:
-    """Return how many rows carry a flag."""
-    return int(pc.sum(pc.not_equal(table["flags"], 0)).as_py() or 0)
-
-
-def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
-    """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups."""
-    schema = table.schema.remove_metadata()
-    sink = pa.BufferOutputStream()
-    options = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
-    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options) as writer:
-        writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-        # as metadata of the schema it would stand in the footer twice, once of it in base64
-        writer.add_key_value_metadata(dict(metadata or {}))
-    return cast(bytes, sink.getvalue().to_pybytes())
-
-
-def _sorting(schema: pa.Schema) -> Any:
-    if not set(SORT_KEYS) <= set(schema.names):
-        return None
-    return pq.SortingColumn.from_ordering(schema, [(key, "ascending") for key in SORT_KEYS])
-
-
 def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | None = None) -> Commit:
     """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
 
@@ -448,18 +217,6 @@ def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | 
 
 def _relative(tile: Path) -> str:
     return f"{tile.parent.name}/{tile.name}"
-
-
-def claim(temp: Path, target: Path) -> bool:
-    """Return whether this attempt created `target`; nothing is ever replaced.
-
-    A repeated NFS reply may lie, the link count does not.
-    """
-    try:
-        os.link(temp, target)
-    except FileExistsError:
-        return os.stat(temp).st_nlink == 2
-    return True
 
 
 def _settle(temp: Path, target: Path, mine: Commit) -> Commit:
@@ -622,70 +379,3 @@ def read_journal(folder: RunFolder) -> list[Json]:
 
 
 # --- the published catalogue -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PixelRecord:
-    """One published file; `path` is relative to the catalogue, `healpix_min/max` span `_healpix_29`."""
-
-    pixel: int
-    path: str
-    rows: int
-    sha256: str
-    nbytes: int
-    classes: dict[str, int]
-    n_flagged: int
-    healpix_min: int
-    healpix_max: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a published catalogue holds. Readers trust this and list no folder.
-
-    `sidecars` maps the files beside the data to their SHA-256; `classes` and `n_flagged` are totals.
-    """
-
-    run_id: str
-    rows: int
-    rows_expected: int
-    classes: dict[str, int]
-    n_flagged: int
-    label: str
-    provenance: Json
-    files: tuple[PixelRecord, ...]
-    sidecars: dict[str, str]
-
-
-MANIFEST_NAME = "manifest.json"
-
-
-def write_manifest(catalog: Path, manifest: Manifest) -> Path:
-    """Write manifest.json and return its path."""
-    path = catalog / MANIFEST_NAME
-    write_json(path, {"format": MANIFEST_FORMAT, **asdict(manifest)})
-    return path
-
-
-def read_manifest(catalog: Path) -> Manifest:
-    """Return the manifest of a published catalogue; raise `StoreError` where `catalog` is none."""
-    values = read_json(catalog / MANIFEST_NAME)
-    if values.pop("format", None) != MANIFEST_FORMAT:
-        raise StoreError(f"{catalog} is no class catalogue: its {MANIFEST_NAME} is not {MANIFEST_FORMAT!r}")
-    try:
-        files = tuple(PixelRecord(**record) for record in values.pop("files"))
-        return Manifest(files=files, **values)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{catalog / MANIFEST_NAME} is damaged: {error}") from error
-
-
-def find_catalog(path: str | Path) -> Path:
-    """Return the folder of the published catalogue, given it or its run folder; raise `StoreError`."""
-    given = Path(path)
-    for folder in (given, RunFolder(given).catalog):
-        if (folder / MANIFEST_NAME).is_file():
-            return folder
-    raise NotPublished(
-        f"{given} is no published class catalogue (no {MANIFEST_NAME}): give the catalog folder of a run, "
-        "or publish the run first with 'skyclass publish'"
-    )

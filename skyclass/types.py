@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ CLASSES = ("galaxy", "quasar", "star")
 PIXEL_SCALE_ARCSEC = 1.375
 """Pixel of an AllWISE Atlas image (Explanatory Supplement, section II.3)."""
 
+Json = dict[str, Any]
 FloatArray = NDArray[np.floating]
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]

@@ -13,10 +13,12 @@ READING_ORDER = [
     *(
         "errors",
         "types",
+        "schema",
+        "files",
         "sky",
         "config",
         "memory",
-        "catalog",
+        "sources",
         "atlas",
         "remote",
         "archive",
@@ -29,6 +31,7 @@ READING_ORDER = [
     *(
         "compiled",
         "infer",
+        "catalog",
         "store",
         "lease",
         "publish",
@@ -49,7 +52,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
     "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: one torchrun a node
-    "astropy.io.fits": {"atlas.py", "catalog.py", "query.py"},
+    "astropy.io.fits": {"atlas.py", "sources", "query.py"},
     "obstore": {"remote.py"},
     "torch": {
         "networks",

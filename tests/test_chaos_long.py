@@ -33,6 +33,7 @@ from runs import rows_of, run_on
 from traps import Trap
 
 from skyclass import cluster, engine, pipeline
+from skyclass.catalog.manifest import read_manifest
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.errors import ClusterLost, Interrupted
@@ -40,7 +41,7 @@ from skyclass.forecast import strip_bytes
 from skyclass.mock import write_mock
 from skyclass.plan import count_here, strips_of, survey
 from skyclass.progress import quiet
-from skyclass.store import RunFolder, read_manifest
+from skyclass.store import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 cloudpickle.register_pickle_by_value(traps)

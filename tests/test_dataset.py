@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 
 from skyclass.archive import open_archive
 from skyclass.bundle import Cut
-from skyclass.catalog import SOURCE_SCHEMA
 from skyclass.composite import ATLAS_ZERO_POINT_MAG, atlas_settings, composite
 from skyclass.cutouts import cut
 from skyclass.engine import spread
 from skyclass.errors import ArchiveError, CatalogError, ConfigError, SkyclassError
+from skyclass.files import sha256_of
 from skyclass.mock import write_mock
+from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky import healpix, separation_deg, tile_pixels
-from skyclass.store import sha256_of
 from skyclass.training import choose, cutting, splits
 from skyclass.training import dataset as module
 from skyclass.training.choose import DatasetConfig, dataset_config

@@ -27,9 +27,9 @@ from skyserver import (
     votable_error,
 )
 
-from skyclass.catalog import open_catalog
 from skyclass.errors import CatalogError, ConfigError, SkyclassError
 from skyclass.sky import Box, healpix, separation_deg
+from skyclass.sources.layouts import open_catalog
 from skyclass.training import services as module
 from skyclass.training.labels import (
     LABEL_SCHEMA,

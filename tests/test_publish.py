@@ -18,10 +18,13 @@ from class_rows import TILES, class_rows, make_run
 
 from skyclass import publish as publishing
 from skyclass import store
+from skyclass.catalog.manifest import Manifest, pixel_path, read_manifest, write_manifest
 from skyclass.errors import RowsLost, StoreError
+from skyclass.files import parquet_bytes, sha256_of
 from skyclass.publish import publish, verify
+from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
 from skyclass.sky import healpix
-from skyclass.store import CLASS_SCHEMA, COLUMNS, RunFolder, read_manifest
+from skyclass.store import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +54,9 @@ def test_every_row_is_published_once_in_its_pixel(published: tuple[RunFolder, pa
         assert (np.diff(part["_healpix_29"].to_numpy()) >= 0).all()
     key = [("source_id", "ascending")]
     assert pa.concat_tables(parts).sort_by(key).equals(rows.sort_by(key))
-    assert manifest.rows == len(rows) and manifest.classes == store.class_counts(rows)
+    assert manifest.rows == len(rows) and manifest.classes == class_counts(rows)
     assert verify(folder.path).ok
-    assert store.pixel_path(12287) == "dataset/Norder=5/Dir=10000/Npix=12287.parquet"
+    assert pixel_path(12287) == "dataset/Norder=5/Dir=10000/Npix=12287.parquet"
 
 
 def test_files_carry_units_ucds_and_provenance(published: tuple[RunFolder, pa.Table]) -> None:
@@ -147,14 +150,14 @@ def test_verify_finds_missing_stray_and_changed_files(copied: Path) -> None:
 
 def forge(catalog: Path, rows: pa.Table, path: Path, words: dict[bytes, bytes]) -> None:
     """Write other rows into a published file and make the manifest agree with the new bytes."""
-    path.write_bytes(store.parquet_bytes(rows, words))
+    path.write_bytes(parquet_bytes(rows, words))
     manifest = read_manifest(catalog)
     files = [
-        replace(file, sha256=store.sha256_of(path), rows=len(rows)) if catalog / file.path == path else file
+        replace(file, sha256=sha256_of(path), rows=len(rows)) if catalog / file.path == path else file
         for file in manifest.files
     ]
     total = sum(record.rows for record in files)
-    store.write_manifest(catalog, replace(manifest, files=tuple(files), rows=total, rows_expected=total))
+    write_manifest(catalog, replace(manifest, files=tuple(files), rows=total, rows_expected=total))
 
 
 def test_verify_finds_rows_dropped_swapped_or_repeated_behind_a_forged_manifest(copied: Path) -> None:
@@ -174,7 +177,7 @@ def test_verify_finds_rows_dropped_swapped_or_repeated_behind_a_forged_manifest(
 
 def test_manifest_reads_back_and_damage_is_told(copied: Path) -> None:
     manifest = read_manifest(copied)
-    assert store.Manifest(**{**asdict(manifest), "files": manifest.files}) == manifest
+    assert Manifest(**{**asdict(manifest), "files": manifest.files}) == manifest
     (copied / "manifest.json").write_text('{"format": "skyclass class catalogue 1", "files": []}')
     with pytest.raises(StoreError, match="damaged"):
         verify(copied)

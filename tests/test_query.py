@@ -18,12 +18,12 @@ from astropy.io import fits
 from astropy.table import Table
 from class_rows import make_run
 
-from skyclass import query, store
+from skyclass import query
 from skyclass.errors import ConfigError, StoreError
 from skyclass.publish import publish
 from skyclass.query import ClassCatalog, export_table, open_catalog
+from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky import Box, Cone, Pixels, Polygon
-from skyclass.store import CLASS_SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_regions_and_conditions_together(rows: pa.Table, catalog: ClassCatalog, 
     inside = region.contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     expected = rows.filter(pa.array(inside)).filter(pc.field("p_quasar") > 0.5)
     assert ids(found.to_arrow()) == ids(expected)
-    assert found.count() == len(expected) and found.class_counts() == store.class_counts(expected)
+    assert found.count() == len(expected) and found.class_counts() == class_counts(expected)
     small = catalog.region(region).cone(150, 2, 1.0)
     both = inside & Cone(150, 2, 1.0).contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     assert ids(small.to_arrow()) == ids(rows.filter(pa.array(both)))
@@ -128,8 +128,8 @@ def test_sql_sees_the_selection(rows: pa.Table, catalog: ClassCatalog) -> None:
     query = "SELECT class, count(*) AS n FROM classes GROUP BY class ORDER BY class NULLS LAST"
     counts = catalog.sql(query)
     assert counts["class"].tolist()[:3] == ["galaxy", "quasar", "star"]
-    assert counts["n"].tolist() == list(store.class_counts(rows).values())
-    assert catalog.class_counts() == store.class_counts(rows) and catalog.count() == len(rows)
+    assert counts["n"].tolist() == list(class_counts(rows).values())
+    assert catalog.class_counts() == class_counts(rows) and catalog.count() == len(rows)
     assert catalog.where("p_quasar > 0.9").sql("SELECT min(p_quasar) > 0.9 AS good FROM classes")["good"][0]
     cone = catalog.cone(150, 2, "30arcmin")
     assert cone.sql("SELECT count(*) AS n FROM classes")["n"][0] == cone.count()

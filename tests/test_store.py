@@ -21,7 +21,9 @@ from class_rows import FINGERPRINT, class_rows, make_run
 
 from skyclass import store
 from skyclass.errors import CommitConflict, RunMismatch, StoreError
-from skyclass.store import CLASS_SCHEMA, COLUMNS, RunFolder
+from skyclass.files import read_json, replacing, write_json
+from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, SORT_KEYS
+from skyclass.store import RunFolder
 from skyclass.types import Flag
 
 TILE = "1500p015_ac51"
@@ -48,7 +50,7 @@ def test_every_column_and_flag_is_documented() -> None:
         u.Unit(unit, format="vounit")
         assert check_ucd(ucd, check_controlled_vocabulary=True), ucd
         assert description
-    assert set(store.FLAG_MEANINGS) == set(Flag)
+    assert set(FLAG_MEANINGS) == set(Flag)
     assert all(f"{flag.value} {flag.name}" in COLUMNS["flags"][2] for flag in Flag)
 
 
@@ -83,7 +85,7 @@ def test_rows_read_back_and_nan_is_null(folder: RunFolder) -> None:
     back = pq.read_table(folder.path / commit.file)
     assert back["w1mpro"].null_count == 50
     assert back.drop_columns("w1mpro").equals(
-        rows.sort_by([(key, "ascending") for key in store.SORT_KEYS]).drop_columns("w1mpro")
+        rows.sort_by([(key, "ascending") for key in SORT_KEYS]).drop_columns("w1mpro")
     )
 
 
@@ -201,7 +203,7 @@ def test_quarantined_tiles_are_taken_back_and_no_other(folder: RunFolder) -> Non
 
 def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> None:
     commit = store.commit_tile(folder, TILE, class_rows(TILE, 20, 150, 1.5))
-    store.write_json(folder.report_path, {"a": 1})
+    write_json(folder.report_path, {"a": 1})
     left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", folder.building / "part"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
@@ -214,14 +216,14 @@ def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> Non
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    store.write_json(path, {"b": 1, "a": 2})
+    write_json(path, {"b": 1, "a": 2})
     with pytest.raises(TypeError):
-        store.write_json(path, {"b": object()})
-    with pytest.raises(RuntimeError), store.replacing(path) as temp:
+        write_json(path, {"b": object()})
+    with pytest.raises(RuntimeError), replacing(path) as temp:
         temp.write_text("half")
         raise RuntimeError
-    assert store.read_json(path) == {"b": 1, "a": 2}
+    assert read_json(path) == {"b": 1, "a": 2}
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
     path.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
-        store.read_json(path)
+        read_json(path)

@@ -66,7 +66,7 @@ def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
     Written to `out`; by default to report.html in the folder of an evaluation, or here for a catalogue. Raises
     `ConfigError` where the evaluation is of another version, `StoreError` where there is neither.
     """
-    from .. import store
+    from ..files import write_bytes
     from ..query import open_catalog
 
     source = Path(folder)
@@ -74,5 +74,5 @@ def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
         page, target = evaluation_page(source), Path(out or source / "report.html")
     else:
         page, target = catalogue_page(open_catalog(source)), Path(out or "report.html")
-    store.write_bytes(target, page.encode())
+    write_bytes(target, page.encode())
     return target

@@ -144,7 +144,7 @@ def _sin_projection(ra: float, dec: float) -> tuple[str, str]:
 
 def catalogue_tables(statistics: Json) -> list[Table]:
     """Return the tables of a catalogue: rows by class, and by flag."""
-    from ..store import FLAG_MEANINGS
+    from ..schema import FLAG_MEANINGS
 
     total = max(1, statistics["rows"])
     by_class = [

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..store import replacing
+from ..files import replacing
 
 log = logging.getLogger(__name__)
 

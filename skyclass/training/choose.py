@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from .. import config
 from ..archive import open_archive
 from ..atlas import AtlasArchive
-from ..catalog import assign_tiles
 from ..errors import ArchiveError, CatalogError, ConfigError, TileFault
+from ..files import sha256_of
 from ..plan import PREFLIGHT_TILES, content_digest
-from ..store import sha256_of
+from ..sources.assign import assign_tiles
 from ..types import BANDS, CLASSES, Int64
 from .examples import (
     LOOK_ARCSEC,

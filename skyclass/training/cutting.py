@@ -25,8 +25,8 @@ from ..atlas import AtlasArchive
 from ..composite import ATLAS_ZERO_POINT_MAG, flux_scale
 from ..cutouts import cut
 from ..errors import SkyclassError, TileFault
+from ..files import replacing
 from ..sky import tile_pixels
-from ..store import replacing
 from ..types import Flag, Float32, Float64, Int32, Int64, Tile
 
 STRIP_SOURCES = 2048

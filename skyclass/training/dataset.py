@@ -30,8 +30,8 @@ from .. import config
 from ..bundle import Cut
 from ..composite import CompositeSettings, composite
 from ..errors import ConfigError
+from ..files import replacing, sha256_of, storing, write_json
 from ..plan import absolute
-from ..store import replacing, sha256_of, storing, write_json
 from ..types import CLASSES, Bool, Float16, Float32, Int64
 from .choose import Chosen, DatasetConfig, choose, dataset_config
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points

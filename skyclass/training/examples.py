@@ -20,9 +20,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ..catalog import SOURCE_SCHEMA, Catalog, open_catalog, read_partition, read_table, select, standardise
 from ..errors import CatalogError, ConfigError
+from ..schema import SOURCE_SCHEMA
 from ..sky import Pixels, healpix, separation_deg, unit_vectors
+from ..sources.layouts import Catalog, open_catalog, select
+from ..sources.partitions import read_partition
+from ..sources.tables import read_table, standardise
 from ..types import CLASSES, Bool, Float64, Int64
 from .splits import chord
 

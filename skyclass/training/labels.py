@@ -27,11 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..catalog import SOURCE_SCHEMA, Catalog, open_catalog, read_partition
 from ..config import build
 from ..errors import CatalogError, ConfigError, SkyclassError
+from ..files import replacing, write_json
+from ..schema import SOURCE_SCHEMA
 from ..sky import Box, Region, healpix, separation_deg, unit_vectors
-from ..store import replacing, write_json
+from ..sources.layouts import Catalog, open_catalog
+from ..sources.partitions import read_partition
 from ..types import CLASSES, Bool, Float64, Int64
 from .services import (
     ALLWISE,

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from ..catalog import SOURCE_SCHEMA
 from ..errors import SkyclassError
+from ..schema import SOURCE_SCHEMA
 from ..sky import Box
 
 if TYPE_CHECKING:

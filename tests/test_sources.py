@@ -19,23 +19,13 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.catalog import (
-    COUNT_SCHEMA,
-    SOURCE_SCHEMA,
-    Catalog,
-    assign_tiles,
-    count_tiles,
-    gaps,
-    open_catalog,
-    read_partition,
-    read_table,
-    select,
-    standardise,
-    standardise_table,
-    to_dask,
-)
 from skyclass.errors import CatalogError
+from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky import Box, Cone, Pixels, healpix, separation_deg
+from skyclass.sources.assign import assign_tiles
+from skyclass.sources.layouts import Catalog, gaps, open_catalog, select
+from skyclass.sources.partitions import COUNT_SCHEMA, count_tiles, read_partition, to_dask
+from skyclass.sources.tables import read_table, standardise, standardise_table
 from skyclass.types import Tile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "archive"

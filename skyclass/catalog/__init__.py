@@ -1,0 +1,1 @@
+"""The published class catalogue. Nothing here knows a run."""

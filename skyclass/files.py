@@ -1,0 +1,130 @@
+"""Durable files: written whole or not at all, claimed at most once, digested."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import NotPublished, StoreError
+from .schema import REPEATING, ROW_GROUP_ROWS, SORT_KEYS
+from .types import Json
+
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, then run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable, or choose another"),
+}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `StoreError` that names `path`, the reason and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then run the same command again")
+        raise StoreError(f"cannot write {path}: {reason}: {way_out}") from error
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it; raise `OSError`, also where the file exists."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder: without it a rename may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what the block writes there takes its place, whole or not at all.
+
+    The ending of the name is kept, for writers that go by it. Raises `StoreError` on a full disk.
+    """
+    temp = path.parent / f".{uuid.uuid4().hex}.{path.name}"
+    try:
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temp
+            os.replace(temp, path)
+            sync_folder(path.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably, replacing what was there."""
+    with replacing(path) as temp:
+        write_durably(temp, data)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically and durably; keys keep their order."""
+    write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Json:
+    """Return the JSON object in a file; raise `StoreError` where it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotPublished(f"{path} does not exist: check the folder, or classify first") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise StoreError(f"{path} holds {type(values).__name__}, not an object: it is damaged")
+    return values
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex; reads it in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
+    """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups."""
+    schema = table.schema.remove_metadata()
+    sink = pa.BufferOutputStream()
+    options = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
+    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options) as writer:
+        writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        # as metadata of the schema it would stand in the footer twice, once of it in base64
+        writer.add_key_value_metadata(dict(metadata or {}))
+    return cast(bytes, sink.getvalue().to_pybytes())
+
+
+def _sorting(schema: pa.Schema) -> Any:
+    if not set(SORT_KEYS) <= set(schema.names):
+        return None
+    return pq.SortingColumn.from_ordering(schema, [(key, "ascending") for key in SORT_KEYS])
+
+
+def claim(temp: Path, target: Path) -> bool:
+    """Return whether this attempt created `target`; nothing is ever replaced.
+
+    A repeated NFS reply may lie, the link count does not.
+    """
+    try:
+        os.link(temp, target)
+    except FileExistsError:
+        return os.stat(temp).st_nlink == 2
+    return True

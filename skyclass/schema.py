@@ -1,0 +1,205 @@
+"""Columns in and out: the schema of a source, the schema of the class catalogue, units, UCDs and descriptions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import CatalogError, StoreError
+from .types import CLASSES, Bool, Flag, Float64
+
+# --- sources in -------------------------------------------------------------------------------------
+
+SOURCE_SCHEMA = pa.schema(
+    [
+        ("source_id", pa.string()), ("designation", pa.string()), ("cntr", pa.int64()),
+        ("ra", pa.float64()), ("dec", pa.float64()), ("coadd_id", pa.string()),
+        ("w1mpro", pa.float32()), ("w2mpro", pa.float32()), ("w3mpro", pa.float32()),
+        ("w1snr", pa.float32()), ("w2snr", pa.float32()), ("w3snr", pa.float32()),
+        ("cc_flags", pa.string()), ("ext_flg", pa.int32()),
+    ]
+)  # fmt: skip
+"""Columns of a source: positions in degrees (ICRS), magnitudes Vega; null where a table lacks a column."""
+
+CATALOG_COLUMNS = ("source_id", "ra", "dec", "coadd_id")
+TABLE_COLUMNS = ("ra", "dec")
+
+
+def conform_sources(table: pa.Table, source: str) -> pa.Table:
+    """Return the table in `SOURCE_SCHEMA`; NaN photometry, empty text and absent columns are null."""
+    columns = [
+        cast_column(table[field.name], field, source) if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in SOURCE_SCHEMA
+    ]  # fmt: skip
+    return pa.table(columns, schema=SOURCE_SCHEMA)
+
+
+def cast_column(column: pa.ChunkedArray, field: pa.Field, source: str) -> pa.ChunkedArray:
+    """Return a column cast to its field's type; `CatalogError` names the column and the reason."""
+    try:
+        if pa.types.is_string(field.type):
+            text = pc.utf8_trim_whitespace(without_dictionary(column).cast(field.type))
+            return pc.if_else(pc.equal(text, ""), None, text)
+        column = without_dictionary(column)
+        if pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
+        if pa.types.is_floating(column.type) and field.name not in TABLE_COLUMNS:
+            column = pc.if_else(pc.is_finite(column), column, None)
+        # float32 of a float64 magnitude rounds, on purpose; an integer must come through whole.
+        return column.cast(field.type, safe=not pa.types.is_floating(field.type))
+    except pa.ArrowException as error:
+        raise CatalogError(f"{source}: column {field.name} is not {field.type} ({error})") from error
+
+
+def without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without its dictionary, if it has one."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def sky_positions(table: pa.Table) -> tuple[Float64, Float64, Bool]:
+    """Return ra, dec (NaN for null) and which rows are not a position on the sky."""
+    ra, dec = (pc.fill_null(table[name], np.nan).to_numpy() for name in TABLE_COLUMNS)
+    good = (ra >= 0) & (ra <= 360) & (dec >= -90) & (dec <= 90)
+    return ra, dec, ~good
+
+
+def check_positions(table: pa.Table, source: str) -> None:
+    ra, dec, bad = sky_positions(table)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise CatalogError(
+            f"{source}: {bad.sum()} of {len(table)} positions are missing or not on the sky, the first is "
+            f"source_id {table['source_id'][first]} (ra {ra[first]}, dec {dec[first]}); fetch the file again"
+        )
+
+
+# --- rows out ---------------------------------------------------------------------------------------
+
+ROW_GROUP_ROWS = 6_000
+"""A small cone then reads about 0.4 MB of a file; readers must choose files before they open them."""
+
+UNCLASSIFIED = "unclassified"
+"""Name under which rows without a class are counted."""
+
+REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", "model_id", "run_id")
+"""Columns worth a dictionary inside a file; on the others it costs a quarter more bytes."""
+
+SORT_KEYS = ("_healpix_29", "source_id")
+FOOTER_KEY = b"skyclass"
+FLAG_MEANINGS: dict[Flag, str] = {
+    Flag.EDGE: "the cutout leaves the tile; the source stays centred, the pixels outside are missing",
+    Flag.NAN_PIXELS: "pixels inside the tile are missing (saturated cores, zero coverage)",
+    Flag.CENTRE_MISSING: "the central pixel is missing in at least one band",
+    Flag.OFF_TILE: "no pixel of the cutout lies on the tile, or no tile covers the position",
+    Flag.TILE_MISSING: "the archive has no image of this tile",
+    Flag.TILE_BAD: "an image of this tile is damaged or not an Atlas image",
+    Flag.BAND_MISSING: "the tile lacks a band that the model needs",
+    Flag.NO_IMAGE: "no class was given: some band has no pixel at all; probabilities are null",
+}
+_FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
+COLUMNS: dict[str, tuple[str, str, str]] = {
+    "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
+    "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
+    "designation": ("", "meta.id", "Name by position, Jhhmmss.ss+ddmmss.s"),
+    "cntr": ("", "meta.record", "Running number of the source in the input catalogue"),
+    "ra": ("deg", "pos.eq.ra;meta.main", "Right ascension, ICRS"),
+    "dec": ("deg", "pos.eq.dec;meta.main", "Declination, ICRS"),
+    "coadd_id": ("", "meta.id;obs.field", "Atlas tile of the cutout; null where no tile covers the position"),
+    "w1mpro": ("mag", "phot.mag;em.IR.3-4um", "W1 profile-fit magnitude (Vega), from the input catalogue"),
+    "w2mpro": ("mag", "phot.mag;em.IR.4-8um", "W2 profile-fit magnitude (Vega), from the input catalogue"),
+    "w3mpro": ("mag", "phot.mag;em.IR.8-15um", "W3 profile-fit magnitude (Vega), from the input catalogue"),
+    "w1snr": ("", "stat.snr;em.IR.3-4um", "W1 profile-fit signal to noise, from the input catalogue"),
+    "w2snr": ("", "stat.snr;em.IR.4-8um", "W2 profile-fit signal to noise, from the input catalogue"),
+    "w3snr": ("", "stat.snr;em.IR.8-15um", "W3 profile-fit signal to noise, from the input catalogue"),
+    "cc_flags": ("", "meta.code.qual", "Contamination and confusion flag per band, from the input catalogue"),
+    "ext_flg": ("", "meta.code;src.morph", "Extended source flag, from the input catalogue"),
+    "class": ("", "src.class", "Class of the highest probability: galaxy, quasar, star; null without image"),
+    "p_galaxy": ("", "stat.probability;src.class", "Probability of a galaxy; the three sum to 1"),
+    "p_quasar": ("", "stat.probability;src.class", "Probability of a quasar; the three sum to 1"),
+    "p_star": ("", "stat.probability;src.class", "Probability of a star; the three sum to 1"),
+    "margin": ("", "stat.probability", "Highest minus second highest probability"),
+    "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 no idea"),
+    "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the pixels: {_FLAG_BITS}; 0 is clean"),
+    "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
+    "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
+    "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),
+}
+"""Column -> (unit, UCD, description), in the order of the catalogue; units are VOUnits, UCDs UCD1+."""
+
+_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys(("_healpix_29", "cntr"), pa.int64()),
+    **dict.fromkeys(("ra", "dec"), pa.float64()),
+    **dict.fromkeys(("ext_flg", "flags"), pa.int32()),
+    **dict.fromkeys(("source_id", "designation", "coadd_id", "cc_flags", "class"), pa.string()),
+    **dict.fromkeys(("model_id", "run_id"), pa.string()),
+}
+
+
+def _class_schema() -> pa.Schema:
+    def field(name: str, unit: str, ucd: str, description: str) -> pa.Field:
+        words = {"unit": unit, "ucd": ucd, "description": description}
+        return pa.field(name, _TYPES.get(name, pa.float32()), metadata=words)
+
+    return pa.schema([field(name, *words) for name, words in COLUMNS.items()])
+
+
+CLASS_SCHEMA: pa.Schema = _class_schema()
+"""Schema of a row of the class catalogue; each field carries its unit, UCD and description."""
+
+_REQUIRED = ("_healpix_29", "source_id", "ra", "dec", "flags", "run_id")
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """Return the rows as `CLASS_SCHEMA`, sorted by (`_healpix_29`, `source_id`), in one chunk, NaN as null.
+
+    Raises `StoreError` naming every column that is missing, unknown or of another type, nulls in the
+    columns that need values, and classes that do not exist. Any Arrow string type is a string.
+    """
+    problems = _schema_problems(table.schema)
+    if not problems:
+        table = table.select(CLASS_SCHEMA.names).cast(CLASS_SCHEMA)
+        table = pa.table([_without_nan(column) for column in table.columns], schema=CLASS_SCHEMA)
+        problems = _value_problems(table)
+    if problems:
+        raise StoreError("rows do not fit the class catalogue: " + "; ".join(problems))
+    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).combine_chunks()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _schema_problems(schema: pa.Schema) -> list[str]:
+    problems = [f"no column {name}" for name in CLASS_SCHEMA.names if name not in schema.names]
+    problems += [f"unknown column {name}" for name in schema.names if name not in COLUMNS]
+    for field in schema:
+        wanted = CLASS_SCHEMA.field(field.name).type if field.name in COLUMNS else field.type
+        if field.type != wanted and not (_is_text(field.type) and _is_text(wanted)):
+            problems.append(f"{field.name} is {field.type}, must be {wanted}")
+    return problems
+
+
+def _value_problems(table: pa.Table) -> list[str]:
+    problems = [f"{name} has {table[name].null_count} nulls" for name in _REQUIRED if table[name].null_count]
+    strange = [name for name in pc.unique(table["class"]).to_pylist() if name not in (None, *CLASSES)]
+    return problems + [f"class {name!r} is none of {', '.join(CLASSES)}" for name in strange]
+
+
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+
+
+def class_counts(table: pa.Table) -> dict[str, int]:
+    """Return rows by class: galaxy, quasar, star and unclassified, zeros included."""
+    counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(table["class"]).to_pylist()}
+    return {**{name: counts.get(name, 0) for name in CLASSES}, UNCLASSIFIED: counts.get(None, 0)}
+
+
+def flagged(table: pa.Table) -> int:
+    """Return how many rows carry a flag."""
+    return int(pc.sum(pc.not_equal(table["flags"], 0)).as_py() or 0)

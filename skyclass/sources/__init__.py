@@ -1,0 +1,1 @@
+"""Input tables: AllWISE partitions, HATS catalogues and users' tables of positions, in one schema."""

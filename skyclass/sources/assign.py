@@ -1,0 +1,46 @@
+"""Positions -> Atlas tiles, by the footprints of the images that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..sky import edge_distance_px, separation_deg, tile_pixels, tile_wcs, unit_vectors
+from ..types import Tile
+from .tables import with_column
+
+
+def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
+    """Return the table with null `coadd_id` filled: the tile whose edge is farthest from the source.
+
+    Null stays where no tile covers the position; a `coadd_id` that is given is kept. This is the archive's own rule
+    of ownership (AllWISE Explanatory Supplement, V.4), applied to the images that are there.
+    """
+    ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
+    order = np.argsort(dec, kind="stable")
+    vectors, sorted_dec = unit_vectors(ra[order], dec[order]), dec[order]
+    best_px, owner = np.zeros(len(ra)), np.full(len(ra), -1)
+    for number, tile in enumerate(tiles):
+        centre_ra, centre_dec, radius_deg = _footprint(tile)
+        low, high = np.searchsorted(sorted_dec, [centre_dec - radius_deg, centre_dec + radius_deg])
+        near = vectors[low:high] @ unit_vectors(centre_ra, centre_dec) >= np.cos(np.radians(radius_deg))
+        rows = order[low:high][near]
+        inside_px = edge_distance_px(tile, *tile_pixels(tile, ra[rows], dec[rows]))
+        wins = (inside_px > best_px[rows]) | ((inside_px == 0) & (owner[rows] < 0))
+        best_px[rows[wins]], owner[rows[wins]] = inside_px[wins], number
+    names = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
+    assigned = pa.chunked_array([pa.array(names[owner], pa.string())])
+    return with_column(table, "coadd_id", pc.coalesce(table["coadd_id"], assigned))
+
+
+def _footprint(tile: Tile) -> tuple[float, float, float]:
+    """Return (ra, dec, radius) in degrees of a circle around a tile's image."""
+    rows, columns = tile.shape
+    x = np.array([(columns + 1) / 2, 0.5, columns + 0.5, 0.5, columns + 0.5])
+    y = np.array([(rows + 1) / 2, 0.5, 0.5, rows + 0.5, rows + 0.5])
+    ra, dec = tile_wcs(tile).wcs_pix2world(x, y, 1)
+    radius_deg = separation_deg(ra[0], dec[0], ra[1:], dec[1:]).max()
+    return float(ra[0]), float(dec[0]), float(radius_deg) * 1.01
