@@ -11,11 +11,14 @@ is the archive's own layout only.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +32,6 @@ from .atlas import (
     Refusal,
     check_pixels,
     check_rows,
-    check_unchanged,
     header_blocks,
     layout_path,
     names_near,
@@ -39,13 +41,16 @@ from .atlas import (
     tile_of,
 )
 from .errors import ArchiveError, ConfigError, TileFault
+from .identity import changed_fault, image_file, stamp_change
+from .regular import open_regular
 from .remote import SCHEMES, open_remote
-from .types import BANDS, Float32, Tile
+from .types import BANDS, FileStamp, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
 READ_ROWS = 64
 """Of an image, a megabyte: they fit the cache of a core."""
+HASH_BYTES = 1 << 20
 
 
 # --- one file --------------------------------------------------------------------------------------
@@ -54,20 +59,24 @@ READ_ROWS = 64
 def describe(path: str) -> AtlasImage | Refusal:
     """Return what a file holds: an `AtlasImage`, or a `Refusal` with the reason.
 
-    Headers are kept per process until the file's size or time of change differs.
+    The header is read each time, and interpreted once per process as long as it and the file's stamp are the same.
     """
     try:
-        status = os.stat(path)
-        return _describe(path, status.st_size, status.st_mtime_ns)
+        with open_regular(path) as stream:
+            stamp = _stamp(os.fstat(stream.fileno()))
+            return _describe(path, header_blocks(stream), stamp, stamp.device)
     except OSError as error:
         return Refusal(path, f"cannot be read ({error.strerror or error}): check path and permissions")
 
 
 @lru_cache(maxsize=512)
-def _describe(path: str, size_bytes: int, mtime_ns: int) -> AtlasImage | Refusal:
-    # `mtime_ns` is only a part of the cache's key: a file replaced under its name is read again.
-    with open(path, "rb") as stream:
-        return read_header(path, header_blocks(stream), size_bytes)
+def _describe(path: str, head: bytes, stamp: FileStamp, device: int | None) -> AtlasImage | Refusal:
+    # `device` is only a part of the cache's key, because stamps are equal without it.
+    return read_header(path, head, stamp)
+
+
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, device=status.st_dev)
 
 
 # --- the archive -----------------------------------------------------------------------------------
@@ -95,7 +104,7 @@ class LocalArchive:
         if not bands:
             raise ValueError("no band was asked for")
         images = [self._image(coadd_id, band) for band in bands]
-        tile = tile_of(images)
+        tile = tile_of(images, self.root)
         for image in images if verify else ():
             if fault := _checksum_fault(image.path):
                 raise TileFault(coadd_id, f"{image.path} {fault}: fetch it again", image.band)
@@ -108,15 +117,48 @@ class LocalArchive:
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN, read from first to last.
 
-        Raises `TileFault` if the file is bad, was replaced since `tile` was made, or has a row with
-        more than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.
+        Raises `TileFault` if the file cannot be read, is no longer the one that `tile` was made from, or has a row
+        with more than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.
         """
         check_rows(tile, start, stop)
-        image = self._image(tile.coadd_id, band)
-        check_unchanged(tile, image)
-        pixels = _read(image, start, stop)
-        check_pixels(image, start, pixels)
+        with self._open(tile, band) as stream:
+            _seek(stream, tile, band, start)
+            pixels = _read(stream, stop - start, tile.shape[1])
+        check_pixels(tile, band, start, pixels)
         return pixels
+
+    def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
+        """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files."""
+        stop = tile.shape[0] if stop is None else stop
+        check_rows(tile, start, stop)
+        digests = {}
+        for band in tile.bands:
+            with self._open(tile, band) as stream:
+                _seek(stream, tile, band, start)
+                digests[image_file(tile, band).name] = _sha256(stream, 4 * tile.shape[1] * (stop - start))
+        return digests
+
+    @contextmanager
+    def _open(self, tile: Tile, band: str) -> Iterator[io.FileIO]:
+        """Give the open file of a band; `TileFault` unless it is the file of `tile`, before and after it is used."""
+        file = image_file(tile, band)
+        path = os.path.join(self.root, file.name)
+        try:
+            with open_regular(path) as stream:
+                _check_stamp(stream, tile, band, path)
+                if _sha256(stream, file.data_offset) != file.header_sha256:
+                    raise changed_fault(tile, band, path, "it has another header")
+                try:
+                    yield stream
+                finally:
+                    _check_stamp(stream, tile, band, path)
+        except FileNotFoundError as error:
+            raise changed_fault(tile, band, path, "it was removed") from error
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # on NFS, another file has the name
+                raise changed_fault(tile, band, path, "it was replaced") from error
+            reason = f"{path} cannot be read ({error.strerror or error}): check the disk, fetch it again"
+            raise TileFault(tile.coadd_id, reason, band) from error
 
     def list_tiles(self, near: tuple[ArrayLike, ArrayLike] | None = None) -> list[Tile]:
         """Return the footprints of the tiles, sorted by name, to assign positions to.
@@ -166,14 +208,14 @@ class LocalArchive:
                 images = groups.setdefault((coadd_id, *image.geometry), [])
                 if band not in [other.band for other in images]:
                     images.append(image)
-        return [tile_of(images) for images in groups.values()]
+        return [tile_of(images, self.root) for images in groups.values()]
 
     def _first_tile(self, coadd_id: str) -> Tile | None:
         """Return a tile with the first band whose header is good, of the wanted bands or any other."""
         for band in dict.fromkeys((*self.bands, *BANDS)):
             image = describe(os.path.join(self.root, layout_path(coadd_id, band)))
             if isinstance(image, AtlasImage):
-                return tile_of([image])
+                return tile_of([image], self.root)
         return None
 
 
@@ -240,23 +282,35 @@ def _list_refusals(root: Path, found: Iterable[AtlasImage | Refusal], limit: int
     return f" Refused:{''.join(lines)}{more}" if lines else " It holds no FITS file."
 
 
-def _read(image: AtlasImage, start: int, stop: int) -> Float32:
-    """Return rows of an image, read one after the other, a megabyte at a time, its bytes turned while in the cache."""
-    columns = image.shape[1]
-    pixels: Float32 = np.empty((stop - start, columns), np.float32)
-    raw = np.empty(min(READ_ROWS, stop - start) * columns * 4, np.uint8)
+def _check_stamp(stream: io.FileIO, tile: Tile, band: str, path: str) -> None:
+    if difference := stamp_change(image_file(tile, band).stamp, _stamp(os.fstat(stream.fileno()))):
+        raise changed_fault(tile, band, path, difference)
+
+
+def _seek(stream: io.FileIO, tile: Tile, band: str, row: int) -> None:
+    stream.seek(image_file(tile, band).data_offset + 4 * tile.shape[1] * row)
+
+
+def _read(stream: io.FileIO, n_rows: int, columns: int) -> Float32:
+    """Return the next rows of a file, a megabyte at a time: the byte order is changed while they are in the cache."""
+    pixels: Float32 = np.empty((n_rows, columns), np.float32)
+    raw = np.empty(min(READ_ROWS, n_rows) * columns * 4, np.uint8)
     some = raw.view(">f4").reshape(-1, columns)
-    try:
-        with open(image.path, "rb", buffering=0) as stream:
-            stream.seek(image.data_offset + 4 * columns * start)
-            for first in range(0, stop - start, READ_ROWS):
-                n_rows = min(READ_ROWS, stop - start - first)
-                _fill(stream.readinto, raw.data[: 4 * columns * n_rows])
-                pixels[first : first + n_rows] = some[:n_rows]
-    except OSError as error:
-        reason = f"{image.path} cannot be read ({error.strerror or error}): check the disk, fetch it again"
-        raise TileFault(image.coadd_id, reason, image.band) from error
+    for first in range(0, n_rows, READ_ROWS):
+        n = min(READ_ROWS, n_rows - first)
+        _fill(stream.readinto, raw.data[: 4 * columns * n])
+        pixels[first : first + n] = some[:n]
     return pixels
+
+
+def _sha256(stream: io.FileIO, n_bytes: int) -> str:
+    """Return the SHA-256 of the next bytes of a file."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(n_bytes, HASH_BYTES)))
+    for start in range(0, n_bytes, HASH_BYTES):
+        part = buffer[: min(HASH_BYTES, n_bytes - start)]
+        _fill(stream.readinto, part)
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _checksum_fault(path: str) -> str:

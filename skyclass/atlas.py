@@ -6,10 +6,11 @@ wrong scale or zero point would give wrong classes without a word.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from .errors import TileFault
 from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from .types import BANDS, PIXEL_SCALE_ARCSEC, Archive, Float32, Float64, Tile
+from .types import BANDS, PIXEL_SCALE_ARCSEC, Archive, FileStamp, Float32, Float64, ImageFile, Tile
 
 MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
@@ -43,9 +44,9 @@ IMAGE_NAME = re.compile(r"(\d{4}[pm]\d{3}_[a-z]{2}\d+)-(w[1-4])-int-3")
 
 @dataclass(frozen=True)
 class AtlasImage:
-    """One band of a tile as its file's header describes it; `data_offset` is in bytes.
+    """One band of a tile as its file's header describes it. The geometry reads as in `Tile`.
 
-    The geometry reads as in `Tile`.
+    `path` is the whole path or URL of the file; `file.name` is the same here, and relative to the archive in a `Tile`.
     """
 
     path: str
@@ -56,7 +57,7 @@ class AtlasImage:
     crpix: tuple[float, float]
     cdelt_deg: tuple[float, float]
     zero_point_mag: float
-    data_offset: int
+    file: ImageFile
 
     @property
     def geometry(self) -> tuple[object, ...]:
@@ -85,28 +86,36 @@ class AtlasArchive(Archive, Protocol):
         """Return the footprints of the tiles, sorted by name; those near positions (ra, dec in degrees) if given."""
         ...
 
+    def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
+        """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files.
+
+        Raises `TileFault` like `read_rows`, but for no value of a pixel. The pixels are the bytes of the file,
+        big-endian float32: equal digests mean equal rows, whichever copy was read.
+        """
+        ...
+
 
 # --- the header ------------------------------------------------------------------------------------
 
 
-def read_header(path: str, head: bytes, size_bytes: int) -> AtlasImage | Refusal:
-    """Return what the first bytes of a file of `size_bytes` hold: an `AtlasImage`, or a `Refusal` with the reason."""
+def read_header(path: str, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
+    """Return what a file with these first bytes holds: an `AtlasImage`, or a `Refusal` with the reason."""
     named = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
     coadd_id, band = named.groups() if named else ("", "")
-    fault = _content_fault(head, size_bytes)
+    fault = _content_fault(head, stamp.size_bytes)
     if fault:
         return Refusal(path, fault, coadd_id, band)
     try:
-        return _from_header(path, fits.Header.fromfile(io.BytesIO(head)), len(head), size_bytes)
+        return _from_header(path, fits.Header.fromfile(io.BytesIO(head)), head, stamp)
     except (OSError, ValueError, TypeError, KeyError, fits.VerifyError, Warning) as error:
         return Refusal(path, f"damaged FITS header ({error}): fetch the file again", coadd_id, band)
 
 
-def header_blocks(stream: io.BufferedIOBase) -> bytes:
+def header_blocks(stream: io.RawIOBase | io.BufferedIOBase) -> bytes:
     """Return the blocks up to the one with the END card, or what there is within reason."""
     head = b""
     for _ in range(MAX_HEADER_BLOCKS):
-        block = stream.read(BLOCK_BYTES)
+        block = stream.read(BLOCK_BYTES) or b""
         head += block
         if len(block) < BLOCK_BYTES or not head.startswith(b"SIMPLE") or _has_end(block):
             break
@@ -132,7 +141,7 @@ def _content_fault(head: bytes, size_bytes: int) -> str:
     return ""
 
 
-def _from_header(path: str, header: fits.Header, offset: int, size_bytes: int) -> AtlasImage | Refusal:
+def _from_header(path: str, header: fits.Header, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
     """Return the image that a header describes, or the refusal with every problem found."""
     is_intensity = str(header.get("FILETYPE", "")).strip() == "intensity image"
     coadd_id = str(header.get("COADDID", "")).strip() if is_intensity else ""
@@ -143,16 +152,17 @@ def _from_header(path: str, header: fits.Header, offset: int, size_bytes: int) -
         advice = "use the Atlas files named <coadd_id>-w<band>-int-3.fits" if kind else "fetch it again"
         return Refusal(path, f"{'; '.join(problems)}: {advice}", coadd_id, band)
     columns, rows = int(header["NAXIS1"]), int(header["NAXIS2"])
-    needed = offset + 4 * rows * columns
-    if size_bytes < needed:
-        reason = f"truncated: {size_bytes} bytes, header and pixels need {needed}, fetch it again"
+    needed = len(head) + 4 * rows * columns
+    if stamp.size_bytes < needed:
+        reason = f"truncated: {stamp.size_bytes} bytes, header and pixels need {needed}, fetch it again"
         return Refusal(path, reason, coadd_id, band)
     return AtlasImage(
         path=path, coadd_id=coadd_id, band=band, shape=(rows, columns),
         crval_deg=(float(header["CRVAL1"]), float(header["CRVAL2"])),
         crpix=(float(header["CRPIX1"]), float(header["CRPIX2"])),
         cdelt_deg=(float(header["CDELT1"]), float(header["CDELT2"])),
-        zero_point_mag=float(header["MAGZP"]), data_offset=offset,
+        zero_point_mag=float(header["MAGZP"]),
+        file=ImageFile(path, len(head), hashlib.sha256(head).hexdigest(), stamp),
     )  # fmt: skip
 
 
@@ -240,8 +250,8 @@ def raise_missing(root: str, coadd_id: str, band: str, present: Sequence[str]) -
     raise TileFault(coadd_id, f"missing tile: no image of it under {root}, fetch it", None, "missing_tile")
 
 
-def tile_of(images: Sequence[AtlasImage]) -> Tile:
-    """Return the tile of its bands' images, in their order; `TileFault` unless they share one geometry."""
+def tile_of(images: Sequence[AtlasImage], root: str) -> Tile:
+    """Return the tile of its bands' images below `root`, in their order; `TileFault` unless they share one geometry."""
     first = images[0]
     for image in images[1:]:
         if image.geometry != first.geometry:
@@ -251,6 +261,7 @@ def tile_of(images: Sequence[AtlasImage]) -> Tile:
         coadd_id=first.coadd_id, bands=tuple(image.band for image in images), shape=first.shape,
         crval_deg=first.crval_deg, crpix=first.crpix, cdelt_deg=first.cdelt_deg,
         zero_point_mag=tuple(image.zero_point_mag for image in images),
+        files=tuple(replace(image.file, name=image.path.removeprefix(f"{root}/")) for image in images),
     )  # fmt: skip
 
 
@@ -260,29 +271,18 @@ def check_rows(tile: Tile, start: int, stop: int) -> None:
         raise ValueError(f"rows {start}:{stop} are not in the {tile.shape[0]} rows of {tile.coadd_id}")
 
 
-def check_unchanged(tile: Tile, image: AtlasImage) -> None:
-    """Raise `TileFault` if an image is no longer the one that `tile` was made from."""
-    if image.shape != tile.shape or image.crpix != tile.crpix:
-        raise replaced(image)
-
-
-def replaced(image: AtlasImage) -> TileFault:
-    """Return the fault of a file that another has taken the place of."""
-    return TileFault(image.coadd_id, f"{image.path} was replaced during the run: run again", image.band)
-
-
-def check_pixels(image: AtlasImage, start: int, pixels: Float32) -> None:
+def check_pixels(tile: Tile, band: str, start: int, pixels: Float32) -> None:
     """Raise `TileFault` if rows from `start` on hold too many exact zeros or too few finite pixels."""
     if np.count_nonzero(pixels == 0) > MAX_ZERO_FRACTION * pixels.shape[1]:  # fewer are no row with too many
         zero_fraction = np.mean(pixels == 0, axis=1)
         worst = int(zero_fraction.argmax())
         if zero_fraction[worst] > MAX_ZERO_FRACTION:
             share = f"{zero_fraction[worst]:.0%} of row {start + worst}"
-            raise TileFault(image.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", image.band)
+            raise TileFault(tile.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", band)
     finite = np.count_nonzero(np.isfinite(pixels)) / pixels.size
     if finite < MIN_FINITE_FRACTION:
         reason = f"{finite:.1%} of rows {start} to {start + len(pixels)} are finite pixels, fetch it again"
-        raise TileFault(image.coadd_id, reason, image.band)
+        raise TileFault(tile.coadd_id, reason, band)
 
 
 # --- names -----------------------------------------------------------------------------------------

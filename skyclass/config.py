@@ -32,6 +32,8 @@ ROW_MODULES = (
         "schema",
         "sky",
         "sources",
+        "regular",
+        "identity",
         "atlas",
         "remote",
         "archive",

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-FaultKind = Literal["missing_tile", "missing_band", "bad"]
+FaultKind = Literal["missing_tile", "missing_band", "bad", "changed"]
 
 
 class SkyclassError(Exception):
@@ -58,7 +58,8 @@ class TileFault(SkyclassError):
     """A tile, or one band of it, cannot be used: the reason becomes data, the run goes on.
 
     `kind` says which: "missing_tile" (the archive has no image of it), "missing_band" (it has other
-    bands), "bad" (there is a file, and it is damaged or not an Atlas image).
+    bands), "bad" (there is a file, and it is damaged or not an Atlas image), "changed" (a file was replaced,
+    modified or removed after the tile was opened: the tile can be done again as a whole).
     """
 
     def __init__(self, coadd_id: str, reason: str, band: str | None = None, kind: FaultKind = "bad") -> None:

@@ -11,6 +11,7 @@ a torn body again only from servers that send an ETag, and two loops would multi
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import random
@@ -35,7 +36,6 @@ from .atlas import (
     Refusal,
     check_pixels,
     check_rows,
-    check_unchanged,
     header_blocks,
     layout_path,
     names_near,
@@ -43,11 +43,11 @@ from .atlas import (
     ra_names_near,
     raise_missing,
     read_header,
-    replaced,
     tile_of,
 )
 from .errors import ArchiveDown, ArchiveError, ConfigError
-from .types import BANDS, Float32, Tile
+from .identity import changed_fault, image_file, stamp_change
+from .types import BANDS, FileStamp, Float32, Tile
 
 SCHEMES = ("s3://", "https://", "http://")
 DEFAULT_REGION = "us-west-2"
@@ -73,15 +73,22 @@ LAST_ATTEMPT_S = 150.0
 """After the first, later than which no attempt begins. With the whole of an answer this is less than the watchdog waits
 for a strip (`engine.STALL_S`): an outage must end the run before tiles are taken for hung and quarantined."""
 
+UNKNOWN = Refusal("", "not asked yet")
+_headers: dict[tuple[RemoteArchive, str, str], AtlasImage | Refusal | None] = {}
+MAX_HEADERS = 512
+
+HASH_ROWS = 512
+"""Rows in one request when pixels are hashed: 8 MB of a whole tile."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The bytes that came, and the size of the whole file."""
+    """The bytes that came, and the stamp of the whole file."""
 
     data: memoryview
-    size_bytes: int
+    stamp: FileStamp
 
 
 # --- the archive -----------------------------------------------------------------------------------
@@ -100,13 +107,15 @@ class RemoteArchive:
     opening: str
 
     def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
-        """Return the tile as the headers of `bands` describe it; `verify` changes nothing, as told above.
+        """Return the tile as the headers of `bands` describe it.
 
-        Raises `TileFault` whose `kind` is "missing_tile", "missing_band" or "bad", with the reason.
+        With `verify` the headers are requested although this process knows them: the tile then has the files that the
+        archive has now. No checksum is compared, as explained above. Raises `TileFault` whose `kind` is
+        "missing_tile", "missing_band" or "bad", with the reason.
         """
         if not bands:
             raise ValueError("no band was asked for")
-        return tile_of([self._image(coadd_id, band) for band in bands])
+        return tile_of([self._image(coadd_id, band, verify) for band in bands], self.root)
 
     def bands_of(self, coadd_id: str) -> tuple[str, ...]:
         """Return the bands, of all four, of which the archive has a file; () if it has no such tile."""
@@ -115,15 +124,26 @@ class RemoteArchive:
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN, one request.
 
-        Raises `TileFault` if the file is bad, was replaced since `tile` was made, or has a row with too many
+        Raises `TileFault` if the file is no longer the one that `tile` was made from, or has a row with too many
         exact zeros; `ValueError` if the rows are not on the tile.
         """
         check_rows(tile, start, stop)
-        image = self._image(tile.coadd_id, band)
-        check_unchanged(tile, image)
-        pixels = _read(self, image, start, stop)
-        check_pixels(image, start, pixels)
+        data = _read(self, tile, band, start, stop)
+        pixels = np.frombuffer(data, dtype=">f4").reshape(stop - start, tile.shape[1]).astype(np.float32)
+        check_pixels(tile, band, start, pixels)
         return pixels
+
+    def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
+        """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files."""
+        stop = tile.shape[0] if stop is None else stop
+        check_rows(tile, start, stop)
+        digests = {}
+        for band in tile.bands:
+            digest = hashlib.sha256()
+            for first in range(start, stop, HASH_ROWS):
+                digest.update(_read(self, tile, band, first, min(first + HASH_ROWS, stop)))
+            digests[image_file(tile, band).name] = digest.hexdigest()
+        return digests
 
     def list_tiles(self, near: tuple[ArrayLike, ArrayLike] | None = None) -> list[Tile]:
         """Return the footprints of the tiles, sorted by name, to assign positions to; one header is read for each.
@@ -141,9 +161,9 @@ class RemoteArchive:
         tiles = (self._first_tile(name) for name in wanted)
         return [tile for tile in tiles if tile is not None]
 
-    def _image(self, coadd_id: str, band: str) -> AtlasImage:
+    def _image(self, coadd_id: str, band: str, fresh: bool) -> AtlasImage:
         """Return the good image of a band, or raise the `TileFault` that says why not."""
-        image = _describe(self, coadd_id, band)
+        image = _describe(self, coadd_id, band, fresh)
         if image is None:
             raise_missing(self.root, coadd_id, band, self.bands_of(coadd_id))
         return own_image(image, coadd_id, band)
@@ -153,7 +173,7 @@ class RemoteArchive:
         for band in dict.fromkeys((*self.bands, *BANDS)):
             image = _describe(self, coadd_id, band)
             if isinstance(image, AtlasImage):
-                return tile_of([image])
+                return tile_of([image], self.root)
         return None
 
 
@@ -170,30 +190,44 @@ def open_remote(location: str, bands: tuple[str, ...]) -> RemoteArchive:
     return archive
 
 
-@lru_cache(maxsize=512)
-def _describe(archive: RemoteArchive, coadd_id: str, band: str) -> AtlasImage | Refusal | None:
-    """Return what the file of a band holds, None where there is none; remembered for one opening of an archive."""
+def _describe(archive: RemoteArchive, coadd_id: str, band: str, fresh: bool = False) -> AtlasImage | Refusal | None:
+    """Return what the file of a band holds, None where there is none.
+
+    The answer is remembered for one opening of an archive; with `fresh` the server is asked again.
+    """
+    key = (archive, coadd_id, band)
+    image = UNKNOWN if fresh else _headers.get(key, UNKNOWN)
+    if image is UNKNOWN:
+        image = _request_header(archive, coadd_id, band)
+        if len(_headers) >= MAX_HEADERS:
+            _headers.clear()
+        _headers[key] = image
+    return image
+
+
+def _request_header(archive: RemoteArchive, coadd_id: str, band: str) -> AtlasImage | Refusal | None:
     path = layout_path(coadd_id, band)
     answer = _beginning(archive, path) if path else None
     if answer is None:
         return None
     head = header_blocks(io.BytesIO(answer.data))
-    return read_header(f"{archive.root}/{path}", head, answer.size_bytes)
+    return read_header(f"{archive.root}/{path}", head, answer.stamp)
 
 
-def _read(archive: RemoteArchive, image: AtlasImage, start: int, stop: int) -> Float32:
-    """Return rows of an image in native byte order; `TileFault` when the file no longer has them."""
-    columns = image.shape[1]
-    first, last = (image.data_offset + 4 * columns * row for row in (start, stop))
-    path = image.path.removeprefix(f"{archive.root}/")
+def _read(archive: RemoteArchive, tile: Tile, band: str, start: int, stop: int) -> memoryview:
+    """Return the bytes of rows `start:stop` of a band; `TileFault` unless they are those of the tile's file."""
+    file = image_file(tile, band)
+    first, last = (file.data_offset + 4 * tile.shape[1] * row for row in (start, stop))
     try:
-        answer = _range(archive, path, first, last)
+        answer = _range(archive, file.name, first, last)
     except _obstore().exceptions.NotSupportedError:  # a page instead of the file
         answer = None
-    if answer is None or len(answer.data) < last - first:
-        raise replaced(image)
-    pixels = np.frombuffer(answer.data, dtype=">f4").reshape(stop - start, columns)
-    return pixels.astype(np.float32)
+        difference = "the server sends something else"
+    else:
+        difference = stamp_change(file.stamp, answer.stamp) if answer else "it was removed"
+    if answer is None or difference:
+        raise changed_fault(tile, band, f"{archive.root}/{file.name}", difference)
+    return answer.data
 
 
 def _tile_names(archive: RemoteArchive, ra_names: set[str] | None) -> list[str]:
@@ -231,10 +265,10 @@ def _range(archive: RemoteArchive, path: str, start: int, stop: int) -> Answer |
     def request() -> Answer:
         try:
             got = _obstore().get(_store(archive), path, options={"range": (start, stop)})
-            return Answer(memoryview(got.bytes()), got.meta["size"])
+            return Answer(memoryview(got.bytes()), _stamp(got.meta))
         except _obstore().exceptions.GenericError as error:
             if _status(error) == 416:  # the file ends before `start`
-                return Answer(memoryview(b""), 0)
+                return Answer(memoryview(b""), FileStamp(0))
             raise
 
     return _ask(archive, path, request)
@@ -244,7 +278,12 @@ def _unranged(archive: RemoteArchive, path: str) -> Answer:
     """Return the first bytes of a file that comes whole; the rest of it is not waited for."""
     got = _obstore().get(_store(archive), path)
     chunk = next(iter(got.stream(min_chunk_size=BLOCK_BYTES)), b"")
-    return Answer(memoryview(chunk), got.meta["size"])
+    return Answer(memoryview(chunk), _stamp(got.meta))
+
+
+def _stamp(meta: Any) -> FileStamp:
+    """Return size and ETag of an answer; without an ETag, the time of the last change."""
+    return FileStamp(meta["size"], tag=meta["e_tag"] or meta["last_modified"].isoformat())
 
 
 def _folders(archive: RemoteArchive, path: str) -> list[str]:

@@ -5,7 +5,7 @@ Frozen and inert: nothing here opens a file, reads a clock or knows Dask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ FAULT_FLAGS = {
     "missing_tile": Flag.TILE_MISSING | Flag.NO_IMAGE,
     "missing_band": Flag.BAND_MISSING | Flag.NO_IMAGE,
     "bad": Flag.TILE_BAD | Flag.NO_IMAGE,
+    "changed": Flag.TILE_BAD | Flag.NO_IMAGE,
 }
 """What the sources of a tile carry, by the `kind` of its `TileFault`."""
 
@@ -60,11 +61,45 @@ UNCOVERED_FLAGS = Flag.OFF_TILE | Flag.TILE_MISSING | Flag.NO_IMAGE
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """Distinguishes a file from another file of the same name, without a look at its content.
+
+    A local file has its size, the time of its last change and its inode; a remote file has its size and a `tag`, which
+    is the ETag or, without one, the time of the last change as the server gives it. `device` is the device number of
+    a local file. Device numbers differ between hosts, so that pickling drops it, and equality ignores it.
+    """
+
+    size_bytes: int
+    mtime_ns: int = 0
+    inode: int = 0
+    tag: str = ""
+    device: int | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"device": None}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The file of one band of a tile as it was when the tile was opened.
+
+    `name` is the path below the archive's root; the pixels begin after `data_offset` bytes, and `header_sha256` is the
+    digest of these bytes.
+    """
+
+    name: str
+    data_offset: int
+    header_sha256: str
+    stamp: FileStamp
+
+
+@dataclass(frozen=True)
 class Tile:
     """One Atlas tile (coadd) as its headers describe it: SIN projection, north up, no distortion.
 
     `shape` is (rows, columns); `crpix` is the 1-based FITS pixel of `crval_deg`; `zero_point_mag` is
-    Vega and stands in the order of `bands`, the bands that were asked for.
+    Vega and stands in the order of `bands`, the bands that were asked for. `files` are the files of `bands`, in the
+    same order: two tiles are equal only if their files are the same ones (see `identity.py`). `repr` omits them.
     """
 
     coadd_id: str
@@ -74,6 +109,7 @@ class Tile:
     crpix: tuple[float, float]
     cdelt_deg: tuple[float, float]
     zero_point_mag: tuple[float, ...]
+    files: tuple[ImageFile, ...] = field(default=(), repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -139,7 +175,10 @@ class Archive(Protocol):
         ...
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
-        """Return rows `start:stop` (0-based) of a band as native float32 DN; raise `TileFault`."""
+        """Return rows `start:stop` (0-based) of a band as native float32 DN; raise `TileFault`.
+
+        The kind of the fault is "changed" if the file is no longer the one that `tile.files` names.
+        """
         ...
 
 

@@ -10,6 +10,8 @@ import re
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import formatdate
+from hashlib import md5
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -68,6 +70,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(b"<Error><Code>NoSuchKey</Code></Error>", "application/xml", 404)
         return self.send_part(path.read_bytes())
 
+    def validators(self) -> dict[str, str]:
+        """The date of the file, and its ETag, as S3 makes it."""
+        path = self.file()
+        if not path.is_file():
+            return {}
+        date = {"Last_Modified": formatdate(path.stat().st_mtime, usegmt=True)}
+        return date | ({"ETag": f'"{md5(path.read_bytes()).hexdigest()}"'} if self.archive.etag else {})
+
     def file(self) -> Path:
         return self.archive.root / unquote(urlsplit(self.path).path).removeprefix(f"/{BUCKET}/")
 
@@ -84,12 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(sent, "image/x-fits", 206, Content_Range=where, Content_Length=str(len(part)))
 
     def answer(self, body: bytes, kind: str, status: int = 200, **headers: str) -> None:
-        named = {
-            "Content_Type": kind,
-            "Content_Length": str(len(body)),
-            "Last_Modified": "Wed, 13 Nov 2013 00:00:00 GMT",
-        }
-        named |= {"ETag": '"1"'} if self.archive.etag else {}
+        named = {"Content_Type": kind, "Content_Length": str(len(body))} | self.validators()
         self.send_response(status)
         for name, value in (named | headers).items():
             self.send_header(name.replace("_", "-"), value)

@@ -15,6 +15,8 @@ READING_ORDER = [
         "types",
         "schema",
         "files",
+        "regular",
+        "identity",
         "sky",
         "config",
         "memory",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,13 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import skyclass.archive
 from skyclass.archive import LocalArchive, describe, open_archive
 from skyclass.atlas import AtlasImage, Refusal
 from skyclass.errors import ArchiveError, ConfigError, TileFault
+from skyclass.identity import FileRecord, compare_records, file_record, stamp_change
 from skyclass.sky import tile_pixels
-from skyclass.types import Archive, Tile
+from skyclass.types import Archive, FileStamp, Tile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CDELT_DEG = 0.0003819444391411
@@ -65,7 +71,7 @@ def test_the_archive_layout_is_found_below_its_root(tmp_path: Path, prefix: str)
     write_layout(tmp_path / prefix)
     archive: Archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
     tile = archive.tile("0098p408_ac51", ("w1", "w3"))
-    assert tile == Tile(
+    assert replace(tile, files=()) == Tile(
         "0098p408_ac51",
         ("w1", "w3"),
         (ROWS, COLUMNS),
@@ -182,15 +188,126 @@ def test_a_file_of_another_tile_or_band_or_wcs_is_a_fault(tmp_path: Path) -> Non
     assert "differs from w1" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
 
 
-def test_a_file_replaced_during_a_run_is_noticed(tmp_path: Path) -> None:
-    folder = write_layout(tmp_path)
+def replace_by(path: Path, data: bytes) -> None:
+    """Rename a file with the same times over another one."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.with_suffix(".new").write_bytes(data)
+    os.utime(path.with_suffix(".new"), ns=times)
+    path.with_suffix(".new").rename(path)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """Overwrite a file, which keeps its inode, size and times."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with open(path, "r+b") as stream:
+        stream.write(data)
+    os.utime(path, ns=times)
+
+
+def other_pixels(path: Path, data: bytes) -> None:
+    path.write_bytes(data[:2880] + b"\x3f\x80\0\0" + data[2884:])
+
+
+def link_elsewhere(path: Path, data: bytes) -> None:
+    shutil.copy2(path, path.with_suffix(".moved"))
+    path.unlink()
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+REPLACEMENTS: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
+    "other pixels": (other_pixels, "time of change"),
+    "another size": (lambda path, data: path.write_bytes(data + bytes(2880)), "size 11520 is now 14400"),
+    "renamed over, with the same size and times": (replace_by, "inode"),
+    "another zero point, with the same inode, size and times": (
+        lambda path, data: write_in_place(path, data.replace(b"20.5", b"21.5")),
+        "it has another header",
+    ),
+    "a link to a copy": (link_elsewhere, "inode"),
+    "removed": (lambda path, data: path.unlink(), "it was removed"),
+    "another image": (lambda path, data: write_image(path, atlas_header(), np.ones((8, 8), np.float32)), "size"),
+}
+
+
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_a_file_that_changed_after_its_tile_was_opened_is_a_fault(tmp_path: Path, kind: str) -> None:
+    change, words = REPLACEMENTS[kind]
+    path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    tile = archive.tile("0098p408_ac51", archive.bands)
+    change(path, path.read_bytes())
+    for use in (lambda: archive.read_rows(tile, "w1", 0, 9), lambda: archive.pixel_sha256(tile)):
+        fault = fault_of(use)
+        assert (fault.kind, fault.band) == ("changed", "w1")
+        assert f"{path} changed during the run (" in fault.reason and words in fault.reason
+    np.testing.assert_array_equal(archive.read_rows(tile, "w2", 0, 9), pixels_of(2)[:9])
+    if kind == "removed":
+        assert fault_of(lambda: archive.tile("0098p408_ac51", archive.bands)).kind == "missing_band"
+    elif kind != "another image":
+        again = archive.tile("0098p408_ac51", archive.bands)
+        assert again != tile and len(archive.read_rows(again, "w1", 0, 9)) == 9, "the tile can be opened again"
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
     archive = open_archive(str(tmp_path), ["w1"])
+    tile, read = archive.tile("0098p408_ac51", ("w1",)), skyclass.archive._read
+
+    def interrupted(stream: io.FileIO, n_rows: int, columns: int) -> np.ndarray:
+        rows = read(stream, n_rows, columns)
+        other_pixels(path, path.read_bytes())
+        return rows
+
+    monkeypatch.setattr(skyclass.archive, "_read", interrupted)
+    assert fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).kind == "changed"
+
+
+def test_the_device_of_a_file_counts_in_one_process_only() -> None:
+    here, there = FileStamp(1, 2, 3, device=4), FileStamp(1, 2, 3, device=5)
+    assert stamp_change(here, there) == "device 4 is now 5"
+    sent = pickle.loads(pickle.dumps(here))
+    assert sent == here and stamp_change(sent, there) == ""
+
+
+def test_a_record_tells_a_copied_file_from_a_changed_one(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "a")
+    path = folder / "0098p408_ac51-w2-int-3.fits"
+    write_layout(tmp_path / "a", "0111m015_ac51")
+
+    def look(root: str) -> tuple[FileRecord, dict[str, str]]:
+        archive = open_archive(str(tmp_path / root), ["w1", "w2"])
+        tile = archive.tile("0098p408_ac51", archive.bands)
+        return json.loads(json.dumps(file_record(tile))), archive.pixel_sha256(tile)
+
+    record, pixels = look("a")
+    names = [f"00/0098/0098p408_ac51/0098p408_ac51-{band}-int-3.fits" for band in ("w1", "w2")]
+    assert list(record) == list(pixels) == names
+    assert record[names[1]] == {
+        "size_bytes": 11520, "mtime_ns": path.stat().st_mtime_ns, "inode": path.stat().st_ino, "tag": "",
+        "data_offset": 2880, "header_sha256": hashlib.sha256(path.read_bytes()[:2880]).hexdigest(),
+    }  # fmt: skip
+    assert pixels[names[1]] == hashlib.sha256(pixels_of(2).astype(">f4").tobytes()).hexdigest()
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert look("moved") == (record, pixels) and compare_records(record, look("moved")[0]) == "same"
+    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
+    assert compare_records(record, look("copy")[0]) == "touched" and look("copy")[1] == pixels
+    copied = tmp_path / "copy" / names[1]
+    other_pixels(copied, copied.read_bytes())
+    other_record, other = look("copy")
+    assert compare_records(record, other_record) == "touched", "the header is the same"
+    assert other[names[0]] == pixels[names[0]] and other[names[1]] != pixels[names[1]]
+    write_image(copied, atlas_header(band=2, MAGZP=19.25), pixels_of(2))
+    assert compare_records(record, look("copy")[0]) == "changed"
+
+
+def test_rows_that_are_not_on_the_tile_are_a_defect_of_the_caller(tmp_path: Path) -> None:
+    write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
     tile = archive.tile("0098p408_ac51", ("w1",))
-    write_image(folder / "0098p408_ac51-w1-int-3.fits", atlas_header(), np.ones((8, 8), np.float32))
-    assert "replaced" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).reason
     for start, stop in ((-1, 3), (3, 3), (0, ROWS + 1)):
         with pytest.raises(ValueError, match="rows"):
             archive.read_rows(tile, "w1", start, stop)
+    with pytest.raises(ValueError, match="has no file of w2, only of w1"):
+        archive.read_rows(tile, "w2", 0, 3)
 
 
 def test_nan_and_a_few_zeros_are_pixels_like_others(tmp_path: Path) -> None:

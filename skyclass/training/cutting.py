@@ -117,7 +117,7 @@ def cut_shard(job: CutJob, number: int, shares: tuple[Share, ...]) -> Shard:
             except TileFault as fault:
                 file.seek(start)
                 file.truncate()
-                dropped[f"tile_{fault.kind}" if fault.kind == "bad" else fault.kind] += last - first
+                dropped[f"tile_{fault.kind}" if fault.kind in ("bad", "changed") else fault.kind] += last - first
                 faults.append(str(fault))
                 continue
             dropped["no_pixels"] += last - first - len(good)

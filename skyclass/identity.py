@@ -1,0 +1,75 @@
+"""Which files a tile was read from: the faults of a file that changed, and the record that a later run compares.
+
+A record is JSON: for each file, by its name below the archive's root, what `FileStamp` and `ImageFile` hold. A file
+that was moved or copied with its times has the same size and header, and another inode or time of change: then only the
+pixels can tell whether it is the same image (`Archive.pixel_sha256`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from .errors import TileFault
+from .types import FileStamp, ImageFile, Tile
+
+FileRecord = dict[str, dict[str, Any]]
+"""Name of a file -> `size_bytes`, `mtime_ns`, `inode`, `tag`, `data_offset` and `header_sha256`."""
+
+Comparison = Literal["same", "touched", "changed"]
+
+
+def file_record(tile: Tile) -> FileRecord:
+    """Return which files a tile was read from, as JSON, without the device numbers, which differ between hosts."""
+    return {file.name: _file_fields(file) for file in tile.files}
+
+
+def _file_fields(file: ImageFile) -> dict[str, Any]:
+    stamp = {"size_bytes": file.stamp.size_bytes, "mtime_ns": file.stamp.mtime_ns, "inode": file.stamp.inode}
+    return stamp | {"tag": file.stamp.tag, "data_offset": file.data_offset, "header_sha256": file.header_sha256}
+
+
+def compare_records(old: FileRecord, new: FileRecord) -> Comparison:
+    """Return whether the files of two records are the "same" ones, or others.
+
+    "touched": names, sizes and headers are equal, and times, inodes or ETags differ, as in a copy: the pixels decide.
+    "changed": a name, size or header differs, so that the image differs.
+    """
+    if old == new:
+        return "same"
+    return "touched" if _contents(old) == _contents(new) else "changed"
+
+
+def _contents(record: FileRecord) -> dict[str, tuple[Any, Any]]:
+    return {name: (fields["size_bytes"], fields["header_sha256"]) for name, fields in record.items()}
+
+
+def image_file(tile: Tile, band: str) -> ImageFile:
+    """Return the file of a band; `ValueError` for a tile that has no such band, or no files at all."""
+    if band not in tile.bands or len(tile.files) != len(tile.bands):
+        raise ValueError(
+            f"tile {tile.coadd_id} has no file of {band}, only of {', '.join(tile.bands[: len(tile.files)])}"
+        )
+    return tile.files[tile.bands.index(band)]
+
+
+def stamp_change(old: FileStamp, new: FileStamp) -> str:
+    """Return what differs between two stamps of one name, or "". Device numbers count where both are known."""
+    differences = [
+        f"{label} {before} is now {after}"
+        for label, before, after in (
+            ("size", old.size_bytes, new.size_bytes),
+            ("ETag or date", old.tag, new.tag),
+            ("time of change (ns)", old.mtime_ns, new.mtime_ns),
+            ("inode", old.inode, new.inode),
+        )
+        if before != after
+    ]
+    if None not in (old.device, new.device) and old.device != new.device:
+        differences.append(f"device {old.device} is now {new.device}")
+    return ", ".join(differences)
+
+
+def changed_fault(tile: Tile, band: str, path: str, difference: str) -> TileFault:
+    """Return the fault of a file that is no longer the one that the tile was opened with."""
+    reason = f"{path} changed during the run ({difference}): run again when nothing writes to the images"
+    return TileFault(tile.coadd_id, reason, band, "changed")
