@@ -167,7 +167,8 @@ def conform(table: pa.Table) -> pa.Table:
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).combine_chunks()
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type is any Arrow string type, or a dictionary of one."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
@@ -177,7 +178,7 @@ def _schema_problems(schema: pa.Schema) -> list[str]:
     problems += [f"unknown column {name}" for name in schema.names if name not in COLUMNS]
     for field in schema:
         wanted = CLASS_SCHEMA.field(field.name).type if field.name in COLUMNS else field.type
-        if field.type != wanted and not (_is_text(field.type) and _is_text(wanted)):
+        if field.type != wanted and not (is_text(field.type) and is_text(wanted)):
             problems.append(f"{field.name} is {field.type}, must be {wanted}")
     return problems
 
