@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from distributed import Worker, get_worker
 
-from skyclass.plan import Line, strips_of
+from skyclass.context import Line, strips_of
 from skyclass.stages import CutStrip, StripResult, Timing
 from skyclass.store import Commit
 from skyclass.types import CLASSES, Strip, TilePlan

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from skyclass.config import RunConfig
+from skyclass.context import Line
 from skyclass.cutouts import read_bands
 from skyclass.infer import NullClassifier
 from skyclass.lease import hold_lease
 from skyclass.photometry import features
 from skyclass.pipeline import classify_tile, finish
-from skyclass.plan import Line, begin, count_here, survey
+from skyclass.plan import begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally
 from skyclass.sky import tile_pixels
 from skyclass.stages import cut_and_composite, open_tile, tile_sources

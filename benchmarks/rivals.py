@@ -36,10 +36,11 @@ from skyclass.bundle import load_bundle, load_weights
 from skyclass.cluster import connect, worker_pool
 from skyclass.composite import ATLAS_NOISE_DN
 from skyclass.config import RunConfig
+from skyclass.context import Line, strips_of
 from skyclass.infer import cached_classifier, load_classifier, set_threads
 from skyclass.memory import keep_memory
 from skyclass.networks import build, macs
-from skyclass.plan import Line, count_here, strips_of, survey
+from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.stages import cut_strip, tile_sources
 from skyclass.types import CLASSES, Float16, Strip

@@ -17,11 +17,12 @@ from skyclass import engine, pipeline
 from skyclass.cluster import connect
 from skyclass.composite import BLOCK
 from skyclass.config import RunConfig
+from skyclass.context import Line, strips_of
 from skyclass.cutouts import Cutter, read_bands
 from skyclass.infer import cached_classifier
 from skyclass.memory import keep_memory
 from skyclass.mock import write_mock
-from skyclass.plan import Line, begin, count_here, strips_of, survey
+from skyclass.plan import begin, count_here, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish
 from skyclass.stages import StripResult, commit_strips, cut_and_composite, cut_strip, infer_strip, tile_sources

@@ -5,47 +5,21 @@ Reading a configuration opens nothing but the TOML file itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from difflib import get_close_matches
-from functools import cache
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import __version__
 from .errors import ConfigError
 from .sky import Region, region_from_dict
+from .version import code_version
 
 T = TypeVar("T")
-
-ROW_MODULES = (
-    *(
-        "types",
-        "schema",
-        "sky",
-        "sources",
-        "regular",
-        "identity",
-        "atlas",
-        "remote",
-        "archive",
-        "cutouts",
-        "composite",
-        "photometry",
-        "networks",
-    ),
-    *("bundle", "compiled", "infer", "plan", "stages"),
-)
-"""The modules, and one folder, whose code decides what stands in a row: their digest is part of a run's fingerprint."""
-ROW_LIBRARIES = ("numpy", "pyarrow", "torch", "dask", "distributed")
 
 
 @dataclass(frozen=True)
@@ -218,28 +192,3 @@ def fingerprint(
         "precision": precision,
         "code": code_version(),
     }
-
-
-@cache
-def code_version() -> str:
-    """Return the version with a digest of the code that makes rows, such as 0.1.0+1f3a9c02."""
-    digest = hashlib.sha256()
-    for file in row_files():
-        digest.update(file.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:8]}"
-
-
-def versions() -> dict[str, str]:
-    """Return what must be the same on the driver and its workers: code, Python, and the libraries that make rows."""
-    libraries = {name: metadata.version(name) for name in ROW_LIBRARIES}
-    return {"skyclass": code_version(), "python": ".".join(platform.python_version_tuple()[:2])} | libraries
-
-
-def row_files() -> list[Traversable]:
-    """Return the source files of `ROW_MODULES`, those of a folder by name."""
-    files: list[Traversable] = []
-    for name in ROW_MODULES:
-        entry = resources.files(__package__).joinpath(name)
-        inner = [file for file in entry.iterdir() if file.name.endswith(".py")] if entry.is_dir() else []
-        files += sorted(inner, key=lambda file: file.name) or [resources.files(__package__).joinpath(f"{name}.py")]
-    return files

@@ -31,12 +31,21 @@ from distributed.worker import Worker
 
 from .cluster import connect
 from .config import RunConfig
+from .context import Line, strips_of
 from .errors import ClusterLost, SkyclassError
 from .lease import hold_lease
 from .pipeline import finish, pending
-from .plan import Line, begin, count_partition, earlier, settle_network, strips_of, survey
+from .plan import begin, earlier, settle_network, survey
 from .progress import RunReport, Tally, Watch, show
-from .stages import classify_strip, classify_whole, commit_fault, commit_strips, cut_strip, infer_strip
+from .stages import (
+    classify_strip,
+    classify_whole,
+    commit_fault,
+    commit_strips,
+    count_partition,
+    cut_strip,
+    infer_strip,
+)
 from .types import Strip, TilePlan
 from .workers import (
     RESUMES,

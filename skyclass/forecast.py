@@ -7,9 +7,10 @@ import time
 import numpy as np
 
 from .config import RunConfig
+from .context import Line, strips_of
 from .errors import TileFault
 from .infer import load_classifier, set_threads
-from .plan import Line, Plan, count_here, strips_of, survey
+from .plan import Plan, count_here, survey
 
 PROBE_IMAGES = 256
 BYTES_PER_PIXEL = 4

@@ -9,9 +9,10 @@ from __future__ import annotations
 from itertools import starmap
 
 from .config import RunConfig
+from .context import Line, strips_of
 from .files import write_json
 from .lease import hold_lease
-from .plan import Line, Plan, begin, count_here, earlier, settle_network, strips_of, survey, warm_here
+from .plan import Plan, begin, count_here, earlier, settle_network, survey, warm_here
 from .progress import RunReport, Tally, Watch, quiet
 from .publish import Each, is_published, publish
 from .stages import commit_strips, cut_strip, infer_strip

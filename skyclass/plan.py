@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,24 +23,23 @@ from .archive import open_archive
 from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
+from .context import NO_TILE, Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, TileFault
 from .files import parquet_bytes, write_bytes
-from .infer import cached_classifier, resolve_device, resolve_precision
+from .infer import resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .remote import LAYOUT_HINT, SCHEMES
-from .sky import Region, in_words
+from .sky import in_words
 from .sources.assign import assign_tiles
 from .sources.layouts import Catalog, gaps, open_catalog, select
-from .sources.partitions import count_tiles, read_partition
+from .sources.partitions import read_partition
 from .sources.tables import standardise_table
+from .stages import count_partition
 from .store import Commit, RunFolder, committed, retry_quarantined, start_or_resume
-from .types import Archive, Classifier, Strip, TilePlan
+from .types import Archive, TilePlan
 
 log = logging.getLogger(__name__)
-
-NO_TILE = "none"
-"""The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
 
 COMPILE_FROM = 50_000
 """Sources from which compiling the network, a quarter of a minute on each kind of machine, pays."""
@@ -54,66 +52,6 @@ ON_CUDA = "on CUDA it runs as it is"
 CountTiles = Callable[["Line", Iterable[int]], pa.Table]
 PREFLIGHT_TILES = 200
 """Tiles whose headers are read before the work starts."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """What a worker must know to do any piece of a run: names and numbers, a kilobyte at most, no data."""
-
-    catalog: str
-    region: Region | None
-    images: str
-    model: str
-    model_digest: str
-    precision: str
-    device: str
-    out: str
-    session: str
-    """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
-    run_id: str = ""
-    compile: str = "off"
-    """Whether the network is compiled: off, auto (on CPUs) or on; settled once, so that no two workers differ."""
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run folder."""
-        return RunFolder(Path(self.out))
-
-    @property
-    def bundle(self) -> Bundle:
-        """The model bundle, read once a process."""
-        return _bundle(self.model, self.model_digest)
-
-    @property
-    def sources(self) -> Catalog:
-        """The partitions of this run, listed once a process."""
-        return _catalog(self.catalog, self.region, self.session)
-
-    @property
-    def archive(self) -> Archive:
-        """The image archive, opened once a process."""
-        return _archive(self.images, self.bundle.bands, self.session)
-
-    @property
-    def classifier(self) -> Classifier:
-        """The network on this worker's device, loaded once a process."""
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile != "off")
-
-
-@lru_cache(maxsize=4)
-def _bundle(model: str, digest: str) -> Bundle:
-    return load_bundle(model, digest)
-
-
-@lru_cache(maxsize=4)
-def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
-    return open_archive(images, bands)
-
-
-@lru_cache(maxsize=4)
-def _catalog(location: str, region: Region | None, session: str) -> Catalog:
-    catalog = open_catalog(location)
-    return select(catalog, region) if region else catalog
 
 
 @dataclass(frozen=True)
@@ -307,11 +245,6 @@ def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
     return pa.concat_tables([count_partition(line, i) for i in partitions])
 
 
-def count_partition(line: Line, partition: int) -> pa.Table:
-    """Return (coadd_id, partition, n) of one partition."""
-    return count_tiles(line.sources, partition, line.region)
-
-
 def preflight(line: Line, archive: Archive, plan: Plan) -> None:
     """Raise `ArchiveError` when not one of the first tiles of the plan is usable; one message, each reason."""
     faults: list[TileFault] = []
@@ -328,13 +261,6 @@ def preflight(line: Line, archive: Archive, plan: Plan) -> None:
     nowhere = line.images.startswith(SCHEMES) and all(fault.kind == "missing_tile" for fault in faults)
     hint = f"; {LAYOUT_HINT}" if nowhere else ""
     raise ArchiveError(f"{line.images}: none of the {len(faults)} tiles looked at is usable: {reasons}{hint}")
-
-
-def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
-    """Return the strips of a tile: equal shares of at most `strip_sources` sources."""
-    n_strips = -(-tile.n_sources // strip_sources)
-    edges = np.linspace(0, tile.n_sources, n_strips + 1).round().astype(int)
-    return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:

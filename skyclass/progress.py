@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .context import NO_TILE, Line
 from .errors import RowsLost
 from .lease import Lease
-from .plan import NO_TILE, Line, Plan
+from .plan import Plan
 from .schema import UNCLASSIFIED
 from .stages import STAGES, Timing
 from .store import Commit, journal_commit

@@ -1,4 +1,4 @@
-"""CUT, INFER and COMMIT: one function each, the same in plain Python and on Dask.
+"""COUNT, CUT, INFER and COMMIT: one function each, the same in plain Python and on Dask.
 
 A strip goes in, a strip comes out. A fault of a tile is data: its sources keep their rows, flagged and
 without a class. What can go wrong beyond that is a defect and is raised.
@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .composite import BLOCK, CompositeSettings, composite
+from .context import NO_TILE, Line, strips_of
 from .cutouts import Cutter, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
-from .plan import NO_TILE, Line, strips_of
 from .schema import CLASS_SCHEMA
 from .sky import healpix29, tile_pixels
-from .sources.partitions import read_partition
+from .sources.partitions import count_tiles, read_partition
 from .store import Commit, commit_tile, standing_commit
 from .types import (
     CLASSES,
@@ -88,6 +88,11 @@ class StripResult:
     valid_frac: Float32
     fault: str | None
     timings: tuple[Timing, ...]
+
+
+def count_partition(line: Line, partition: int) -> pa.Table:
+    """Return (coadd_id, partition, n) of one partition."""
+    return count_tiles(line.sources, partition, line.region)
 
 
 def cut_strip(line: Line, strip: Strip) -> CutStrip:

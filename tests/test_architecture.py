@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "skyclass"
 
 READING_ORDER = [
     *(
+        "version",
         "errors",
         "types",
         "schema",
@@ -35,10 +36,11 @@ READING_ORDER = [
         "infer",
         "catalog",
         "store",
+        "context",
+        "stages",
         "lease",
         "publish",
         "plan",
-        "stages",
         "progress",
         "pipeline",
         "cluster",

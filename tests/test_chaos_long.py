@@ -36,10 +36,11 @@ from skyclass import cluster, engine, pipeline
 from skyclass.catalog.manifest import read_manifest
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
+from skyclass.context import strips_of
 from skyclass.errors import ClusterLost, Interrupted
 from skyclass.forecast import strip_bytes
 from skyclass.mock import write_mock
-from skyclass.plan import count_here, strips_of, survey
+from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.store import RunFolder
 
@@ -434,7 +435,8 @@ import sys
 import distributed
 from skyclass.config import RunConfig
 from skyclass.infer import set_threads
-from skyclass.plan import count_here, strips_of, survey
+from skyclass.context import strips_of
+from skyclass.plan import count_here, survey
 from skyclass.stages import cut_strip, infer_strip
 import numpy as np
 from dataclasses import replace

@@ -17,8 +17,9 @@ from runs import rows_of, run_on
 from skyclass import engine, pipeline, stages
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
+from skyclass.context import Line
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
-from skyclass.plan import Line, count_here, survey
+from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.sky import Cone
 from skyclass.store import RunFolder, committed
@@ -60,9 +61,9 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
 
 
 SKEWED = """
-from skyclass import config, workers
-config.versions = lambda own=config.versions: own() | {"numpy": "1.0", "skyclass": "0.0.9+00000000"}
-workers.versions = config.versions
+from skyclass import version, workers
+version.versions = lambda own=version.versions: own() | {"numpy": "1.0", "skyclass": "0.0.9+00000000"}
+workers.versions = version.versions
 """
 
 

@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .. import config
 from ..bundle import Cut
 from ..composite import CompositeSettings, composite
 from ..errors import ConfigError
 from ..files import replacing, sha256_of, storing, write_json
 from ..plan import absolute
 from ..types import CLASSES, Bool, Float16, Float32, Int64
+from ..version import code_version
 from .choose import Chosen, DatasetConfig, choose, dataset_config
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
 from .examples import class_counts, refuse_empty_classes
@@ -271,7 +271,7 @@ def composites(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSett
 def _composites_digest(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> str:
     """Return a name for composites: what they are made of, how, and by which code."""
     pixels = dataset.provenance.get("digests", {}).get("pixels", "")
-    facts = [pixels, len(dataset), list(bands), settings.to_dict(), config.code_version()]
+    facts = [pixels, len(dataset), list(bands), settings.to_dict(), code_version()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -379,7 +379,7 @@ def _provenance(
         "catalog": run.catalog,
         "images": run.images,
         "digests": digests,
-        "code": config.code_version(),
+        "code": code_version(),
         "settings": {k: v for k, v in asdict(run).items() if k not in ("out", "labels", "catalog", "images")},
         "counts": class_counts(labels),
         "dropped": harvest.dropped,

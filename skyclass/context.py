@@ -1,0 +1,88 @@
+"""What a worker must know to do any piece of a run, and what it keeps open for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from .archive import open_archive
+from .atlas import AtlasArchive
+from .bundle import Bundle, load_bundle
+from .infer import cached_classifier
+from .sky import Region
+from .sources.layouts import Catalog, open_catalog, select
+from .store import RunFolder
+from .types import Archive, Classifier, Strip, TilePlan
+
+NO_TILE = "none"
+"""The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a worker must know to do any piece of a run: names and numbers, a kilobyte at most, no data."""
+
+    catalog: str
+    region: Region | None
+    images: str
+    model: str
+    model_digest: str
+    precision: str
+    device: str
+    out: str
+    session: str
+    """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
+    run_id: str = ""
+    compile: str = "off"
+    """Whether the network is compiled: off, auto (on CPUs) or on; settled once, so that no two workers differ."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(Path(self.out))
+
+    @property
+    def bundle(self) -> Bundle:
+        """The model bundle, read once a process."""
+        return _bundle(self.model, self.model_digest)
+
+    @property
+    def sources(self) -> Catalog:
+        """The partitions of this run, listed once a process."""
+        return _catalog(self.catalog, self.region, self.session)
+
+    @property
+    def archive(self) -> Archive:
+        """The image archive, opened once a process."""
+        return _archive(self.images, self.bundle.bands, self.session)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network on this worker's device, loaded once a process."""
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile != "off")
+
+
+@lru_cache(maxsize=4)
+def _bundle(model: str, digest: str) -> Bundle:
+    return load_bundle(model, digest)
+
+
+@lru_cache(maxsize=4)
+def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
+    return open_archive(images, bands)
+
+
+@lru_cache(maxsize=4)
+def _catalog(location: str, region: Region | None, session: str) -> Catalog:
+    catalog = open_catalog(location)
+    return select(catalog, region) if region else catalog
+
+
+def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
+    """Return the strips of a tile: equal shares of at most `strip_sources` sources."""
+    n_strips = -(-tile.n_sources // strip_sources)
+    edges = np.linspace(0, tile.n_sources, n_strips + 1).round().astype(int)
+    return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
