@@ -75,7 +75,7 @@ def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -
     timing = _slept("commit", tile.n_sources / line.commit_rate)
     rows = sum(r.strip.stop - r.strip.start for r in results)
     timings = [t for result in results for t in result.timings]
-    commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows})
+    commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows}, {})
     return commit, (*timings, timing)
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .composite import CompositeSettings
 from .errors import BundleError, ConfigError
 from .photometry import PhotometrySettings
-from .types import CLASSES, PIXEL_SCALE_ARCSEC
+from .types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,22 +31,69 @@ PACKAGED = Path(__file__).parent / "models"
 REMEDY = "restore the bundle from its source, or train it again with `skyclass train`"
 
 
+MOST_PX = 512
+"""Largest side of a cutout and of a network's input, in pixels."""
+
+LARGEST_NUMBER = 1e30
+"""Larger numbers overflow float32 in the first sum."""
+
+MOST_DOCUMENT_BYTES = 2**24
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number that float32 can calculate with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+
+
+def is_side(value: object) -> bool:
+    """Return whether a value can be the side of an image in pixels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PX
+
+
 @dataclass(frozen=True)
 class Cut:
-    """What is cut from the sky: `size_px` native pixels on a side in each of `bands`."""
+    """What is cut from the sky: `size_px` native pixels on a side in each of `bands`.
+
+    Raises `ConfigError` for sides and bands that do not exist.
+    """
 
     size_px: int
     bands: tuple[str, ...]
     pixel_scale_arcsec: float = PIXEL_SCALE_ARCSEC
 
+    def __post_init__(self) -> None:
+        problems = []
+        if not is_side(self.size_px):
+            problems.append(f"size_px = {self.size_px!r}: must be a whole number from 1 to {MOST_PX}")
+        if not self.bands or len(set(self.bands)) < len(self.bands) or not set(self.bands) <= set(BANDS):
+            problems.append(f"bands = {list(self.bands)}: must be different ones of {', '.join(BANDS)}")
+        if not (is_number(self.pixel_scale_arcsec) and self.pixel_scale_arcsec > 0):
+            problems.append(f"pixel_scale_arcsec = {self.pixel_scale_arcsec!r}: must be a positive number")
+        if problems:
+            raise ConfigError("cut: " + "; ".join(problems))
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std by channel."""
+    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std by channel.
+
+    Raises `ConfigError` for other sides, and for means and deviations that cannot be used.
+    """
 
     input_px: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not is_side(self.input_px):
+            problems.append(f"input_px = {self.input_px!r}: must be a whole number from 1 to {MOST_PX}")
+        if not all(map(is_number, self.mean)):
+            problems.append(f"mean = {list(self.mean)}: must be finite numbers")
+        if not all(is_number(s) and s > 0 for s in self.std):
+            problems.append(f"std = {list(self.std)}: must be positive numbers")
+        if problems:
+            raise ConfigError("preprocessing: " + "; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -54,7 +102,8 @@ class Bundle:
 
     Probabilities are softmax(logits / temperature + bias), the classes in the order of `classes`. `photometry` is
     None for a network of images alone. `training` is the provenance; it always says whether the data were
-    `simulated`, and has a `label` for people.
+    `simulated`, and has a `label` for people. Raises `ConfigError`, all problems in one message, for fields that no
+    network can be used with.
     """
 
     path: Path
@@ -71,6 +120,34 @@ class Bundle:
     classes: tuple[str, ...] = CLASSES
     photometry: PhotometrySettings | None = None
     bias: tuple[float, ...] = (0.0,) * len(CLASSES)
+
+    def __post_init__(self) -> None:
+        if problems := [*self._type_problems(), *self._number_problems()]:
+            raise ConfigError("; ".join(problems))
+
+    def _type_problems(self) -> list[str]:
+        texts = {"name": self.name, "network": self.network}
+        problems = [f"{k} = {v!r}: must be text" for k, v in texts.items() if not (v and isinstance(v, str))]
+        if not isinstance(self.network_options, dict):
+            problems.append(f"network_options = {self.network_options!r}: must be a table of options")
+        training = self.training if isinstance(self.training, dict) else {}
+        if not isinstance(training.get("simulated"), bool) or not isinstance(training.get("label"), str):
+            problems.append("training must say `simulated` (true or false) and a `label` for people")
+        return problems
+
+    def _number_problems(self) -> list[str]:
+        problems = []
+        if self.classes != CLASSES:
+            problems.append(f"classes = {list(self.classes)}: this version supports {list(CLASSES)}, in this order")
+        if not (is_number(self.temperature) and self.temperature > 0):
+            problems.append(f"temperature = {self.temperature!r}: must be a positive number")
+        if len(self.bias) != len(CLASSES) or not all(map(is_number, self.bias)):
+            problems.append(f"bias = {list(self.bias)}: give one number for each class ({', '.join(CLASSES)})")
+        by_band = {"softening_dn": self.composite.softening_dn, "mean": self.preprocessing.mean}
+        for name, values in (by_band | {"std": self.preprocessing.std}).items():
+            if len(values) != len(self.bands):
+                problems.append(f"{name} = {list(values)}: give one number for each band ({', '.join(self.bands)})")
+        return problems
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -99,16 +176,28 @@ def load_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
     Raises `BundleError` when the folder or a file is missing, a byte has changed, the schema is another, or the
     bundle is not the one of `digest`.
     """
-    folder = find_bundle(name_or_path)
-    document = _parse(folder / MODEL_FILE)
-    _verified_weights(folder / WEIGHTS_FILE, document["weights_sha256"])
-    bundle = _bundle(folder, document)
+    with reading(name_or_path):
+        folder = find_bundle(name_or_path)
+        bundle = _bundle(folder, _parse(folder / MODEL_FILE))
+        _verify(folder / WEIGHTS_FILE, bundle.weights_sha256)
     if digest and bundle.digest != digest:
         raise BundleError(
             f"the bundle at {name_or_path} has digest {bundle.digest[:12]} here, {digest[:12]} was asked for: give "
             "every worker the same files"
         )
     return bundle
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `BundleError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"the model bundle at {path} cannot be read: {error.filename or path}: {error.strerror or error}; make it "
+            "readable, or give another bundle"
+        ) from error
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -128,9 +217,17 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 def load_weights(bundle: Bundle) -> dict[str, Tensor]:
     """Return the state dict of the bundle's network, on the CPU; `BundleError` when a byte has changed."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(_verified_weights(bundle.path / WEIGHTS_FILE, bundle.weights_sha256))
+    path = bundle.path / WEIGHTS_FILE
+    with reading(bundle.path):
+        _verify(path, bundle.weights_sha256)
+        content = path.read_bytes()
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise BundleError(f"{path} is no safetensors file ({error}): {REMEDY}") from error
 
 
 def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
@@ -144,7 +241,7 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
     target = Path(path)
     check_target(target)
     weights = save({k: v.detach().cpu().contiguous() for k, v in state_dict.items()})
-    document = _document(bundle_fields, hashlib.sha256(weights).hexdigest())
+    document = _document(target, bundle_fields, hashlib.sha256(weights).hexdigest())
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder = Path(temporary) / "new"
@@ -172,10 +269,8 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
+def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
     fields = dict(bundle_fields)
-    if not {"simulated", "label"} <= set(fields["training"]):
-        raise BundleError("training provenance must say `simulated` (true or false) and a `label` for people")
     classes, photometry = fields.get("classes", CLASSES), fields.get("photometry")
     plain = {
         **fields,
@@ -188,9 +283,8 @@ def _document(bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str
         "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
-    if len(plain["bias"]) != len(classes):
-        raise BundleError(f"bias = {plain['bias']}: give one number for each class ({', '.join(classes)})")
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists here, as they will be when read back
+    _bundle(target, document | {"digest": ""})  # refuses what could not be read back, before anything is replaced
     return document | {"digest": _digest(document)}
 
 
@@ -206,11 +300,13 @@ def _render(document: Mapping[str, Any]) -> bytes:
 
 def _parse(path: Path) -> dict[str, Any]:
     """Return the verified content of model.json: the bytes must be exactly those that `_render` writes."""
+    if path.stat().st_size > MOST_DOCUMENT_BYTES:
+        raise BundleError(f"{path} is damaged (more than {MOST_DOCUMENT_BYTES:,} bytes): {REMEDY}")
     raw = path.read_bytes()
     try:
         document: dict[str, Any] = json.loads(raw)
         intact = _render(document) == raw and document["digest"] == _digest(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({type(error).__name__}): {REMEDY}") from error
     if not intact:
         raise BundleError(f"{path} was changed after it was written (its digest does not fit): {REMEDY}")
@@ -222,13 +318,13 @@ def _parse(path: Path) -> dict[str, Any]:
     return document
 
 
-def _verified_weights(path: Path, sha256: str) -> bytes:
+def _verify(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise BundleError(f"{path} is missing: {REMEDY}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         raise BundleError(f"{path} was changed after it was written (its sha256 does not fit): {REMEDY}")
-    return content
 
 
 def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
@@ -247,5 +343,5 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
             bias=tuple(fields.pop("bias")),
             **fields,
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise BundleError(f"{folder / MODEL_FILE} has wrong fields ({error}): {REMEDY}") from error

@@ -1,6 +1,7 @@
 """The command line: each verb parses, makes a configuration, calls one function and gives an exit code.
 
-0 done; 1 failed; 2 wrong usage or input; 3 done, with quarantined tiles; 4 interrupted, run again to resume.
+0 done; 1 failed; 2 wrong usage or input; 3 done, with quarantined tiles or
+sources for which the model gave no probabilities; 4 interrupted, run again to resume.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     click.echo(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
     report = _classify(run)
     _print_report(report, run)
-    return EXIT_QUARANTINED if report.quarantined else 0
+    return EXIT_QUARANTINED if report.quarantined or report.model_faults else 0
 
 
 def _classify(run: RunConfig) -> Any:
@@ -134,9 +135,10 @@ def _classify(run: RunConfig) -> Any:
 
 
 def _print_report(report: Any, run: RunConfig) -> None:
+    faults = f" + {report.model_faults:,} without probabilities" if report.model_faults else ""
     lines = [
         f"{report.sources_in:,} sources in = {report.classified:,} classified "
-        f"+ {report.without_class:,} without an image; {report.flagged:,} flagged",
+        f"+ {report.without_class - report.model_faults:,} without an image{faults}; {report.flagged:,} flagged",
         "classes: " + ", ".join(f"{report.class_counts.get(c, 0):,} {c}" for c in CLASSES),
         f"{report.tiles} tiles ({report.tiles_resumed} from an earlier run), "
         f"{report.tile_bytes_read / 1e6:,.0f} MB read of {report.tile_bytes / 1e6:,.0f} MB of tiles",
@@ -145,6 +147,11 @@ def _print_report(report: Any, run: RunConfig) -> None:
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]
     click.echo("\n".join(lines))
+    if report.model_faults:
+        click.echo(
+            f"{report.model_faults:,} sources have no class because {report.model_id} gave no probabilities for their "
+            "images (flag 512, MODEL_FAULT): choose another model"
+        )
     for tile, reason in report.quarantined.items():
         click.echo(f"quarantined {tile}: {reason}")
     if report.quarantined:

@@ -23,6 +23,9 @@ ATLAS_NOISE_DN = dict(zip(BANDS, (0.11, 0.06, 0.30, 0.03), strict=True))
 
 FLOAT16_MAX = np.float32(np.finfo(np.float16).max)
 
+FAINTEST_MAG = 80.0
+"""Zero points beyond it overflow float32 as a factor of flux."""
+
 BLOCK = 64
 """Cutouts stretched at a time, so that the temporaries stay in cache."""
 
@@ -55,11 +58,15 @@ class CompositeSettings:
             problems.append(f"sky = {self.sky!r}: choose border or none")
         if len(self.softening_dn) != len(self.zero_point_mag):
             problems.append("softening_dn and zero_point_mag need one number a band each")
-        if not all(s > 0 for s in self.softening_dn):
-            problems.append(f"softening_dn = {self.softening_dn}: must be positive")
+        if not all(0 < s < np.inf for s in self.softening_dn):
+            problems.append(f"softening_dn = {self.softening_dn}: must be positive and finite")
+        if not all(abs(m) <= FAINTEST_MAG for m in self.zero_point_mag):
+            problems.append(f"zero_point_mag = {self.zero_point_mag}: must lie within {FAINTEST_MAG:g} mag of 0")
+        if not 0 < self.lupton_q < np.inf:
+            problems.append(f"lupton_q = {self.lupton_q}: must be positive and finite")
         if self.border_px < 1:
             problems.append(f"border_px = {self.border_px}: must be at least 1")
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             problems.append(f"percentiles = {self.percentiles}: must rise within 0..100")
         if problems:
             raise ConfigError("composite: " + "; ".join(problems))

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .bundle import Bundle, Preprocessing, load_bundle, load_weights
+from .bundle import REMEDY, Bundle, Preprocessing, load_bundle, load_weights
 from .compiled import Network, compiled
 from .errors import BundleError, ConfigError
 from .networks import INPUTS, build, channels_last, fuse, to_bf16
 from .photometry import standardise
+from .probabilities import refuse_faulty
 from .types import CLASSES, Float16, Float32, FloatArray
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 MICRO_BATCH = {"cpu": 32, "cuda": 1024}
 """Images per pass: on a CPU few, so that 64 x 40 x 40 activations stay in cache; on a GPU many."""
 SMALLEST_BATCH = 64
+TRIAL_BATCH = 16
+"""Images per pass of the trial of a model."""
 FLOAT16_MAX = 65504.0
 PRECISIONS = ("auto", "fp32", "bf16")
 ON_THE_WIRE = {"images": torch.float16, "photometry": torch.float32}
@@ -129,13 +132,28 @@ class NetworkClassifier:
         self.model_id = bundle.model_id
         self.inputs = _inputs(bundle)
         self.is_on_cuda = self.device.type == "cuda"
-        self.is_compiled, self.name = compile, f"{bundle.digest} {precision}"
+        self.is_compiled, self.name = False, f"{bundle.digest} {precision}"
         network = fuse(_network(bundle)).to(self.device)
         network = channels_last(to_bf16(network) if precision == "bf16" else network)
         preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px).to(self.device)
         self.graph = Graph(self.inputs, preprocess, network).eval()
         self.halving = Lock()
+        self.ready = Ready(TRIAL_BATCH, self.graph)
+        self._try()  # before it is compiled: NaN would count as a fault of the compiler
+        self.is_compiled = compile
         self.ready = self._prepared(MICRO_BATCH[self.device.type])
+
+    def _try(self) -> None:
+        """Raise `BundleError` unless the network gives probabilities for the trial composites."""
+        try:
+            refuse_faulty(self.bundle, self.predict)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise BundleError(
+                f"network {self.bundle.network!r} of {self.bundle.path} fails on composites of its own bundle "
+                f"({one_line(error)}): {REMEDY}"
+            ) from error
 
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return (N, 3) float32 probabilities in the order of `CLASSES` for composites (N, C, S, S).
@@ -344,13 +362,48 @@ def _inputs(bundle: Bundle) -> tuple[str, ...]:
 
 def _network(bundle: Bundle) -> nn.Module:
     """Return the network with its weights, as wide as the features are many."""
-    width = {"features": len(bundle.photometry.features)} if bundle.photometry else {}
-    network = build(bundle.network, **bundle.network_options | width)
-    try:
-        network.load_state_dict(load_weights(bundle))
-    except RuntimeError as error:
-        raise BundleError(f"the weights of {bundle.path} do not fit network {bundle.network!r}: {error}") from error
+    weights = load_weights(bundle)
+    with torch.device("meta"):  # shapes alone: wrong options could ask for more memory than there is
+        wanted = _built(bundle).state_dict()
+    if problems := _weight_problems(weights, wanted):
+        raise BundleError(
+            f"the weights of {bundle.path} do not fit network {bundle.network!r}: {'; '.join(problems[:5])}: {REMEDY}"
+        )
+    if spoiled := [name for name, values in weights.items() if not values.isfinite().all()]:
+        raise BundleError(
+            f"the weights of {bundle.path} are unusable: NaN or infinite numbers in {', '.join(spoiled[:5])}: {REMEDY}"
+        )
+    network = _built(bundle)
+    network.load_state_dict(weights)
     return network.eval()
+
+
+def _built(bundle: Bundle) -> nn.Module:
+    """Return the network of a bundle without its weights; `BundleError` for a network or options that do not exist."""
+    width = {"features": len(bundle.photometry.features)} if bundle.photometry else {}
+    try:
+        return build(bundle.network, **bundle.network_options | width)
+    except (ConfigError, TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise BundleError(
+            f"the bundle at {bundle.path} describes no network: {bundle.network!r} with {bundle.network_options}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _weight_problems(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps weights from being those of a network with the state `wanted`."""
+    problems = [f"{name} is missing" for name in wanted if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in wanted]
+    for name in (name for name in wanted if name in weights):
+        there, needed = weights[name], wanted[name]
+        if there.shape != needed.shape or there.is_floating_point() != needed.is_floating_point():
+            problems.append(f"{name} is {tuple(there.shape)} {there.dtype}, not {tuple(needed.shape)} {needed.dtype}")
+    return problems
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error of torch in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _halved(size: int, error: torch.OutOfMemoryError) -> int:

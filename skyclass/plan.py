@@ -26,7 +26,7 @@ from .config import RunConfig, fingerprint
 from .context import NO_TILE, Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, TileFault
 from .files import parquet_bytes, write_bytes
-from .infer import resolve_device, resolve_precision
+from .infer import cuda_is_there, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .remote import LAYOUT_HINT, SCHEMES
@@ -103,6 +103,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     precision = settled_precision(run)
     line = Line(catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex)
     refuse_foreign(line.folder)
+    refuse_faulty_model(line)
     table = None
     if catalog.kind == "table":
         with archive_up(line.folder):
@@ -182,6 +183,16 @@ def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:
     ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
     named = repr((content, [(t.coadd_id, t.n_sources, t.partitions) for t in ordered]))
     return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16])
+
+
+def refuse_faulty_model(line: Line) -> None:
+    """Raise `BundleError` before any work for a model that gives no probabilities; tried on the CPU of this process.
+
+    A GPU is left to the workers.
+    """
+    on_cuda = line.device.startswith("cuda") or (line.device == "auto" and cuda_is_there())
+    here = replace(line, device="cpu", precision="fp32") if on_cuda else line
+    _ = here.classifier  # loading tries it
 
 
 def settled_precision(run: RunConfig) -> str:

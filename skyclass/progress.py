@@ -22,7 +22,7 @@ from .plan import Plan
 from .schema import UNCLASSIFIED
 from .stages import STAGES, Timing
 from .store import Commit, journal_commit
-from .types import Strip
+from .types import Flag, Strip
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
 
@@ -38,6 +38,8 @@ class RunReport:
     without_class: int
     flagged: int
     class_counts: dict[str, int]
+    flag_counts: dict[str, int]
+    """Flag -> sources that carry it; flags that none carries are left out."""
     tiles: int
     tiles_resumed: int
     quarantined: dict[str, str]
@@ -54,6 +56,11 @@ class RunReport:
     bound_by: str
     """The stage that took most of the busiest pool's time: the one to make faster, or to give more workers."""
     simulated_model: bool
+
+    @property
+    def model_faults(self) -> int:
+        """Sources with an image for which the model gave no probabilities."""
+        return self.flag_counts.get(str(Flag.MODEL_FAULT.name), 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -148,9 +155,10 @@ class Tally:
         rows_out = sum(c.rows for c in commits)
         if rows_out != self.plan.n_sources:
             raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.line.out}")
-        classes = Counter[str]()
+        classes, flags = Counter[str](), Counter[str]()
         for c in commits:
             classes.update(c.classes)
+            flags.update(c.flags)
         without_class = classes.pop(UNCLASSIFIED, 0)
         wall = time.perf_counter() - self.began
         pool_busy, bound_by = self.busy(wall)
@@ -162,6 +170,7 @@ class Tally:
             without_class=without_class,
             flagged=sum(c.n_flagged for c in commits),
             class_counts=dict(sorted(classes.items())),
+            flag_counts=dict(sorted(flags.items())),
             tiles=len(self.commits.keys() - {NO_TILE}),
             tiles_resumed=len(self.resumed - {NO_TILE}),
             quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},

@@ -97,6 +97,7 @@ FLAG_MEANINGS: dict[Flag, str] = {
     Flag.TILE_BAD: "an image of this tile is damaged or not an Atlas image",
     Flag.BAND_MISSING: "the tile lacks a band that the model needs",
     Flag.NO_IMAGE: "no class was given: some band has no pixel at all; probabilities are null",
+    Flag.MODEL_FAULT: "no class was given: for this image the model gives no probabilities; they are null",
 }
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
 COLUMNS: dict[str, tuple[str, str, str]] = {
@@ -204,3 +205,10 @@ def class_counts(table: pa.Table) -> dict[str, int]:
 def flagged(table: pa.Table) -> int:
     """Return how many rows carry a flag."""
     return int(pc.sum(pc.not_equal(table["flags"], 0)).as_py() or 0)
+
+
+def flag_counts(table: pa.Table) -> dict[str, int]:
+    """Return how many rows carry each flag, by its name; flags that no row carries are left out."""
+    flags = table["flags"].to_numpy()
+    counts = {str(flag.name): int(np.count_nonzero(flags & flag.value)) for flag in Flag}
+    return {name: n for name, n in counts.items() if n}

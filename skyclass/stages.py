@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from .composite import BLOCK, CompositeSettings, composite
 from .context import NO_TILE, Line, strips_of
-from .cutouts import Cutter, read_bands
+from .cutouts import Cutter, mark, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
+from .probabilities import is_distribution
 from .schema import CLASS_SCHEMA
 from .sky import healpix29, tile_pixels
 from .sources.partitions import count_tiles, read_partition
@@ -28,6 +29,7 @@ from .types import (
     CLASSES,
     FAULT_FLAGS,
     UNCOVERED_FLAGS,
+    Bool,
     Flag,
     Float16,
     Float32,
@@ -148,24 +150,34 @@ def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> 
 
 
 def infer_strip(line: Line, composites: CutStrip) -> StripResult:
-    """Return class probabilities for a strip; NaN for sources without an image."""
+    """Return class probabilities for a strip; NaN for sources without an image, or where the model gives none."""
     began = time.perf_counter()
-    probabilities = np.full((len(composites.flags), len(CLASSES)), np.nan, dtype=np.float32)
-    has_image = (composites.flags & int(Flag.NO_IMAGE)) == 0
+    flags = composites.flags
+    probabilities = np.full((len(flags), len(CLASSES)), np.nan, dtype=np.float32)
+    has_image = (flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
         chosen = slice(None) if has_image.all() else has_image  # a slice copies nothing
         photometry = None if composites.photometry is None else composites.photometry[chosen]
         probabilities[chosen] = line.classifier.predict(composites.images[chosen], photometry)
+        probabilities, flags = without_faults(probabilities, flags, has_image)
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,
         composites.source_id,
         probabilities,
-        composites.flags,
+        flags,
         composites.valid_frac,
         composites.fault,
         (*composites.timings, timing),
     )
+
+
+def without_faults(probabilities: Float32, flags: Int32, has_image: Bool) -> tuple[Float32, Int32]:
+    """Return probabilities and flags; rows of an image that are no probabilities become NaN, flagged `MODEL_FAULT`."""
+    faulty = has_image & ~is_distribution(probabilities)
+    if not faulty.any():
+        return probabilities, flags
+    return np.where(faulty[:, None], np.float32(np.nan), probabilities), flags | mark(faulty, Flag.MODEL_FAULT)
 
 
 def classify_strip(line: Line, strip: Strip) -> StripResult:

@@ -38,7 +38,7 @@ from .files import (
     write_durably,
     write_json,
 )
-from .schema import FOOTER_KEY, class_counts, conform, flagged
+from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from .types import Json
 
 RUN_FORMAT = "skyclass run 1"
@@ -173,7 +173,7 @@ def expected_rows(folder: RunFolder) -> int:
 
 @dataclass(frozen=True)
 class Commit:
-    """A tile that is done. `file` is relative to the run folder; `classes` counts rows by class.
+    """A tile that is done. `file` is relative to the run folder; `classes` and `flags` count rows by class and by flag.
 
     `fault` is why the tile was quarantined: its rows are there, without a class.
     """
@@ -185,6 +185,7 @@ class Commit:
     rows: int
     n_flagged: int
     classes: dict[str, int]
+    flags: dict[str, int]
     fault: str | None = None
 
 
@@ -197,7 +198,8 @@ def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | 
     """
     target = folder.tile_path(coadd_id)
     rows = conform(table)
-    counts: Json = {"rows": len(rows), "n_flagged": flagged(rows), "classes": class_counts(rows)}
+    counts: Json = {"rows": len(rows), "n_flagged": flagged(rows)}
+    counts |= {"classes": class_counts(rows), "flags": flag_counts(rows)}
     words: Json = {"coadd_id": coadd_id, **counts, "fault": fault}
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()

@@ -46,6 +46,8 @@ class Flag(IntFlag):
     """The tile lacks a band that the model needs."""
     NO_IMAGE = 128
     """No class was given: some band has no pixel at all. Probabilities are null."""
+    MODEL_FAULT = 512
+    """No class was given: for this image the model gives no probabilities. They are null."""
 
 
 FAULT_FLAGS = {

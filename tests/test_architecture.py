@@ -33,6 +33,7 @@ READING_ORDER = [
     ),
     *(
         "compiled",
+        "probabilities",
         "infer",
         "catalog",
         "store",
