@@ -259,7 +259,7 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalArchive:
     found = [describe(str(path)) for path in paths if path.is_file()]
     good = [image for image in found if isinstance(image, AtlasImage)]
     if not good:
-        raise ArchiveError(f"images at {root}: no usable Atlas image.{_list_refusals(root, found)}")
+        raise ArchiveError(f"images at {root}: no usable Atlas image.{_refused(found)}", _refusals(root, found))
     known = {(image.coadd_id, image.band) for image in good}
     # A damaged file that says which tile it is stays in: its sources are flagged bad, not lost.
     damaged = [item for item in found if isinstance(item, Refusal) and item.band]
@@ -269,17 +269,21 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalArchive:
         have = ", ".join(sorted({image.band for image in good}))
         raise ArchiveError(
             f"images at {root}: no image of {', '.join(sorted(absent))} in the whole folder, only of {have}; "
-            f"add them or use a model of other bands.{_list_refusals(root, found)}"
+            f"add them or use a model of other bands.{_refused(found)}",
+            _refusals(root, found),
         )
     images = tuple(sorted((i.coadd_id, i.band, os.path.relpath(i.path, root)) for i in kept))
     return LocalArchive(str(root), bands, images, len(found) - len(kept))
 
 
-def _list_refusals(root: Path, found: Iterable[AtlasImage | Refusal], limit: int = 5) -> str:
+def _refused(found: Iterable[AtlasImage | Refusal]) -> str:
+    return " Refused:" if any(isinstance(item, Refusal) for item in found) else " It holds no FITS file."
+
+
+def _refusals(root: Path, found: Iterable[AtlasImage | Refusal], limit: int = 5) -> list[str]:
     refusals = [item for item in found if isinstance(item, Refusal)]
-    lines = [f"\n  {os.path.relpath(item.path, root)}: {item.reason}" for item in refusals[:limit]]
-    more = f"\n  and {len(refusals) - limit} more" if len(refusals) > limit else ""
-    return f" Refused:{''.join(lines)}{more}" if lines else " It holds no FITS file."
+    lines = [f"{os.path.relpath(item.path, root)}: {item.reason}" for item in refusals[:limit]]
+    return [*lines, f"and {len(refusals) - limit} more"] if len(refusals) > limit else lines
 
 
 def _check_stamp(stream: io.FileIO, tile: Tile, band: str, path: str) -> None:

@@ -6,14 +6,15 @@ sources for which the model gave no probabilities; 4 interrupted, run again to r
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -21,10 +22,8 @@ from . import __version__
 from .config import RunConfig, read_toml, run_config
 from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
 from .sky import Box, Cone, parse_angle
+from .text import printable, shell_command, table_text
 from .types import BANDS, CLASSES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
@@ -35,12 +34,15 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's word to stop, like Ctrl-C
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine five times slower
+    print_any_character()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
         _fail(Interrupted("stopped; what a run or a training has committed is kept: the same command resumes it"))
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        say(*text.getvalue().rstrip().split("\n"), err=True)
         sys.exit(2)
     except SkyclassError as error:
         _fail(error)
@@ -49,11 +51,33 @@ def main() -> None:
 
 
 def _fail(error: SkyclassError) -> None:
-    click.echo(f"skyclass: {error}", err=True)
+    say(f"skyclass: {error.message}", *(f"  {detail}" for detail in error.details), err=True)
     if isinstance(error, Interrupted):
-        click.echo(f"  {shlex.join(['skyclass', *sys.argv[1:]])}", err=True)
+        click.echo(f"  {shell_command(['skyclass', *sys.argv[1:]])}", err=True)
     sys.stderr.flush()
     os._exit(error.exit_code)  # native threads of Arrow and torch may still run, and abort an orderly exit
+
+
+def print_any_character() -> None:
+    """Let output show what its encoding lacks as escapes, and warnings what a terminal should not see."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.getLogger(__package__).addHandler(handler)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages in one line each, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record."""
+        return printable(record.getMessage())
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines, whatever the ids and file names in them hold."""
+    click.echo("\n".join(map(printable, lines)), err=err)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -113,7 +137,7 @@ def parse_cone(text: str) -> Cone:
 def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Classify every source of a catalogue and publish the class catalogue under OUT/catalog."""
     run = _run(run_toml, cone, flags)
-    click.echo(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
+    say(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
     report = _classify(run)
     _print_report(report, run)
     return EXIT_QUARANTINED if report.quarantined or report.model_faults else 0
@@ -146,16 +170,16 @@ def _print_report(report: Any, run: RunConfig) -> None:
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]
-    click.echo("\n".join(lines))
+    say(*lines)
     if report.model_faults:
-        click.echo(
+        say(
             f"{report.model_faults:,} sources have no class because {report.model_id} gave no probabilities for their "
             "images (flag 512, MODEL_FAULT): choose another model"
         )
     for tile, reason in report.quarantined.items():
-        click.echo(f"quarantined {tile}: {reason}")
+        say(f"quarantined {tile}: {reason}")
     if report.quarantined:
-        click.echo(f"to do these again: {report.remedy}")
+        say(f"to do these again: {report.remedy}")
 
 
 def _pace(report: Any) -> str:
@@ -176,7 +200,7 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     run = _run(run_toml, cone, flags | {"out": flags["out"] or "unused"})
     check_memory_limit(run.memory_limit)
     for line in forecast(run):
-        click.echo(line)
+        say(line)
     return 0
 
 
@@ -193,7 +217,7 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
     names = tuple(bands.lower().split(","))
     if unknown := [b for b in names if b not in BANDS]:
         raise ConfigError(f"--bands {bands}: unknown {', '.join(unknown)}; choose from {', '.join(BANDS)}")
-    click.echo(write_cutouts(catalog, images, output, size, names))
+    say(write_cutouts(catalog, images, output, size, names))
     return 0
 
 
@@ -224,15 +248,14 @@ def mock(
     replaced = (Path(directory) / "mock.json").exists()
     made = write_mock(directory, tiles, seed, sources_per_tile, size, mix, bands=names)
     if replaced:
-        click.echo(f"the simulated sky that was in {made.directory} before is gone")
+        say(f"the simulated sky that was in {made.directory} before is gone")
     counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())
-    click.echo(
-        f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}"
-    )
-    (ra, dec), given = made.center, f"--catalog {made.catalog} --images {made.images}"
-    click.echo(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
-    click.echo(f"skyclass classify {given} --out classes")
-    click.echo(f"skyclass dataset --labels {made.truth} {given} --bands {','.join(names)} --out dataset")
+    say(f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}")
+    (ra, dec), options = made.center, ["--catalog", made.catalog, "--images", made.images]
+    say(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
+    click.echo(shell_command(["skyclass", "classify", *options, "--out", "classes"]))
+    labelled = ["--labels", made.truth, *options, "--bands", ",".join(names)]
+    click.echo(shell_command(["skyclass", "dataset", *labelled, "--out", "dataset"]))
     return 0
 
 
@@ -250,9 +273,9 @@ def demo(
     from .mock import write_mock
     from .mock.demo import run_demo
 
-    click.echo(f"1. a SIMULATED sky in {directory}/mock: {tiles} Atlas tiles of {size} x {size} pixels, {mix} mix")
+    say(f"1. a SIMULATED sky in {directory}/mock: {tiles} Atlas tiles of {size} x {size} pixels, {mix} mix")
     sky = write_mock(Path(directory) / "mock", tiles, seed, sources_per_tile, size, mix)
-    return 0 if run_demo(Path(directory), sky, click.echo) else 1
+    return 0 if run_demo(Path(directory), sky, lambda text: say(*text.rstrip("\n").split("\n"))) else 1
 
 
 @cli.command()
@@ -266,7 +289,7 @@ def publish(directory: str) -> int:
     folder = RunFolder(Path(directory))
     read_run(folder)
     with hold_lease(folder):
-        click.echo(f"published {publish_run(folder)}")
+        say(f"published {publish_run(folder)}")
     return 0
 
 
@@ -282,7 +305,7 @@ def gc(directory: str) -> int:
     with hold_lease(folder):
         left = litter(folder)
         nbytes = sum(map(remove, left))
-    click.echo(f"{len(left)} leftovers removed, {nbytes / 1e6:,.1f} MB")
+    say(f"{len(left)} leftovers removed, {nbytes / 1e6:,.1f} MB")
     return 0
 
 
@@ -293,7 +316,7 @@ def verify(catalogue: str) -> int:
     from .publish import verify as verify_catalogue
 
     report = verify_catalogue(catalogue)
-    click.echo(str(report))
+    say(*str(report).rstrip("\n").split("\n"))
     return 0 if report.ok else 1
 
 
@@ -325,21 +348,16 @@ def query(
     if output:
         if sql:
             answer = classes.sql_arrow(sql)
-            click.echo(f"{len(answer):,} rows written to {export_table(answer, output)}")
+            say(f"{len(answer):,} rows written to {export_table(answer, output)}")
         else:
             written = classes.export(output)
-            click.echo(f"{classes.count():,} rows written to {written}")
+            say(f"{classes.count():,} rows written to {written}")
     elif sql:
-        click.echo(in_columns(classes.sql(sql)))
+        click.echo(table_text(classes.sql(sql)))
     else:
-        click.echo(in_columns(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
-        click.echo(f"{classes.count():,} rows")
+        click.echo(table_text(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
+        say(f"{classes.count():,} rows")
     return 0
-
-
-def in_columns(frame: pd.DataFrame) -> str:
-    """Return a table for a terminal; its head alone where it has no rows."""
-    return frame.to_string(index=False) if len(frame) else "  ".join(map(str, frame.columns))
 
 
 @cli.command()
@@ -364,7 +382,7 @@ def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     data |= {key: value for key, value in flags.items() if value is not None}
     if region:
         data["region"] = parse_box(region)
-    click.echo(f"label table written to {fetch_labels(labels_config(data), say_steps)}")
+    say(f"label table written to {fetch_labels(labels_config(data), say_steps)}")
     return 0
 
 
@@ -422,7 +440,7 @@ def dataset(
                 made = build_dataset(config, client, watch)
         else:
             made = build_dataset(config, None, watch)
-    click.echo(f"dataset written to {config.out}\n{summary(made)}")
+    say(f"dataset written to {config.out}", *summary(made).rstrip("\n").split("\n"))
     return 0
 
 
@@ -476,8 +494,8 @@ def evaluate(
         bundles.append(fit(bundles[0], data, "val", calibrate, kind or "temperature", prior or "sample", **where))
     replaced = (Path(output) / RESULTS).is_file()
     folder = write_evaluation(output, evaluate_models(bundles, data, split, **where))
-    click.echo((folder / "evaluation.md").read_text())
-    click.echo(f"written to {output}" + (", in place of an earlier evaluation" if replaced else ""))
+    say(*(folder / "evaluation.md").read_text().rstrip("\n").split("\n"))
+    say(f"written to {output}" + (", in place of an earlier evaluation" if replaced else ""))
     return 0
 
 
@@ -492,7 +510,7 @@ def report(path: str, output: str | None) -> int:
         page = write_html(path, output)
     except NotPublished as error:
         raise ConfigError(f"{path} is no evaluation (no evaluation.json) and no class catalogue: {error}") from error
-    click.echo(f"written to {page}")
+    say(f"written to {page}")
     return 0
 
 
@@ -521,7 +539,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
 
         silence_dask()
         with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client:
-            launch(Path(train_toml), client, nodes, ranks_per_node, echo=lambda line: click.echo(line, err=True))
+            launch(Path(train_toml), client, nodes, ranks_per_node, echo=lambda line: say(line, err=True))
     else:
         from .training.train import train as train_here
         from .training.watch import show_training
@@ -531,7 +549,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     if is_first:
         from .bundle import load_bundle
 
-        click.echo(f"{load_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
+        say(f"{load_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
     return 0
 
 

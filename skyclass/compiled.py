@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Networ
     compiling fails, and where the probabilities of a trial batch are further than `TOLERANCE` from those of `network`;
     torch.OutOfMemoryError where a batch is too large for a GPU.
     """
+    # torch keeps what it compiles in /tmp otherwise, under a name that another user may take first
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(inductor_cache()))
     made = on_gpu(network, example) if example[0].is_cuda else on_cpu(network, example, name)
     check(network, made, example)
     return made
@@ -54,7 +57,7 @@ def on_cpu(network: nn.Module, example: Sequence[Tensor], name: str) -> Network:
     """Return a network compiled for this processor, from its file if that is there already."""
     path = cache_folder() / f"{file_name(name, example)}.pt2"
     with FileLock(path.with_suffix(".lock")):  # one process of a machine makes the file, the others find it made
-        if not path.exists():
+        if not path.exists() or writable_by_others(path):
             build(network, example, path)
         try:
             made: Network = torch._inductor.aoti_load_package(str(path))  # as the tutorial of AOTInductor has it
@@ -79,6 +82,7 @@ def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
             warnings.simplefilter("ignore")  # torch's own, about itself
             program = torch.export.export(network, tuple(example), strict=False)
             torch._inductor.aoti_compile_and_package(program, package_path=str(making), inductor_configs=dict(OPTIONS))
+        making.chmod(0o600)
         making.replace(path)
     except TORCH_FAILS as error:
         raise CannotCompile(f"torch cannot compile this network: {type(error).__name__}: {error}") from error
@@ -164,11 +168,52 @@ def processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled networks, made if need be: $SKYCLASS_CACHE, or skyclass in the user's cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("SKYCLASS_CACHE") or Path(user) / "skyclass")
+    """Return the folder of compiled networks, made if need be: $SKYCLASS_CACHE, or skyclass in the user's cache.
+
+    Raises `CannotCompile` where it cannot be made, and where another user could put programs into it.
+    """
+    return private_folder(Path(os.environ.get("SKYCLASS_CACHE") or user_cache() / "skyclass"))
+
+
+def inductor_cache() -> Path:
+    """Return the folder in which torch keeps its own programs."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_folder() / "inductor")
+
+
+def user_cache() -> Path:
+    """Return the folder for caches of the user; `CannotCompile` for a user without a home."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise CannotCompile("the user has no home folder: set SKYCLASS_CACHE to a folder of your own") from error
+
+
+def private_folder(folder: Path) -> Path:
+    """Return an absolute path in which only this user writes, made with mode 0700 if need be."""
+    folder = folder.absolute()
+    try:
+        for path in (*reversed(folder.parents), folder):
+            path.mkdir(mode=0o700, exist_ok=True)
+        faults = [words for path in (folder, *folder.parents) if (words := writable_by_others(path))]
+        faults += [] if folder.stat().st_uid == os.geteuid() else [f"{folder} does not belong to you"]
     except OSError as error:
-        raise CannotCompile(f"{folder} cannot be made ({error.strerror}): set SKYCLASS_CACHE to a folder") from error
+        raise CannotCompile(
+            f"the cache of compiled networks {folder} cannot be used ({error.strerror}): set SKYCLASS_CACHE to a folder"
+        ) from error
+    if faults:
+        raise CannotCompile(
+            f"the cache of compiled networks {folder} is not used, for programs are loaded from it: {faults[0]}; set "
+            "SKYCLASS_CACHE to a folder in which only you can write (mode 0700)"
+        )
     return folder
+
+
+def writable_by_others(path: Path) -> str:
+    """Return in words who else may replace what is at a path or in it; empty where nobody but the user and root can."""
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to user {status.st_uid}"
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if shared and not (path.is_dir() and status.st_mode & stat.S_ISVTX):
+        return f"other users may write to {path} (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""

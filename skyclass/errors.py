@@ -21,15 +21,26 @@ SkyclassError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 FaultKind = Literal["missing_tile", "missing_band", "bad", "changed"]
 
 
 class SkyclassError(Exception):
-    """Base of every error that skyclass raises on purpose."""
+    """Base of every error that skyclass raises on purpose.
+
+    `message` is one line, `details` are lines that belong below it, one for each thing that is wrong.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(details))
+        self.message, self.details = message, tuple(details)
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.message, *self.details])
 
 
 class ConfigError(SkyclassError):

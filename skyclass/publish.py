@@ -43,6 +43,7 @@ from .files import parquet_bytes, sha256_of, storing, sync_folder, write_bytes
 from .schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY, SORT_KEYS, class_counts, conform, flagged
 from .sky import MAX_ORDER
 from .store import RunFolder
+from .text import printable
 from .types import Flag, Json
 
 _SHIFT = 2 * (MAX_ORDER - CATALOG_ORDER)
@@ -404,7 +405,7 @@ class VerifyReport:
         """Return what was found, a problem a line."""
         if self.ok:
             return f"{self.rows:,} rows in {self.files} files, as planned and as published: nothing lost, no key twice"
-        return "\n".join([f"{self.catalog} has {len(self.problems)} problems:", *self.problems])
+        return "\n".join(map(printable, [f"{self.catalog} has {len(self.problems)} problems:", *self.problems]))
 
 
 def verify(catalog: str | Path) -> VerifyReport:

@@ -144,11 +144,10 @@ def _refuse_mismatch(folder: RunFolder, old: Mapping[str, str], new: Mapping[str
     fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if fields:
         there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
-        lines = [f"  {name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
         raise RunMismatch(
-            f"{folder.path} belongs to another run, which differs in {len(fields)} field(s):\n"
-            + "\n".join(lines)
-            + "\nUndo the change to resume it, or give another output folder"
+            f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
+            f"differs in {len(fields)} field(s):",
+            [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields],
         )
 
 

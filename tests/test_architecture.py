@@ -14,6 +14,7 @@ READING_ORDER = [
         "version",
         "errors",
         "types",
+        "text",
         "schema",
         "files",
         "regular",

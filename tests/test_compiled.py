@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKYCLASS_CACHE", str(folder))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
         yield folder
 
 
@@ -92,6 +94,80 @@ def test_the_name_of_a_file_says_all_that_it_depends_on(monkeypatch):
     monkeypatch.setattr(compiled, "processor", lambda: "another")
     others.append(compiled.file_name("a", [torch.zeros(8, 4)]))
     assert len({name, *others}) == 5
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+
+
+def test_the_cache_is_made_for_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "deep" / "cache"))
+    old = os.umask(0)
+    try:
+        folder = compiled.cache_folder()
+    finally:
+        os.umask(old)
+    assert folder == tmp_path / "deep" / "cache" and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+@pytest.mark.parametrize("where", ["cache", "."])
+def test_a_cache_in_which_others_may_write_is_not_used(tmp_path, monkeypatch, mode, where):
+    monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / where).chmod(mode)
+    with pytest.raises(CannotCompile, match=f"other users may write to {tmp_path / where} .mode {mode:04o}.*0700"):
+        compiled.cache_folder()
+    (tmp_path / where).chmod(0o1777)  # as /tmp is: nobody may replace what belongs to others
+    if where == ".":
+        assert compiled.cache_folder() == tmp_path / "cache"
+
+
+@needs_root
+@pytest.mark.parametrize("where", ["cache", "."])
+def test_a_cache_of_another_user_is_not_used(tmp_path, monkeypatch, where):
+    monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    os.chown(tmp_path / where, 65534, 65534)
+    with pytest.raises(CannotCompile, match=f"{tmp_path / where} belongs to user 65534; set SKYCLASS_CACHE"):
+        compiled.cache_folder()
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    for name in ("SKYCLASS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiled.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(CannotCompile, match="no home folder: set SKYCLASS_CACHE"):
+        compiled.cache_folder()
+
+
+def test_a_program_that_others_may_write_is_made_anew(pair, bundle, cache, monkeypatch):
+    (file,) = cache.glob("*.pt2")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.setattr(compiled, "build", lambda *_: pytest.fail("built again"))
+    infer.load_classifier(bundle, "cpu", "fp32", compile=True)
+    file.chmod(0o666)
+    with pytest.raises(pytest.fail.Exception, match="built again"):
+        infer.load_classifier(bundle, "cpu", "fp32", compile=True)
+    file.chmod(0o600)
+
+
+def test_torch_keeps_its_programs_in_the_cache(pair, cache):
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "inductor")
+
+
+def test_a_run_with_a_shared_cache_goes_on_uncompiled(run, tmp_path, monkeypatch, caplog):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "shared"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    infer.cached_classifier.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        pipeline.classify(run)
+    assert f"other users may write to {tmp_path / 'shared'}" in caplog.text
+    with pytest.raises(ConfigError, match="other users may write to"):
+        pipeline.classify(dataclasses.replace(run, compile="on", out=str(tmp_path / "never")))
+    assert not list((tmp_path / "shared").iterdir()) and not (tmp_path / "never").exists()
 
 
 @pytest.fixture

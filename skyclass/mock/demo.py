@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from ..config import RunConfig
 from ..engine import classify
 from ..publish import verify
 from ..query import ClassCatalog, open_catalog
+from ..text import shell_command, table_text
 from ..training.scores import colour_cuts
 from ..types import CLASSES
 from . import MockReport
@@ -21,7 +23,8 @@ Say = Callable[[str], None]
 def run_demo(folder: Path, sky: MockReport, say: Say) -> bool:
     """Classify, publish, query and compare a simulated sky; `say` hears each step. Return whether all is sound."""
     run = RunConfig(catalog=str(sky.catalog), images=str(sky.images), out=str(folder / "classes"))
-    say(f"2. skyclass classify --catalog {run.catalog} --images {run.images} --model {run.model} --out {run.out}")
+    options = {"--catalog": run.catalog, "--images": run.images, "--model": run.model, "--out": run.out}
+    say(f"2. {shell_command(['skyclass', 'classify', *chain.from_iterable(options.items())])}")
     report = classify(run)
     say(
         f"   {report.sources_in:,} sources in = {report.classified:,} classified + {report.without_class:,} without "
@@ -29,7 +32,7 @@ def run_demo(folder: Path, sky: MockReport, say: Say) -> bool:
         f"{report.tile_bytes / 1e6:,.0f} MB of tiles"
     )
     catalogue = folder / "classes" / "catalog"
-    say(f"3. skyclass verify {catalogue}")
+    say(f"3. {shell_command(['skyclass', 'verify', catalogue])}")
     verified = verify(catalogue)
     say(f"   {verified}")
     classes = open_catalog(str(catalogue))
@@ -66,5 +69,6 @@ def example_query(classes: ClassCatalog, catalogue: Path) -> str:
     condition = "p_quasar > 0.8 AND w1snr > 20"
     columns = ["designation", "ra", "dec", "w1mpro", "class", "p_quasar", "flags"]
     found = classes.cone(middle["ra"], middle["dec"], "15arcmin").where(condition).select(columns).to_pandas()
-    command = f'skyclass query {catalogue} --cone {cone} --where "{condition}" --columns {",".join(columns)}'
-    return f"5. {command}\n{found.head(8).to_string(index=False)}\n   {len(found)} rows"
+    options = ["--cone", cone, "--where", condition, "--columns", ",".join(columns)]
+    command = shell_command(["skyclass", "query", catalogue, *options])
+    return f"5. {command}\n{table_text(found.head(8))}\n   {len(found)} rows"

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..text import printable
+
 
 @contextmanager
 def show_training() -> Iterator[Callable[[dict[str, Any]], None]]:
@@ -76,4 +78,4 @@ def facts_of(record: dict[str, Any]) -> str:
 
 def _say(console: Console, words: str) -> None:
     """Print words as they are: services and tiles put brackets in theirs, and a log has lines of any length."""
-    console.print(words, highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(words), highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""Text for terminals, logs and shells: ids, file names and messages of services may hold any character."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def printable(text: object) -> str:
+    """Return text in one line without control characters: a terminal shows each of them as an escape such as \\x1b.
+
+    Line breaks, terminal sequences, marks that change the direction of writing and bytes that are no UTF-8 are escaped.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def shell_command(words: Iterable[object]) -> str:
+    """Return a command in one line that a POSIX shell reads as exactly these words.
+
+    >>> print(shell_command(["skyclass", "verify", "my run/catalog"]))
+    skyclass verify 'my run/catalog'
+    """
+    return " ".join(map(_quoted, map(str, words)))
+
+
+def table_text(frame: pd.DataFrame) -> str:
+    """Return a table as lines for a terminal, one a row; only its column names where it has no rows."""
+    shown = frame.rename(columns=printable)
+    if not len(shown):
+        return "  ".join(shown.columns)
+    return str(shown.apply(_printable_column).to_string(index=False))
+
+
+def _printable_column(column: pd.Series) -> pd.Series:
+    if column.dtype.kind in "biufcmM":
+        return column
+    return column.map(lambda value: value if value is None or isinstance(value, int | float) else printable(value))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8, as Python keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
