@@ -15,7 +15,7 @@ from cudalike import cuda_graphs
 from distributed import Client, LocalCluster
 from runs import rows_of
 
-from skyclass import compiled, engine, infer, pipeline, plan
+from skyclass import compiled, context, engine, infer, pipeline, plan
 from skyclass.cluster import connect
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.progress import quiet
@@ -239,7 +239,7 @@ def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog)
     assert plan.settle_network(run, line, counted, plan.warm_here) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
-    monkeypatch.setattr(plan, "cached_classifier", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[-1]))
     insists = plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)
     assert asked == [True] and insists == dataclasses.replace(line, compile="on")
     assert plan.settle_network(run, line, many, plan.warm_here) == insists, "of so many it pays"
