@@ -21,33 +21,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .atlas import (
     AtlasArchive,
-    AtlasImage,
-    Refusal,
     check_pixels,
     check_rows,
-    header_blocks,
     layout_path,
     names_near,
     own_image,
     raise_missing,
-    read_header,
+    row_range,
     tile_of,
 )
 from .errors import ArchiveError, ConfigError, TileFault
+from .header import AtlasImage, Refusal, header_blocks, read_header, refuse
 from .identity import changed_fault, image_file, stamp_change
+from .image_sets import combine, image_sets
 from .regular import open_regular
 from .remote import SCHEMES, open_remote
 from .types import BANDS, FileStamp, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
+FITS_SUFFIXES = tuple(
+    suffix + packed
+    for suffix in (".fits", ".fit", ".fts")
+    for packed in ("", ".gz", ".fz", ".bz2", ".xz", ".zst", ".z", ".zip")
+)
 READ_ROWS = 64
 """Of an image, a megabyte: they fit the cache of a core."""
 HASH_BYTES = 1 << 20
@@ -66,7 +71,7 @@ def describe(path: str) -> AtlasImage | Refusal:
             stamp = _stamp(os.fstat(stream.fileno()))
             return _describe(path, header_blocks(stream), stamp, stamp.device)
     except OSError as error:
-        return Refusal(path, f"cannot be read ({error.strerror or error}): check path and permissions")
+        return refuse(path, f"cannot be read ({error.strerror or error}): check path and permissions")
 
 
 @lru_cache(maxsize=512)
@@ -103,12 +108,11 @@ class LocalArchive:
         """
         if not bands:
             raise ValueError("no band was asked for")
-        images = [self._image(coadd_id, band) for band in bands]
-        tile = tile_of(images, self.root)
-        for image in images if verify else ():
+        sets = self._image_sets(coadd_id, bands)
+        for image in chain.from_iterable(sets) if verify else ():
             if fault := _checksum_fault(image.path):
                 raise TileFault(coadd_id, f"{image.path} {fault}: fetch it again", image.band)
-        return tile
+        return combine([tile_of(images, self.root) for images in sets])
 
     def bands_of(self, coadd_id: str) -> tuple[str, ...]:
         """Return the bands, of all four, of which the archive has a file; () if it has no such tile."""
@@ -129,14 +133,16 @@ class LocalArchive:
 
     def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
         """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files."""
-        stop = tile.shape[0] if stop is None else stop
-        check_rows(tile, start, stop)
-        digests = {}
-        for band in tile.bands:
-            with self._open(tile, band) as stream:
-                _seek(stream, tile, band, start)
-                digests[image_file(tile, band).name] = _sha256(stream, 4 * tile.shape[1] * (stop - start))
-        return digests
+        return {
+            image_file(part, band).name: self._band_sha256(part, band, *row_range(part, start, stop))
+            for part in tile.image_sets
+            for band in part.bands
+        }
+
+    def _band_sha256(self, tile: Tile, band: str, start: int, stop: int) -> str:
+        with self._open(tile, band) as stream:
+            _seek(stream, tile, band, start)
+            return _sha256(stream, 4 * tile.shape[1] * (stop - start))
 
     @contextmanager
     def _open(self, tile: Tile, band: str) -> Iterator[io.FileIO]:
@@ -189,26 +195,28 @@ class LocalArchive:
             at += 1
         return found
 
-    def _image(self, coadd_id: str, band: str) -> AtlasImage:
-        """Return the one good image of a band, or raise the `TileFault` that says why not."""
+    def _image_sets(self, coadd_id: str, bands: tuple[str, ...]) -> list[list[AtlasImage]]:
+        """Return the image sets of a tile, or raise the `TileFault` that says why there is none."""
+        images = [self._images(coadd_id, band) for band in bands]
+        if all(len(of_band) == 1 for of_band in images):
+            return [list(chain.from_iterable(images))]
+        return image_sets(chain.from_iterable(images), bands)
+
+    def _images(self, coadd_id: str, band: str) -> list[AtlasImage]:
+        """Return the good images of a band; raise `TileFault` if there is none, or another one."""
         paths = self._paths(coadd_id, band)
         if not paths:
             raise_missing(self.root, coadd_id, band, self.bands_of(coadd_id))
-        if len(paths) > 1:
-            names = " and ".join(os.path.relpath(path, self.root) for path in paths[:2])
-            raise TileFault(coadd_id, f"more than one image, {names}: keep one of them in the folder", band)
-        return own_image(describe(paths[0]), coadd_id, band)
+        return [own_image(describe(path), coadd_id, band) for path in paths]
 
     def _indexed_tiles(self) -> list[Tile]:
         """Return one tile for each distinct footprint in the index, bad files left out."""
-        groups: dict[tuple[object, ...], list[AtlasImage]] = {}
+        groups: dict[tuple[object, ...], dict[str, AtlasImage]] = {}
         for coadd_id, band, path in self.images or ():
             image = describe(os.path.join(self.root, path))
             if band in self.bands and isinstance(image, AtlasImage):
-                images = groups.setdefault((coadd_id, *image.geometry), [])
-                if band not in [other.band for other in images]:
-                    images.append(image)
-        return [tile_of(images, self.root) for images in groups.values()]
+                groups.setdefault((coadd_id, *image.geometry), {}).setdefault(band, image)
+        return [tile_of(list(images.values()), self.root) for images in groups.values()]
 
     def _first_tile(self, coadd_id: str) -> Tile | None:
         """Return a tile with the first band whose header is good, of the wanted bands or any other."""
@@ -255,15 +263,18 @@ def _local_root(location: str) -> Path:
 
 def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalArchive:
     """Return the archive of a plain folder, every FITS file in it known by its header."""
-    paths = sorted(path for path in root.rglob("*") if path.name.lower().endswith(FITS_SUFFIXES))
-    found = [describe(str(path)) for path in paths if path.is_file()]
+    found = [describe(path) for path in sorted(_fits_files(root))]
     good = [image for image in found if isinstance(image, AtlasImage)]
     if not good:
         raise ArchiveError(f"images at {root}: no usable Atlas image.{_refused(found)}", _refusals(root, found))
-    known = {(image.coadd_id, image.band) for image in good}
-    # A damaged file that says which tile it is stays in: its sources are flagged bad, not lost.
-    damaged = [item for item in found if isinstance(item, Refusal) and item.band]
-    kept = good + [item for item in damaged if (item.coadd_id, item.band) not in known]
+    unpacked = {image.path for image in good}
+    # A damaged file that says which tile it is stays in: its sources are flagged bad, not lost. What was unpacked is no
+    # longer needed.
+    kept = good + [
+        item
+        for item in found
+        if isinstance(item, Refusal) and item.band and os.path.splitext(item.path)[0] not in unpacked
+    ]
     absent = set(bands) - {item.band for item in kept}
     if absent:
         have = ", ".join(sorted({image.band for image in good}))
@@ -274,6 +285,29 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalArchive:
         )
     images = tuple(sorted((i.coadd_id, i.band, os.path.relpath(i.path, root)) for i in kept))
     return LocalArchive(str(root), bands, images, len(found) - len(kept))
+
+
+def _fits_files(root: Path) -> Iterator[str]:
+    """Yield the paths of the FITS files below a folder, each folder once, whatever symbolic links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second link to the same folder
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not name.startswith(".") and not os.path.exists(path):
+                raise ArchiveError(f"images at {root}: the symbolic link {path} leads nowhere; repair or remove it")
+            if name.lower().endswith(FITS_SUFFIXES):
+                yield path
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    reason = f"images: {error.filename} cannot be read ({error.strerror or error}); check its permissions, or remove it"
+    raise ArchiveError(reason) from error
 
 
 def _refused(found: Iterable[AtlasImage | Refusal]) -> str:
@@ -357,6 +391,9 @@ def _layout_names(root: Path) -> Iterator[str]:
 
 
 def _folders(root: Path, pattern: str) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(p for p in root.iterdir() if re.fullmatch(pattern, p.name) and p.is_dir())
+    try:
+        if not root.is_dir():
+            return []
+        return sorted(p for p in root.iterdir() if re.fullmatch(pattern, p.name) and p.is_dir())
+    except OSError as error:
+        _raise_unreadable(error)

@@ -1,25 +1,19 @@
-"""What an Atlas image is: header, pixels, tile and name, whether the bytes came from a disk or an archive far away.
-
-Anything that is not an AllWISE Atlas intensity image is refused with the reason: a look-alike read with the
-wrong scale or zero point would give wrong classes without a word.
-"""
+"""What a tile is: its images, its pixels and its name, whether the bytes came from a disk or an archive far away."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn, Protocol, cast
 
 import numpy as np
-from astropy.io import fits
 from numpy.typing import ArrayLike
 
 from .errors import TileFault
+from .header import TILE_NAME, AtlasImage, Refusal
 from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from .types import BANDS, PIXEL_SCALE_ARCSEC, Archive, FileStamp, Float32, Float64, ImageFile, Tile
+from .types import BANDS, Archive, Float32, Float64, Tile
 
 MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
@@ -29,50 +23,10 @@ MAX_ZERO_FRACTION = 0.05
 fetched file holds zeroed blocks; a real Atlas image marks missing pixels as NaN and its sky is never exactly 0 in
 float32 (no exact zero in the nine real cutouts these rules were checked on)."""
 
-SCALE_TOLERANCE_ARCSEC = 1e-3
-ROTATION_TOLERANCE_DEG = 1e-6
 TILE_HALF_DIAGONAL_DEG = 1.11
 """Half of the 1.5644 degree side of an Atlas tile, times the square root of 2."""
 NAME_ROUNDING_DEG = 0.15
 """A tile's name truncates RA and Dec of its centre to 0.1 degree each."""
-
-BLOCK_BYTES = 2880
-MAX_HEADER_BLOCKS = 64
-TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
-IMAGE_NAME = re.compile(r"(\d{4}[pm]\d{3}_[a-z]{2}\d+)-(w[1-4])-int-3")
-
-
-@dataclass(frozen=True)
-class AtlasImage:
-    """One band of a tile as its file's header describes it. The geometry reads as in `Tile`.
-
-    `path` is the whole path or URL of the file; `file.name` is the same here, and relative to the archive in a `Tile`.
-    """
-
-    path: str
-    coadd_id: str
-    band: str
-    shape: tuple[int, int]
-    crval_deg: tuple[float, float]
-    crpix: tuple[float, float]
-    cdelt_deg: tuple[float, float]
-    zero_point_mag: float
-    file: ImageFile
-
-    @property
-    def geometry(self) -> tuple[object, ...]:
-        """What all bands of a tile must share."""
-        return self.shape, self.crval_deg, self.crpix, self.cdelt_deg
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A file that cannot be used: why, what to do, and the tile and band it says it is (or "")."""
-
-    path: str
-    reason: str
-    coadd_id: str = ""
-    band: str = ""
 
 
 class AtlasArchive(Archive, Protocol):
@@ -93,139 +47,6 @@ class AtlasArchive(Archive, Protocol):
         big-endian float32: equal digests mean equal rows, whichever copy was read.
         """
         ...
-
-
-# --- the header ------------------------------------------------------------------------------------
-
-
-def read_header(path: str, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
-    """Return what a file with these first bytes holds: an `AtlasImage`, or a `Refusal` with the reason."""
-    named = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
-    coadd_id, band = named.groups() if named else ("", "")
-    fault = _content_fault(head, stamp.size_bytes)
-    if fault:
-        return Refusal(path, fault, coadd_id, band)
-    try:
-        return _from_header(path, fits.Header.fromfile(io.BytesIO(head)), head, stamp)
-    except (OSError, ValueError, TypeError, KeyError, fits.VerifyError, Warning) as error:
-        return Refusal(path, f"damaged FITS header ({error}): fetch the file again", coadd_id, band)
-
-
-def header_blocks(stream: io.RawIOBase | io.BufferedIOBase) -> bytes:
-    """Return the blocks up to the one with the END card, or what there is within reason."""
-    head = b""
-    for _ in range(MAX_HEADER_BLOCKS):
-        block = stream.read(BLOCK_BYTES) or b""
-        head += block
-        if len(block) < BLOCK_BYTES or not head.startswith(b"SIMPLE") or _has_end(block):
-            break
-    return head
-
-
-def _has_end(block: bytes) -> bool:
-    return any(block[at : at + 80].rstrip() == b"END" for at in range(0, len(block), 80))
-
-
-def _content_fault(head: bytes, size_bytes: int) -> str:
-    """Return why bytes are no FITS header, or ""."""
-    if size_bytes == 0:
-        return "empty file: fetch it again"
-    if head.startswith(b"\x1f\x8b"):
-        return "gzip content: rows cannot be read from it, unpack it with gunzip first"
-    if head.lstrip()[:1] == b"<":
-        return "an HTML or XML page, not FITS (an error page saved under this name?): fetch it again"
-    if not head.startswith(b"SIMPLE  ="):
-        return "not a FITS file: fetch it again"
-    if not _has_end(head[-BLOCK_BYTES:]) or len(head) % BLOCK_BYTES:
-        return f"truncated: {size_bytes} bytes end inside the FITS header, fetch it again"
-    return ""
-
-
-def _from_header(path: str, header: fits.Header, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
-    """Return the image that a header describes, or the refusal with every problem found."""
-    is_intensity = str(header.get("FILETYPE", "")).strip() == "intensity image"
-    coadd_id = str(header.get("COADDID", "")).strip() if is_intensity else ""
-    band = f"w{header['BAND']}" if coadd_id and header.get("BAND") in (1, 2, 3, 4) else ""
-    kind = _kind_problems(header)
-    problems = kind or [*_format_problems(header), *_geometry_problems(header)]
-    if problems:
-        advice = "use the Atlas files named <coadd_id>-w<band>-int-3.fits" if kind else "fetch it again"
-        return Refusal(path, f"{'; '.join(problems)}: {advice}", coadd_id, band)
-    columns, rows = int(header["NAXIS1"]), int(header["NAXIS2"])
-    needed = len(head) + 4 * rows * columns
-    if stamp.size_bytes < needed:
-        reason = f"truncated: {stamp.size_bytes} bytes, header and pixels need {needed}, fetch it again"
-        return Refusal(path, reason, coadd_id, band)
-    return AtlasImage(
-        path=path, coadd_id=coadd_id, band=band, shape=(rows, columns),
-        crval_deg=(float(header["CRVAL1"]), float(header["CRVAL2"])),
-        crpix=(float(header["CRPIX1"]), float(header["CRPIX2"])),
-        cdelt_deg=(float(header["CDELT1"]), float(header["CDELT2"])),
-        zero_point_mag=float(header["MAGZP"]),
-        file=ImageFile(path, len(head), hashlib.sha256(head).hexdigest(), stamp),
-    )  # fmt: skip
-
-
-def _kind_problems(header: fits.Header) -> list[str]:
-    """Return what shows that the file is another product than an AllWISE Atlas intensity image."""
-    ctypes = [str(header.get(name, "none")) for name in ("CTYPE1", "CTYPE2")]
-    filetype = str(header.get("FILETYPE", "none")).strip()
-    problems = []
-    if any(ctype.endswith("-SIP") for ctype in ctypes) or "A_ORDER" in header:
-        problems.append("SIP distortion, as in a WISE single exposure")
-    elif [ctype[-3:] for ctype in ctypes] == ["TAN", "TAN"]:
-        problems.append("TAN projection, as in an unWISE coadd (other scale and zero point)")
-    elif ctypes != ["RA---SIN", "DEC--SIN"]:
-        problems.append(f"projection {'/'.join(ctypes)} instead of RA---SIN/DEC--SIN")
-    if filetype != "intensity image":
-        problems.append(f"FILETYPE is '{filetype}' instead of 'intensity image'")
-    if not TILE_NAME.fullmatch(str(header.get("COADDID", "")).strip()):
-        problems.append(f"COADDID is {header.get('COADDID', 'missing')}")
-    if header.get("BAND") not in (1, 2, 3, 4):
-        problems.append(f"BAND is {header.get('BAND', 'missing')}")
-    if str(header.get("BUNIT", "")).strip() != "DN":
-        problems.append(f"BUNIT is {header.get('BUNIT', 'missing')} instead of DN")
-    return problems
-
-
-def _format_problems(header: fits.Header) -> list[str]:
-    """Return what is wrong with the pixels' format and calibration."""
-    expected = {"BITPIX": -32, "NAXIS": 2, "BSCALE": 1, "BZERO": 0}
-    problems = [
-        f"{name} is {header.get(name, value)} instead of {value}"
-        for name, value in expected.items()
-        if header.get(name, value if name.startswith("B") and name != "BITPIX" else None) != value
-    ]
-    problems += [
-        f"{name} is {header.get(name, 'missing')}"
-        for name in ("NAXIS1", "NAXIS2")
-        if not isinstance(header.get(name), int) or header[name] < 1
-    ]
-    return problems + _number_problems(header, ("MAGZP",))
-
-
-def _number_problems(header: fits.Header, names: Iterable[str]) -> list[str]:
-    """Return the keywords that hold no finite number."""
-    return [
-        f"{name} is {header.get(name, 'missing')}"
-        for name in names
-        if not isinstance(header.get(name), int | float) or not np.isfinite(header[name])
-    ]
-
-
-def _geometry_problems(header: fits.Header) -> list[str]:
-    """Return what is wrong with the WCS: it must be plain SIN, north up, 1.375 arcsec a pixel."""
-    problems = _number_problems(header, ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2"))
-    if problems:
-        return problems
-    for name, sign in (("CDELT1", -1), ("CDELT2", 1)):
-        scale_arcsec = header[name] * 3600
-        if abs(scale_arcsec - sign * PIXEL_SCALE_ARCSEC) > SCALE_TOLERANCE_ARCSEC:
-            problems.append(f"{name} is {scale_arcsec:.5g} arcsec instead of {sign * PIXEL_SCALE_ARCSEC}")
-    turned = any(abs(header.get(name, 0.0)) > ROTATION_TOLERANCE_DEG for name in ("CROTA1", "CROTA2"))
-    if turned or any(re.fullmatch(r"(CD|PC)\d_\d", name) for name in header):
-        problems.append("the image is rotated or has a CD/PC matrix")
-    return problems
 
 
 # --- a tile ----------------------------------------------------------------------------------------
@@ -269,6 +90,13 @@ def check_rows(tile: Tile, start: int, stop: int) -> None:
     """Raise `ValueError` if rows `start:stop` are not on the tile."""
     if not 0 <= start < stop <= tile.shape[0]:
         raise ValueError(f"rows {start}:{stop} are not in the {tile.shape[0]} rows of {tile.coadd_id}")
+
+
+def row_range(tile: Tile, start: int, stop: int | None) -> tuple[int, int]:
+    """Return rows as `start, stop`, where None means to the end; `ValueError` if they are not on the tile."""
+    stop = tile.shape[0] if stop is None else stop
+    check_rows(tile, start, stop)
+    return start, stop
 
 
 def check_pixels(tile: Tile, band: str, start: int, pixels: Float32) -> None:

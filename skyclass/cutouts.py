@@ -7,23 +7,82 @@ whatever the tile's edge does, and pixels that do not exist are NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from .sky import edge_distance_px
 from .types import Archive, Bool, CutoutBatch, Flag, Float32, Float64, Int32, Int64, RowRange, Tile
 
 
 def cut(archive: Archive, tile: Tile, x: Float64, y: Float64, size_px: int) -> CutoutBatch:
     """Return cutouts (N, B, size_px, size_px) of the sources at 1-based FITS pixels `x`, `y` of `tile`.
 
-    Reads from each band of `tile` only the rows that the cutouts touch, once. Raises `TileFault`.
+    Reads from each band of `tile` only the rows that the cutouts touch, once. Raises `TileFault`. Positions of sources
+    that are cut from another image set of `tile` are returned as pixels of that set.
     """
-    cutter = Cutter(read_bands(archive, tile, y, size_px), tile, x, y, size_px)
-    pixels = np.empty((len(x), len(tile.bands), size_px, size_px), dtype=np.float32)
-    cutter.cut(slice(None), pixels)
-    flags, valid_frac = cutter.describe()
+    parts = parts_of(tile, x, y, size_px)
+    batches = [cut_part(archive, part, size_px) for part in parts]
+    if len(batches) == 1:
+        return batches[0]
+    arrays = [(b.pixels, b.x, b.y, b.flags, b.valid_frac) for b in batches]
+    pixels, x, y, flags, valid_frac = in_order(parts, arrays)
     return CutoutBatch(pixels, x, y, flags, valid_frac, tile.zero_point_mag)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The sources that are cut from one image set: their `index` among all, and their pixels `x`, `y` in the set."""
+
+    tile: Tile
+    index: Int64
+    x: Float64
+    y: Float64
+
+
+def cut_part(archive: Archive, part: Part, size_px: int) -> CutoutBatch:
+    """Return cutouts of sources of one image set. Raises `TileFault`."""
+    cutter = Cutter(read_bands(archive, part.tile, part.y, size_px), part.tile, part.x, part.y, size_px)
+    pixels = np.empty((len(part.x), len(part.tile.bands), size_px, size_px), dtype=np.float32)
+    cutter.cut(slice(None), pixels)
+    return CutoutBatch(pixels, part.x, part.y, *cutter.describe(), part.tile.zero_point_mag)
+
+
+def in_order(parts: Sequence[Part], arrays: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return arrays over the sources of each part as arrays over all sources, in their order."""
+    order = np.argsort(np.concatenate([part.index for part in parts]))
+    return tuple(np.concatenate(of_parts)[order] for of_parts in zip(*arrays, strict=True))
+
+
+def parts_of(tile: Tile, x: Float64, y: Float64, size_px: int) -> list[Part]:
+    """Return the sources at 1-based FITS pixels `x`, `y` of `tile`, by the image set that covers their cutouts best.
+
+    That is the set with the most pixels of a cutout; among equals the one whose edge is farthest from the source, and
+    then the first by name. The order of the sources is kept.
+    """
+    if not tile.others:
+        return [Part(tile, np.arange(len(x)), x, y)]
+    best = np.zeros(len(x), np.int64)
+    best_px, best_margin = np.full(len(x), -1), np.full(len(x), -np.inf)
+    for number, part in enumerate(tile.image_sets):
+        part_x, part_y = in_set(tile, part, x, y)
+        n_px = within(corner(part_y, size_px), part.shape[0], size_px)
+        n_px *= within(corner(part_x, size_px), part.shape[1], size_px)
+        margin = edge_distance_px(part, part_x, part_y)
+        wins = (n_px > best_px) | ((n_px == best_px) & (margin > best_margin))
+        best[wins], best_px[wins], best_margin[wins] = number, n_px[wins], margin[wins]
+    numbers = [int(number) for number in np.unique(best)]
+    index = {number: np.flatnonzero(best == number) for number in numbers}
+    sets = tile.image_sets
+    return [Part(sets[n], index[n], *in_set(tile, sets[n], x[index[n]], y[index[n]])) for n in numbers]
+
+
+def in_set(tile: Tile, image_set: Tile, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+    """Return pixels of `tile` as pixels of one of its image sets, whole pixels away."""
+    offset = np.subtract(image_set.crpix, tile.crpix).round()
+    return x + offset[0], y + offset[1]
 
 
 def read_bands(archive: Archive, tile: Tile, y: Float64, size_px: int) -> tuple[RowRange, ...]:

@@ -20,7 +20,7 @@ Comparison = Literal["same", "touched", "changed"]
 
 def file_record(tile: Tile) -> FileRecord:
     """Return which files a tile was read from, as JSON, without the device numbers, which differ between hosts."""
-    return {file.name: _file_fields(file) for file in tile.files}
+    return {file.name: _file_fields(file) for part in tile.image_sets for file in part.files}
 
 
 def _file_fields(file: ImageFile) -> dict[str, Any]:

@@ -30,22 +30,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .atlas import (
-    BLOCK_BYTES,
-    TILE_NAME,
-    AtlasImage,
-    Refusal,
     check_pixels,
     check_rows,
-    header_blocks,
     layout_path,
     names_near,
     own_image,
     ra_names_near,
     raise_missing,
-    read_header,
+    row_range,
     tile_of,
 )
 from .errors import ArchiveDown, ArchiveError, ConfigError
+from .header import BLOCK_BYTES, TILE_NAME, AtlasImage, Refusal, header_blocks, read_header
 from .identity import changed_fault, image_file, stamp_change
 from .types import BANDS, FileStamp, Float32, Tile
 
@@ -135,8 +131,7 @@ class RemoteArchive:
 
     def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
         """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files."""
-        stop = tile.shape[0] if stop is None else stop
-        check_rows(tile, start, stop)
+        start, stop = row_range(tile, start, stop)
         digests = {}
         for band in tile.bands:
             digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from .composite import BLOCK, CompositeSettings, composite
 from .context import NO_TILE, Line, strips_of
-from .cutouts import Cutter, mark, read_bands
+from .cutouts import Cutter, in_order, mark, parts_of, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
 from .probabilities import is_distribution
@@ -104,19 +104,35 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         tile = open_tile(line, strip.tile, verify=strip.start == 0)  # once a tile: a fault of one strip is its tile's
         sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-        rows = read_bands(line.archive, tile, y, line.bundle.size_px)
+        opened = time.perf_counter() - began
+        images, flags, valid_frac, read = cut_image_sets(line, tile, x, y)
     except TileFault as fault:
         return faulty_strip(line, strip, fault, Timing("read", time.perf_counter() - began))
-    read_done = time.perf_counter()
-    images, flags, valid_frac = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
-    bytes_read = sum(band.pixels.nbytes for band in rows)
     timings = (
-        Timing("read", read_done - began, bytes_read, tile.nbytes if strip.start == 0 else 0),
-        Timing("cut", time.perf_counter() - read_done),
+        replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if strip.start == 0 else 0),
+        Timing("cut", time.perf_counter() - began - opened - read.seconds),
     )
     return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, timings)
+
+
+def cut_image_sets(line: Line, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
+    """Return composites, flags and valid fractions of sources, each from the image set that covers it best.
+
+    The last element is the time and the bytes of reading. One image set is in memory at a time.
+    """
+    size_px, settings = line.bundle.size_px, line.bundle.composite
+    results, seconds, bytes_read = [], 0.0, 0
+    parts = parts_of(tile, x, y, size_px)
+    for part in parts:
+        began = time.perf_counter()
+        rows = read_bands(line.archive, part.tile, part.y, size_px)
+        seconds += time.perf_counter() - began
+        bytes_read += sum(band.pixels.nbytes for band in rows)
+        results.append(cut_and_composite(rows, part.tile, part.x, part.y, size_px, settings))
+    images, flags, valid_frac = results[0] if len(parts) == 1 else in_order(parts, results)
+    return images, flags, valid_frac, Timing("read", seconds, bytes_read)
 
 
 def cut_and_composite(

@@ -102,6 +102,8 @@ class Tile:
     `shape` is (rows, columns); `crpix` is the 1-based FITS pixel of `crval_deg`; `zero_point_mag` is
     Vega and stands in the order of `bands`, the bands that were asked for. `files` are the files of `bands`, in the
     same order: two tiles are equal only if their files are the same ones (see `identity.py`). `repr` omits them.
+    `others` are further image sets of the same tile, on the same pixel grid but with other footprints, as in a folder
+    with one cutout for each source (see `image_sets.py`). Each source is cut from the set that covers it best.
     """
 
     coadd_id: str
@@ -112,11 +114,17 @@ class Tile:
     cdelt_deg: tuple[float, float]
     zero_point_mag: tuple[float, ...]
     files: tuple[ImageFile, ...] = field(default=(), repr=False)
+    others: tuple[Tile, ...] = ()
+
+    @property
+    def image_sets(self) -> tuple[Tile, ...]:
+        """This tile and its further image sets."""
+        return (self, *self.others)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pixels in all bands."""
-        return 4 * self.shape[0] * self.shape[1] * len(self.bands)
+        """Bytes of pixels in all bands and image sets."""
+        return sum(4 * part.shape[0] * part.shape[1] * len(part.bands) for part in self.image_sets)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ READING_ORDER = [
         "config",
         "memory",
         "sources",
+        "header",
+        "image_sets",
         "atlas",
         "remote",
         "archive",
@@ -58,7 +60,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
     "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: one torchrun a node
-    "astropy.io.fits": {"atlas.py", "sources", "query.py"},
+    "astropy.io.fits": {"header.py", "sources", "query.py"},
     "obstore": {"remote.py"},
     "torch": {
         "networks",

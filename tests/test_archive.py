@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -21,8 +23,8 @@ from hypothesis import strategies as st
 
 import skyclass.archive
 from skyclass.archive import LocalArchive, describe, open_archive
-from skyclass.atlas import AtlasImage, Refusal
 from skyclass.errors import ArchiveError, ConfigError, TileFault
+from skyclass.header import AtlasImage, Refusal
 from skyclass.identity import FileRecord, compare_records, file_record, stamp_change
 from skyclass.sky import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
@@ -153,7 +155,17 @@ def test_damage_becomes_a_fault_with_its_reason(tmp_path: Path, kind: str, layou
         ({"BAND": 7}, "BAND is 7"),
         ({"BUNIT": "effective pixels"}, "BUNIT"),
         ({"MAGZP": None}, "MAGZP is missing"),
-        ({"MAGZP": "twenty"}, "MAGZP is twenty"),
+        ({"MAGZP": "twenty"}, "MAGZP is twenty, no finite number"),
+        ({"MAGZP": "nan"}, "MAGZP is nan, no finite number"),
+        ({"BAND": True}, "BAND is True"),
+        ({"BAND": "W1"}, "BAND is W1"),
+        ({"BAND": 1.5}, "BAND is 1.5"),
+        ({"CD1_1": -CDELT_DEG, "CD2_2": 2 * CDELT_DEG}, "CD2_2 is 2.75 arcsec"),
+        ({"CD1_1": -CDELT_DEG}, "CD2_2 is 0 arcsec"),
+        ({"CD1_1": -CDELT_DEG, "CD1_2": 1e-9, "CD2_2": CDELT_DEG}, "rotated"),
+        ({"CDELT1": None, "PC1_1": 1.0}, "CDELT1 is missing"),
+        ({"PC2_1": "much"}, "rotated"),
+        ({"PC001002": 0.1}, "rotated"),
         ({"CDELT1": -2.75 / 3600}, "CDELT1 is -2.75 arcsec"),
         ({"CDELT1": CDELT_DEG}, "CDELT1 is 1.375 arcsec"),
         ({"CDELT2": None}, "CDELT2 is missing"),
@@ -407,12 +419,105 @@ def test_tiles_near_positions_are_listed_from_the_layout(tmp_path: Path) -> None
     assert archive.list_tiles((np.array([]), np.array([]))) == []
 
 
-def test_two_images_of_one_band_are_not_chosen_from_silently(tmp_path: Path) -> None:
-    for name, shift in (("a", 0.0), ("b", 100.0)):
-        write_image(tmp_path / f"{name}.fits", atlas_header(CRPIX1=20.0 + shift), pixels_of(1))
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_two_images_of_one_band_are_not_chosen_from_silently(tmp_path: Path, shift: float) -> None:
+    for name, crpix in (("a", 20.0), ("b", 20.0 + shift)):
+        write_image(tmp_path / f"{name}.fits", atlas_header(CRPIX1=crpix), pixels_of(1))
     archive = open_archive(str(tmp_path), ["w1"])
-    assert "a.fits and b.fits" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1",))).reason
-    assert len(archive.list_tiles()) == 2
+    reason = fault_of(lambda: archive.tile("0098p408_ac51", ("w1",))).reason
+    assert "a.fits and " in reason and "b.fits" in reason and ("pixel grid" if shift else "same footprint") in reason
+    assert len(archive.list_tiles()) == (2 if shift else 1)
+
+
+SAME_IMAGE: dict[str, dict[str, object]] = {
+    "identity PC": {"PC1_1": 1.0, "PC1_2": 0.0, "PC2_1": 0.0, "PC2_2": 1.0},
+    "identity PC in the old notation": {"PC001001": 1.0, "PC002002": 1.0},
+    "diagonal CD": {"CDELT1": None, "CDELT2": None, "CROTA2": None, "CD1_1": -CDELT_DEG, "CD2_2": CDELT_DEG},
+    "CD beside CDELT": {"CDELT1": 1.0, "CDELT2": 1.0, "CD1_1": -CDELT_DEG, "CD1_2": 0.0, "CD2_2": CDELT_DEG},
+    "PC with the scale": {"CDELT1": 1.0, "CDELT2": 1.0, "PC1_1": -CDELT_DEG, "PC2_2": CDELT_DEG},
+    "BAND as a float": {"BAND": 1.0},
+    "BAND as text": {"BAND": "1"},
+    "MAGZP as text": {"MAGZP": "20.5"},
+    "CRVAL as text": {"CRVAL1": " 9.890156 "},
+}
+
+
+@pytest.mark.parametrize("kind", SAME_IMAGE)
+def test_other_spellings_of_the_same_header_give_the_same_tile(tmp_path: Path, kind: str) -> None:
+    write_image(tmp_path / "served" / "x.fits", atlas_header(), pixels_of(1))
+    write_image(tmp_path / "other" / "x.fits", atlas_header(**SAME_IMAGE[kind]), pixels_of(1))
+    served, other = (open_archive(str(tmp_path / name), ["w1"]) for name in ("served", "other"))
+    tile = other.tile("0098p408_ac51", ("w1",))
+    assert repr(tile) == repr(served.tile("0098p408_ac51", ("w1",)))
+    np.testing.assert_array_equal(other.read_rows(tile, "w1", 3, 9), pixels_of(1)[3:9])
+
+
+@pytest.mark.parametrize("in_primary", [(), ("FILETYPE", "COADDID", "BAND", "MAGZP", "BUNIT")])
+def test_an_image_in_the_first_extension_is_read(tmp_path: Path, in_primary: tuple[str, ...]) -> None:
+    header = atlas_header()
+    primary = fits.Header({name: header.pop(name) for name in in_primary})
+    image = fits.ImageHDU(pixels_of(1), header, name="SCI")
+    fits.HDUList([fits.PrimaryHDU(header=primary), image, fits.ImageHDU(np.zeros(9))]).writeto(tmp_path / "x.fits")
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    assert tile.zero_point_mag == (20.5,) and tile.shape == (ROWS, COLUMNS) and tile.files[0].data_offset == 5760
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels_of(1))
+
+
+def empty_primary(*extensions: object) -> fits.HDUList:
+    return fits.HDUList([fits.PrimaryHDU(), *extensions])
+
+
+UNREADABLE_EXTENSIONS: dict[str, tuple[Callable[[], fits.HDUList], str]] = {
+    "rice": (
+        lambda: empty_primary(fits.CompImageHDU(pixels_of(1), atlas_header(), compression_type="RICE_1")),
+        "the image is in extension 1, compressed (RICE_1): rows cannot be read from it, unpack it with funpack",
+    ),
+    "gzip tiles": (
+        lambda: empty_primary(fits.CompImageHDU(pixels_of(1), atlas_header(), compression_type="GZIP_2")),
+        "compressed (GZIP_2)",
+    ),
+    "second extension": (
+        lambda: empty_primary(fits.ImageHDU(), fits.ImageHDU(pixels_of(1), atlas_header())),
+        "the primary HDU has no pixels, and extension 1 is empty too: copy the image to the primary HDU",
+    ),
+    "table first": (
+        lambda: empty_primary(fits.BinTableHDU.from_columns([fits.Column("a", "D", array=[1.0])])),
+        "extension 1 is a BINTABLE: copy the image to the primary HDU",
+    ),
+    "no extension": (empty_primary, "the primary HDU has no pixels, and no extension follows"),
+    "another image in the extension": (
+        lambda: empty_primary(fits.ImageHDU(pixels_of(1), atlas_header(MAGZP=None))),
+        "in extension 1, MAGZP is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_EXTENSIONS)
+def test_an_extension_that_cannot_be_read_is_refused_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    make, words = UNREADABLE_EXTENSIONS[kind]
+    make().writeto(tmp_path / "w1.fits.fz")
+    with pytest.raises(ArchiveError) as caught:
+        open_archive(str(tmp_path), ["w1"])
+    assert f"w1.fits.fz: {words}" in str(caught.value) or words in str(caught.value)
+
+
+def test_a_compressed_image_beside_good_ones_is_flagged_with_its_reason(tmp_path: Path) -> None:
+    write_image(tmp_path / "w1.fits", atlas_header(), pixels_of(1))
+    packed = fits.CompImageHDU(pixels_of(2), atlas_header(band=2))
+    fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "w2.fits.fz")
+    fault = fault_of(lambda: open_archive(str(tmp_path), ["w1", "w2"]).tile("0098p408_ac51", ("w1", "w2")))
+    assert (fault.kind, fault.band) == ("bad", "w2") and "unpack it with funpack" in fault.reason
+
+
+PACKERS = {"gunzip": gzip.compress, "bunzip2": bz2.compress, "unxz": lzma.compress}
+
+
+@pytest.mark.parametrize("program", PACKERS)
+def test_a_packed_file_is_told_how_to_be_unpacked(tmp_path: Path, program: str) -> None:
+    (tmp_path / "x.fits.packed.fit").write_bytes(PACKERS[program](atlas_bytes()))
+    with pytest.raises(ArchiveError, match=f"unpack it with {program} first"):
+        open_archive(str(tmp_path), ["w1"])
 
 
 def test_locations_that_hold_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,291 @@
+"""What a FITS header says: an `AtlasImage`, or a `Refusal` with the reason.
+
+Anything that is not an AllWISE Atlas intensity image is refused: an image of another product, read with the wrong
+scale or zero point, would give wrong classes without a word. The image may be in the primary HDU or in the first
+extension. Its WCS may have CDELT with or without an identity PC matrix, or a diagonal CD matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from .types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
+
+SCALE_TOLERANCE_ARCSEC = 1e-3
+ROTATION_TOLERANCE_DEG = 1e-6
+
+BLOCK_BYTES = 2880
+MAX_HEADER_BLOCKS = 64
+TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
+IMAGE_NAME = re.compile(r"(\d{4}[pm]\d{3}_[a-z]{2}\d+)-(w[1-4])-int-3")
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x1f\x9d": ("compress", "uncompress"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("ZIP", "unzip"),
+}
+"""First bytes -> format, and the program that unpacks it."""
+AS_SERVED = "use the file as the archive serves it, neither resampled nor edited"
+
+Cards = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AtlasImage:
+    """One band of a tile as its file's header describes it. The geometry reads as in `Tile`.
+
+    `path` is the whole path or URL of the file; `file.name` is the same here, and relative to the archive in a `Tile`.
+    """
+
+    path: str
+    coadd_id: str
+    band: str
+    shape: tuple[int, int]
+    crval_deg: tuple[float, float]
+    crpix: tuple[float, float]
+    cdelt_deg: tuple[float, float]
+    zero_point_mag: float
+    file: ImageFile
+
+    @property
+    def geometry(self) -> tuple[object, ...]:
+        """What all bands of a tile must share."""
+        return self.shape, self.crval_deg, self.crpix, self.cdelt_deg
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that cannot be used: why, what to do, and the tile and band it says it is (or "")."""
+
+    path: str
+    reason: str
+    coadd_id: str = ""
+    band: str = ""
+
+
+def refuse(path: str, reason: str) -> Refusal:
+    """Return the refusal of a file whose header is not known; its name may tell the tile and the band."""
+    match = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
+    return Refusal(path, reason, *(match.groups() if match else ()))
+
+
+def read_header(path: str, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
+    """Return what a file with these first bytes holds: an `AtlasImage`, or a `Refusal` with the reason."""
+    if fault := _content_fault(head, stamp.size_bytes):
+        return refuse(path, fault)
+    try:
+        return _from_headers(path, head, stamp)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, fits.VerifyError, Warning) as error:
+        return refuse(path, f"damaged FITS header ({error}): fetch the file again")
+
+
+# --- bytes -----------------------------------------------------------------------------------------
+
+
+def header_blocks(stream: io.RawIOBase | io.BufferedIOBase) -> bytes:
+    """Return the header of a file, up to the block with its END card, or what there is within reason.
+
+    Where the primary HDU has no pixels, the header of the first extension follows.
+    """
+    head = _blocks(stream, b"SIMPLE")
+    return head + _blocks(stream, b"XTENSION") if re.search(rb"NAXIS   = +0[ /]", head) else head
+
+
+def _blocks(stream: io.RawIOBase | io.BufferedIOBase, first: bytes) -> bytes:
+    head = b""
+    for _ in range(MAX_HEADER_BLOCKS):
+        block = stream.read(BLOCK_BYTES) or b""
+        head += block
+        if len(block) < BLOCK_BYTES or not head.startswith(first) or _has_end(block):
+            break
+    return head
+
+
+def _has_end(block: bytes) -> bool:
+    return any(block[at : at + 80].rstrip() == b"END" for at in range(0, len(block), 80))
+
+
+def _content_fault(head: bytes, size_bytes: int) -> str:
+    """Return why bytes are no FITS header, or ""."""
+    if size_bytes == 0:
+        return "empty file: fetch it again"
+    for magic, (kind, program) in COMPRESSED.items():
+        if head.startswith(magic):
+            return f"{kind} content: rows cannot be read from it, unpack it with {program} first"
+    if head.lstrip()[:1] == b"<":
+        return "an HTML or XML page, not FITS (an error page saved under this name?): fetch it again"
+    if not head.startswith(b"SIMPLE  ="):
+        return "not a FITS file: fetch it again"
+    if not _has_end(head[-BLOCK_BYTES:]) or len(head) % BLOCK_BYTES:
+        return f"truncated: {size_bytes} bytes end inside the FITS header, fetch it again"
+    return ""
+
+
+# --- cards -----------------------------------------------------------------------------------------
+
+
+def _from_headers(path: str, head: bytes, stamp: FileStamp) -> AtlasImage | Refusal:
+    """Return the image of the primary HDU or, where this has no pixels, of the first extension."""
+    stream = io.BytesIO(head)
+    cards = fits.Header.fromfile(stream)
+    if cards.get("NAXIS") != 0:
+        return _from_cards(path, cards, head, stamp, "")
+    if stream.tell() == len(head):
+        return refuse(path, "the primary HDU has no pixels, and no extension follows: fetch it again")
+    extension = fits.Header.fromfile(stream)
+    return _from_cards(path, ChainMap(extension, cards), head, stamp, str(extension.get("XTENSION", "")).strip())
+
+
+def _from_cards(path: str, cards: Cards, head: bytes, stamp: FileStamp, extension: str) -> AtlasImage | Refusal:
+    """Return the image that the cards describe, or the refusal with every problem found."""
+    is_intensity = str(cards.get("FILETYPE", "")).strip() == "intensity image"
+    coadd_id = str(cards.get("COADDID", "")).strip() if is_intensity else ""
+    band = f"w{number(cards, 'BAND'):.0f}" if coadd_id and number(cards, "BAND") in (1, 2, 3, 4) else ""
+    if problem := _extension_problem(cards, extension):
+        return Refusal(path, problem, coadd_id, band)
+    kind = _kind_problems(cards)
+    problems = kind or [*_format_problems(cards), *_geometry_problems(cards)]
+    if problems:
+        advice = "use the Atlas files named <coadd_id>-w<band>-int-3.fits" if kind else AS_SERVED
+        where = "in extension 1, " if extension else ""
+        return Refusal(path, f"{where}{'; '.join(problems)}: {advice}", coadd_id, band)
+    columns, rows = int(cards["NAXIS1"]), int(cards["NAXIS2"])
+    needed = len(head) + 4 * rows * columns
+    if stamp.size_bytes < needed:
+        reason = f"truncated: {stamp.size_bytes} bytes, header and pixels need {needed}, fetch it again"
+        return Refusal(path, reason, coadd_id, band)
+    cdelt_deg, _ = _scales(cards)
+    return AtlasImage(
+        path=path, coadd_id=coadd_id, band=band, shape=(rows, columns),
+        crval_deg=(number(cards, "CRVAL1"), number(cards, "CRVAL2")),
+        crpix=(number(cards, "CRPIX1"), number(cards, "CRPIX2")),
+        cdelt_deg=cdelt_deg, zero_point_mag=number(cards, "MAGZP"),
+        file=ImageFile(path, len(head), hashlib.sha256(head).hexdigest(), stamp),
+    )  # fmt: skip
+
+
+def number(cards: Cards, name: str, default: float = np.nan) -> float:
+    """Return the number of a keyword, which may be written as text; NaN for what is no number."""
+    value = cards.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return np.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return np.nan
+
+
+def _extension_problem(cards: Cards, extension: str) -> str:
+    """Return why pixels cannot be read from an extension of this type, or ""."""
+    if cards.get("ZIMAGE") is True:
+        kind = str(cards.get("ZCMPTYPE", "unknown")).strip()
+        return f"the image is in extension 1, compressed ({kind}): rows cannot be read from it, unpack it with funpack"
+    if extension in ("", "IMAGE") and cards.get("NAXIS") != 0:
+        return ""
+    content = f"a {extension}" if cards.get("NAXIS") != 0 else "empty too"
+    return f"the primary HDU has no pixels, and extension 1 is {content}: copy the image to the primary HDU"
+
+
+def _kind_problems(cards: Cards) -> list[str]:
+    """Return what shows that the file is another product than an AllWISE Atlas intensity image."""
+    ctypes = [str(cards.get(name, "none")) for name in ("CTYPE1", "CTYPE2")]
+    filetype = str(cards.get("FILETYPE", "none")).strip()
+    problems = []
+    if any(ctype.endswith("-SIP") for ctype in ctypes) or "A_ORDER" in cards:
+        problems.append("SIP distortion, as in a WISE single exposure")
+    elif [ctype[-3:] for ctype in ctypes] == ["TAN", "TAN"]:
+        problems.append("TAN projection, as in an unWISE coadd (other scale and zero point)")
+    elif ctypes != ["RA---SIN", "DEC--SIN"]:
+        problems.append(f"projection {'/'.join(ctypes)} instead of RA---SIN/DEC--SIN")
+    if filetype != "intensity image":
+        problems.append(f"FILETYPE is '{filetype}' instead of 'intensity image'")
+    if not TILE_NAME.fullmatch(str(cards.get("COADDID", "")).strip()):
+        problems.append(f"COADDID is {cards.get('COADDID', 'missing')}")
+    if number(cards, "BAND") not in (1, 2, 3, 4):
+        problems.append(f"BAND is {cards.get('BAND', 'missing')}")
+    if str(cards.get("BUNIT", "")).strip() != "DN":
+        problems.append(f"BUNIT is {cards.get('BUNIT', 'missing')} instead of DN")
+    return problems
+
+
+def _format_problems(cards: Cards) -> list[str]:
+    """Return what is wrong with the pixels' format and calibration."""
+    expected = {"BITPIX": -32, "NAXIS": 2, "BSCALE": 1, "BZERO": 0}
+    defaults = {"BSCALE": 1.0, "BZERO": 0.0}
+    problems = [
+        f"{name} is {cards.get(name, 'missing')} instead of {value}"
+        for name, value in expected.items()
+        if number(cards, name, defaults.get(name, np.nan)) != value
+    ]
+    problems += [
+        f"{name} is {cards.get(name, 'missing')}"
+        for name in ("NAXIS1", "NAXIS2")
+        if not isinstance(cards.get(name), int) or cards[name] < 1
+    ]
+    return problems + _number_problems(cards, ("MAGZP",))
+
+
+def _number_problems(cards: Cards, names: Iterable[str]) -> list[str]:
+    """Return the keywords that hold no finite number."""
+    return [
+        f"{name} is {cards[name]}, no finite number" if name in cards else f"{name} is missing"
+        for name in names
+        if not np.isfinite(number(cards, name))
+    ]
+
+
+# --- geometry --------------------------------------------------------------------------------------
+
+
+def _geometry_problems(cards: Cards) -> list[str]:
+    """Return what is wrong with the WCS: it must be plain SIN, north up, 1.375 arcsec a pixel."""
+    scale_names = () if _has_cd(cards) else ("CDELT1", "CDELT2")
+    problems = _number_problems(cards, ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", *scale_names))
+    if problems:
+        return problems
+    cdelt_deg, off_diagonal_deg = _scales(cards)
+    label = "CD" if _has_cd(cards) else "CDELT"
+    for axis, scale_deg, sign in ((1, cdelt_deg[0], -1), (2, cdelt_deg[1], 1)):
+        scale_arcsec = scale_deg * 3600
+        if not abs(scale_arcsec - sign * PIXEL_SCALE_ARCSEC) <= SCALE_TOLERANCE_ARCSEC:
+            name = f"{label}{axis}_{axis}" if label == "CD" else f"{label}{axis}"
+            problems.append(f"{name} is {scale_arcsec:.5g} arcsec instead of {sign * PIXEL_SCALE_ARCSEC}")
+    turn_deg = np.degrees(off_diagonal_deg * 3600 / PIXEL_SCALE_ARCSEC)
+    turns_deg = [abs(number(cards, name, 0.0)) for name in ("CROTA1", "CROTA2")] if not _has_cd(cards) else []
+    if not np.max([turn_deg, *turns_deg]) <= ROTATION_TOLERANCE_DEG:
+        problems.append("the image is rotated or skewed (CROTA2, or the CD or PC matrix)")
+    return problems
+
+
+def _has_cd(cards: Cards) -> bool:
+    return any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2))
+
+
+def _scales(cards: Cards) -> tuple[tuple[float, float], float]:
+    """Return the degrees of a pixel along both axes, and the largest element off the diagonal, in degrees.
+
+    A CD matrix takes precedence over CDELT, and absent elements have the defaults of the FITS standard.
+    """
+    if _has_cd(cards):
+        matrix = np.array([[number(cards, f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)])
+    else:
+        cdelt = np.array([[number(cards, f"CDELT{i}", 1.0)] for i in (1, 2)])
+        matrix = cdelt * [[number(cards, _pc_name(cards, i, j), float(i == j)) for j in (1, 2)] for i in (1, 2)]
+    return (float(matrix[0, 0]), float(matrix[1, 1])), float(np.abs([matrix[0, 1], matrix[1, 0]]).max())
+
+
+def _pc_name(cards: Cards, i: int, j: int) -> str:
+    """Return the name of an element of the PC matrix: as today, or in the older notation where a file has that."""
+    old = f"PC{i:03}{j:03}"
+    return old if old in cards else f"PC{i}_{j}"
