@@ -43,9 +43,10 @@ from .errors import ArchiveError, ConfigError, TileFault
 from .header import AtlasImage, Refusal, header_blocks, read_header, refuse
 from .identity import changed_fault, image_file, stamp_change
 from .image_sets import combine, image_sets
-from .regular import open_regular
-from .remote import SCHEMES, open_remote
-from .types import BANDS, FileStamp, Float32, Tile
+from .locations import refuse_logins, without_secrets
+from .regular import open_regular, read_small
+from .remote import LAYOUT_HINT, SCHEMES, open_remote
+from .types import BANDS, Archive, FileStamp, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
 FITS_SUFFIXES = tuple(
@@ -56,6 +57,10 @@ FITS_SUFFIXES = tuple(
 READ_ROWS = 64
 """Of an image, a megabyte: they fit the cache of a core."""
 HASH_BYTES = 1 << 20
+PREFLIGHT_TILES = 200
+"""Tiles that are opened in search of a usable one before a run begins."""
+MAX_CHECKSUM_BYTES = 4096
+"""Of an `.md5` file; real ones have about 70."""
 
 
 # --- one file --------------------------------------------------------------------------------------
@@ -237,6 +242,7 @@ def open_archive(location: str, bands: Sequence[str]) -> AtlasArchive:
     wanted = tuple(bands)
     if not wanted or not set(wanted) <= set(BANDS) or len(set(wanted)) < len(wanted):
         raise ConfigError(f"bands are {wanted}: give one or more of {', '.join(BANDS)}, each once")
+    refuse_logins({"images": str(location)})
     if str(location).startswith(SCHEMES):
         return open_remote(str(location), wanted)
     root = _local_root(str(location))
@@ -246,12 +252,30 @@ def open_archive(location: str, bands: Sequence[str]) -> AtlasArchive:
     return _index_folder(root, wanted)
 
 
+def require_usable_tile(archive: Archive, location: str, coadd_ids: Sequence[str], bands: tuple[str, ...]) -> None:
+    """Raise `ArchiveError` when none of the first tiles is usable; one message with the first reasons."""
+    faults: list[TileFault] = []
+    for coadd_id in coadd_ids[:PREFLIGHT_TILES]:
+        try:
+            archive.tile(coadd_id, bands)
+        except TileFault as fault:
+            faults.append(fault)
+        else:
+            return
+    if not faults:
+        raise ArchiveError(f"{location}: none of the positions lies on a tile of this folder")
+    reasons = "; ".join(map(str, faults[:5]))
+    nowhere = location.startswith(SCHEMES) and all(fault.kind == "missing_tile" for fault in faults)
+    hint = f"; {LAYOUT_HINT}" if nowhere else ""
+    raise ArchiveError(f"{location}: none of the {len(faults)} tiles looked at is usable: {reasons}{hint}")
+
+
 def _local_root(location: str) -> Path:
     """Return the folder of a location, or raise an `ArchiveError` that names the way out."""
     if "://" in location and not location.startswith("file://"):
         raise ArchiveError(
-            f"images at {location}: give a folder, s3://bucket/prefix or https://host/path; tiles elsewhere must be "
-            "copied first, and that folder given"
+            f"images at {without_secrets(location)}: give a folder, s3://bucket/prefix or https://host/path; tiles "
+            "elsewhere must be copied first, and that folder given"
         )
     root = Path(location.removeprefix("file://")).expanduser().absolute()
     if root.is_file():
@@ -354,7 +378,7 @@ def _sha256(stream: io.FileIO, n_bytes: int) -> str:
 def _checksum_fault(path: str) -> str:
     """Return why a file is not what the `.md5` beside it says, or ""; without one nothing is read."""
     try:
-        said = Path(path + ".md5").read_text(errors="replace").split()
+        said = read_small(path + ".md5", MAX_CHECKSUM_BYTES).decode(errors="replace").split()
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -362,7 +386,7 @@ def _checksum_fault(path: str) -> str:
     if not said or not re.fullmatch(r"[0-9a-fA-F]{32}", said[0]):
         return f"cannot be checked: {path}.md5 holds no checksum; fetch that again, or remove it"
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             found = hashlib.file_digest(stream, "md5").hexdigest()
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"

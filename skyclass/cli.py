@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -176,10 +176,16 @@ def _print_report(report: Any, run: RunConfig) -> None:
             f"{report.model_faults:,} sources have no class because {report.model_id} gave no probabilities for their "
             "images (flag 512, MODEL_FAULT): choose another model"
         )
-    for tile, reason in report.quarantined.items():
+    _print_quarantined(report.quarantined, report.remedy)
+
+
+def _print_quarantined(quarantined: Mapping[str, str], remedy: str) -> int:
+    """Print why tiles were not used, and return the exit code."""
+    for tile, reason in quarantined.items():
         say(f"quarantined {tile}: {reason}")
-    if report.quarantined:
-        say(f"to do these again: {report.remedy}")
+    if quarantined:
+        say(f"to do these again: {remedy}")
+    return EXIT_QUARANTINED if quarantined else 0
 
 
 def _pace(report: Any) -> str:
@@ -217,8 +223,9 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> in
     names = tuple(bands.lower().split(","))
     if unknown := [b for b in names if b not in BANDS]:
         raise ConfigError(f"--bands {bands}: unknown {', '.join(unknown)}; choose from {', '.join(BANDS)}")
-    say(write_cutouts(catalog, images, output, size, names))
-    return 0
+    report = write_cutouts(catalog, images, output, size, names)
+    say(report.summary)
+    return _print_quarantined(report.quarantined, "repair what the reasons say, then run the same command")
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .locations import refuse_logins
 from .sky import Region, region_from_dict
 from .version import code_version
 
@@ -57,6 +58,7 @@ class RunConfig:
     """Do tiles again that an earlier call has quarantined, as when damaged images were fetched anew."""
 
     def __post_init__(self) -> None:
+        refuse_logins(vars(self))
         problems = [f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)]
         if self.precision not in ("auto", "fp32", "bf16"):
             problems.append(f"precision = {self.precision!r}: choose auto, fp32 or bf16")
@@ -98,6 +100,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
     """Return dataclass `cls` from a mapping; unknown and missing keys and wrong types are told together."""
+    refuse_logins(data)
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     problems = _unknown_keys(data, known)

@@ -38,6 +38,10 @@ COMPRESSED = {
 """First bytes -> format, and the program that unpacks it."""
 AS_SERVED = "use the file as the archive serves it, neither resampled nor edited"
 
+MAX_SIDE_PX = 8192
+"""Twice the side of an Atlas tile; a larger number is an error in the header, and would fill the memory."""
+MAX_FILE_BYTES = 4_000_000_000
+
 Cards = Mapping[str, Any]
 
 
@@ -120,6 +124,8 @@ def _content_fault(head: bytes, size_bytes: int) -> str:
     """Return why bytes are no FITS header, or ""."""
     if size_bytes == 0:
         return "empty file: fetch it again"
+    if size_bytes > MAX_FILE_BYTES:
+        return f"{size_bytes:,} bytes, more than any Atlas image has: fetch it again"
     for magic, (kind, program) in COMPRESSED.items():
         if head.startswith(magic):
             return f"{kind} content: rows cannot be read from it, unpack it with {program} first"
@@ -231,7 +237,7 @@ def _format_problems(cards: Cards) -> list[str]:
     problems += [
         f"{name} is {cards.get(name, 'missing')}"
         for name in ("NAXIS1", "NAXIS2")
-        if not isinstance(cards.get(name), int) or cards[name] < 1
+        if not isinstance(cards.get(name), int) or not 1 <= cards[name] <= MAX_SIDE_PX
     ]
     return problems + _number_problems(cards, ("MAGZP",))
 

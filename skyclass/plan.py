@@ -19,17 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from .archive import open_archive
+from .archive import open_archive, require_usable_tile
 from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
 from .context import NO_TILE, Line
-from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, TileFault
+from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError
 from .files import parquet_bytes, write_bytes
 from .infer import cuda_is_there, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
-from .remote import LAYOUT_HINT, SCHEMES
 from .sky import in_words
 from .sources.assign import assign_tiles
 from .sources.layouts import Catalog, gaps, open_catalog, select
@@ -50,8 +49,6 @@ COMPILE_ON_CUDA_FROM = 5_000_000
 ON_CUDA = "on CUDA it runs as it is"
 
 CountTiles = Callable[["Line", Iterable[int]], pa.Table]
-PREFLIGHT_TILES = 200
-"""Tiles whose headers are read before the work starts."""
 
 
 @dataclass(frozen=True)
@@ -257,21 +254,9 @@ def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
 
 
 def preflight(line: Line, archive: Archive, plan: Plan) -> None:
-    """Raise `ArchiveError` when not one of the first tiles of the plan is usable; one message, each reason."""
-    faults: list[TileFault] = []
-    for tile in [t for t in plan.tiles if t.coadd_id != NO_TILE][:PREFLIGHT_TILES]:
-        try:
-            archive.tile(tile.coadd_id, line.bundle.bands)
-        except TileFault as fault:
-            faults.append(fault)
-        else:
-            return
-    if not faults:
-        raise ArchiveError(f"{line.images}: none of the {plan.n_sources} positions lies on a tile of this folder")
-    reasons = "; ".join(map(str, faults[:5]))
-    nowhere = line.images.startswith(SCHEMES) and all(fault.kind == "missing_tile" for fault in faults)
-    hint = f"; {LAYOUT_HINT}" if nowhere else ""
-    raise ArchiveError(f"{line.images}: none of the {len(faults)} tiles looked at is usable: {reasons}{hint}")
+    """Raise `ArchiveError` when none of the first tiles of the plan is usable; one message with the reasons."""
+    names = [tile.coadd_id for tile in plan.tiles if tile.coadd_id != NO_TILE]
+    require_usable_tile(archive, line.images, names, line.bundle.bands)
 
 
 def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:

@@ -43,11 +43,13 @@ from .atlas import (
 from .errors import ArchiveDown, ArchiveError, ConfigError
 from .header import BLOCK_BYTES, TILE_NAME, AtlasImage, Refusal, header_blocks, read_header
 from .identity import changed_fault, image_file, stamp_change
+from .locations import refuse_logins, without_secrets
 from .types import BANDS, FileStamp, Float32, Tile
 
 SCHEMES = ("s3://", "https://", "http://")
 DEFAULT_REGION = "us-west-2"
 """Of the public bucket of AllWISE."""
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 LAYOUT_HINT = (
     "give the location that holds the folders 00 to 35; the public ones are "
     "s3://nasa-irsa-wise/wise/allwise/images/p3am_cdd and https://irsa.ipac.caltech.edu/ibe/data/wise/allwise/p3am_cdd"
@@ -72,6 +74,11 @@ for a strip (`engine.STALL_S`): an outage must end the run before tiles are take
 UNKNOWN = Refusal("", "not asked yet")
 _headers: dict[tuple[RemoteArchive, str, str], AtlasImage | Refusal | None] = {}
 MAX_HEADERS = 512
+
+CONFIRMATIONS = 2
+"""Answers that must agree before a file counts as damaged or changed: a single answer may be wrong."""
+UNRANGED_ATTEMPTS = 3
+"""Requests for a part of a file that are answered with a whole one before the server counts as one without ranges."""
 
 HASH_ROWS = 512
 """Rows in one request when pixels are hashed: 8 MB of a whole tile."""
@@ -175,11 +182,13 @@ class RemoteArchive:
 def open_remote(location: str, bands: tuple[str, ...]) -> RemoteArchive:
     """Return the archive at a URL, not yet asked for anything.
 
-    Raises `ArchiveError` for what is no location of that kind, `ConfigError` without obstore or its credentials.
+    Raises `ArchiveError` for what is no location of that kind, `ConfigError` without obstore or its credentials, and
+    for a login in the URL or in the endpoint of the environment.
     """
+    refuse_logins({"images": location} | {name: os.environ.get(name) for name in ENDPOINTS})
     parts = urlsplit(location)
     if not parts.netloc or parts.query or parts.fragment:
-        raise ArchiveError(f"images at {location}: give s3://bucket/prefix or https://host/path")
+        raise ArchiveError(f"images at {without_secrets(location)}: give s3://bucket/prefix or https://host/path")
     archive = RemoteArchive(location.rstrip("/"), bands, uuid4().hex)
     _store(archive)
     return archive
@@ -201,28 +210,33 @@ def _describe(archive: RemoteArchive, coadd_id: str, band: str, fresh: bool = Fa
 
 
 def _request_header(archive: RemoteArchive, coadd_id: str, band: str) -> AtlasImage | Refusal | None:
+    """Return what the file of a band holds. After a refusal it is asked for again, because that answer may be torn."""
     path = layout_path(coadd_id, band)
-    answer = _beginning(archive, path) if path else None
-    if answer is None:
-        return None
-    head = header_blocks(io.BytesIO(answer.data))
-    return read_header(f"{archive.root}/{path}", head, answer.stamp)
+    image: AtlasImage | Refusal | None = None
+    for _ in range(CONFIRMATIONS if path else 0):
+        answer = _beginning(archive, path)
+        if answer is None:
+            return None
+        image = read_header(f"{archive.root}/{path}", header_blocks(io.BytesIO(answer.data)), answer.stamp)
+        if isinstance(image, AtlasImage):
+            break
+    return image
 
 
 def _read(archive: RemoteArchive, tile: Tile, band: str, start: int, stop: int) -> memoryview:
     """Return the bytes of rows `start:stop` of a band; `TileFault` unless they are those of the tile's file."""
     file = image_file(tile, band)
     first, last = (file.data_offset + 4 * tile.shape[1] * row for row in (start, stop))
-    try:
-        answer = _range(archive, file.name, first, last)
-    except _obstore().exceptions.NotSupportedError:  # a page instead of the file
-        answer = None
-        difference = "the server sends something else"
-    else:
-        difference = stamp_change(file.stamp, answer.stamp) if answer else "it was removed"
-    if answer is None or difference:
-        raise changed_fault(tile, band, f"{archive.root}/{file.name}", difference)
-    return answer.data
+    for _ in range(CONFIRMATIONS):
+        try:
+            answer = _range(archive, file.name, first, last)
+        except _obstore().exceptions.NotSupportedError:  # a page instead of the file
+            difference = "the server sends something else"
+        else:
+            difference = stamp_change(file.stamp, answer.stamp) if answer else "it was removed"
+        if answer and not difference:
+            return answer.data
+    raise changed_fault(tile, band, f"{archive.root}/{file.name}", difference)
 
 
 def _tile_names(archive: RemoteArchive, ra_names: set[str] | None) -> list[str]:
@@ -260,7 +274,11 @@ def _range(archive: RemoteArchive, path: str, start: int, stop: int) -> Answer |
     def request() -> Answer:
         try:
             got = _obstore().get(_store(archive), path, options={"range": (start, stop)})
-            return Answer(memoryview(got.bytes()), _stamp(got.meta))
+            answer = Answer(memoryview(got.bytes()), _stamp(got.meta))
+            n_expected = got.range[1] - got.range[0]  # obstore compares this range with what was asked for
+            if len(answer.data) != n_expected:
+                raise _obstore().exceptions.GenericError(f"{len(answer.data)} bytes came instead of {n_expected}")
+            return answer
         except _obstore().exceptions.GenericError as error:
             if _status(error) == 416:  # the file ends before `start`
                 return Answer(memoryview(b""), FileStamp(0))
@@ -301,7 +319,8 @@ def _ask(archive: RemoteArchive, path: str, request: Callable[[], T]) -> T | Non
         except FileNotFoundError:
             return None
         except exceptions.NotSupportedError:
-            raise
+            if attempt >= UNRANGED_ATTEMPTS:
+                raise
         except exceptions.BaseError as error:
             is_late = time.monotonic() + wait_s > began + LAST_ATTEMPT_S
             if attempt >= ATTEMPTS or is_late or not _may_pass(error):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from .archive import open_archive
+from .archive import open_archive, require_usable_tile
 from .atlas import AtlasArchive
 from .cutouts import cut
 from .errors import ConfigError, TileFault
@@ -18,15 +20,27 @@ from .sources.assign import assign_tiles
 from .sources.layouts import open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
-from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag
+from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 
 MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000
 """Cutouts are held in memory until they are written."""
 
 
-def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tuple[str, ...]) -> str:
-    """Write cutouts (N, bands, S, S) float32 DN and what belongs to them; return a line that says what."""
+@dataclass(frozen=True)
+class CutoutReport:
+    """What was written, in one line, and the tiles that have no cutouts: tile -> reason and remedy."""
+
+    summary: str
+    quarantined: dict[str, str]
+
+
+def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tuple[str, ...]) -> CutoutReport:
+    """Write cutouts (N, bands, S, S) float32 DN with their flags, and return what was written.
+
+    The sources of a tile that cannot be used are written as NaN, flagged as in a class catalogue; the report has the
+    reason. Raises `ArchiveError` if no tile can be used; then nothing is written.
+    """
     path = Path(output)
     if path.suffix != ".npz":
         raise ConfigError(f"{output}: cutouts are written as .npz; give a name that ends so")
@@ -38,7 +52,9 @@ def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tupl
         raise ConfigError(
             f"{len(table):,} cutouts would take {nbytes / 1e9:.0f} GB of memory: split the table, or cut smaller"
         )
-    batch = cut_table(archive, table, size_px, bands)
+    names = pc.value_counts(table["coadd_id"].drop_null()).to_pylist()
+    require_usable_tile(archive, images, [n["values"] for n in sorted(names, key=lambda n: -n["counts"])], bands)
+    batch, faults = cut_table(archive, table, size_px, bands)
     with replacing(path) as temp:
         np.savez(
             temp,
@@ -51,9 +67,8 @@ def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tupl
             valid_frac=batch.valid_frac,
         )
     missing = int(((batch.flags & int(Flag.NO_IMAGE)) != 0).sum())
-    return f"{len(table):,} cutouts of {size_px} x {size_px} pixels in {', '.join(bands)} written to {path}" + (
-        f"; {missing:,} lack an image in some band" if missing else ""
-    )
+    summary = f"{len(table):,} cutouts of {size_px} x {size_px} pixels in {', '.join(bands)} written to {path}"
+    return CutoutReport(summary + (f"; {missing:,} lack an image in some band" if missing else ""), faults)
 
 
 def parse_size(size: str) -> int:
@@ -85,23 +100,48 @@ def positions(catalog: str, archive: AtlasArchive) -> pa.Table:
     return table
 
 
-def cut_table(archive: AtlasArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]) -> CutoutBatch:
-    """Return the cutouts of a table in its order; a source without a tile is all NaN and flagged."""
+def cut_table(
+    archive: AtlasArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]
+) -> tuple[CutoutBatch, dict[str, str]]:
+    """Return the cutouts of a table in its order, and the faults of tiles by name.
+
+    A source without a tile, or on a tile with a fault, is all NaN and flagged.
+    """
     n = len(table)
+    faults: dict[str, str] = {}
     pixels = np.full((n, len(bands), size_px, size_px), np.nan, dtype=np.float32)
     x, y = np.full(n, np.nan), np.full(n, np.nan)
     flags = np.full(n, int(UNCOVERED_FLAGS), dtype=np.int32)
     valid_frac = np.zeros(n, dtype=np.float32)
     coadd_id = np.array([c or "" for c in table["coadd_id"].to_pylist()])
+    ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
     for name in sorted(set(coadd_id) - {""}):
         rows = np.flatnonzero(coadd_id == name)
         try:
-            tile = archive.tile(name, bands)
-            ra, dec = (table[c].to_numpy()[rows] for c in ("ra", "dec"))
-            x[rows], y[rows] = tile_pixels(tile, ra, dec)
-            batch = cut(archive, tile, x[rows], y[rows], size_px)
+            batch = cut_tile(archive, name, bands, ra[rows], dec[rows], size_px)
         except TileFault as fault:
             flags[rows] = int(FAULT_FLAGS[fault.kind])
+            faults[name] = str(fault)
             continue
+        x[rows], y[rows] = batch.x, batch.y
         pixels[rows], flags[rows], valid_frac[rows] = batch.pixels, batch.flags, batch.valid_frac
-    return CutoutBatch(pixels, x, y, flags, valid_frac, ())
+    return CutoutBatch(pixels, x, y, flags, valid_frac, ()), faults
+
+
+def cut_tile(
+    archive: AtlasArchive,
+    coadd_id: str,
+    bands: tuple[str, ...],
+    ra: Float64,
+    dec: Float64,
+    size_px: int,
+    attempts: int = 2,
+) -> CutoutBatch:
+    """Return the cutouts of positions on one tile, which is done again when its files change meanwhile."""
+    tile = archive.tile(coadd_id, bands, verify=True)
+    try:
+        return cut(archive, tile, *tile_pixels(tile, ra, dec), size_px)
+    except TileFault as fault:
+        if fault.kind != "changed" or attempts == 1:
+            raise
+    return cut_tile(archive, coadd_id, bands, ra, dec, size_px, attempts - 1)

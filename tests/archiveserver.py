@@ -148,6 +148,54 @@ def torn(handler: Handler) -> None:
     handler.send_part(handler.file().read_bytes(), missing_bytes=1000)
 
 
+def short_body(handler: Handler) -> None:
+    """A part that is complete by its Content-Length, and shorter than its Content-Range."""
+    send_odd(handler, missing_bytes=1)
+
+
+def other_range(handler: Handler) -> None:
+    """A part, rightly labelled, that ends before the one that was asked for."""
+    send_odd(handler, missing_bytes=1, last_offset=-1)
+
+
+def other_total(handler: Handler) -> None:
+    """A part whose Content-Range has another size of the file."""
+    send_odd(handler, total_bytes=100_000)
+
+
+def short_length(handler: Handler) -> None:
+    """A part whose Content-Length is too small."""
+    send_odd(handler, length_offset=-10)
+    handler.close_connection = True
+
+
+def no_range(handler: Handler) -> None:
+    """A part without a Content-Range."""
+    send_odd(handler, has_range=False)
+
+
+def beyond_the_end(handler: Handler) -> None:
+    """416, although the file has this part."""
+    handler.answer(b"", "text/plain", 416, Content_Range="bytes */0")
+
+
+def send_odd(
+    handler: Handler,
+    missing_bytes: int = 0,
+    last_offset: int = 0,
+    total_bytes: int = 0,
+    length_offset: int = 0,
+    has_range: bool = True,
+) -> None:
+    """Send a 206 with a body or headers that are not what was asked for."""
+    data = handler.file().read_bytes()
+    asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+    first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)
+    part = data[first : last + 1 - missing_bytes]
+    where = {"Content_Range": f"bytes {first}-{last + last_offset}/{total_bytes or len(data)}"} if has_range else {}
+    handler.answer(part, "image/x-fits", 206, **where, Content_Length=str(len(part) + length_offset))
+
+
 def stalled(handler: Handler) -> None:
     """Half an answer, then silence."""
     torn(handler)

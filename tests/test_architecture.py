@@ -13,6 +13,7 @@ READING_ORDER = [
     *(
         "version",
         "errors",
+        "locations",
         "types",
         "text",
         "schema",

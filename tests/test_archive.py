@@ -353,6 +353,48 @@ def test_a_file_is_held_against_the_checksum_beside_it(tmp_path: Path) -> None:
     assert "holds no checksum" in look().reason
 
 
+def reason_of_verification(archive: Archive) -> str:
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", ("w1",), verify=True))
+    assert fault.kind == "bad"
+    return fault.reason
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.fits", atlas_header(), pixels_of(1))
+    os.mkfifo(tmp_path / "0098p408_ac51-w2-int-3.fits")
+    archive, checksum = open_archive(str(tmp_path), ["w1", "w2"]), tmp_path / "x.fits.md5"
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", ("w2",)))
+    assert (fault.kind, fault.band) == ("bad", "w2") and "a named pipe (FIFO), not a regular file" in fault.reason
+    os.mkfifo(checksum)
+    assert "x.fits.md5 cannot be read (it is a named pipe (FIFO)" in reason_of_verification(archive)
+    for device, words in (("/dev/zero", "it is a device"), ("/proc/self/mem", "cannot be read")):
+        checksum.unlink()
+        checksum.symlink_to(device)
+        assert words in reason_of_verification(archive)
+    checksum.unlink()
+    checksum.write_bytes(b"d41d8cd98f00b204e9800998ecf8427e" + b" " * 5000)
+    assert "it has more than 4,096 bytes" in reason_of_verification(archive)
+    checksum.unlink()
+    tile = archive.tile("0098p408_ac51", ("w1",), verify=True)
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).reason
+
+
+def test_sizes_are_bounded_before_anything_is_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.fits", atlas_header(), pixels_of(1))
+    header = fits.PrimaryHDU(np.zeros((1, 1), np.float32), atlas_header(band=2)).header
+    header["NAXIS1"] = header["NAXIS2"] = 30_000
+    huge = tmp_path / "0098p408_ac51-w2-int-3.fits"
+    huge.write_bytes(header.tostring().encode())
+    os.truncate(huge, 3_700_000_000)
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    assert "NAXIS1 is 30000; NAXIS2 is 30000" in fault_of(lambda: archive.tile("0098p408_ac51", ("w2",))).reason
+    os.truncate(huge, 5_000_000_000)
+    reason = fault_of(lambda: archive.tile("0098p408_ac51", ("w2",), verify=True)).reason
+    assert "5,000,000,000 bytes, more than any Atlas image has" in reason
+
+
 def test_rows_without_pixels_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a" / "x.fits", atlas_header(), np.full_like(pixels_of(1), np.nan))
     archive = open_archive(str(tmp_path), ["w1"])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skyclass.query import open_catalog
+from skyclass.types import Flag
 
 SHARED = Path(__file__).parents[2] / "shared"
 ATLAS = SHARED / "data" / "atlas_cutouts"
@@ -262,6 +263,46 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     )
     words = ("--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.npz", "--size", "-5px")
     assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
+
+
+def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
+    """As `classify` does: 3 with the reasons where some tiles are good, 2 where none is."""
+    images, (first, second) = tmp_path / "images", sky.coadd_ids
+    shutil.copytree(sky.images, images)
+    table = pq.read_table(sky.catalog).select(["ra", "dec", "source_id", "coadd_id"]).to_pandas()
+    sources = pd.concat([table[table["coadd_id"] == name].head(5) for name in (second, first)])
+    pq.write_table(pa.Table.from_pandas(sources, preserve_index=False), tmp_path / "t.parquet")
+    w2 = images / first[:2] / first[:4] / first / f"{first}-w2-int-3.fits"
+
+    def cutouts() -> tuple[subprocess.CompletedProcess[str], np.ndarray, np.ndarray]:
+        done = skyclass("cutouts", "--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz")
+        assert done.returncode == 3, done.stderr
+        assert "10 cutouts" in done.stdout and "5 lack an image" in done.stdout and "to do these again: " in done.stdout
+        with np.load(tmp_path / "c.npz") as data:
+            assert np.isfinite(data["cutouts"][:5]).all() and np.isnan(data["cutouts"][5:]).all()
+            return done, data["flags"], data["x"]
+
+    whole = w2.read_bytes()
+    w2.write_bytes(whole[:-700_000])
+    done, flags, x = cutouts()
+    assert f"quarantined {first}: tile {first} w2: {w2} is refused: truncated" in done.stdout
+    assert flags.tolist() == [0] * 5 + [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 5 and np.isnan(x[5:]).all()
+    w2.write_bytes(whole[:5760] + bytes(len(whole) - 5760))
+    assert f"quarantined {first}: tile {first} w2: zeroed pixels" in cutouts()[0].stdout
+    w2.unlink()
+    done, flags, _ = cutouts()
+    assert f"quarantined {first}: tile {first} w2: missing band" in done.stdout
+    assert flags.tolist() == [0] * 5 + [int(Flag.BAND_MISSING | Flag.NO_IMAGE)] * 5
+    shutil.rmtree(w2.parent)
+    done, flags, _ = cutouts()
+    assert f"quarantined {first}: tile {first}: missing tile" in done.stdout
+    assert flags.tolist() == [0] * 5 + [int(Flag.TILE_MISSING | Flag.NO_IMAGE)] * 5
+    for path in images.rglob(f"{second}-w1-*"):
+        path.write_bytes(b"")
+    (tmp_path / "c.npz").unlink()
+    done = skyclass("cutouts", "--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz")
+    assert done.returncode == 2 and "none of the 2 tiles looked at is usable: " in done.stderr
+    assert "empty file" in done.stderr and not (tmp_path / "c.npz").exists()
 
 
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")

@@ -16,7 +16,22 @@ import cloudpickle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from archiveserver import ArchiveServer, forbidden, hang_up, page, slow_down, stalled, torn, whole
+from archiveserver import (
+    ArchiveServer,
+    beyond_the_end,
+    forbidden,
+    hang_up,
+    no_range,
+    other_range,
+    other_total,
+    page,
+    short_body,
+    short_length,
+    slow_down,
+    stalled,
+    torn,
+    whole,
+)
 from distributed import WorkerPlugin
 
 from skyclass import engine, pipeline, remote
@@ -24,12 +39,13 @@ from skyclass.archive import open_archive
 from skyclass.atlas import names_near, ra_names_near
 from skyclass.cli import cli
 from skyclass.cluster import connect
-from skyclass.config import RunConfig
+from skyclass.config import RunConfig, run_config
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault
 from skyclass.forecast import forecast
 from skyclass.identity import compare_records, file_record
 from skyclass.progress import quiet
 from skyclass.query import open_catalog
+from skyclass.sources.layouts import open_catalog as open_sources
 from skyclass.store import RunFolder, committed
 from skyclass.types import Archive, Tile
 
@@ -117,6 +133,15 @@ RECOVERS = {
     "torn": ([torn], 2),
     "stalled": ([stalled], 2),
     "closed": ([hang_up], 2),
+    "fewer bytes than the range says": ([short_body], 2),
+    "another range": ([other_range], 2),
+    "another total size": ([other_total], 2),
+    "no range": ([no_range], 2),
+    "too small a length": ([short_length], 2),
+    "200 instead of 206": ([whole], 2),
+    "a page": ([page], 2),
+    "a page, twice": ([page, page], 3),
+    "nothing at this range": ([beyond_the_end], 2),
     "of all kinds": ([slow_down, torn, stalled, hang_up, torn], 6),
 }
 
@@ -132,6 +157,10 @@ def test_faults_that_pass_are_recovered_from(sky, server, kind, etag):
     rows, local = archive.read_rows(tile, "w1", 3, 50), open_archive(str(sky.images), BANDS)
     np.testing.assert_array_equal(rows, local.read_rows(local.tile(tile.coadd_id, BANDS), "w1", 3, 50))
     assert len(server.asked) == requests and not server.faults
+    server.asked.clear()
+    server.faults.extend(faults)
+    header = open_archive(server.url, BANDS).tile(sky.coadd_ids[0], ("w1",))
+    assert header == tile and len(server.asked) == requests and not server.faults
 
 
 STOPS = {
@@ -140,6 +169,8 @@ STOPS = {
     "stalled": (stalled, 6, "silent for 0.3 s"),
     "closed": (hang_up, 6, "closed without an answer"),
     "403": (forbidden, 1, "403 Forbidden"),
+    "fewer bytes than the range says": (short_body, 6, "bytes came instead of"),
+    "another range": (other_range, 6, "Requested 0..46080, got 0..46079"),
 }
 
 
@@ -212,7 +243,7 @@ def test_damage_becomes_a_fault_with_its_reason(sky, own, kind):
     path.write_bytes(damage(path.read_bytes()))
     fault = fault_of(open_archive(own.url, BANDS), sky.coadd_ids[0])
     assert (fault.kind, fault.band) == ("bad", "w2") and words in fault.reason
-    assert len(own.asked) == (4 if kind == "zeroed" else 2), "headers of w1 and w2; all three and rows of w2"
+    assert len(own.asked) == (4 if kind == "zeroed" else 3), "headers of w1 and twice w2; all three and rows of w2"
 
 
 def test_a_page_instead_of_a_file_is_a_fault_of_the_tile(sky, server):
@@ -220,7 +251,7 @@ def test_a_page_instead_of_a_file_is_a_fault_of_the_tile(sky, server):
     server.always = page
     fault = fault_of(archive, sky.coadd_ids[0])
     assert (fault.kind, fault.band) == ("bad", "w1") and "HTML" in fault.reason
-    assert len(server.asked) == 2, "once by range, once without"
+    assert len(server.asked) == 8, "three times by range and once without, all of it twice"
 
 
 @pytest.mark.parametrize("etag", [True, False])
@@ -265,7 +296,7 @@ def test_a_server_without_ranges_is_refused(sky, server):
     server.always = whole
     with pytest.raises(ArchiveError, match="whole files .* mirror the tiles"):
         open_archive(server.url, BANDS).tile(sky.coadd_ids[0], BANDS)
-    assert len(server.asked) == 2
+    assert len(server.asked) == 4, "three times by range, once without"
 
 
 # --- S3 --------------------------------------------------------------------------------------------
@@ -329,6 +360,47 @@ def test_locations_that_are_none():
     for url in ("s3://", "https:///p3am_cdd", "https://host/path?center=1,2"):
         with pytest.raises(ArchiveError, match="give s3://bucket/prefix or https://host/path"):
             open_archive(url, BANDS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hunter2@host/p3am_cdd",
+        "s3://AKIA:hunter2@bucket/prefix",
+        "HTTPS://hunter2@host",
+        "https://me:hun/ter2@host/p",
+        "https:/me:hunter2@host/p",
+        "gs://me:hunter2@bucket",
+    ],
+)
+def test_a_login_in_a_location_is_refused_and_not_repeated(url, bucket, monkeypatch):
+    def refused(call) -> str:
+        with pytest.raises(
+            ConfigError, match="must not contain a user name or password.*AWS_PROFILE.*folder"
+        ) as caught:
+            call()
+        assert "ter2" not in str(caught.value) and "AKIA" not in str(caught.value)
+        return str(caught.value)
+
+    assert "images = " in refused(lambda: open_archive(url, BANDS))
+    assert "images = " in refused(lambda: RunConfig("t.csv", url, "out"))
+    assert "catalog = " in refused(lambda: RunConfig(url, "images", "out"))
+    assert "images = " in refused(lambda: run_config({"catalog": "t.csv", "images": url, "out": "o", "typo": 1}))
+    assert "catalog = " in refused(lambda: open_sources(url))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    assert "AWS_ENDPOINT_URL = " in refused(lambda: open_archive("s3://archive", BANDS))
+
+
+def test_an_at_sign_is_no_login_in_the_name_of_a_folder(sky, tmp_path):
+    shutil.copytree(sky.images, tmp_path / "me@home")
+    for location in (str(tmp_path / "me@home"), f"file://{tmp_path}/me@home"):
+        assert open_archive(location, BANDS).tile(sky.coadd_ids[0], BANDS).bands == BANDS
+
+
+def test_the_query_of_a_location_is_not_repeated():
+    with pytest.raises(ArchiveError, match=r"https://host/p\?\*\*\*: give") as caught:
+        open_archive("https://host/p?X-Amz-Signature=hunter2", BANDS)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_without_the_library_one_message_names_the_extra(monkeypatch):

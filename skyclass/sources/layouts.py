@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from ..errors import CatalogError
+from ..locations import refuse_logins, without_secrets
 from ..schema import CATALOG_COLUMNS, SOURCE_SCHEMA
 from ..sky import Region
 
@@ -76,9 +77,10 @@ def open_catalog(location: str) -> Catalog:
 
 
 def local_path(location: str) -> Path:
+    refuse_logins({"catalog": location})
     if "://" in location and not location.startswith("file://"):
         raise CatalogError(
-            f"catalogue {location}: this version reads local files only; copy the partitions you need "
+            f"catalogue {without_secrets(location)}: this version reads local files only; copy the partitions you need "
             "first, for example with `aws s3 sync --no-sign-request`"
         )
     path = Path(location.removeprefix("file://")).expanduser().absolute()

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import config
-from ..archive import open_archive
+from ..archive import open_archive, require_usable_tile
 from ..atlas import AtlasArchive
-from ..errors import ArchiveError, CatalogError, ConfigError, TileFault
+from ..errors import ArchiveError, CatalogError, ConfigError
 from ..files import sha256_of
-from ..plan import PREFLIGHT_TILES, content_digest
+from ..plan import content_digest
 from ..sources.assign import assign_tiles
 from ..types import BANDS, CLASSES, Int64
 from .examples import (
@@ -252,17 +252,5 @@ def _on_archive(labels: Labels, archive: AtlasArchive, run: DatasetConfig) -> La
     kept = keep(kept, complete[there], "missing_band")
     if not len(kept.table):
         raise CatalogError(f"images {run.images}: no tile of the labels has all of {', '.join(run.bands)}")
-    _preflight(archive, pc.unique(kept.table["coadd_id"]).to_pylist(), run)
+    require_usable_tile(archive, run.images, sorted(pc.unique(kept.table["coadd_id"]).to_pylist()), run.bands)
     return kept
-
-
-def _preflight(archive: AtlasArchive, names: list[str], run: DatasetConfig) -> None:
-    """Raise `ArchiveError` when none of the first tiles is usable; one message, the first reasons."""
-    faults = []
-    for name in sorted(names)[:PREFLIGHT_TILES]:
-        try:
-            archive.tile(name, run.bands)
-            return
-        except TileFault as fault:
-            faults.append(str(fault))
-    raise ArchiveError(f"{run.images}: none of the {len(faults)} tiles looked at is usable: {'; '.join(faults[:5])}")
