@@ -232,8 +232,8 @@ def _read(archive: RemoteArchive, tile: Tile, band: str, start: int, stop: int) 
             answer = _range(archive, file.name, first, last)
         except _obstore().exceptions.NotSupportedError:  # a page instead of the file
             difference = "the server sends something else"
-        else:
-            difference = stamp_change(file.stamp, answer.stamp) if answer else "it was removed"
+            continue
+        difference = stamp_change(file.stamp, answer.stamp) if answer else "it was removed"
         if answer and not difference:
             return answer.data
     raise changed_fault(tile, band, f"{archive.root}/{file.name}", difference)
