@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +54,8 @@ FITS_SUFFIXES = tuple(
     for suffix in (".fits", ".fit", ".fts")
     for packed in ("", ".gz", ".fz", ".bz2", ".xz", ".zst", ".z", ".zip")
 )
+LAYOUT_PACKED = ("", ".gz", ".fz", ".bz2")
+"""What may follow the name of an image in the archive's layout: packed images are refused, with the remedy."""
 READ_ROWS = 64
 """Of an image, a megabyte: they fit the cache of a core."""
 HASH_BYTES = 1 << 20
@@ -190,9 +192,9 @@ class LocalArchive:
     def _paths(self, coadd_id: str, band: str) -> list[str]:
         """Return the existing files of one band of a tile: none, one, or (in a plain folder) several."""
         if self.images is None:
-            path = layout_path(coadd_id, band)
-            both = [os.path.join(self.root, name) for name in (path, path + ".gz") if path]
-            return [p for p in both if os.path.exists(p)][:1]
+            name = layout_path(coadd_id, band)
+            paths = (os.path.join(self.root, name + packed) for packed in LAYOUT_PACKED if name)
+            return list(islice(filter(os.path.exists, paths), 1))
         at = bisect_left(self.images, (coadd_id, band, ""))
         found = []
         while at < len(self.images) and self.images[at][:2] == (coadd_id, band):

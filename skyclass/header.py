@@ -23,6 +23,8 @@ from .types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
 SCALE_TOLERANCE_ARCSEC = 1e-3
 ROTATION_TOLERANCE_DEG = 1e-6
 
+CARD_BYTES = 80
+END_CARD = b"END".ljust(CARD_BYTES)
 BLOCK_BYTES = 2880
 MAX_HEADER_BLOCKS = 64
 TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
@@ -117,7 +119,10 @@ def _blocks(stream: io.RawIOBase | io.BufferedIOBase, first: bytes) -> bytes:
 
 
 def _has_end(block: bytes) -> bool:
-    return any(block[at : at + 80].rstrip() == b"END" for at in range(0, len(block), 80))
+    at = block.find(END_CARD)
+    while at > 0 and at % CARD_BYTES:
+        at = block.find(END_CARD, at + 1)
+    return at >= 0
 
 
 def _content_fault(head: bytes, size_bytes: int) -> str:

@@ -106,8 +106,14 @@ def test_what_is_missing_says_so(tmp_path: Path) -> None:
         assert (fault.kind, fault.band) == ("missing_tile", None)
     copied = pickle.loads(pickle.dumps(fault))
     assert (copied.kind, copied.reason, str(copied)) == (fault.kind, fault.reason, str(fault))
-    (folder / "0098p408_ac51-w3-int-3.fits.gz").write_bytes(gzip.compress(b"SIMPLE"))
+    packed = folder / "0098p408_ac51-w3-int-3.fits.gz"
+    packed.write_bytes(gzip.compress(b"SIMPLE"))
     assert "gunzip" in fault_of(lambda: archive.tile("0098p408_ac51", ("w3",))).reason
+    packed.unlink()
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(pixels_of(3), atlas_header(band=3))]).writeto(
+        packed.with_suffix(".fz")
+    )
+    assert "funpack" in fault_of(lambda: archive.tile("0098p408_ac51", ("w3",))).reason
 
 
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
