@@ -23,7 +23,7 @@ from .config import RunConfig, read_toml, run_config
 from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
-from .types import BANDS, CLASSES
+from .types import BANDS, CLASSES, Flag
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
@@ -170,6 +170,7 @@ def _print_report(report: Any, run: RunConfig) -> None:
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]
+    lines[2:2] = _of_inputs(report)
     say(*lines)
     if report.model_faults:
         say(
@@ -186,6 +187,15 @@ def _print_quarantined(quarantined: Mapping[str, str], remedy: str) -> int:
     if quarantined:
         say(f"to do these again: {remedy}")
     return EXIT_QUARANTINED if quarantined else 0
+
+
+def _of_inputs(report: Any) -> list[str]:
+    """Return what the report says of the catalogue's values and of sources without a tile."""
+    from .plan import without_tile_lines
+    from .schema import bad_values_text
+
+    bad = [f"values read as missing (flag {Flag.BAD_VALUE:d}): {bad_values_text(report.bad_values)}"]
+    return [*without_tile_lines(report.without_tile), *(bad if report.bad_values else [])]
 
 
 def _pace(report: Any) -> str:

@@ -13,12 +13,10 @@ from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .infer import cached_classifier
 from .sky import Region
-from .sources.layouts import Catalog, open_catalog, select
+from .sources.layouts import Catalog, open_catalog
+from .sources.partitions import nameless_positions
 from .store import RunFolder
-from .types import Archive, Classifier, Strip, TilePlan
-
-NO_TILE = "none"
-"""The plan's name for sources that no tile covers: they keep their rows, flagged, without a class or coadd_id."""
+from .types import Archive, Classifier, Strip, Tile, TilePlan
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,16 @@ def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
 
 @lru_cache(maxsize=4)
 def _catalog(location: str, region: Region | None, session: str) -> Catalog:
-    catalog = open_catalog(location)
-    return select(catalog, region) if region else catalog
+    return open_catalog(location, region)
+
+
+@lru_cache(maxsize=64)
+def tiles_near(line: Line, partition: int) -> tuple[Tile, ...]:
+    """Return the footprints of the tiles near the sources of a partition that have no `coadd_id`."""
+    if line.sources.kind == "prepared":  # the driver has given its sources their tiles
+        return ()
+    positions = nameless_positions(line.sources, partition, line.region)
+    return tuple(_archive(line.images, line.bundle.bands, line.session).list_tiles(positions))
 
 
 def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:

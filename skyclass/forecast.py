@@ -10,7 +10,7 @@ from .config import RunConfig
 from .context import Line, strips_of
 from .errors import TileFault
 from .infer import load_classifier, set_threads
-from .plan import Plan, count_here, survey
+from .plan import Plan, count_here, survey, without_tile_lines
 
 PROBE_IMAGES = 256
 BYTES_PER_PIXEL = 4
@@ -26,9 +26,11 @@ def forecast(run: RunConfig) -> list[str]:
     rate = probe_rate(line)
     hours = plan.n_sources / rate / 3600
     takes = f"{hours:,.1f} process hours" if hours > 1 else f"{60 * hours:.1f} process minutes"
+    crowded = plan.on_tiles[0]
     return [
-        f"{plan.n_sources:,} sources on {len(plan.tiles):,} tiles, {len(strips):,} strips",
-        f"most crowded tile: {plan.tiles[0].coadd_id} with {plan.tiles[0].n_sources:,} sources",
+        f"{plan.n_sources:,} sources on {len(plan.on_tiles):,} tiles, {len(strips):,} strips",
+        *without_tile_lines(plan.without_tile),
+        f"most crowded tile: {crowded.coadd_id} with {crowded.n_sources:,} sources",
         f"{tile_bytes(line, plan) / 1e9:,.2f} GB of tile pixels at most",
         f"up to {strip_bytes(line, largest) / 1e9:.1f} GB of memory a worker",
         f"{rate:,.0f} sources/s in the network of one process here (just measured): {takes}",
@@ -37,9 +39,9 @@ def forecast(run: RunConfig) -> list[str]:
 
 def tile_bytes(line: Line, plan: Plan) -> int:
     """Return the bytes of all tiles of a plan, taking each for as large as the first usable one."""
-    for planned in plan.tiles:
+    for planned in plan.on_tiles:
         try:
-            return line.archive.tile(planned.coadd_id, line.bundle.bands).nbytes * len(plan.tiles)
+            return line.archive.tile(planned.coadd_id, line.bundle.bands).nbytes * len(plan.on_tiles)
         except TileFault:
             continue
     return 0

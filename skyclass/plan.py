@@ -23,7 +23,7 @@ from .archive import open_archive, require_usable_tile
 from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
-from .context import NO_TILE, Line
+from .context import Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError
 from .files import parquet_bytes, write_bytes
 from .infer import cuda_is_there, resolve_device, resolve_precision
@@ -31,12 +31,12 @@ from .photometry import columns_of
 from .publish import refuse_foreign
 from .sky import in_words
 from .sources.assign import assign_tiles
-from .sources.layouts import Catalog, gaps, open_catalog, select
+from .sources.layouts import Catalog, gaps, open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
 from .stages import count_partition
 from .store import Commit, RunFolder, committed, retry_quarantined, start_or_resume
-from .types import Archive, TilePlan
+from .types import NO_TILE, Archive, TilePlan
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,21 @@ class Plan:
         """Rows in, and so rows out."""
         return sum(tile.n_sources for tile in self.tiles)
 
+    @property
+    def on_tiles(self) -> list[TilePlan]:
+        """The tiles of the plan without `NO_TILE`, which stands for sources without a tile."""
+        return [tile for tile in self.tiles if tile.coadd_id != NO_TILE]
+
+    @property
+    def without_tile(self) -> int:
+        """Sources without a tile."""
+        return self.n_sources - sum(tile.n_sources for tile in self.on_tiles)
+
+
+def without_tile_lines(n_sources: int) -> list[str]:
+    """Return what is to be said of sources without a tile, nothing where there are none."""
+    return [f"{n_sources:,} sources are on no tile of the images: their rows have no class"] if n_sources else []
+
 
 def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
     """Return the line with its run id, the run folder begun or, with the same fingerprint, resumed.
@@ -73,7 +88,7 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     sources = absolute(run.catalog)
     arithmetic = line.precision + (", compiled" if line.compile != "off" else "")
     fields = fingerprint(sources, run.region, line.images, bundle.digest, arithmetic, plan.digest)
-    info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.tiles)}
+    info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     run_id = start_or_resume(line.folder, fields, info)
     if table is not None:
@@ -93,7 +108,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
 
     `count` gives the sources by tile of some partitions, here or on a cluster.
     """
-    bundle, catalog = load_bundle(run.model), open_catalog(run.catalog)
+    bundle, catalog = load_bundle(run.model), open_catalog(run.catalog, run.region)
     archive = open_archive(run.images, tuple(bundle.bands))
     catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
     model = run.model if bundle.is_packaged else str(bundle.path.absolute())
@@ -109,13 +124,13 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
         line = replace(line, catalog=str(line.folder.sources), region=None)
         plan = make_plan(line, table_counts(table), content_digest(table))
     else:
-        selected = select(catalog, run.region) if run.region else catalog
-        if not selected.partitions:
+        if not catalog.partitions:
             raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
-        check_photometry(bundle, selected)
+        check_photometry(bundle, catalog)
         if run.region and (missing := gaps(catalog, run.region)):
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
-        counts = count(line, range(len(selected.partitions)))
+        with archive_up(line.folder):
+            counts = count(line, range(len(catalog.partitions)))
         plan = make_plan(line, counts)
     with archive_up(line.folder):
         preflight(line, archive, plan)
@@ -255,7 +270,7 @@ def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
 
 def preflight(line: Line, archive: Archive, plan: Plan) -> None:
     """Raise `ArchiveError` when none of the first tiles of the plan is usable; one message with the reasons."""
-    names = [tile.coadd_id for tile in plan.tiles if tile.coadd_id != NO_TILE]
+    names = [tile.coadd_id for tile in plan.on_tiles]
     require_usable_tile(archive, line.images, names, line.bundle.bands)
 
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .context import NO_TILE, Line
+from .context import Line
 from .errors import RowsLost
 from .lease import Lease
 from .plan import Plan
 from .schema import UNCLASSIFIED
 from .stages import STAGES, Timing
 from .store import Commit, journal_commit
-from .types import Flag, Strip
+from .types import NO_TILE, Flag, Strip
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
 
@@ -40,6 +40,10 @@ class RunReport:
     class_counts: dict[str, int]
     flag_counts: dict[str, int]
     """Flag -> sources that carry it; flags that none carries are left out."""
+    bad_values: dict[str, int]
+    """Column -> values outside its physical range, and names that no tile can have, which were read as missing."""
+    without_tile: int
+    """Sources that no tile covers, or with a name of a tile that no tile can have."""
     tiles: int
     tiles_resumed: int
     quarantined: dict[str, str]
@@ -155,10 +159,11 @@ class Tally:
         rows_out = sum(c.rows for c in commits)
         if rows_out != self.plan.n_sources:
             raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.line.out}")
-        classes, flags = Counter[str](), Counter[str]()
+        classes, flags, bad_values = Counter[str](), Counter[str](), Counter[str]()
         for c in commits:
             classes.update(c.classes)
             flags.update(c.flags)
+            bad_values.update(c.bad_values)
         without_class = classes.pop(UNCLASSIFIED, 0)
         wall = time.perf_counter() - self.began
         pool_busy, bound_by = self.busy(wall)
@@ -171,6 +176,8 @@ class Tally:
             flagged=sum(c.n_flagged for c in commits),
             class_counts=dict(sorted(classes.items())),
             flag_counts=dict(sorted(flags.items())),
+            bad_values=dict(sorted(bad_values.items())),
+            without_tile=self.plan.without_tile,
             tiles=len(self.commits.keys() - {NO_TILE}),
             tiles_resumed=len(self.resumed - {NO_TILE}),
             quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import CatalogError, StoreError
-from .types import CLASSES, Bool, Flag, Float64
+from .types import CLASSES, Bool, Flag, Float64, Int32
 
 # --- sources in -------------------------------------------------------------------------------------
 
@@ -17,22 +20,122 @@ SOURCE_SCHEMA = pa.schema(
         ("ra", pa.float64()), ("dec", pa.float64()), ("coadd_id", pa.string()),
         ("w1mpro", pa.float32()), ("w2mpro", pa.float32()), ("w3mpro", pa.float32()),
         ("w1snr", pa.float32()), ("w2snr", pa.float32()), ("w3snr", pa.float32()),
-        ("cc_flags", pa.string()), ("ext_flg", pa.int32()),
+        ("cc_flags", pa.string()), ("ext_flg", pa.int32()), ("bad_values", pa.int32()),
     ]
 )  # fmt: skip
-"""Columns of a source: positions in degrees (ICRS), magnitudes Vega; null where a table lacks a column."""
+"""Columns of a source: positions in degrees (ICRS), magnitudes Vega; null where a table lacks a column.
 
-CATALOG_COLUMNS = ("source_id", "ra", "dec", "coadd_id")
+`bad_values` is a bit mask: bit i is set where the value of column i of `CHECKED` was bad and is read as null.
+"""
+
+INPUT_COLUMNS = tuple(name for name in SOURCE_SCHEMA.names if name != "bad_values")
+"""Columns of a source that a catalogue or table may have."""
+
+CATALOG_COLUMNS = ("source_id", "ra", "dec")
+"""Columns that a catalogue of partitions needs; a table of positions needs `TABLE_COLUMNS` only."""
 TABLE_COLUMNS = ("ra", "dec")
 
 
+class PhysicalRange(NamedTuple):
+    """A measurement is at least `low` and at most `high`; any other number stands for "not measured"."""
+
+    low: float
+    high: float
+    reason: str
+
+
+_MAGNITUDE = PhysicalRange(
+    -8.5,
+    29.5,
+    "the brightest star at 12 um, IRC+10216, has W3 = -7.9, and the deepest WISE coadds reach W1 = 20; tables write "
+    "-9, -9.99, -99, -9999, 30, 99 and more for no magnitude",
+)
+_SNR = PhysicalRange(
+    -90.0,
+    900.0,
+    "S/N in AllWISE is at most about 160, as errors below 0.007 mag do not occur, and about -10 in real fields; tables "
+    "write -99, -999, -9999, 999 and more for no S/N",
+)
+PHYSICAL_RANGES: dict[str, PhysicalRange] = {
+    **dict.fromkeys(("w1mpro", "w2mpro", "w3mpro"), _MAGNITUDE),
+    **dict.fromkeys(("w1snr", "w2snr", "w3snr"), _SNR),
+    "ext_flg": PhysicalRange(0, 5, "the extended source flag of AllWISE is 0 to 5"),
+    "cntr": PhysicalRange(0, 9.2e18, "in AllWISE they begin with the RA in 0.1 degree; others count from 0 or 1"),
+}
+"""Column -> the range of its measurements. Numbers outside are read as null, counted and flagged `BAD_VALUE`."""
+
+_MAGNITUDE_OF = {f"w{band}snr": f"w{band}mpro" for band in (1, 2, 3)}
+
+CHECKED = (*PHYSICAL_RANGES, "coadd_id")
+"""Columns in the order of the bits of `bad_values`."""
+
+BAD_NAME = 1 << CHECKED.index("coadd_id")
+
+
+def without_bad_values(table: pa.Table) -> tuple[pa.Table, Int32]:
+    """Return the table with numbers outside their `PHYSICAL_RANGES` null, and for each row a bit mask of their columns.
+
+    An S/N of 99 is possible, but where the magnitude of the same band is bad and has the same value both are bad. NaN
+    and null are missing, not bad.
+    """
+    bits = np.zeros(len(table), np.int32)
+    numbers = {name: _numbers(table[name]) for name in PHYSICAL_RANGES if name in table.column_names}
+    outside = {name: _outside(values, PHYSICAL_RANGES[name]) for name, values in numbers.items()}
+    for snr, magnitude in _MAGNITUDE_OF.items():
+        if snr in outside and magnitude in outside:
+            outside[snr] |= outside[magnitude] & (numbers[snr] == numbers[magnitude])
+    for name, bad in outside.items():
+        bits |= bad.astype(np.int32) << CHECKED.index(name)
+        missing = bad | np.isnan(numbers[name]) if pa.types.is_floating(table[name].type) else bad
+        if missing.any():
+            column = pc.if_else(pa.array(missing), None, without_dictionary(table[name]))
+            index = table.column_names.index(name)
+            table = table.set_column(index, table.schema.field(name).with_type(column.type), column)
+    return table, bits
+
+
+def _numbers(column: pa.ChunkedArray) -> Float64:
+    """Return a column as float64, NaN for null and for a column of text that is no numbers."""
+    try:
+        column = without_dictionary(column).cast(pa.float64(), safe=False)
+    except pa.ArrowException:  # casting the column to its type reports it
+        return np.full(len(column), np.nan)
+    return np.asarray(pc.fill_null(column, np.nan).to_numpy(), np.float64)
+
+
+def _outside(values: Float64, bounds: PhysicalRange) -> Bool:
+    return (values < bounds.low) | (values > bounds.high)
+
+
+def bad_value_counts(bits: Int32) -> dict[str, int]:
+    """Return how many values of each column were bad; columns without any are left out."""
+    counts = {name: int(np.count_nonzero(bits & (1 << i))) for i, name in enumerate(CHECKED)}
+    return {name: n for name, n in counts.items() if n}
+
+
+def bad_bits(sources: pa.Table) -> Int32:
+    """Return the column `bad_values` of sources, 0 where there is none."""
+    if "bad_values" not in sources.column_names:
+        return np.zeros(len(sources), np.int32)
+    return np.asarray(pc.fill_null(sources["bad_values"], 0).to_numpy(), np.int32)
+
+
+def bad_values_text(counts: Mapping[str, int]) -> str:
+    """Return the counts as text, such as "w3mpro 12 (outside -8.5 to 29.5)"."""
+    bounds = {name: f"outside {r.low:g} to {r.high:g}" for name, r in PHYSICAL_RANGES.items()}
+    bounds["coadd_id"] = "names that no tile can have"
+    return ", ".join(f"{name} {n:,} ({bounds[name]})" for name, n in counts.items())
+
+
 def conform_sources(table: pa.Table, source: str) -> pa.Table:
-    """Return the table in `SOURCE_SCHEMA`; NaN photometry, empty text and absent columns are null."""
+    """Return the table in `SOURCE_SCHEMA`; NaN and bad values, empty text and absent columns are null."""
+    table, bits = without_bad_values(table)
+    given = {name: table[name] for name in table.column_names if name != "bad_values"}
+    given["bad_values"] = pa.chunked_array([pa.array(bits | bad_bits(table))])
     columns = [
-        cast_column(table[field.name], field, source) if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
+        cast_column(given[field.name], field, source) if field.name in given else pa.nulls(len(table), field.type)
         for field in SOURCE_SCHEMA
-    ]  # fmt: skip
+    ]
     return pa.table(columns, schema=SOURCE_SCHEMA)
 
 
@@ -97,6 +200,7 @@ FLAG_MEANINGS: dict[Flag, str] = {
     Flag.TILE_BAD: "an image of this tile is damaged or not an Atlas image",
     Flag.BAND_MISSING: "the tile lacks a band that the model needs",
     Flag.NO_IMAGE: "no class was given: some band has no pixel at all; probabilities are null",
+    Flag.BAD_VALUE: "a measurement outside its physical range, or a name that no tile can have, was read as missing",
     Flag.MODEL_FAULT: "no class was given: for this image the model gives no probabilities; they are null",
 }
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
@@ -122,7 +226,7 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "p_star": ("", "stat.probability;src.class", "Probability of a star; the three sum to 1"),
     "margin": ("", "stat.probability", "Highest minus second highest probability"),
     "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 no idea"),
-    "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the pixels: {_FLAG_BITS}; 0 is clean"),
+    "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
     "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
     "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
     "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),

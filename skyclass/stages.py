@@ -9,25 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from .composite import BLOCK, CompositeSettings, composite
-from .context import NO_TILE, Line, strips_of
+from .context import Line, strips_of, tiles_near
 from .cutouts import Cutter, in_order, mark, parts_of, read_bands
 from .errors import RowsLost, TileFault
 from .photometry import features
 from .probabilities import is_distribution
-from .schema import CLASS_SCHEMA
+from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
 from .sky import healpix29, tile_pixels
 from .sources.partitions import count_tiles, read_partition
 from .store import Commit, commit_tile, standing_commit
 from .types import (
     CLASSES,
     FAULT_FLAGS,
+    NO_TILE,
     UNCOVERED_FLAGS,
     Bool,
     Flag,
@@ -94,7 +95,7 @@ class StripResult:
 
 def count_partition(line: Line, partition: int) -> pa.Table:
     """Return (coadd_id, partition, n) of one partition."""
-    return count_tiles(line.sources, partition, line.region)
+    return count_tiles(line.sources, partition, line.region, partial(tiles_near, line, partition))
 
 
 def cut_strip(line: Line, strip: Strip) -> CutStrip:
@@ -205,7 +206,8 @@ def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tup
     """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings."""
     began = time.perf_counter()
     fault = next((r.fault for r in results if r.fault), None)
-    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault)
+    bad_values = bad_value_counts(bad_bits(tile_sources(line, tile)))
+    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault, bad_values)
     timings = [timing for result in results for timing in result.timings]
     return commit, (*timings, Timing("commit", time.perf_counter() - began))
 
@@ -246,7 +248,7 @@ def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Tab
     columns |= class_columns(probabilities)
     columns |= {
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": flags,
+        "flags": flags | mark(bad_bits(sources) != 0, Flag.BAD_VALUE),
         "valid_frac": valid_frac,
         "model_id": pa.array([line.bundle.model_id] * len(sources)),
         "run_id": pa.array([line.run_id] * len(sources)),
@@ -299,11 +301,11 @@ def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
     The order depends on the catalogue and the tile's header alone: each worker finds the same one. The cache
     spares the strips of a tile from reading the catalogue again.
     """
-    wanted = None if tile.coadd_id == NO_TILE else tile.coadd_id
-    parts = [read_partition(line.sources, i, line.region, wanted) for i in tile.partitions]
+    parts = [
+        read_partition(line.sources, i, line.region, tile.coadd_id, partial(tiles_near, line, i))
+        for i in tile.partitions
+    ]
     sources = pa.concat_tables(parts)
-    if wanted is None:
-        sources = sources.filter(sources["coadd_id"].is_null())
     source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
     try:
         _, y = tile_pixels(open_tile(line, tile), sources["ra"].to_numpy(), sources["dec"].to_numpy())

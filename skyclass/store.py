@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +39,7 @@ from .files import (
     write_json,
 )
 from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
-from .types import Json
+from .types import NO_TILE, TILE_NAME, Json
 
 RUN_FORMAT = "skyclass run 1"
 
@@ -96,8 +96,8 @@ class RunFolder:
 
     def tile_path(self, coadd_id: str) -> Path:
         """Return the file of a tile; raise `StoreError` where the name could leave the folder."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", coadd_id):
-            raise StoreError(f"tile {coadd_id!r} cannot be a file name: use letters, digits, '.', '_', '-'")
+        if coadd_id != NO_TILE and not TILE_NAME.fullmatch(coadd_id):
+            raise StoreError(f"tile {coadd_id!r} cannot be a file name: use up to 100 letters, digits, '.', '_', '-'")
         return self.tiles / f"{coadd_id}.parquet"
 
     def make(self) -> None:
@@ -174,7 +174,8 @@ def expected_rows(folder: RunFolder) -> int:
 class Commit:
     """A tile that is done. `file` is relative to the run folder; `classes` and `flags` count rows by class and by flag.
 
-    `fault` is why the tile was quarantined: its rows are there, without a class.
+    `fault` is why the tile was quarantined: its rows are there, without a class. `bad_values` counts, by column, the
+    values of the catalogue that were read as missing.
     """
 
     coadd_id: str
@@ -186,9 +187,16 @@ class Commit:
     classes: dict[str, int]
     flags: dict[str, int]
     fault: str | None = None
+    bad_values: dict[str, int] = field(default_factory=dict)
 
 
-def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | None = None) -> Commit:
+def commit_tile(
+    folder: RunFolder,
+    coadd_id: str,
+    table: pa.Table,
+    fault: str | None = None,
+    bad_values: Mapping[str, int] | None = None,
+) -> Commit:
     """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
 
     The file is written under `tmp/`, read back, and claimed by `link`, which succeeds once. A later
@@ -199,7 +207,7 @@ def commit_tile(folder: RunFolder, coadd_id: str, table: pa.Table, fault: str | 
     rows = conform(table)
     counts: Json = {"rows": len(rows), "n_flagged": flagged(rows)}
     counts |= {"classes": class_counts(rows), "flags": flag_counts(rows)}
-    words: Json = {"coadd_id": coadd_id, **counts, "fault": fault}
+    words: Json = {"coadd_id": coadd_id, **counts, "fault": fault, "bad_values": dict(bad_values or {})}
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()
     commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **words)

@@ -5,6 +5,7 @@ Frozen and inert: nothing here opens a file, reads a clock or knows Dask.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 
 BANDS = ("w1", "w2", "w3", "w4")
 CLASSES = ("galaxy", "quasar", "star")
+NO_TILE = "no tile"
+"""The plan's name for sources without a tile. No tile has it: names of tiles hold no blanks."""
+TILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of tiles are names of files, too."""
 PIXEL_SCALE_ARCSEC = 1.375
 """Pixel of an AllWISE Atlas image (Explanatory Supplement, section II.3)."""
 
@@ -28,7 +33,7 @@ Bool = NDArray[np.bool_]
 
 
 class Flag(IntFlag):
-    """Bits of the column `flags`: what was wrong with the pixels of a source."""
+    """Bits of the column `flags`: what was wrong with the pixels or the catalogue row of a source."""
 
     EDGE = 1
     """The cutout leaves the tile; the source stays centred, the pixels outside are missing."""
@@ -46,6 +51,8 @@ class Flag(IntFlag):
     """The tile lacks a band that the model needs."""
     NO_IMAGE = 128
     """No class was given: some band has no pixel at all. Probabilities are null."""
+    BAD_VALUE = 256
+    """A measurement outside its physical range, or a name that no tile can have, was read as missing."""
     MODEL_FAULT = 512
     """No class was given: for this image the model gives no probabilities. They are null."""
 
@@ -59,7 +66,7 @@ FAULT_FLAGS = {
 """What the sources of a tile carry, by the `kind` of its `TileFault`."""
 
 UNCOVERED_FLAGS = Flag.OFF_TILE | Flag.TILE_MISSING | Flag.NO_IMAGE
-"""What a source carries that no tile covers."""
+"""What a source carries that no tile covers, or whose tile has a name that no tile can have."""
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import ArchiveError
 from ..sky import edge_distance_px, separation_deg, tile_pixels, tile_wcs, unit_vectors
-from ..types import Tile
+from ..types import Float64, Int64, Tile
+from .names import name_problem, nameless
 from .tables import with_column
 
 
 def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
     """Return the table with null `coadd_id` filled: the tile whose edge is farthest from the source.
 
-    Null stays where no tile covers the position; a `coadd_id` that is given is kept. This is the archive's own rule
-    of ownership (AllWISE Explanatory Supplement, V.4), applied to the images that are there.
+    Null stays where no tile covers the position, and where the catalogue has a name that no tile can have; a `coadd_id`
+    that is given is kept. This is the archive's own rule of ownership (AllWISE Explanatory Supplement, V.4), applied to
+    the images that are there. Raises `ArchiveError` where the owner has such a name.
     """
-    ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
+    rows = np.flatnonzero(nameless(table).to_numpy())
+    owner = np.full(len(table), -1)
+    owner[rows] = _owners(table["ra"].to_numpy()[rows], table["dec"].to_numpy()[rows], tiles)
+    if problem := name_problem({tiles[number].coadd_id for number in np.unique(owner) if number >= 0}):
+        raise ArchiveError(f"images: {problem}")
+    names = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
+    assigned = pa.chunked_array([pa.array(names[owner], pa.string())])
+    return with_column(table, "coadd_id", pc.coalesce(table["coadd_id"], assigned))
+
+
+def _owners(ra: Float64, dec: Float64, tiles: Sequence[Tile]) -> Int64:
+    """Return for each position the index of the tile whose edge is farthest, -1 where none covers it."""
     order = np.argsort(dec, kind="stable")
     vectors, sorted_dec = unit_vectors(ra[order], dec[order]), dec[order]
     best_px, owner = np.zeros(len(ra)), np.full(len(ra), -1)
@@ -31,9 +45,7 @@ def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
         inside_px = edge_distance_px(tile, *tile_pixels(tile, ra[rows], dec[rows]))
         wins = (inside_px > best_px[rows]) | ((inside_px == 0) & (owner[rows] < 0))
         best_px[rows[wins]], owner[rows[wins]] = inside_px[wins], number
-    names = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
-    assigned = pa.chunked_array([pa.array(names[owner], pa.string())])
-    return with_column(table, "coadd_id", pc.coalesce(table["coadd_id"], assigned))
+    return owner
 
 
 def _footprint(tile: Tile) -> tuple[float, float, float]:

@@ -1,19 +1,21 @@
-"""Sources: AllWISE partitions (IRSA hive layout, HATS) and users' tables of positions, in one schema.
+"""Layouts of catalogues: AllWISE partitions (IRSA hive layout, HATS), users' tables, and prepared tables.
 
-    hive      {root}/healpix_k0=K0/healpix_k5=K5/*.parquet     one file for each NESTED order-5 pixel
-    hats      {root}/[dataset/]Norder=K/Dir=D/Npix=N.parquet   or a folder Npix=N/
+    hive      {root}/healpix_k0=K0/healpix_k5=K5/*.parquet     the files of one NESTED order-5 pixel
+    hats      {root}/[dataset/]Norder=K/Dir=D/Npix=N.parquet   or a folder Npix=N/, or another suffix
     table     one file: CSV, IPAC, VOTable, FITS, ECSV or Parquet with columns ra, dec; read whole
     prepared  a folder of Parquet of exactly `SOURCE_SCHEMA`: what a run writes once a table has its tiles
 
 Partitions are read by their paths, one at a time, only the columns and rows that are needed; sidecars
-such as `_metadata` (0.6 GB at IRSA) are never opened.
+such as `_metadata` (0.6 GB at IRSA) are never opened. What should hold rows and cannot be read is an error.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,23 +25,36 @@ import pyarrow.dataset as ds
 
 from ..errors import CatalogError
 from ..locations import refuse_logins, without_secrets
-from ..schema import CATALOG_COLUMNS, SOURCE_SCHEMA
+from ..schema import CATALOG_COLUMNS, INPUT_COLUMNS, SOURCE_SCHEMA
 from ..sky import Region
+from .listing import (
+    ANYWHERE,
+    PARQUET,
+    Unreadable,
+    entry_fault,
+    faults_text,
+    folder_entries,
+    is_partition_like,
+    listing_fault,
+    numbered_folders,
+    row_files,
+)
 
 Kind = Literal["hive", "hats", "table", "prepared"]
 HIVE_PREFIXES = (
     "", "wise-allwise.parquet", "healpix_k5/wise-allwise.parquet",
     "wise/allwise/catalogs/p3as_psd/healpix_k5/wise-allwise.parquet",
 )  # fmt: skip
+HIVE_KEYS = ("healpix_k0=", "healpix_k5=")
+HIVE_ORDER = 5
+HATS_KEYS = ("Norder=", "Dir=", "Npix=")
 HATS_PROPERTIES = ("hats.properties", "properties")
 MAX_COVER_ORDER = 8
 """Deepest order at which a region is compared with partitions: finer would list millions of pixels."""
 
-ANYWHERE = -1
-
 
 class Partition(NamedTuple):
-    """A file (or HATS folder) and its NESTED pixel; order -1 where it may hold any part of the sky."""
+    """A file and its NESTED pixel; order `ANYWHERE` where it may hold any part of the sky."""
 
     path: str
     order: int
@@ -56,24 +71,47 @@ class Catalog:
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-def open_catalog(location: str) -> Catalog:
-    """Return the catalogue at a local path, its partitions listed and the first one's columns checked.
+class Listing(NamedTuple):
+    """A catalogue as its folders are, and what there should hold rows and cannot be read."""
 
-    Raises `CatalogError` where there is nothing, or nothing that is a catalogue.
+    catalog: Catalog
+    faults: list[Unreadable]
+
+
+def open_catalog(location: str, region: Region | None = None) -> Catalog:
+    """Return the catalogue at a local path with the partitions that the region touches, all of them without a region.
+
+    The columns of the first partition are checked. Raises `CatalogError` where there is no catalogue, and where an
+    entry of its layout that should hold rows of the region cannot be read, such as an unfinished download.
     """
     path = local_path(str(location))
     if path.is_file():
         return Catalog("table", str(path), (Partition(str(path), ANYWHERE, 0),))
+    names = _names_in(path)
     for find in (_open_hats, _open_hive, _open_prepared):
-        catalog = find(path)
-        if catalog and catalog.partitions:
-            source_columns(catalog, catalog.partitions[0].path)
-            return catalog
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        if listing := find(path):
+            return _checked(listing, region)
     raise CatalogError(
         f"catalogue {location}: neither healpix_k0=*/healpix_k5=* (IRSA) nor Norder=*/Dir=*/Npix=* (HATS) is "
-        f"in this folder, which holds {found}; give the catalogue's own folder, or one table file"
+        f"in this folder, which holds {', '.join(sorted(names)[:8]) or 'nothing'}; give the catalogue's own folder, or "
+        "one table file"
     )
+
+
+def _checked(listing: Listing, region: Region | None) -> Catalog:
+    """Return the catalogue of a listing in a region; `CatalogError` for what cannot be read there."""
+    catalog, faults = listing
+    if region:
+        touches = _touching(region)
+        catalog, faults = select(catalog, region), [f for f in faults if touches(f.order, f.pixel)]
+    if faults:
+        raise CatalogError(
+            f"catalogue {catalog.root}: {len(faults):,} entries that should hold rows cannot be read: "
+            f"{faults_text(faults)}"
+        )
+    if catalog.partitions:
+        source_columns(catalog, catalog.partitions[0].path)
+    return catalog
 
 
 def local_path(location: str) -> Path:
@@ -84,111 +122,204 @@ def local_path(location: str) -> Path:
             "first, for example with `aws s3 sync --no-sign-request`"
         )
     path = Path(location.removeprefix("file://")).expanduser().absolute()
-    if not path.exists():
+    if not os.path.exists(path):
         raise CatalogError(f"catalogue {location}: there is no such file or folder")
     return path
 
 
-def _open_prepared(root: Path) -> Catalog | None:
+def _names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; `CatalogError` where it cannot be listed or entered."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise CatalogError(f"catalogue {faults_text([listing_fault(folder, error)])}") from error
+    if not os.access(folder, os.X_OK):
+        raise CatalogError(f"catalogue {folder} cannot be entered; give yourself permission (chmod u+x)")
+    return names
+
+
+def _holds(folder: Path, key: str) -> bool:
+    """Return whether a folder is there and holds an entry whose name begins with `key`."""
+    return folder.is_dir() and any(name.startswith(key) for name in _names_in(folder))
+
+
+def _open_prepared(root: Path) -> Listing | None:
     """Return a folder of Parquet files that have exactly `SOURCE_SCHEMA`, or None."""
-    paths = [str(path) for path in _parquet_files(root)]
-    if not paths or not all(parquet_schema(path).equals(SOURCE_SCHEMA) for path in paths):
+    files, faults = row_files(root, (".parquet",))
+    if not files or not all(parquet_schema(path).equals(SOURCE_SCHEMA) for path in files):
         return None
-    return Catalog("prepared", str(root), tuple(Partition(path, ANYWHERE, 0) for path in paths))
+    return Listing(Catalog("prepared", str(root), tuple(Partition(path, ANYWHERE, 0) for path in files)), faults)
 
 
-def _open_hive(path: Path) -> Catalog | None:
+def _open_hive(path: Path) -> Listing | None:
     """Return the IRSA catalogue at or below a folder, or None. The pixel is that of the inner folder."""
-    for prefix in HIVE_PREFIXES:
-        outer = _numbered(path / prefix, r"healpix_k0=(\d+)")
-        inner = [item for folder, _ in outer for item in _numbered(folder, r"healpix_k5=(\d+)")]
-        files = [Partition(str(file), 5, pixel) for folder, pixel in inner for file in _parquet_files(folder)]
-        if files:
-            files.sort(key=lambda part: (part.pixel, part.path))
-            return Catalog("hive", str(path / prefix), tuple(files))
-    return None
+    root = next((path / prefix for prefix in HIVE_PREFIXES if _holds(path / prefix, HIVE_KEYS[0])), None)
+    if root is None:
+        return None
+    outer, faults = numbered_folders(root, HIVE_KEYS[0])
+    partitions = []
+    for folder, k0 in outer:
+        inner, outer_faults = numbered_folders(folder, HIVE_KEYS[1], 0, k0)
+        faults += outer_faults
+        for leaf, pixel in inner:
+            files, leaf_faults = row_files(leaf, (".parquet",), HIVE_ORDER, pixel)
+            partitions += [Partition(file, HIVE_ORDER, pixel) for file in files]
+            faults += leaf_faults
+            if pixel >> 2 * HIVE_ORDER != k0:
+                reason = f"belongs into {HIVE_KEYS[0]}{pixel >> 2 * HIVE_ORDER}; move it there, or remove a copy"
+                faults.append(Unreadable(str(leaf), reason, HIVE_ORDER, pixel))
+    partitions.sort(key=lambda part: (part.pixel, part.path))
+    return Listing(Catalog("hive", str(root), tuple(partitions)), faults)
 
 
-def _open_hats(path: Path) -> Catalog | None:
+def _open_hats(path: Path) -> Listing | None:
     """Return the HATS catalogue in a folder, its `dataset/`, or its collection's primary table, or None."""
-    collection = _properties(path, ("collection.properties",))
-    primary = collection.get("hats_primary_table_url")
+    primary = _properties(path, ("collection.properties",)).get("hats_primary_table_url")
     if primary:
         return _open_hats(path / primary)
     properties = _properties(path, HATS_PROPERTIES)
     product = properties.get("dataproduct_type", "object")
     if product not in ("object", "source"):
         raise CatalogError(f"catalogue {path}: a HATS '{product}' lists no sources; give its main catalogue")
-    roots = [root for root in (path / "dataset", path) if _numbered(root, r"Norder=(\d+)")]
-    if not roots:
+    root = next((root for root in (path / "dataset", path) if _holds(root, HATS_KEYS[0])), None)
+    if root is None:
         return None
-    infos = [folder / "partition_info.csv" for folder in (path, roots[0])]
-    info = next((p for p in infos if p.exists()), None)
-    listed = _hats_listed(roots[0], info) if info else _hats_found(roots[0])
+    suffix = properties.get("hats_npix_suffix", ".parquet")
+    partitions, faults = _hats_partitions(root, suffix)
+    info = next((p for p in (path / "partition_info.csv", root / "partition_info.csv") if p.exists()), None)
+    if info:
+        faults += _list_faults(root, info, suffix, partitions, faults)
+    faults += _pixel_faults(partitions)
     names = (("ra", properties.get("hats_col_ra")), ("dec", properties.get("hats_col_dec")))
     renamed = tuple((ours, theirs) for ours, theirs in names if theirs and theirs != ours)
-    return Catalog("hats", str(path), tuple(sorted(listed, key=lambda p: (p.order, p.pixel))), renamed)
+    ordered = tuple(sorted(partitions, key=lambda part: (part.order, part.pixel, part.path)))
+    return Listing(Catalog("hats", str(path), ordered, renamed), faults)
 
 
-def _hats_listed(root: Path, info: Path) -> list[Partition]:
-    """Return the partitions that `partition_info.csv` names; the list counts, not the folder."""
-    with open(info, newline="") as stream:
-        try:
-            pixels = [(int(row["Norder"]), int(row["Npix"])) for row in csv.DictReader(stream)]
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no numbers in columns Norder, Npix ({error}); fetch it again"
-            raise CatalogError(f"{info}: {reason}") from error
+def _hats_partitions(root: Path, suffix: str) -> tuple[list[Partition], list[Unreadable]]:
+    """Return the partitions that the folders of a HATS catalogue hold, and what there cannot be read."""
+    orders, faults = numbered_folders(root, HATS_KEYS[0])
     partitions = []
-    for order, pixel in pixels:
-        base = root / f"Norder={order}" / f"Dir={pixel // 10_000 * 10_000}"
-        path = next((p for p in (base / f"Npix={pixel}.parquet", base / f"Npix={pixel}") if p.exists()), None)
-        if path is None:
-            reason = f"Npix={pixel}.parquet is missing, though {info.name} names it; fetch it again"
-            raise CatalogError(f"{base}: {reason}")
-        partitions.append(Partition(str(path), order, pixel))
-    return partitions
+    for order_folder, order in orders:
+        folders, order_faults = numbered_folders(order_folder, HATS_KEYS[1])
+        faults += order_faults
+        for folder, _ in folders:
+            files, folder_faults = _pixels(folder, order, suffix)
+            partitions += files
+            faults += folder_faults
+    return partitions, faults
 
 
-def _hats_found(root: Path) -> list[Partition]:
-    return [
-        Partition(str(path), order, pixel)
-        for order_folder, order in _numbered(root, r"Norder=(\d+)")
-        for folder, _ in _numbered(order_folder, r"Dir=(\d+)")
-        for path, pixel in _numbered(folder, r"Npix=(\d+)(?:\.parquet)?")
-    ]
+def _pixels(folder: Path, order: int, suffix: str) -> tuple[list[Partition], list[Unreadable]]:
+    """Return the partitions in one `Dir=` folder, which are files `Npix=N{suffix}` or folders `Npix=N`."""
+    try:
+        entries = folder_entries(folder)
+    except OSError as error:
+        return [], [listing_fault(folder, error)]
+    partitions: list[Partition] = []
+    faults: list[Unreadable] = []
+    for entry in entries:
+        match = re.match(r"Npix=(\d+)", entry.name)
+        at = (order, int(match[1])) if match else (ANYWHERE, 0)
+        rest = entry.name[match.end() :] if match else entry.name
+        if match and rest in ("", suffix) and entry.is_dir():
+            files, leaf_faults = row_files(Path(entry.path), tuple({*PARQUET, suffix} - {"/"}), *at)
+            partitions += [Partition(file, *at) for file in files]
+            faults += leaf_faults
+        elif match and rest == suffix and entry.is_file():
+            partitions.append(Partition(entry.path, *at))
+        elif is_partition_like(entry.name, HATS_KEYS[2]):
+            faults.append(Unreadable(entry.path, _suffix_fault(rest, suffix) or entry_fault(entry), *at))
+    if not partitions and not faults:
+        faults.append(Unreadable(str(folder), f"holds no Npix=*{suffix}; fetch it again, or remove it"))
+    return partitions, faults
 
 
-def _numbered(root: Path, pattern: str) -> list[tuple[Path, int]]:
-    """Return (entry, number) of the entries of a folder whose whole name matches, by number."""
-    entries = root.iterdir() if root.is_dir() else ()
-    matches = [(path, re.fullmatch(pattern, path.name)) for path in entries]
-    return sorted(((path, int(m[1])) for path, m in matches if m), key=lambda item: (item[1], item[0].name))
+def _suffix_fault(rest: str, suffix: str) -> str:
+    """Return why a file whose name ends in a suffix of Parquet is no partition, or ""."""
+    if rest == suffix or rest not in PARQUET:
+        return ""
+    return f"does not end in {suffix!r}, the hats_npix_suffix of this catalogue; correct hats.properties, or the name"
 
 
-def _parquet_files(root: Path) -> list[Path]:
-    """Return the Parquet files of a folder, sidecars and hidden files left out."""
-    return sorted(p for p in root.glob("*.parquet") if p.is_file() and p.name[0] not in "._")
+def _list_faults(
+    root: Path, info: Path, suffix: str, partitions: Iterable[Partition], known: Iterable[Unreadable]
+) -> list[Unreadable]:
+    """Return where `partition_info.csv` and the folders of a HATS catalogue differ."""
+    listed = _listed_pixels(info)
+    paths = {(part.order, part.pixel): part.path for part in partitions}
+    told = {(fault.order, fault.pixel) for fault in known}
+    faults = []
+    for order, pixel in sorted(at for at, n in Counter(listed).items() if n > 1):
+        faults.append(Unreadable(str(info), f"names Norder={order}, Npix={pixel} twice; fetch it again", order, pixel))
+    for order, pixel in sorted(set(listed) - paths.keys() - told):
+        path = root / f"Norder={order}" / f"Dir={pixel // 10_000 * 10_000}" / f"Npix={pixel}{suffix}"
+        reason = f"is missing, though {info.name} names it; fetch it again"
+        faults.append(Unreadable(str(path), reason, order, pixel))
+    for order, pixel in sorted(paths.keys() - set(listed)):
+        reason = f"is not named by {info}; fetch that list again, or move the file out of the catalogue"
+        faults.append(Unreadable(paths[order, pixel], reason, order, pixel))
+    return faults
+
+
+def _listed_pixels(info: Path) -> list[tuple[int, int]]:
+    try:
+        with open(info, newline="", encoding="utf-8", errors="replace") as stream:
+            pixels = [(int(row["Norder"]), int(row["Npix"])) for row in csv.DictReader(stream)]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = f"no numbers in columns Norder, Npix ({error}); fetch it again"
+        raise CatalogError(f"{info}: {reason}") from error
+    except OSError as error:
+        raise CatalogError(f"{info}: cannot be read ({error.strerror or error}); fetch it again") from error
+    return pixels
+
+
+def _pixel_faults(partitions: Iterable[Partition]) -> list[Unreadable]:
+    """Return the partitions of a HATS catalogue whose sky another partition holds, too: its rows would come twice."""
+    entries: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for part in partitions:
+        parent = Path(part.path).parent
+        entries[part.order, part.pixel].add(str(parent) if parent.name.startswith(HATS_KEYS[2]) else part.path)
+    faults = []
+    orders = {order for order, _ in entries}
+    for (order, pixel), paths in sorted(entries.items()):
+        first, *others = sorted(paths)
+        faults += [Unreadable(path, f"holds the pixel of {first}; keep one of them", order, pixel) for path in others]
+        coarser = ((k, pixel >> 2 * (order - k)) for k in sorted(orders) if k < order)
+        if outer := next((at for at in coarser if at in entries), None):
+            reason = f"lies inside of {min(entries[outer])}; a HATS catalogue has each part of the sky once: keep one"
+            faults.append(Unreadable(first, reason, order, pixel))
+    return faults
 
 
 def _properties(root: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the key = value lines of the first file that exists, {} if none does."""
     path = next((root / name for name in names if (root / name).is_file()), None)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from error
     pairs = [line.partition("=") for line in lines if "=" in line and not line.startswith("#")]
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def select(catalog: Catalog, region: Region) -> Catalog:
     """Return the catalogue with only the partitions that the region's cover touches; no file is read."""
+    touches = _touching(region)
+    return replace(catalog, partitions=tuple(p for p in catalog.partitions if touches(p.order, p.pixel)))
+
+
+def _touching(region: Region) -> Callable[[int, int], bool]:
+    """Return the function that tells whether a pixel (order, number) touches a region's cover."""
     covers: dict[int, set[int]] = {}
-    kept = []
-    for part in catalog.partitions:
-        order = min(part.order, MAX_COVER_ORDER)
-        if order != ANYWHERE and order not in covers:
-            covers[order] = set(region.cover(order).tolist())
-        if order == ANYWHERE or part.pixel >> 2 * (part.order - order) in covers[order]:
-            kept.append(part)
-    return replace(catalog, partitions=tuple(kept))
+
+    def touches(order: int, pixel: int) -> bool:
+        at = min(order, MAX_COVER_ORDER)
+        if at != ANYWHERE and at not in covers:
+            covers[at] = set(region.cover(at).tolist())
+        return at == ANYWHERE or pixel >> 2 * (order - at) in covers[at]
+
+    return touches
 
 
 def gaps(catalog: Catalog, region: Region) -> list[int]:
@@ -205,7 +336,16 @@ def parquet_dataset(path: str) -> ds.Dataset:
     try:
         return ds.dataset(path, format="parquet", partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"{path}: cannot be read as Parquet ({error}); fetch it again") from error
+        raise CatalogError(f"{path}: cannot be read as Parquet ({error}); {remedy(error)}") from error
+
+
+def remedy(error: Exception) -> str:
+    """Return what to do about a partition that cannot be read."""
+    if isinstance(error, PermissionError):
+        return "give yourself permission to read it"
+    if isinstance(error, FileNotFoundError):
+        return "it was there when the catalogue was listed: bring it back, and run the same command again"
+    return "fetch it again"
 
 
 def parquet_schema(path: str) -> pa.Schema:
@@ -215,7 +355,8 @@ def parquet_schema(path: str) -> pa.Schema:
 def source_columns(catalog: Catalog, path: str) -> dict[str, str]:
     """Return our name -> the file's name for the columns it has; `CatalogError` without a required one."""
     renamed, present = dict(catalog.renamed), set(parquet_schema(path).names)
-    names = {name: renamed.get(name, name) for name in SOURCE_SCHEMA.names}
+    known = SOURCE_SCHEMA.names if catalog.kind == "prepared" else INPUT_COLUMNS
+    names = {name: renamed.get(name, name) for name in known}
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
     if missing:
         raise CatalogError(

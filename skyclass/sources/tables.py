@@ -18,8 +18,17 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as ds
 
 from ..errors import CatalogError
-from ..schema import SOURCE_SCHEMA, TABLE_COLUMNS, cast_column, conform_sources, sky_positions, without_dictionary
+from ..schema import (
+    INPUT_COLUMNS,
+    SOURCE_SCHEMA,
+    TABLE_COLUMNS,
+    cast_column,
+    conform_sources,
+    sky_positions,
+    without_dictionary,
+)
 from .layouts import local_path, parquet_dataset, parquet_schema
+from .names import with_tile_names
 
 SEXAGESIMAL = r"^\s*[-+]?\d+(:|h|d|\s)\s*\d+"
 
@@ -61,7 +70,7 @@ def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
         ids = [f"row-{number:06d}" for number in range(1, len(table) + 1)]
         table = table.append_column("source_id", pa.array(ids, pa.string()))
     further = [pa.field(name, pa.string()) for name in table.column_names if name not in SOURCE_SCHEMA.names]
-    whole = conform_sources(table, source)
+    whole = conform_sources(with_tile_names(table, source), source)
     for field in further:
         whole = whole.append_column(field, cast_column(table[field.name], field, source))
     if problems := _row_problems(whole, unique):
@@ -126,7 +135,7 @@ def with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table
 def _wanted(names: Sequence[str], path: Path, extra: Sequence[str]) -> dict[str, str]:
     """Return our name -> the table's name for each column of ours, or `extra`, it has, whatever the case."""
     found: dict[str, str] = {}
-    for ours in (*SOURCE_SCHEMA.names, *extra):
+    for ours in (*INPUT_COLUMNS, *extra):
         matches = [name for name in names if name.strip().lower() == ours]
         exact = [name for name in matches if name == ours]
         if len(matches) > 1 and len(exact) != 1:

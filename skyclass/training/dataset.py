@@ -28,10 +28,12 @@ import pyarrow.parquet as pq
 
 from ..bundle import Cut
 from ..composite import CompositeSettings, composite
+from ..cutouts import mark
 from ..errors import ConfigError
 from ..files import replacing, sha256_of, storing, write_json
 from ..plan import absolute
-from ..types import CLASSES, Bool, Float16, Float32, Int64
+from ..schema import bad_bits, bad_value_counts, bad_values_text
+from ..types import CLASSES, Bool, Flag, Float16, Float32, Int64
 from ..version import code_version
 from .choose import Chosen, DatasetConfig, choose, dataset_config
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
@@ -119,6 +121,8 @@ def summary(dataset: Dataset) -> str:
     lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {note} images")
     if dropped := {k: n for k, n in dataset.provenance.get("dropped", {}).items() if n}:
         lines.append("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()))
+    if bad_values := dataset.provenance.get("bad_values"):
+        lines.append(f"values read as missing: {bad_values_text(bad_values)}")
     return "\n".join([*lines, *dataset.provenance.get("notes", [])])
 
 
@@ -346,20 +350,21 @@ def build_dataset(run: DatasetConfig, client: Any = None, progress: Progress | N
         with tempfile.TemporaryDirectory(prefix="cut-", dir=folder.parent) as scratch:
             job = CutJob(absolute(run.images), run.bands, run.size_px, scratch, uuid4().hex)
             harvest = cut_all(job, chosen.table, chosen.dropped, folder / PIXELS, client, tell)
-        rows = chosen.table.take(pa.array(harvest.kept)).append_column("flags", pa.array(harvest.flags))
+        rows = chosen.table.take(pa.array(harvest.kept))
+        flags = harvest.flags | mark(bad_bits(rows) != 0, Flag.BAD_VALUE)
+        rows = rows.append_column("flags", pa.array(flags))
         labels = rows["label"].to_numpy()
         refuse_empty_classes(labels, f"{run.labels} on {run.images}: after cutting")
-        provenance = _provenance(run, chosen, harvest, labels, rows["split"].to_pylist())
+        provenance = _provenance(run, chosen, harvest, rows)
         _save_rows(folder, rows.drop_columns("label"), labels, provenance["simulated"])
         _save_settings(folder, Cut(run.size_px, run.bands), zero_points(run.bands), provenance)
     return load_dataset(run.out)
 
 
-def _provenance(
-    run: DatasetConfig, chosen: Chosen, harvest: Harvest, labels: Int64, splits: list[str]
-) -> dict[str, Any]:
+def _provenance(run: DatasetConfig, chosen: Chosen, harvest: Harvest, rows: pa.Table) -> dict[str, Any]:
     """Return where a dataset came from. No clock, no name of its folder: equal input, equal bytes."""
-    split, counts = chosen.split, split_table(labels, splits)
+    labels = rows["label"].to_numpy()
+    split, counts = chosen.split, split_table(labels, rows["split"].to_pylist())
     notes = [*chosen.notes]
     notes += [
         f"no {name} in {s}: evaluation or early stopping on it will miss that class"
@@ -383,6 +388,7 @@ def _provenance(
         "settings": {k: v for k, v in asdict(run).items() if k not in ("out", "labels", "catalog", "images")},
         "counts": class_counts(labels),
         "dropped": harvest.dropped,
+        "bad_values": bad_value_counts(bad_bits(rows)),
         "n_faults": len(harvest.faults),
         "faults": harvest.faults[:MAX_FAULTS],
         "split": {

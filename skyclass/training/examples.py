@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from ..errors import CatalogError, ConfigError
 from ..schema import SOURCE_SCHEMA
 from ..sky import Pixels, healpix, separation_deg, unit_vectors
-from ..sources.layouts import Catalog, open_catalog, select
+from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import read_partition
 from ..sources.tables import read_table, standardise
 from ..types import CLASSES, Bool, Float64, Int64
@@ -215,7 +215,7 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float) -> Labels
     when labels of different classes meet on one source, and when a source lies farther than `radius_arcsec` from the
     label that names it.
     """
-    catalog = _near(open_catalog(location), labels.table)
+    catalog = open_catalog(location, _near(labels.table))
     n, found, owner, distance = len(labels.table), [], [], []
     for rows in _partitions(catalog):
         who, row, apart = (
@@ -280,8 +280,8 @@ def _refuse_meetings(
     )
 
 
-def _near(catalog: Catalog, table: pa.Table) -> Catalog:
-    """Return the catalogue with only the partitions near a label."""
+def _near(table: pa.Table) -> Pixels:
+    """Return the pixels of the sky near a label."""
     centre = unit_vectors(table["ra"].to_numpy(), table["dec"].to_numpy())
     east = np.stack([-centre[:, 1], centre[:, 0], np.zeros(len(centre))], axis=1) + 1e-12  # any direction at a pole
     east /= np.linalg.norm(east, axis=1, keepdims=True)
@@ -295,7 +295,7 @@ def _near(catalog: Catalog, table: pa.Table) -> Catalog:
         )
         for v in looks
     ]
-    return select(catalog, Pixels(LOOK_ORDER, tuple(np.unique(np.concatenate(around)).tolist())))
+    return Pixels(LOOK_ORDER, tuple(np.unique(np.concatenate(around)).tolist()))
 
 
 def _partitions(catalog: Catalog) -> Iterator[pa.Table]:

@@ -1,7 +1,7 @@
 """Labels of the sky: spectroscopic classes of SDSS for sources of AllWISE, in one Parquet table.
 
     SkyServer   SpecObj x WISE_xmatch x WISE_allsky, class by class, page by page      (astroquery.sdss)
-    clean       sentinels to null, one row a WISE source, conflicting classes dropped
+    clean       values outside their physical range to null, one row a WISE source, conflicting classes dropped
     re-match    the 2012 All-Sky positions of SDSS (`_ab41`) to AllWISE (`_ac51`): by upload to IRSA's TAP
                 service, or offline against a local copy of the catalogue
     write       labels with AllWISE position, tile and photometry; the file remembers query, cuts and counts
@@ -30,17 +30,16 @@ from .. import __version__
 from ..config import build
 from ..errors import CatalogError, ConfigError, SkyclassError
 from ..files import replacing, write_json
-from ..schema import SOURCE_SCHEMA
+from ..schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
 from ..sky import Box, Region, healpix, separation_deg, unit_vectors
 from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import read_partition
-from ..types import CLASSES, Bool, Float64, Int64
+from ..types import CLASSES, Bool, Float64, Int32, Int64
 from .services import (
     ALLWISE,
     MATCH_SCHEMA,
     PHOTOMETRY,
     SDSS_CLASSES,
-    SENTINEL_MAG,
     SPECTRUM_SCHEMA,
     Progress,
     ServiceError,
@@ -169,7 +168,7 @@ def label_provenance(path: str | Path) -> dict[str, Any]:
 
 
 def clean(spectra: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Return one row for each All-Sky source, our class names, sentinels null; and what was dropped.
+    """Return one row for each All-Sky source, our class names, bad values null; and what was dropped.
 
     `spectra` has `SPECTRUM_SCHEMA`. A source with spectra of different classes goes; of several spectra of
     one class the nearest stays. Sorted by specobjid.
@@ -179,7 +178,8 @@ def clean(spectra: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     place = pc.index_in(pc.utf8_upper(pc.utf8_trim_whitespace(spectra["class"])), names)
     counts["of_another_class"] = place.null_count
     known = spectra.set_column(1, "class", pa.array(CLASSES).take(place)).filter(pc.is_valid(place))
-    known = _without_sentinels(known)
+    known, bits = without_bad_values(known)
+    counts |= _bad_counts(bits, "sdss")
     kept, conflicting = one_each(known, "cntr", "match_dist")
     counts["conflicting_class_in_sdss"] = conflicting
     counts["repeated_spectra"] = len(known) - conflicting - len(kept)
@@ -198,7 +198,8 @@ def finish(
     rows = cleaned.take(found["label_row"])
     own = {name: rows[name] for name in ("class", "specobjid", "z", "subclass")}
     table = pa.table([own[name] if name in own else found[name] for name in LABEL_SCHEMA.names], schema=LABEL_SCHEMA)
-    table = _without_sentinels(table)
+    table, bits = without_bad_values(table)
+    counts |= _bad_counts(bits, "allwise")
     bright = pc.and_(pc.greater(table["w1snr"], min_snr), pc.greater(table["w2snr"], min_snr)).fill_null(False)
     measured = table.filter(bright)
     counts["below_min_snr_in_allwise"] = len(table) - len(measured)
@@ -207,6 +208,11 @@ def finish(
     counts["sharing_an_allwise_source"] = len(measured) - conflicting - len(labels)
     per_class = Counter(labels["class"].to_pylist())
     return labels, counts | {"labels": len(labels)} | {name: per_class[name] for name in CLASSES}
+
+
+def _bad_counts(bits: Int32, service: str) -> dict[str, int]:
+    """Return how many values of each column of a service were outside their physical range."""
+    return {f"bad_{name}_in_{service}": n for name, n in bad_value_counts(bits).items()}
 
 
 def one_each(table: pa.Table, key: str, distance: str) -> tuple[pa.Table, int]:
@@ -225,18 +231,6 @@ def one_each(table: pa.Table, key: str, distance: str) -> tuple[pa.Table, int]:
     agreed = np.minimum.reduceat(label[order], first) == np.maximum.reduceat(label[order], first)
     kept = table.take(order[first[agreed]]).sort_by([("specobjid", "ascending"), (key, "ascending")])
     return kept.combine_chunks(), int(size[~agreed].sum())
-
-
-def _without_sentinels(table: pa.Table) -> pa.Table:
-    """Return the table with magnitudes and S/N that stand for "not measured" null."""
-    for name in (name for name in PHOTOMETRY if name in table.column_names):
-        column = table[name]
-        good = pc.and_(pc.is_finite(column), pc.greater(column, -SENTINEL_MAG))
-        if name.endswith("mpro"):
-            good = pc.and_(good, pc.less(column, SENTINEL_MAG))
-        place = table.column_names.index(name)
-        table = table.set_column(place, table.schema.field(name), pc.if_else(good, column, None))
-    return table
 
 
 def _download(config: LabelsConfig, folder: Path, tell: Progress) -> pa.Table:

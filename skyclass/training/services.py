@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ..errors import SkyclassError
-from ..schema import SOURCE_SCHEMA
+from ..schema import PHYSICAL_RANGES, SOURCE_SCHEMA
 from ..sky import Box
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ Progress = Callable[[dict[str, Any]], None]
 
 SDSS_CLASSES = {"galaxy": "GALAXY", "quasar": "QSO", "star": "STAR"}
 ALLWISE_TABLE = "allwise_p3as_psd"
-SENTINEL_MAG = 30.0
-"""Magnitudes this faint stand for "not measured": the tables of SDSS have no nulls, but 9999 and the like."""
 EOL = "eol"
 """Last column of every row asked of SDSS: a row without it was cut short on the way."""
 PER_POSITION = 50
@@ -117,7 +115,7 @@ def sdss_query(config: LabelsConfig, name: str, after: tuple[int, int] = (0, 0),
         f"s.specObjID >= {spectrum}", f"(s.specObjID > {spectrum} OR w.cntr > {source})",
         f"xm.match_dist < {config.max_match_arcsec:g}",
         f"w.w1snr > {config.min_snr:g}", f"w.w2snr > {config.min_snr:g}",
-        f"w.w1mpro < {SENTINEL_MAG:g}", f"w.w2mpro < {SENTINEL_MAG:g}",  # a sentinel S/N is above any limit
+        *_in_range("w1mpro"), *_in_range("w2mpro"),  # SDSS has no nulls: 9999 stands for no magnitude and for no S/N
     ]  # fmt: skip
     if config.one_in > 1:
         conditions.append(f"(s.plate * 7919 + s.fiberID * 104729 + s.mjd) % {config.one_in} = 0")
@@ -128,6 +126,12 @@ def sdss_query(config: LabelsConfig, name: str, after: tuple[int, int] = (0, 0),
         " JOIN WISE_xmatch AS xm ON s.bestObjID = xm.sdss_objid JOIN WISE_allsky AS w ON xm.wise_cntr = w.cntr"
         f" WHERE {' AND '.join(conditions)} ORDER BY s.specObjID, w.cntr"
     )
+
+
+def _in_range(column: str) -> tuple[str, str]:
+    """Return the conditions of SQL for a measurement within its physical range."""
+    bounds = PHYSICAL_RANGES[column]
+    return f"w.{column} > {bounds.low:g}", f"w.{column} < {bounds.high:g}"
 
 
 def _in_box(box: Box) -> list[str]:
