@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +21,7 @@ import click
 from . import __version__
 from .config import RunConfig, read_toml, run_config
 from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
+from .locations import refuse_logins
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
 from .types import BANDS, CLASSES, Flag
@@ -80,7 +81,25 @@ def say(*lines: str, err: bool = False) -> None:
     click.echo("\n".join(map(printable, lines)), err=err)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Commands that refuse any argument with a login in a URL, before one of them can print or store it."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Run the command that the arguments name."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            name, value = _named(word)
+            refuse_logins({name: value})
+        return super().main(words, *others, **options)
+
+
+def _named(word: str) -> tuple[str, str]:
+    """Return the option and the value of a word of the command line."""
+    option, equals, value = word.partition("=")
+    return (option, value) if equals and option.startswith("-") else ("argument", word)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="skyclass")
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from skyclass.cli import cli
+from skyclass.errors import ConfigError
 from skyclass.query import open_catalog
 from skyclass.types import Flag
 
@@ -263,6 +265,17 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     )
     words = ("--catalog", tmp_path / "table.parquet", "--images", sky.images, "-o", "c.npz", "--size", "-5px")
     assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["query"], ["gc"], ["report"], ["plan", "--images=x", "--catalog"], ["plan", "--images"]]
+)
+def test_a_login_on_the_command_line_is_refused_and_not_repeated(words):
+    with pytest.raises(ConfigError, match="must not contain a user name or password") as caught:
+        cli([*words, "https://me:hunter2@host/c"], standalone_mode=False)
+    with pytest.raises(ConfigError, match=r"--out = https://\*\*\*@host/c") as second:
+        cli([*words, "--out=https://me:hunter2@host/c"], standalone_mode=False)
+    assert "hunter2" not in f"{caught.value} {second.value}"
 
 
 def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
