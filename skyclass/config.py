@@ -182,15 +182,15 @@ def _describe(hint: Any) -> str:
     return " or ".join(IN_WORDS.get(kind, kind.__name__) for kind in _kinds(hint) if kind is not type(None))
 
 
-def fingerprint(
-    catalog: str, region: Region | None, images: str, model: str, precision: str, plan: str
-) -> dict[str, str]:
-    """Return what decides the rows of a run, field by field: resuming with another value is refused."""
+def fingerprint(catalog: str, region: Region | None, model: str, precision: str, plan: str) -> dict[str, str]:
+    """Return what decides the rows of a run, field by field: resuming with another value is refused.
+
+    Contents, never paths: inputs may be moved. What the images hold is recorded at the commit of each tile.
+    """
     return {
-        "catalog": catalog,
+        "catalog": catalog,  # the partitions, or a user's table with its tiles
         "region": json.dumps(region.to_dict()) if region else "all",
         "plan": plan,  # how many sources on which tiles
-        "images": images,
         "model": model,  # weights, cut, composite, preprocessing and calibration
         "precision": precision,
         "code": code_version(),

@@ -38,6 +38,7 @@ from .pipeline import finish, pending
 from .plan import begin, earlier, settle_network, survey
 from .progress import RunReport, Tally, Watch, show
 from .stages import (
+    COUNT_SCHEMA,
     classify_strip,
     classify_whole,
     commit_fault,
@@ -152,10 +153,8 @@ def dask_faults() -> Iterator[None]:
 
 
 def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
-    """Return (coadd_id, partition, n) of partitions: one dataframe job on the workers."""
-    meta = pd.DataFrame({"coadd_id": pd.Series(dtype="str"), "partition": 0, "n": 0}, index=[]).astype(
-        {"partition": "int64", "n": "int64"}
-    )
+    """Return the counts of `count_partition` for partitions: one dataframe job on the workers."""
+    meta = COUNT_SCHEMA.empty_table().to_pandas()
     counts = dd.from_map(_count_frame, list(partitions), args=[line], meta=meta, enforce_metadata=False)
     return pa.Table.from_pandas(awaited(client, client.compute(counts)), preserve_index=False)
 

@@ -6,6 +6,7 @@ SkyclassError
 │   ├── ArchiveError         the image folder holds nothing usable
 │   └── BundleError          the model bundle is missing, damaged or of another make
 ├── CannotCompile            no compiler, or the network does not compile: it runs as it is
+├── InputChanged             a partition was replaced while the run read it         exit code 2
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on
 ├── StoreError               the run folder cannot be written or read               exit code 1
 │   ├── NotPublished         no class catalogue, or no run, at this path           exit code 2
@@ -63,6 +64,12 @@ class BundleError(ConfigError):
 
 class CannotCompile(SkyclassError):
     """A network cannot be compiled on this machine; uncompiled it says the same, more slowly."""
+
+
+class InputChanged(SkyclassError):
+    """The catalogue is no longer the one that the run was planned with: its rows would be a mixture of two."""
+
+    exit_code = 2
 
 
 class TileFault(SkyclassError):

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import NotPublished, StoreError
+from .regular import open_regular
 from .schema import REPEATING, ROW_GROUP_ROWS, SORT_KEYS
 from .types import Json
 
@@ -25,14 +27,18 @@ _WAYS_OUT = {
 }
 
 
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems answer to what they cannot do."""
+
+
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Turn an `OSError` of the block into a `StoreError` that names `path`, the reason and the way out."""
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        way_out = _WAYS_OUT.get(error.errno or 0, "mend that, then run the same command again")
+        reason = error.strerror or str(error)
+        way_out = _WAYS_OUT.get(error.errno or 0, "correct that, then run the same command again")
         raise StoreError(f"cannot write {path}: {reason}: {way_out}") from error
 
 
@@ -45,12 +51,23 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder: without it a rename may be lost with the power."""
+    """Wait until the disk has the names in a folder: without it a rename may be lost with the power.
+
+    Some network file systems cannot do that for a folder, and write names at once or by their own rules.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(handle)
+
+
+def beside(path: Path) -> Path:
+    """Return a temporary name in the folder of `path`, hidden and with its ending: links between folders may fail."""
+    return path.parent / f".{uuid.uuid4().hex}.{path.name}"
 
 
 @contextmanager
@@ -59,7 +76,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The ending of the name is kept, for writers that go by it. Raises `StoreError` on a full disk.
     """
-    temp = path.parent / f".{uuid.uuid4().hex}.{path.name}"
+    temp = beside(path)
     try:
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +98,27 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a regular file; raise `FileNotFoundError` where it is missing.
+
+    `StoreError` for one that cannot be read: a pipe or a device is not waited for.
+    """
+    try:
+        with BufferedReader(open_regular(path)) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> Json:
     """Return the JSON object in a file; raise `StoreError` where it is missing or damaged."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_whole(path))
     except FileNotFoundError as error:
         raise NotPublished(f"{path} does not exist: check the folder, or classify first") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise StoreError(f"{path} holds {type(values).__name__}, not an object: it is damaged")
@@ -96,7 +127,7 @@ def read_json(path: Path) -> Json:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hex; reads it in pieces."""
-    with open(path, "rb") as file:
+    with BufferedReader(open_regular(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -116,15 +147,3 @@ def _sorting(schema: pa.Schema) -> Any:
     if not set(SORT_KEYS) <= set(schema.names):
         return None
     return pq.SortingColumn.from_ordering(schema, [(key, "ascending") for key in SORT_KEYS])
-
-
-def claim(temp: Path, target: Path) -> bool:
-    """Return whether this attempt created `target`; nothing is ever replaced.
-
-    A repeated NFS reply may lie, the link count does not.
-    """
-    try:
-        os.link(temp, target)
-    except FileExistsError:
-        return os.stat(temp).st_nlink == 2
-    return True

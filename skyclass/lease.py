@@ -17,15 +17,15 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .claims import claim, probe
 from .errors import LeaseHeld, LeaseLost
-from .files import claim, storing, sync_folder, write_durably
+from .files import beside, read_whole, storing, sync_folder, write_durably
 from .store import RunFolder
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def hold_lease(folder: RunFolder) -> Iterator[Lease]:
     folder.make()
     with storing(folder.leases):
         folder.leases.mkdir(exist_ok=True)
+        probe(folder.leases)
         lease = _take(folder)
         _sweep(lease)
     ended = threading.Event()
@@ -95,8 +96,8 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _take(folder: RunFolder) -> Lease:
     """Return the lease of the epoch above the highest, once nobody holds that."""
     pid = os.getpid()
-    holder = {"host": socket.gethostname(), "pid": pid, "boot": _boot_id(), "start": _start(pid)}
-    temp = folder.tmp / f"lease.{uuid.uuid4().hex}"
+    holder = {"host": socket.gethostname(), "pid": pid, **_process_table(), "start": _start(pid)}
+    temp = beside(folder.leases / "lease")
     write_durably(temp, json.dumps(holder).encode())
     try:
         while True:
@@ -146,37 +147,55 @@ def _words(holder: dict[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        holder = json.loads(path.read_bytes())
+        holder = json.loads(read_whole(path))
     except (FileNotFoundError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Return True if the holder is surely gone; of another host nothing is sure."""
-    if holder.get("host") != socket.gethostname():
+    """Return True if the holder is surely gone; its process id says so only in the process table that it belongs to.
+
+    Hosts may share a name, and containers share that of their host: where boot or PID namespace differ, the heartbeat
+    decides.
+    """
+    table = {"host": socket.gethostname(), **_process_table()}
+    if any(holder.get(name) != value for name, value in table.items()):
         return False
-    if holder.get("boot") != _boot_id():
-        return True
+    pid = int(holder["pid"])
     try:
-        os.kill(int(holder["pid"]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it lives, and is somebody else's
+    except PermissionError:  # it lives, and belongs to another user
         pass
-    return bool(holder.get("start") != _start(int(holder["pid"])))
+    return "" not in (holder.get("start", ""), start := _start(pid)) and holder["start"] != start
 
 
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux: the process id alone must do
-        return ""
+def _process_table() -> dict[str, str]:
+    """Return what tells one table of process ids from another: the boot of the host, and the PID namespace."""
+    return {"boot": _text("/proc/sys/kernel/random/boot_id"), "pid_namespace": _link("/proc/self/ns/pid")}
 
 
 def _start(pid: int) -> str:
-    """Return when a process started, in ticks since boot: process ids are used again."""
+    """Return when a process started, in ticks since boot, because process ids are used again; "" where unknown.
+
+    A container may see the /proc of another PID namespace, whose numbers are other processes.
+    """
+    if _link("/proc/self") != str(os.getpid()):
+        return ""
+    return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19] if Path(f"/proc/{pid}/stat").exists() else ""
+
+
+def _text(path: str) -> str:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+        return Path(path).read_text().strip()
+    except OSError:  # not Linux
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # not Linux
         return ""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 import numpy as np
@@ -31,6 +33,7 @@ from .photometry import columns_of
 from .publish import refuse_foreign
 from .sky import in_words
 from .sources.assign import assign_tiles
+from .sources.footers import PartitionDigest
 from .sources.layouts import Catalog, gaps, open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
@@ -53,10 +56,16 @@ CountTiles = Callable[["Line", Iterable[int]], pa.Table]
 
 @dataclass(frozen=True)
 class Plan:
-    """The tiles of a run, longest first. `digest` names them, their counts and their partitions."""
+    """The tiles of a run, longest first. `digest` covers their names and counts.
+
+    `catalog` is a digest of what the catalogue holds, and `partitions` are those of its partitions that have sources;
+    none where the catalogue is a user's table.
+    """
 
     tiles: tuple[TilePlan, ...]
     digest: str
+    catalog: str = ""
+    partitions: Mapping[int, PartitionDigest] = field(default_factory=dict)
 
     @property
     def n_sources(self) -> int:
@@ -85,12 +94,11 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     The caller holds the lease. Raises `RunMismatch` for the folder of another run.
     """
     bundle = line.bundle
-    sources = absolute(run.catalog)
     arithmetic = line.precision + (", compiled" if line.compile != "off" else "")
-    fields = fingerprint(sources, run.region, line.images, bundle.digest, arithmetic, plan.digest)
+    fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
-    run_id = start_or_resume(line.folder, fields, info)
+    run_id = start_or_resume(line.folder, fields, info, partition_names(line, plan) if table is None else {})
     if table is not None:
         write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
     return replace(line, run_id=run_id)
@@ -131,7 +139,8 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
         with archive_up(line.folder):
             counts = count(line, range(len(catalog.partitions)))
-        plan = make_plan(line, counts)
+        digests = partition_digests(counts)
+        plan = make_plan(line, counts, catalog_digest(digests.values()), digests)
     with archive_up(line.folder):
         preflight(line, archive, plan)
     return line, plan, table
@@ -184,17 +193,42 @@ def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in present]
 
 
-def make_plan(line: Line, counts: pa.Table, content: str = "") -> Plan:
-    """Return the plan for counts (coadd_id, partition, n); `content` is a digest of a user's own table."""
+def partition_digests(counts: pa.Table) -> dict[int, PartitionDigest]:
+    """Return the digests of the partitions that have sources."""
+    columns = (counts[name].to_pylist() for name in ("partition", "nbytes", "footer"))
+    return {i: PartitionDigest(nbytes, footer) for i, nbytes, footer in zip(*columns, strict=True)}
+
+
+def catalog_digest(digests: Iterable[PartitionDigest]) -> str:
+    """Return a digest of the content of partitions, wherever they are and whatever their names are."""
+    return hashlib.sha256(repr(sorted(map(tuple, digests))).encode()).hexdigest()[:16]
+
+
+def partition_names(line: Line, plan: Plan) -> dict[str, PartitionDigest]:
+    """Return the digests of the partitions of a plan by their names below the catalogue's root."""
+    catalog = line.sources
+    return {
+        os.path.relpath(catalog.partitions[i].path, catalog.root): plan.partitions[i] for i in sorted(plan.partitions)
+    }
+
+
+def make_plan(
+    line: Line, counts: pa.Table, catalog: str = "", partitions: Mapping[int, PartitionDigest] = MappingProxyType({})
+) -> Plan:
+    """Return the plan for counts (coadd_id, partition, n), a digest of the catalogue, and those of its partitions."""
     if not counts.num_rows:
         raise CatalogError(f"{line.catalog}: no source in the {in_words(line.region)}; nothing to classify")
-    tiles: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for row in counts.to_pylist():
-        tiles[row["coadd_id"] or NO_TILE].append((row["partition"], row["n"]))
-    plans = [TilePlan(t, sum(n for _, n in parts), tuple(sorted(p for p, _ in parts))) for t, parts in tiles.items()]
+    keys = {i: digest.key for i, digest in partitions.items()}  # one text a partition, in however many tiles
+    tiles: dict[str, Counter[int]] = defaultdict(Counter)
+    for row in counts.select(["coadd_id", "partition", "n"]).to_pylist():
+        tiles[row["coadd_id"] or NO_TILE][row["partition"]] += row["n"]
+    plans = [
+        TilePlan(name, n.total(), tuple(sorted(n)), tuple(keys[i] for i in sorted(n) if keys))
+        for name, n in tiles.items()
+    ]
     ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
-    named = repr((content, [(t.coadd_id, t.n_sources, t.partitions) for t in ordered]))
-    return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16])
+    named = repr([(t.coadd_id, t.n_sources) for t in ordered])
+    return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16], catalog, partitions)
 
 
 def refuse_faulty_model(line: Line) -> None:

@@ -148,7 +148,10 @@ def refuse_foreign(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise RunMismatch(f"{folder.path} is a file, and a run needs a folder: give the run another output folder")
     if folder.path.exists() and not folder.run_path.exists():
-        ours = {p.name for p in (folder.tmp, folder.tiles, folder.leases, *store.unfinished(folder.path))}
+        ours = {
+            p.name
+            for p in (folder.tmp, folder.tiles, folder.leases, folder.partitions_path, *store.unfinished(folder.path))
+        }
         if foreign := sorted({p.name for p in folder.path.iterdir()} - ours):
             raise RunMismatch(f"{folder.path} is no run of skyclass and holds {foreign[0]}: give a new folder")
 

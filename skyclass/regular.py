@@ -32,6 +32,19 @@ def open_regular(path: str | Path) -> io.FileIO:
     return stream
 
 
+def regular_opener(path: str, flags: int) -> int:
+    """Return a descriptor for `open(path, mode, opener=regular_opener)`; `OSError` for anything but a regular file."""
+    if os.path.exists(path):
+        _check_regular(os.stat(path))
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        _check_regular(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def read_small(path: str | Path, limit_bytes: int) -> bytes:
     """Return the content of a regular file; `OSError` if it has more than `limit_bytes`."""
     with open_regular(path) as stream:

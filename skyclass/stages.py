@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from .composite import BLOCK, CompositeSettings, composite
 from .context import Line, strips_of, tiles_near
 from .cutouts import Cutter, in_order, mark, parts_of, read_bands
-from .errors import RowsLost, TileFault
+from .errors import InputChanged, RowsLost, TileFault
 from .photometry import features
 from .probabilities import is_distribution
 from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
 from .sky import healpix29, tile_pixels
+from .sources.footers import unchanged
 from .sources.partitions import count_tiles, read_partition
 from .store import Commit, commit_tile, standing_commit
 from .types import (
@@ -41,6 +42,16 @@ from .types import (
     Strip,
     Tile,
     TilePlan,
+)
+
+COUNT_SCHEMA = pa.schema(
+    [
+        ("coadd_id", pa.string()),
+        ("partition", pa.int64()),
+        ("n", pa.int64()),
+        ("nbytes", pa.int64()),
+        ("footer", pa.string()),
+    ]
 )
 
 STAGES = ("read", "cut", "infer", "commit")
@@ -94,8 +105,11 @@ class StripResult:
 
 
 def count_partition(line: Line, partition: int) -> pa.Table:
-    """Return (coadd_id, partition, n) of one partition."""
-    return count_tiles(line.sources, partition, line.region, partial(tiles_near, line, partition))
+    """Return the sources of a partition by tile, with the partition's digest (`COUNT_SCHEMA`)."""
+    with unchanged(line.sources.partitions[partition].path) as digest:
+        counts = count_tiles(line.sources, partition, line.region, partial(tiles_near, line, partition))
+    columns = {"nbytes": pa.array([digest.nbytes] * len(counts), pa.int64()), "footer": [digest.footer] * len(counts)}
+    return pa.table({name: counts[name] for name in counts.column_names} | columns, schema=COUNT_SCHEMA)
 
 
 def cut_strip(line: Line, strip: Strip) -> CutStrip:
@@ -294,6 +308,18 @@ def open_tile(line: Line, tile: TilePlan, verify: bool = False) -> Tile:
     return line.archive.tile(tile.coadd_id, line.bundle.bands, verify)
 
 
+def read_unchanged(line: Line, partition: int, key: str, coadd_id: str) -> pa.Table:
+    """Return the sources of a tile in a partition; `InputChanged` unless the partition is the planned one."""
+    partitions = line.sources.partitions
+    if partition >= len(partitions):
+        raise InputChanged(
+            f"{line.catalog} has {len(partitions)} partitions: fewer than when the run was planned: put them back, "
+            "and run the same command again"
+        )
+    with unchanged(partitions[partition].path, key):
+        return read_partition(line.sources, partition, line.region, coadd_id, partial(tiles_near, line, partition))
+
+
 @lru_cache(maxsize=8)
 def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
     """Return the sources of a tile ordered by pixel row, so that a strip is one contiguous row range.
@@ -301,10 +327,8 @@ def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
     The order depends on the catalogue and the tile's header alone: each worker finds the same one. The cache
     spares the strips of a tile from reading the catalogue again.
     """
-    parts = [
-        read_partition(line.sources, i, line.region, tile.coadd_id, partial(tiles_near, line, i))
-        for i in tile.partitions
-    ]
+    keys = tile.keys or ("",) * len(tile.partitions)
+    parts = [read_unchanged(line, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
     sources = pa.concat_tables(parts)
     source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
     try:

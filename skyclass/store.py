@@ -1,6 +1,7 @@
 """The run folder: paths, identity, commits, journal. No other module names a path in it.
 
 run.json          the fingerprint and what the run was told           written once
+partitions.json   the digests of the catalogue's files, by name        written once, before run.json
 sources/          a user's table of positions, made ready             written once
 tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
 journal.jsonl     what the driver saw, in order: a cache, never the truth
@@ -17,27 +18,30 @@ import json
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .claims import claim
 from .errors import CommitConflict, RunMismatch, StoreError
 from .files import (
-    claim,
+    beside,
     parquet_bytes,
     read_json,
+    read_whole,
     sha256_of,
     storing,
     sync_folder,
     write_durably,
     write_json,
 )
+from .regular import open_regular, regular_opener
 from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from .types import NO_TILE, TILE_NAME, Json
 
@@ -59,6 +63,10 @@ class RunFolder:
     @property
     def run_path(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def partitions_path(self) -> Path:
+        return self.path / "partitions.json"
 
     @property
     def sources(self) -> Path:
@@ -113,18 +121,24 @@ class RunFolder:
 # --- the run ---------------------------------------------------------------------------------------
 
 
-def start_or_resume(folder: RunFolder, fingerprint: Mapping[str, str], info: Mapping[str, Any]) -> str:
+def start_or_resume(
+    folder: RunFolder,
+    fingerprint: Mapping[str, str],
+    info: Mapping[str, Any],
+    partitions: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> str:
     """Return the run id of `folder`: a new run is recorded, a run with equal fingerprint goes on.
 
     `info` is provenance (versions, inputs, hashes, `label`: words on what the model was trained on);
-    it is kept from the first start and goes into every published file. Raises `RunMismatch` naming
-    every field that differs.
+    it is kept from the first start and goes into every published file. `partitions` are the digests of the catalogue's
+    files by name. Raises `RunMismatch` naming every field that differs, and the files where the catalogue does.
     """
     folder.make()
     if folder.run_path.exists():
         found = read_run(folder)
-        _refuse_mismatch(folder, found["fingerprint"], fingerprint)
+        _refuse_mismatch(folder, found["fingerprint"], fingerprint, partitions)
         return str(found["run_id"])
+    write_json(folder.partitions_path, {name: list(digest) for name, digest in partitions.items()})
     run_id = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
     created = datetime.now(UTC).isoformat(timespec="seconds")
     run = {"format": RUN_FORMAT, "run_id": run_id, "created": created}
@@ -133,6 +147,7 @@ def start_or_resume(folder: RunFolder, fingerprint: Mapping[str, str], info: Map
 
 
 IN_WORDS = {
+    "catalog": " (the content of the partitions, or of the table with the tile of each source)",
     "plan": " (which sources lie on which tiles: the catalogue, the region or the set of images is another)",
     "model": " (weights, cut, composite, preprocessing or calibration)",
     "code": " (skyclass itself)",
@@ -140,15 +155,29 @@ IN_WORDS = {
 """What fields of a fingerprint stand for that are told as digests."""
 
 
-def _refuse_mismatch(folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _refuse_mismatch(
+    folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str], partitions: Mapping[str, Sequence[Any]]
+) -> None:
     fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if fields:
         there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
+        lines = [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
+        lines += _partition_changes(folder, partitions) if "catalog" in fields else []
         raise RunMismatch(
             f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
             f"differs in {len(fields)} field(s):",
-            [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields],
+            lines,
         )
+
+
+def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limit: int = 5) -> list[str]:
+    """Return the partitions that differ from those that the run was begun with, one a line."""
+    old = read_json(folder.partitions_path) if folder.partitions_path.exists() else {}
+    states = {name: "is missing" for name in old.keys() - new.keys()}
+    states |= {name: "is new" for name in new.keys() - old.keys()}
+    states |= {name: "was replaced" for name in old.keys() & new.keys() if list(new[name]) != list(old[name])}
+    lines = [f"  {name} {states[name]}" for name in sorted(states)[:limit]]
+    return [*lines, f"  and {len(states) - limit} more partitions"] if len(states) > limit else lines
 
 
 def read_run(folder: RunFolder) -> Json:
@@ -199,7 +228,7 @@ def commit_tile(
 ) -> Commit:
     """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
 
-    The file is written under `tmp/`, read back, and claimed by `link`, which succeeds once. A later
+    The file is written under a temporary name beside its own, read back, and claimed, which succeeds once. A later
     attempt with the same bytes gets the first commit; other bytes raise `CommitConflict`. A claim that
     a power cut left unreadable is replaced. Raises `StoreError` where the rows or the disk do not fit.
     """
@@ -211,7 +240,7 @@ def commit_tile(
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()
     commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **words)
-    temp = folder.tmp / f"{coadd_id}.{uuid.uuid4().hex}.parquet"
+    temp = beside(target)
     try:
         with storing(target):
             write_durably(temp, data)
@@ -247,12 +276,13 @@ def _settle(temp: Path, target: Path, mine: Commit) -> Commit:
 def _footer(path: Path) -> Json | None:
     """Return what a tile's footer says, or None where the file is not a whole tile."""
     try:
-        metadata = pq.read_metadata(path)
+        with open_regular(path) as stream:
+            metadata = pq.read_metadata(stream)
     except pa.ArrowInvalid:
         return None
     except OSError as error:
         if error.errno:  # without a number it is the Parquet reader on a torn footer, not the disk
-            raise
+            raise StoreError(f"{path} cannot be read ({error.strerror}): check the disk, or remove it") from error
         return None
     words = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
     return cast(Json, words) if words.get("rows") == metadata.num_rows else None
@@ -280,7 +310,7 @@ def committed(folder: RunFolder) -> dict[str, Commit]:
     """
     known = {event["file"]: event for event in read_journal(folder) if event.get("event") in ("commit", "retry")}
     found: dict[str, Commit] = {}
-    for path in sorted(folder.tiles.glob("*.parquet")):
+    for path in sorted(folder.tiles.glob("[!.]*.parquet")):
         event = known.get(_relative(path))
         fresh = event is not None and event["event"] == "commit" and event.get("nbytes") == path.stat().st_size
         commit = _commit_of(event) if event is not None and fresh else read_commit(path)
@@ -333,6 +363,7 @@ def litter(folder: RunFolder) -> list[Path]:
         *unfinished(folder.catalog),
         *unfinished(folder.sources),
     ]
+    left += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
     return sorted(path for path in left if path.exists())
 
 
@@ -360,7 +391,7 @@ def _commit_of(event: Json) -> Commit:
 def append_journal(folder: RunFolder, event: str, **fields: Any) -> None:
     """Append one line to the journal and wait for the disk. The driver only: appends must not mix."""
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
-    with storing(folder.journal_path), open(folder.journal_path, "ab+") as file:
+    with storing(folder.journal_path), open(folder.journal_path, "ab+", opener=regular_opener) as file:
         torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
         file.write((b"\n" if torn else b"") + line.encode() + b"\n")
         file.flush()
@@ -377,7 +408,7 @@ def read_journal(folder: RunFolder) -> list[Json]:
     if not folder.journal_path.exists():
         return []
     events = []
-    for line in folder.journal_path.read_bytes().splitlines():
+    for line in read_whole(folder.journal_path).splitlines():
         try:
             event = json.loads(line)
         except ValueError:  # a torn line; the tiles tell what it would have said

@@ -136,11 +136,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The sources of one tile: how many, and the catalogue partitions that hold them."""
+    """The sources of one tile: how many, and the catalogue partitions that hold them.
+
+    `keys` are the digests of these partitions when they were counted (see `sources/footers.py`); without keys the
+    partitions are read as they are.
+    """
 
     coadd_id: str
     n_sources: int
     partitions: tuple[int, ...]
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ ROWS = {
     8: "the scheduler is killed",
     9: "the driver is killed at each step that reaches the disk",
     10: "two drivers want one run folder",
-    11: "a run is resumed with another model, region, catalogue, image folder, precision or code",
+    11: "a run is resumed with another model, region, catalogue, images, precision or code",
     12: "a tile or band is not there",
     13: "a tile is truncated, empty, an HTML page, gzip or no FITS file",
     14: "pixels are zeroed or flipped without a word",
@@ -42,6 +42,7 @@ ROWS = {
     28: "a checkpoint is torn",
     29: "two attempts at a tile give different rows",
     30: "the driver sleeps longer than its lease",
+    31: "a tile or a partition is replaced while the run reads it",
 }
 """By their numbers in the design; 23, jobs that the batch system kills, is what `make slurm` tries."""
 

@@ -110,7 +110,7 @@ def test_a_second_attempt_agrees_or_raises(folder: RunFolder) -> None:
     with pytest.raises(CommitConflict, match=f"{TILE}.*not deterministic"):
         store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5, seed=9))
     assert store.committed(folder) == {TILE: first}
-    assert not list(folder.tmp.iterdir())
+    assert not list(folder.tiles.glob(".*"))
 
 
 @pytest.mark.fault(10)
@@ -120,7 +120,7 @@ def test_racing_attempts_make_one_file(folder: RunFolder) -> None:
         commits = list(pool.map(lambda _: store.commit_tile(folder, TILE, rows), range(16)))
     assert len({commit.sha256 for commit in commits}) == 1
     assert [path.name for path in folder.tiles.iterdir()] == [f"{TILE}.parquet"]
-    assert not list(folder.tmp.iterdir())
+    assert not list(folder.tiles.glob(".*"))
 
 
 @pytest.mark.fault(17)
@@ -142,7 +142,7 @@ def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> 
     )
     assert "File too large" in done.stdout and "free space" in done.stdout, done.stderr
     assert str(folder.tile_path(TILE)) in done.stdout
-    assert not list(folder.tmp.iterdir()) and not store.committed(folder)
+    assert not list(folder.tiles.glob(".*")) and not store.committed(folder)
 
 
 @pytest.mark.parametrize(("step", "done"), [("os.link", 0), ("store.sync_folder", 1)])
