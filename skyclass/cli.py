@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -79,6 +79,20 @@ class PrintableFormatter(logging.Formatter):
 def say(*lines: str, err: bool = False) -> None:
     """Print lines, whatever the ids and file names in them hold."""
     click.echo("\n".join(map(printable, lines)), err=err)
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output file where it exists.")
+
+
+@contextmanager
+def saying_what_is_there(path: str) -> Iterator[None]:
+    """Turn `NotPublished` into one that says what is at a path, and which command makes a class catalogue of it."""
+    try:
+        yield
+    except NotPublished as error:
+        from .next_step import not_published
+
+        raise not_published(path, error) from error
 
 
 class Commands(click.Group):
@@ -243,18 +257,23 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 @click.option("--catalog", required=True, help="Table of positions (ra, dec), or a catalogue.")
 @click.option("--images", required=True, help="Folder of Atlas tiles, or s3://, https://.")
 @click.option("-o", "--output", required=True, help="FILE.npz")
+@overwrite_option
 @click.option("--size", default="50arcsec", show_default=True, help="Side, as an angle or in pixels (37px).")
 @click.option("--bands", default="w1,w2,w3", show_default=True)
-def cutouts(catalog: str, images: str, output: str, size: str, bands: str) -> int:
+def cutouts(catalog: str, images: str, output: str, size: str, bands: str, overwrite: bool) -> int:
     """Cut native-size cutouts, to look at or to keep, in the order of the table."""
+    from .catalog.export import refuse_existing
     from .stamps import write_cutouts
 
+    refuse_existing(Path(output), overwrite)
     names = tuple(bands.lower().split(","))
     if unknown := [b for b in names if b not in BANDS]:
         raise ConfigError(f"--bands {bands}: unknown {', '.join(unknown)}; choose from {', '.join(BANDS)}")
     report = write_cutouts(catalog, images, output, size, names)
     say(report.summary)
-    return _print_quarantined(report.quarantined, "repair what the reasons say, then run the same command")
+    return _print_quarantined(
+        report.quarantined, "repair what the reasons say, then run the same command with --overwrite"
+    )
 
 
 @cli.command()
@@ -324,24 +343,28 @@ def publish(directory: str) -> int:
 
     folder = RunFolder(Path(directory))
     read_run(folder)
-    with hold_lease(folder):
-        say(f"published {publish_run(folder)}")
+    with hold_lease(folder) as lease:
+        say(f"published {publish_run(folder, fence=lease.check)}")
     return 0
 
 
 @cli.command()
 @click.argument("directory")
 def gc(directory: str) -> int:
-    """Remove what killed runs have left behind in a run folder; results are never touched."""
+    """Remove what killed runs left behind in a run folder, and earlier publications of its catalogue.
+
+    Tiles and the current publication stay. Programs that have an earlier publication open lose it.
+    """
+    from .catalog.versions import superseded_publications
     from .lease import hold_lease
     from .store import RunFolder, litter, read_run, remove
 
     folder = RunFolder(Path(directory))
     read_run(folder)
     with hold_lease(folder):
-        left = litter(folder)
-        nbytes = sum(map(remove, left))
-    say(f"{len(left)} leftovers removed, {nbytes / 1e6:,.1f} MB")
+        leftovers, earlier = litter(folder), superseded_publications(folder.path)
+        nbytes = sum(map(remove, leftovers + earlier))
+    say(f"{len(leftovers)} leftovers removed, {len(earlier)} earlier publications removed, {nbytes / 1e6:,.1f} MB")
     return 0
 
 
@@ -351,7 +374,8 @@ def verify(catalogue: str) -> int:
     """Check a published catalogue: every row accounted for, every file unchanged, every key once."""
     from .publish import verify as verify_catalogue
 
-    report = verify_catalogue(catalogue)
+    with saying_what_is_there(catalogue):
+        report = verify_catalogue(catalogue)
     say(*str(report).rstrip("\n").split("\n"))
     return 0 if report.ok else 1
 
@@ -363,6 +387,7 @@ def verify(catalogue: str) -> int:
 @click.option("--columns", help="Comma-separated; all when absent.")
 @click.option("--sql", help="SQL over the table `classes` (the rows selected so far).")
 @click.option("-o", "--output", help="Write .parquet, .csv, .fits or .vot; print otherwise.")
+@overwrite_option
 def query(
     catalogue: str,
     cone: str | None,
@@ -370,11 +395,16 @@ def query(
     columns: str | None,
     sql: str | None,
     output: str | None,
+    overwrite: bool,
 ) -> int:
     """Select rows of a class catalogue by position and condition; print or export them."""
-    from .query import export_table, open_catalog
+    from .catalog.export import check_target, export_table
+    from .query import open_catalog
 
-    classes = open_catalog(catalogue)
+    with saying_what_is_there(catalogue):
+        classes = open_catalog(catalogue)
+    if output:
+        check_target(Path(output), overwrite)
     if cone:
         classes = classes.region(parse_cone(cone))
     if where:
@@ -384,9 +414,9 @@ def query(
     if output:
         if sql:
             answer = classes.sql_arrow(sql)
-            say(f"{len(answer):,} rows written to {export_table(answer, output)}")
+            say(f"{len(answer):,} rows written to {export_table(answer, output, overwrite)}")
         else:
-            written = classes.export(output)
+            written = classes.export(output, overwrite)
             say(f"{classes.count():,} rows written to {written}")
     elif sql:
         click.echo(table_text(classes.sql(sql)))
@@ -537,13 +567,15 @@ def evaluate(
 
 @cli.command()
 @click.argument("path")
-@click.option("-o", "--output", help="HTML page.  [default: report.html beside it]")
-def report(path: str, output: str | None) -> int:
+@click.option("-o", "--output", help="HTML page.  [default: report.html, beside an evaluation, else here]")
+@overwrite_option
+def report(path: str, output: str | None, overwrite: bool) -> int:
     """Make one HTML page, figures included, from a class catalogue or an evaluation."""
     from .report import write_html
 
     try:
-        page = write_html(path, output)
+        with saying_what_is_there(path):
+            page = write_html(path, output, overwrite)
     except NotPublished as error:
         raise ConfigError(f"{path} is no evaluation (no evaluation.json) and no class catalogue: {error}") from error
     say(f"written to {page}")

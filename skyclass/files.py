@@ -131,12 +131,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None) -> bytes:
-    """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups."""
+def parquet_bytes(table: pa.Table, metadata: Mapping[bytes, bytes] | None = None, store_schema: bool = True) -> bytes:
+    """Return a Parquet file as bytes, the same for the same rows: zstd, no clock, small row groups.
+
+    Without Arrow's own schema in the file (`store_schema`), readers take `metadata` for the metadata of the schema.
+    """
     schema = table.schema.remove_metadata()
     sink = pa.BufferOutputStream()
-    options = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
-    with pq.ParquetWriter(sink, schema, compression="zstd", sorting_columns=_sorting(schema), **options) as writer:
+    options: Json = {"use_dictionary": [name for name in REPEATING if name in schema.names]}
+    options |= {"sorting_columns": _sorting(schema), "store_schema": store_schema}
+    with pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer:
         writer.write_table(table.cast(schema).combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         # as metadata of the schema it would stand in the footer twice, once of it in base64
         writer.add_key_value_metadata(dict(metadata or {}))

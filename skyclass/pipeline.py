@@ -53,5 +53,5 @@ def finish(line: Line, tally: Tally, each: Each = starmap) -> RunReport:
     tally.lease.check()
     if tally.is_new or not is_published(line.folder):
         write_json(line.folder.report_path, report.to_dict())
-        publish(line.folder, each=each)
+        publish(line.folder, each=each, fence=tally.lease.check)
     return report

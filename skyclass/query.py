@@ -7,28 +7,33 @@ rows by exact distance: a cone of 1 arcmin reads under half a megabyte, however 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .catalog.manifest import CATALOG_ORDER, Manifest, PixelRecord, find_catalog, read_manifest
+from .catalog.duckdb import connect, parquet_scan
+from .catalog.export import export_pieces
+from .catalog.manifest import CATALOG_ORDER, Manifest, PixelRecord, read_manifest
+from .catalog.sql import answering, check_condition, check_query, column_list, has_subquery, unreadable
+from .catalog.versions import find_catalog
 from .errors import ConfigError, StoreError
-from .files import replacing
-from .publish import file_metadata
-from .schema import CLASS_SCHEMA, UNCLASSIFIED
+from .schema import CLASS_SCHEMA, SORT_KEYS, UNCLASSIFIED
 from .sky import MAX_ORDER, Cone, Region
-from .types import Bool, Int64, Json
+from .types import Bool, Int64
+
+if TYPE_CHECKING:
+    import duckdb
 
 _FINE_ORDERS = ((4, 11), (64, 8))
 """Regions of at most so many order-5 pixels choose row groups by a cover of this order (1.7, 14 arcmin).
@@ -38,6 +43,9 @@ A row group spans about half a degree; the fine cover of a larger region would c
 
 _FILES_AT_ONCE = 32
 """Files read before rows are filtered: about two million rows, so memory follows the answer, not the sky."""
+
+_ROWS_AT_ONCE = 500_000
+"""Rows in one piece of an answer of DuckDB."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,11 @@ class ClassCatalog:
     def where(self, expression: str) -> ClassCatalog:
         """Return the sources for which a SQL condition is true, such as "p_quasar > 0.9 AND flags = 0".
 
-        Raises `ConfigError` where it is not a condition on the columns of the catalogue.
+        A sub-query sees every row of the catalogue as `classes`, whatever the regions and other conditions are.
+        Raises `ConfigError` where it is not a condition on the columns of the catalogue, or names a class that the
+        catalogue does not have.
         """
-        _check_condition(expression)
+        check_condition(expression, self.manifest.classes)
         return replace(self, predicates=(*self.predicates, expression))
 
     def select(self, columns: Sequence[str]) -> ClassCatalog:
@@ -77,7 +87,7 @@ class ClassCatalog:
         unknown = [name for name in names if name not in CLASS_SCHEMA.names]
         if unknown or not names or len(set(names)) < len(names):
             what = f"unknown columns {unknown}" if unknown else f"columns {list(names)} are none or repeated"
-            raise ConfigError(f"{what}: choose from {_column_list()}")
+            raise ConfigError(f"{what}: choose from {column_list()}")
         return replace(self, columns=names)
 
     # --- verbs that answer ---
@@ -115,24 +125,18 @@ class ClassCatalog:
 
     def sql_arrow(self, query: str) -> pa.Table:
         """Return the answer of `sql` as an Arrow table."""
-        with _answering(query), duckdb.connect() as connection:
-            statements = duckdb.extract_statements(query)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise ConfigError(f"sql takes one SELECT, not {query!r}: catalogues are read, never changed")
+        check_query(query, self.manifest.classes)
+        with answering(query, self.root), connect(self.root) as connection:
             self._make_view(connection)
             return connection.sql(query).to_arrow_table()
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the selection and return the path; the ending says how: .parquet, .csv, .fits, .vot, .xml.
 
-        Whole or not at all; an existing file is replaced. Parquet and CSV are streamed, FITS and VOTable
-        are made in memory. Raises `ConfigError` on another ending, `StoreError` where writing fails.
+        Whole or not at all. Parquet and CSV are streamed, FITS and VOTable are made in memory. Raises `ConfigError` on
+        another ending, and on an existing file without `overwrite`; `StoreError` where writing fails.
         """
-        target = Path(path)
-        write = _writer(target)
-        with replacing(target) as temp:
-            write(temp, self._schema, self._pieces(), self.manifest.provenance)
-        return target
+        return export_pieces(self._schema, self._pieces(), path, self.manifest.provenance, overwrite)
 
     # --- how ---
 
@@ -164,19 +168,36 @@ class ClassCatalog:
 
     def _pieces(self) -> Iterator[pa.Table]:
         """Yield the selection piece by piece, in order."""
+        for rows in self._answers() if self._asks_all_rows else self._filtered_files():
+            answer = rows.select(self._schema.names).replace_schema_metadata()
+            yield answer.cast(self._schema) if self.predicates else answer
+
+    def _filtered_files(self) -> Iterator[pa.Table]:
+        """Yield the selected rows of some files at a time; the conditions need no other rows."""
         files, spans = self._plan()
-        schema, needed = self._schema, self._needed()
+        needed = self._needed()
         for start in range(0, len(files), _FILES_AT_ONCE):
             some = files[start : start + _FILES_AT_ONCE]
-            rows = pa.concat_tables([self._read(file, spans, needed) for file in some])
-            answer = self._filtered(rows).select(schema.names).replace_schema_metadata()
-            yield answer.cast(schema) if self.predicates else answer
+            yield self._filtered(pa.concat_tables([self._read(file, spans, needed) for file in some]))
+
+    def _answers(self) -> Iterator[pa.Table]:
+        """Yield the selected rows as one query gives them, whose sub-queries see all rows of the catalogue."""
+        files, _ = self._plan()
+        if not files:
+            return
+        query = f"{self._selection(files, self._needed())} ORDER BY {', '.join(SORT_KEYS)}"
+        with answering(self._condition, self.root), connect(self.root) as connection:
+            for batch in connection.sql(query).to_arrow_reader(_ROWS_AT_ONCE):
+                yield self._inside(pa.Table.from_batches([batch]))
 
     def _read(self, file: PixelRecord, spans: Sequence[Int64], columns: list[str]) -> pa.Table:
         """Return the rows of a file inside every region, no condition applied yet."""
-        footer = _footer(str(self.root / file.path), file.sha256)
-        with _open(self.root / file.path, footer.metadata) as parquet:
-            table = parquet.read_row_groups(footer.touched(spans), columns=columns)
+        footer = _footer(self.root, file.path, file.nbytes, file.sha256)
+        with _open(self.root, file.path, file.nbytes, footer.metadata) as parquet:
+            return self._inside(parquet.read_row_groups(footer.touched(spans), columns=columns))
+
+    def _inside(self, table: pa.Table) -> pa.Table:
+        """Return the rows inside every region."""
         for region in self.regions if len(table) else ():
             table = table.filter(pa.array(region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
         return table
@@ -184,7 +205,7 @@ class ClassCatalog:
     def _filtered(self, rows: pa.Table) -> pa.Table:
         if not self.predicates or not len(rows):
             return rows
-        with _answering(self._condition), _connect() as connection:
+        with answering(self._condition), connect(None) as connection:
             connection.register("classes", rows)
             query = f"SELECT * FROM classes WHERE {self._condition}"
             return connection.sql(query).to_arrow_table()
@@ -193,20 +214,30 @@ class ClassCatalog:
     def _condition(self) -> str:
         return " AND ".join(f"({text}\n)" for text in self.predicates)  # a comment must not eat the bracket
 
+    @property
+    def _asks_all_rows(self) -> bool:
+        return any(map(has_subquery, self.predicates))
+
+    def _selection(self, files: Sequence[PixelRecord], columns: Sequence[str]) -> str:
+        """Return the SQL of the rows of some files for which the conditions hold; regions are not applied."""
+        names = ", ".join(f'"{name}"' for name in columns)
+        query = f"SELECT {names} FROM {self._scan(files)} AS classes"
+        if not self.predicates:
+            return query
+        everything = f"WITH classes AS NOT MATERIALIZED (SELECT * FROM {self._scan(self.manifest.files)}) "
+        return f"{everything if self._asks_all_rows else ''}{query} WHERE {self._condition}"
+
+    def _scan(self, files: Sequence[PixelRecord]) -> str:
+        return parquet_scan([str(self.root / file.path) for file in files])
+
     def _make_view(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Define `classes`: straight on the files where no region needs exact distances."""
-        files = [str(self.root / file.path) for file in self.manifest.files]
-        connection.execute("SET python_enable_replacements = false")
-        if self.regions or not files:
+        if self.regions or not self.manifest.files:
             connection.register("classes", self.to_arrow())
-            return
-        names = ", ".join(f'"{name}"' for name in self._schema.names)
-        condition = f" WHERE {self._condition}" if self.predicates else ""
-        paths = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
-        source = f"read_parquet([{paths}], hive_partitioning = false)"
-        connection.execute(f"CREATE TEMP VIEW classes AS SELECT {names} FROM {source}{condition}")
-        connection.execute("SET allowed_directories = " + f"['{str(self.root).replace(chr(39), chr(39) * 2)}/']")
-        connection.execute("SET enable_external_access = false")
+        else:
+            connection.execute(
+                f"CREATE TEMP VIEW classes AS {self._selection(self.manifest.files, self._schema.names)}"
+            )
 
 
 def open_catalog(path: str | Path) -> ClassCatalog:
@@ -214,7 +245,7 @@ def open_catalog(path: str | Path) -> ClassCatalog:
 
     Raises `StoreError` where there is none.
     """
-    root = find_catalog(path).resolve()
+    root = find_catalog(path)
     return ClassCatalog(root, read_manifest(root))
 
 
@@ -241,9 +272,9 @@ class _Footer:
 
 
 @lru_cache(maxsize=256)
-def _footer(path: str, sha256: str) -> _Footer:
+def _footer(root: Path, path: str, nbytes: int, sha256: str) -> _Footer:
     """Return a file's footer, kept for the next question; the digest tells a catalogue published anew."""
-    with _open(Path(path)) as file:
+    with _open(root, path, nbytes) as file:
         metadata = file.metadata
         column = metadata.schema.to_arrow_schema().get_field_index("_healpix_29")
         groups = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
@@ -252,14 +283,18 @@ def _footer(path: str, sha256: str) -> _Footer:
 
 
 @contextmanager
-def _open(path: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+def _open(root: Path, path: str, nbytes: int, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """Give a published file; raise `StoreError` where it is gone, damaged, or of another size than published."""
     try:
-        with pq.ParquetFile(path, metadata=metadata) as file:
+        if (size := os.stat(root / path).st_size) != nbytes:
+            raise StoreError(
+                f"{root / path} has {size:,} bytes and was published with {nbytes:,}: run 'skyclass verify', "
+                "then publish the run again"
+            )
+        with pq.ParquetFile(root / path, metadata=metadata) as file:
             yield file
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(
-            f"{path} cannot be read: {error}: run 'skyclass verify', then publish the run again"
-        ) from error
+        raise unreadable(root, f"{root / path} cannot be read: {error}") from error
 
 
 def _spans(pixels: Int64, order: int) -> Int64:
@@ -271,131 +306,5 @@ def _spans(pixels: Int64, order: int) -> Int64:
     return np.asarray(ends, np.int64).reshape(-1, 2)
 
 
-# --- SQL -------------------------------------------------------------------------------------------
-
-
-def _connect() -> duckdb.DuckDBPyConnection:
-    """Return a connection that sees what is registered, and no file or variable besides."""
-    connection = duckdb.connect()
-    connection.execute("SET python_enable_replacements = false; SET enable_external_access = false")
-    return connection
-
-
-@contextmanager
-def _answering(question: str) -> Iterator[None]:
-    """Turn an error of DuckDB into a `ConfigError` that says which columns there are."""
-    try:
-        yield
-    except duckdb.Error as error:
-        reason = str(error).strip().split("\n")[0]
-        if "No files found" in reason:
-            raise StoreError("a file of the catalogue is gone: `skyclass verify` names it") from error
-        raise ConfigError(f"cannot answer {question!r}: {reason}. Columns: {_column_list()}") from error
-
-
-def _check_condition(expression: str) -> None:
-    """Raise `ConfigError` unless `expression` is one true-or-false condition on the columns."""
-    text = f"({expression}\n)"
-    query = f"SELECT {text} AS condition FROM classes WHERE {text}"
-    with _answering(expression), _connect() as connection:
-        duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")  # by itself: no bracket may close ours
-        if len(duckdb.extract_statements(query)) != 1:
-            raise ConfigError(f"where takes one condition, not {expression!r}")
-        connection.register("classes", CLASS_SCHEMA.empty_table())
-        answer: pa.Table = connection.sql(query).to_arrow_table()
-    kind = answer.schema.field(0).type
-    if not pa.types.is_boolean(kind):
-        raise ConfigError(f"where takes a condition, such as p_quasar > 0.9; {expression!r} gives {kind}")
-
-
-def _column_list() -> str:
-    return ", ".join(CLASS_SCHEMA.names)
-
-
 def _pandas(table: pa.Table) -> pd.DataFrame:
     return cast(pd.DataFrame, table.to_pandas(types_mapper=pd.ArrowDtype))
-
-
-# --- export ----------------------------------------------------------------------------------------
-
-_Write = Callable[[Path, pa.Schema, Iterator[pa.Table], Json], None]
-
-
-def export_table(table: pa.Table, path: str | Path) -> Path:
-    """Write any table by the ending of `path` as `ClassCatalog.export` does, without provenance."""
-    target = Path(path)
-    write = _writer(target)
-    with replacing(target) as temp:
-        write(temp, table.schema, iter([table]), {})
-    return target
-
-
-def _writer(path: Path) -> _Write:
-    try:
-        return _WRITERS[path.suffix.lower()]
-    except KeyError:
-        endings = ", ".join(_WRITERS)
-        raise ConfigError(f"cannot tell the format of {path.name!r}: end it in one of {endings}") from None
-
-
-def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for piece in pieces:
-            writer.write_table(piece)
-        writer.add_key_value_metadata(file_metadata(schema, provenance))
-
-
-def _write_csv(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
-    with pa.csv.CSVWriter(path, schema) as writer:
-        for piece in pieces:
-            writer.write_table(piece)
-
-
-def _astropy_table(schema: pa.Schema, pieces: Iterator[pa.Table]) -> Any:
-    """Return an astropy table with units and descriptions; what is missing is masked."""
-    from astropy.table import MaskedColumn, Table
-
-    rows = pa.concat_tables([schema.empty_table(), *pieces])
-    made = Table()
-    for field in schema:
-        column, words = rows[field.name], field.metadata or {}
-        if pa.types.is_decimal(field.type):  # sums of integers in SQL
-            column = column.cast(pa.float64())
-        empty = "" if pa.types.is_string(field.type) else pa.scalar(0).cast(column.type).as_py()
-        values = column.fill_null(empty).to_numpy()
-        values = values.astype(str) if pa.types.is_string(field.type) else values
-        made[field.name] = MaskedColumn(
-            values, mask=column.is_null().to_numpy(), unit=words.get(b"unit", b"").decode() or None,
-            description=words.get(b"description", b"").decode() or None,
-        )  # fmt: skip
-    return made
-
-
-def _write_fits(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
-    from astropy.io import fits
-
-    hdu = fits.table_to_hdu(_astropy_table(schema, pieces))
-    for i, field in enumerate(schema, start=1):
-        for key, word in (("TUCD", b"ucd"), ("TCOMM", b"description")):  # as TOPCAT reads and writes them
-            if (field.metadata or {}).get(word):
-                hdu.header[f"{key}{i}"] = field.metadata[word].decode()
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
-
-
-def _write_votable(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
-    from astropy.io.votable import from_table
-
-    document = from_table(_astropy_table(schema, pieces))
-    for field in document.get_first_table().fields:
-        words = schema.field(field.name).metadata or {}
-        field.ucd = words.get(b"ucd", b"").decode() or None
-    document.to_xml(str(path), tabledata_format="binary2")
-
-
-_WRITERS: dict[str, _Write] = {
-    ".parquet": _write_parquet,
-    ".csv": _write_csv,
-    ".fits": _write_fits,
-    ".vot": _write_votable,
-    ".xml": _write_votable,
-}

@@ -8,7 +8,8 @@ journal.jsonl     what the driver saw, in order: a cache, never the truth
 leases/           the one driver that works here: see lease.py
 tmp/              attempts; harmless when left behind
 report.json       what the run came to
-catalog/          the published class catalogue; manifest.json is written last
+catalogs/         publications of the class catalogue, each a folder: see catalog/versions.py
+catalog           link to the current publication
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .catalog.versions import CURRENT, unfinished_publications
 from .claims import claim
 from .errors import CommitConflict, RunMismatch, StoreError
 from .files import (
@@ -95,12 +97,7 @@ class RunFolder:
 
     @property
     def catalog(self) -> Path:
-        return self.path / "catalog"
-
-    @property
-    def building(self) -> Path:
-        """The catalogue while it is being published; renamed to `catalog` when whole."""
-        return self.path / "catalog.building"
+        return self.path / CURRENT
 
     def tile_path(self, coadd_id: str) -> Path:
         """Return the file of a tile; raise `StoreError` where the name could leave the folder."""
@@ -358,13 +355,12 @@ def litter(folder: RunFolder) -> list[Path]:
     """
     left = [
         *folder.tmp.glob("*"),
-        folder.building,
+        *unfinished_publications(folder.path),
         *unfinished(folder.path),
-        *unfinished(folder.catalog),
         *unfinished(folder.sources),
     ]
     left += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
-    return sorted(path for path in left if path.exists())
+    return sorted(path for path in left if os.path.lexists(path))
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -374,10 +370,11 @@ def unfinished(folder: Path) -> list[Path]:
 
 def remove(path: Path) -> int:
     """Remove a file or folder and return how many bytes it had."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    nbytes = sum(p.stat().st_size for p in files)
+    is_folder = path.is_dir() and not path.is_symlink()
+    files = [p for p in path.rglob("*") if p.is_file()] if is_folder else [path]
+    nbytes = sum(p.lstat().st_size for p in files)
     with storing(path):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if is_folder else path.unlink()
     return nbytes
 
 

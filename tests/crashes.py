@@ -14,13 +14,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from skyclass.config import read_toml, run_config
 from skyclass.infer import set_threads
 from skyclass.pipeline import classify
 
-CALLS = ("fsync", "link", "replace", "rename", "unlink")
+CALLS = ("fsync", "link", "symlink", "replace", "rename", "unlink")
 """What a commit, a publication and a lease are made of; a kill between two of them is a kill at the later one."""
 
 
@@ -42,15 +43,15 @@ def die_at(step: int) -> list[str]:
     return seen
 
 
-def child(toml: Path, step: int) -> tuple[int, list[str]]:
-    """Run in a child; return the signal that ended it (0: none) and its calls, empty where it was killed."""
+def child(work: Callable[[], object], step: int) -> tuple[int, list[str]]:
+    """Do some work in a child; return the signal that ended it (0: none) and its calls, empty where it was killed."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             seen = die_at(step)
-            classify(run_config(read_toml(str(toml))))
+            work()
             os.write(writer, json.dumps(seen).encode())
             code = 0
         except BaseException:
@@ -71,12 +72,13 @@ def main() -> None:
     toml, stride = Path(sys.argv[1]), int(sys.argv[2])
     out = Path(read_toml(str(toml))["out"])
     set_threads(1)
-    _, calls = child(toml, 0)
+    work = partial(classify, run_config(read_toml(str(toml))))
+    _, calls = child(work, 0)
     print(json.dumps({"step": 0, "calls": len(calls), "manifest": manifest(out)}), flush=True)
     for step in range(1, len(calls) + 1, stride):
         shutil.rmtree(out)
-        ended, _ = child(toml, step)
-        resumed, _ = child(toml, 0)
+        ended, _ = child(work, step)
+        resumed, _ = child(work, 0)
         facts = {"step": step, "call": calls[step - 1], "ended": ended, "resumed": resumed, "manifest": manifest(out)}
         print(json.dumps(facts), flush=True)
 

@@ -54,7 +54,7 @@ READING_ORDER = [
         "engine",
         "forecast",
     ),
-    *("stamps", "query", "report", "training", "mock", "cli", "__main__"),
+    *("stamps", "query", "report", "training", "mock", "next_step", "cli", "__main__"),
 ]
 LAYER = {name: i for i, name in enumerate(READING_ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
@@ -62,7 +62,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
     "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: one torchrun a node
-    "astropy.io.fits": {"header.py", "sources", "query.py"},
+    "astropy.io.fits": {"header.py", "sources", "catalog"},
     "obstore": {"remote.py"},
     "torch": {
         "networks",
@@ -72,6 +72,7 @@ ONE_ROOM = {
         "infer.py",
         "training",
     },  # composite.py: float32 -> float16
+    "duckdb": {"catalog", "query.py"},  # query.py: types only
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},
 }

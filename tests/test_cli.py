@@ -288,7 +288,8 @@ def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
     w2 = images / first[:2] / first[:4] / first / f"{first}-w2-int-3.fits"
 
     def cutouts() -> tuple[subprocess.CompletedProcess[str], np.ndarray, np.ndarray]:
-        done = skyclass("cutouts", "--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz")
+        words = ("--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz", "--overwrite")
+        done = skyclass("cutouts", *words)
         assert done.returncode == 3, done.stderr
         assert "10 cutouts" in done.stdout and "5 lack an image" in done.stdout and "to do these again: " in done.stdout
         with np.load(tmp_path / "c.npz") as data:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from astropy.io.votable import parse
@@ -18,10 +26,12 @@ from class_rows import TILES, class_rows, make_run
 
 from skyclass import publish as publishing
 from skyclass import store
+from skyclass.catalog import versions
 from skyclass.catalog.manifest import Manifest, pixel_path, read_manifest, write_manifest
-from skyclass.errors import RowsLost, StoreError
+from skyclass.errors import LeaseLost, RowsLost, RunMismatch, StoreError
 from skyclass.files import parquet_bytes, sha256_of
 from skyclass.publish import publish, verify
+from skyclass.query import open_catalog
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
 from skyclass.sky import healpix
 from skyclass.store import RunFolder
@@ -36,7 +46,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, pa.T
 
 @pytest.fixture
 def copied(published: tuple[RunFolder, pa.Table], tmp_path: Path) -> Path:
-    shutil.copytree(published[0].path, tmp_path / "copy")
+    shutil.copytree(published[0].path, tmp_path / "copy", symlinks=True)
     return tmp_path / "copy" / "catalog"
 
 
@@ -78,26 +88,215 @@ def test_hats_accepts_the_catalogue(published: tuple[RunFolder, pa.Table], caplo
     validation = pytest.importorskip("hats.io.validation")
     with caplog.at_level(logging.ERROR):
         assert validation.is_valid_catalog(published[0].catalog, strict=True)
+        assert validation.is_valid_catalog(published[0].catalog.resolve(), strict=True)
 
 
-def test_publishing_again_gives_the_same_bytes_and_replaces(copied: Path) -> None:
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+def content(root: Path) -> dict[Path, bytes]:
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_publishing_again_gives_the_same_bytes_in_a_new_folder(copied: Path) -> None:
+    first, before, done = copied.resolve(), content(copied), []
     (copied / "stray").touch()
-    done = []
     publish(copied.parent, progress=lambda *step: done.append(step))
-    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    assert content(copied) == before and copied.resolve() != first
+    assert copied.is_symlink() and os.readlink(copied) == "catalogs/000002"
+    assert content(first) == before | {Path("stray"): b""}, "an earlier publication stays as it is"
     n = len(read_manifest(copied).files)
     assert done == [(i + 1, n) for i in range(n)]
-    assert not list((copied.parent / "tmp").iterdir()) and not RunFolder(copied.parent).building.exists()
+    assert not list((copied.parent / "tmp").iterdir())
+    assert [path.name for path in versions.publications(copied.parent)] == ["000001", "000002"]
 
 
-def test_a_folder_that_is_no_catalogue_of_ours_is_never_replaced(tmp_path: Path) -> None:
-    folder, _ = make_run(tmp_path, TILES[3:])
-    folder.catalog.mkdir()
-    (folder.catalog / "precious.txt").write_text("data")
-    with pytest.raises(StoreError, match="would replace it"):
+def reclassified(folder: RunFolder, tile: tuple[str, int, float, float], seed: int) -> pa.Table:
+    """Give a committed tile other rows, as a retry of quarantined tiles does, and return them."""
+    name, n, ra, dec = tile
+    store.take_back(folder, store.committed(folder)[name], "for a test")
+    rows = class_rows(name, n, ra, dec, seed=seed)
+    store.journal_commit(folder, store.commit_tile(folder, name, rows))
+    return rows
+
+
+def by_id(table: pa.Table) -> pa.Table:
+    return table.sort_by("source_id").combine_chunks()
+
+
+def test_an_open_reader_keeps_its_publication_until_gc(tmp_path: Path) -> None:
+    folder, rows = make_run(tmp_path, TILES[3:])
+    publish(folder)
+    old = open_catalog(folder.path)
+    assert by_id(old.to_arrow()).equals(rows_of := by_id(rows))
+    for seed in range(10, 13):
+        new_rows = by_id(reclassified(folder, TILES[3], seed))
         publish(folder)
-    assert (folder.catalog / "precious.txt").read_text() == "data"
+        assert by_id(old.to_arrow()).equals(rows_of) and old.count() == len(rows)
+        assert old.sql("SELECT sum(p_star) AS s FROM classes")["s"][0] == pytest.approx(pc.sum(rows["p_star"]).as_py())
+        new = open_catalog(folder.catalog)
+        assert by_id(new.to_arrow()).equals(new_rows) and not new_rows.equals(rows_of)
+    for path in versions.superseded_publications(folder.path):
+        store.remove(path)
+    assert [path.name for path in versions.publications(folder.path)] == ["000004"]
+    assert by_id(new.to_arrow()).equals(new_rows) and verify(folder.path).ok
+    with pytest.raises(StoreError, match="000001 is gone: .*skyclass gc.*open the catalogue again"):
+        old.to_arrow()
+    with pytest.raises(StoreError, match="000001 is gone"):
+        old.sql("SELECT count(*) FROM classes")
+
+
+def test_readers_beside_many_publications_see_one_state_each(tmp_path: Path) -> None:
+    """Each catalogue that is opened while another thread publishes holds the rows of one state, whole."""
+    folder, rows = make_run(tmp_path, TILES[3:])
+    publish(folder)
+    states, ended, mixed, n_read = [by_id(rows)], threading.Event(), [], 0
+
+    def read() -> None:
+        nonlocal n_read
+        while not ended.is_set():
+            classes = open_catalog(folder.path)
+            time.sleep(0.01)
+            table = by_id(classes.to_arrow())
+            mixed.extend([] if any(table.equals(state) for state in states) else [classes.root])
+            n_read += 1
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for seed in range(20, 30):
+        states.append(by_id(reclassified(folder, TILES[3], seed)))
+        publish(folder)
+    ended.set()
+    reader.join()
+    assert n_read >= 10 and not mixed
+
+
+def test_a_catalogue_of_earlier_tiles_is_not_taken_for_published(tmp_path: Path) -> None:
+    """A driver killed between the commits of a retry and its publication: same run, same number of rows."""
+    folder, _ = make_run(tmp_path, TILES[3:])
+    publish(folder)
+    assert publishing.is_published(folder)
+    rows = reclassified(folder, TILES[3], 99)
+    assert not publishing.is_published(folder)
+    publish(folder)
+    assert publishing.is_published(folder) and by_id(open_catalog(folder.path).to_arrow()).equals(by_id(rows))
+    manifest = folder.catalog / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    assert not publishing.is_published(folder)
+
+
+@pytest.mark.parametrize("command", ["cp -r", "cp -rL", "mv", "rsync -r"])
+def test_copied_and_moved_run_folders_work(tmp_path: Path, command: str) -> None:
+    folder, rows = make_run(tmp_path / "run", TILES[3:])
+    publish(folder)
+    publish(folder)
+    copy = RunFolder(tmp_path / "elsewhere" / "run")
+    copy.path.parent.mkdir()
+    words = "cp -r" if command == "rsync -r" else command
+    subprocess.run([*words.split(), str(folder.path), str(copy.path)], check=True)
+    if command == "rsync -r":  # it leaves links out
+        copy.catalog.unlink()
+    for path in (copy.path, copy.catalog):
+        assert verify(path).ok and by_id(open_catalog(path).to_arrow()).equals(by_id(rows))
+    assert copy.path in open_catalog(copy.path).root.parents
+    publish(copy)
+    assert publishing.is_published(copy) and copy.catalog.is_symlink() and verify(copy.catalog).ok
+    for path in versions.superseded_publications(copy.path):
+        store.remove(path)
+    assert verify(copy.path).ok and len(versions.publications(copy.path)) == 1
+
+
+def test_a_file_system_without_symlinks_gets_a_text_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, rows = make_run(tmp_path, TILES[3:])
+
+    def symlink(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    for number in (1, 2):
+        publish(folder)
+        assert folder.catalog.read_text() == f"catalogs/{number:06d}" and not folder.catalog.is_symlink()
+        assert f"other tools open {tmp_path}/catalogs/{number:06d}" in caplog.text
+    for path in (folder.path, folder.catalog, tmp_path / "catalogs/000002"):
+        assert verify(path).ok and open_catalog(path).count() == len(rows)
+    assert publishing.is_published(folder)
+    monkeypatch.undo()
+    publish(folder)
+    assert os.readlink(folder.catalog) == "catalogs/000003" and verify(folder.path).ok
+
+
+@pytest.mark.parametrize("made", ["folder", "file", "link", "catalogs"])
+def test_what_is_no_catalogue_of_skyclass_is_never_replaced(tmp_path: Path, made: str) -> None:
+    folder, _ = make_run(tmp_path / "run", TILES[3:])
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data.txt").write_text("data")
+    if made == "folder":
+        shutil.copytree(precious, folder.catalog)
+    elif made == "link":
+        folder.catalog.symlink_to(precious)
+    else:
+        (folder.path / ("catalogs" if made == "catalogs" else "catalog")).write_text("data")
+    before = content(tmp_path)
+    with pytest.raises(RunMismatch, match="move it away"):
+        publish(folder)
+    assert content(tmp_path) == before and folder.catalog.is_symlink() == (made == "link")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = make_run(tmp_path, TILES[3:])
+    publish(folder)
+    before = {path for path in tmp_path.rglob("*")}
+    tile_bytes = sum(commit.nbytes for commit in store.committed(folder).values())
+    n_files = len(read_manifest(folder.catalog).files)
+    needed = tile_bytes * 11 // 10 + 32_768 * n_files
+    published = sum(path.stat().st_size for path in (tmp_path / "catalogs").rglob("*") if path.is_file())
+    assert published < needed < 3 * published + 32_768 * n_files
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=needed - 1))
+    publish_again = f"needs {needed:,} bytes and {needed - 1:,} are available: nothing was published"
+    with pytest.raises(StoreError, match=publish_again):
+        publish(folder)
+    assert {path for path in tmp_path.rglob("*")} == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=needed))
+    publish(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
+    with pytest.raises(StoreError, match="'skyclass gc' removes 1 earlier publications"):
+        publish(folder)
+
+
+def test_a_driver_that_lost_its_lease_does_not_switch(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path, TILES[3:])
+    publish(folder)
+
+    def fence() -> None:
+        raise LeaseLost("another driver has taken over")
+
+    with pytest.raises(LeaseLost):
+        publish(folder, fence=fence)
+    assert os.readlink(folder.catalog) == "catalogs/000001" and len(versions.publications(tmp_path)) == 1
+    assert [path.suffix for path in store.litter(folder)] == [".building"]
+    publish(folder)
+    assert not store.litter(folder) and os.readlink(folder.catalog) == "catalogs/000002"
+
+
+@pytest.mark.fault(9)
+def test_a_kill_at_every_step_of_a_publication(tmp_path: Path) -> None:
+    """Before and after each call that reaches the disk the run folder holds the old or the new rows, whole."""
+    tile = ("0000m015_ac51", 20, 0.0, -1.5)
+    folder, rows = make_run(tmp_path / "run", (tile,))
+    publish(folder)
+    new_rows = by_id(reclassified(folder, tile, 7))
+    command = [sys.executable, str(Path(__file__).parent / "publish_crashes.py"), str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    whole, *crashes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(crashes) > 15 and {"symlink", "rename", "replace"} <= set(whole["calls"])
+    old, new = (pc.sum(table["p_star"]).as_py() for table in (rows, new_rows))
+    for crash in crashes:
+        assert crash["ended"] == signal.SIGKILL and crash["problems"] == [] and crash["resumed"] == 0, crash
+        assert crash["p_star"] == pytest.approx(new if crash["current"] == "000002" else old), crash
+        assert crash["then"] == pytest.approx(new) and crash["leftovers"] in ([], [".catalog"]), crash
+    assert {crash["current"] for crash in crashes} == {"000001", "000002"}
 
 
 def test_a_missing_tile_is_never_published(copied: Path) -> None:
@@ -110,10 +309,10 @@ def test_a_missing_tile_is_never_published(copied: Path) -> None:
 
 def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
-    target, plan = publishing.begin_catalog(folder), publishing.publish_plan(folder)
-    records = [publishing.publish_pixel(folder, target, pixel, files) for pixel, files in plan]
+    building, plan = versions.begin_publication(folder.path), publishing.publish_plan(folder)
+    records = [publishing.publish_pixel(folder, building, pixel, files) for pixel, files in plan]
     with pytest.raises(RowsLost):
-        publishing.finish_catalog(folder, records[1:], 13_500, publishing.provenance(folder))
+        publishing.finish_catalog(folder, building, records[1:], 13_500, "")
     assert verify(copied).ok
 
 
@@ -178,7 +377,7 @@ def test_verify_finds_rows_dropped_swapped_or_repeated_behind_a_forged_manifest(
 def test_manifest_reads_back_and_damage_is_told(copied: Path) -> None:
     manifest = read_manifest(copied)
     assert Manifest(**{**asdict(manifest), "files": manifest.files}) == manifest
-    (copied / "manifest.json").write_text('{"format": "skyclass class catalogue 1", "files": []}')
+    (copied / "manifest.json").write_text('{"format": "skyclass class catalogue 2", "files": []}')
     with pytest.raises(StoreError, match="damaged"):
         verify(copied)
     with pytest.raises(StoreError, match="no published class catalogue"):

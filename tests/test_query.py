@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import astropy.units as u
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -16,12 +17,14 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
-from class_rows import make_run
+from class_rows import TILES, make_run
 
 from skyclass import query
+from skyclass.catalog import duckdb as duckdb_module
+from skyclass.catalog.export import export_table
 from skyclass.errors import ConfigError, StoreError
 from skyclass.publish import publish
-from skyclass.query import ClassCatalog, export_table, open_catalog
+from skyclass.query import ClassCatalog, open_catalog
 from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky import Box, Cone, Pixels, Polygon
 
@@ -145,10 +148,183 @@ def test_a_condition_that_is_none_is_refused_before_reading(catalog: ClassCatalo
         catalog.where("p_nova > 0.5")
 
 
+def test_sub_queries_see_every_row_of_the_catalogue(
+    rows: pa.Table, catalog: ClassCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean is that of all files, however few are read at once, in the rows as in counts and in SQL."""
+    monkeypatch.setattr(query, "_FILES_AT_ONCE", 1)
+    frame = rows.to_pandas()
+    brighter = frame["w1mpro"] < frame["w1mpro"].astype(float).mean()
+    deepest = frame.groupby("coadd_id")["w1mpro"].transform("max") == frame["w1mpro"]
+    cases = {
+        "w1mpro < (SELECT avg(w1mpro) FROM classes)": brighter,
+        "w1mpro >= (SELECT max(c.w1mpro) FROM classes AS c WHERE c.coadd_id = classes.coadd_id)": deepest,
+        "source_id IN (SELECT max(source_id) FROM classes GROUP BY coadd_id)": frame["source_id"].isin(
+            frame.groupby("coadd_id")["source_id"].max()
+        ),
+    }
+    cone = Cone(150.0, 1.5, "40arcmin")
+    near = cone.contains(frame["ra"].to_numpy(), frame["dec"].to_numpy())
+    for condition, expected in cases.items():
+        whole = catalog.where(condition)
+        table = whole.to_arrow()
+        assert ids(table) == sorted(frame["source_id"][expected]) and table.schema.equals(CLASS_SCHEMA)
+        assert (np.diff(table["_healpix_29"].to_numpy()) >= 0).all()
+        assert whole.count() == len(table) == whole.sql("SELECT count(*) AS n FROM classes")["n"][0]
+        expected_near = sorted(frame["source_id"][expected & near & (frame["flags"] == 0)])
+        for chosen in (
+            catalog.region(cone).where(condition).where("flags = 0"),
+            catalog.where("flags = 0").where(condition).region(cone),
+        ):
+            assert ids(chosen.to_arrow()) == expected_near and chosen.count() == len(expected_near)
+        assert whole.cone(10, 80, 1).count() == 0
+        assert whole.select(["source_id"]).to_arrow().column_names == ["source_id"]
+
+
 @pytest.mark.parametrize("wrong", ["SELECT nope FROM classes", "COPY classes TO 'x.csv'", "SELECT 1; SELECT 2", ""])
 def test_sql_takes_one_select(catalog: ClassCatalog, wrong: str) -> None:
     with pytest.raises(ConfigError):
         catalog.sql(wrong)
+
+
+def test_several_statements_are_counted_in_the_message(catalog: ClassCatalog) -> None:
+    with pytest.raises(ConfigError, match="sql takes one SELECT, and 'SELECT 1; SELECT 2' holds 2 statements"):
+        catalog.sql("SELECT 1; SELECT 2")
+    with pytest.raises(ConfigError, match="sql takes one SELECT, and '' holds 0 statements"):
+        catalog.sql("")
+    with pytest.raises(ConfigError, match="where takes one condition, and 'flags = 0; SELECT 2' holds 2 statements"):
+        catalog.where("flags = 0; SELECT 2")
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A file beside the catalogue that no question may show."""
+    path = tmp_path / "secret.csv"
+    path.write_text("word\nhush\n")
+    return path
+
+
+SOURCES = [
+    "read_text('{secret}')",
+    "read_blob('{secret}')",
+    "read_csv('{secret}')",
+    "read_csv_auto('{secret}')",
+    "sniff_csv('{secret}')",
+    "read_json('{secret}')",
+    "read_parquet('{secret}')",
+    "parquet_schema('{secret}')",
+    "parquet_metadata('{secret}')",
+    "glob('{secret}')",
+    "glob('{secret.parent}/*')",
+    "'{secret}'",
+    "read_text('{root}/../../../../../../../../../..{secret}')",
+    "glob('{root}/../*')",
+    "read_text('file://{secret}')",
+    "read_text('https://example.com/')",
+    "query('SELECT * FROM read_text(''{secret}'')')",
+    "query_table('{secret}')",
+    "duckdb_secrets()",
+    "sqlite_scan('{secret}', 't')",
+]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_question_reads_nothing_but_the_catalogue(catalog: ClassCatalog, secret: Path, source: str) -> None:
+    source = source.format(secret=secret, root=catalog.root)
+    for asked in (catalog, catalog.cone(150, 2, 1), catalog.where("flags = 0"), catalog.cone(10, 80, 1)):
+        with pytest.raises(ConfigError, match="cannot answer"):
+            asked.sql(f"SELECT * FROM {source}")
+    with pytest.raises(ConfigError, match="cannot answer"):
+        catalog.where(f"EXISTS (SELECT * FROM {source})")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO '{secret}'",
+        "COPY classes TO '{root}/stray.parquet'",
+        "ATTACH '{secret.parent}/new.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "PRAGMA database_list",
+        "SET enable_external_access = true",
+        "EXPORT DATABASE '{secret.parent}/all'",
+        "CREATE TABLE t AS SELECT 1",
+        "SELECT getenv('HOME')",
+        "WITH t AS (COPY (SELECT 1) TO '{secret}') SELECT 1",
+        "SELECT * FROM secret",
+    ],
+)
+def test_a_question_changes_nothing(catalog: ClassCatalog, secret: Path, statement: str) -> None:
+    before = {path: path.read_bytes() for path in catalog.root.rglob("*") if path.is_file()}
+    for asked in (catalog, catalog.cone(150, 2, 1)):
+        with pytest.raises(ConfigError):
+            asked.sql(statement.format(secret=secret, root=catalog.root))
+    assert secret.read_text() == "word\nhush\n" and list(secret.parent.iterdir()) == [secret]
+    assert {path: path.read_bytes() for path in catalog.root.rglob("*") if path.is_file()} == before
+
+
+def test_the_connection_is_locked_and_bounded(tmp_path: Path) -> None:
+    with duckdb_module.connect(tmp_path) as connection:
+        closed = ("enable_external_access", "python_enable_replacements", "allow_community_extensions",
+                  "autoload_known_extensions", "autoinstall_known_extensions")  # fmt: skip
+        names = ("memory_limit", "temp_directory", "lock_configuration", *closed)
+        values = {name: connection.execute(f"SELECT current_setting('{name}')").fetchone()[0] for name in names}
+        spill = Path(values.pop("temp_directory"))
+        assert spill.is_dir() and spill.stat().st_mode & 0o077 == 0
+        assert values.pop("memory_limit").endswith(("GiB", "MiB"))
+        assert values.pop("lock_configuration") is True and not any(values.values())
+        for change in ("SET memory_limit = '1TB'", "RESET temp_directory", "SET enable_external_access = true"):
+            with pytest.raises(duckdb.Error, match="locked"):
+                connection.execute(change)
+    assert not spill.exists()
+
+
+@pytest.mark.parametrize("name", ["run [1]", "it's", "a*b?", "ünï"])
+def test_any_name_of_a_folder_can_be_queried(tmp_path: Path, name: str) -> None:
+    folder, rows = make_run(tmp_path / name, TILES[3:])
+    publish(folder)
+    classes = open_catalog(folder.path)
+    assert classes.sql("SELECT count(*) AS n FROM classes")["n"][0] == len(rows)
+    assert classes.where("w1mpro < (SELECT 99 FROM classes LIMIT 1)").count() == len(rows)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "class = 'qso'",
+        "flags = 0 AND \"CLASS\" != 'QUASAR'",
+        "classes.class IN ('star', 'Quasar')",
+        "class NOT IN ('qso')",
+        "class IN ['qso']",
+        "'QSO' = class",
+        "CASE class WHEN 'qso' THEN true ELSE false END",
+        "class IS DISTINCT FROM 'qso'",
+        "class = 'qso'::VARCHAR",
+        "EXISTS (FROM classes AS c WHERE c.class = 'qso')",
+    ],
+)
+def test_a_class_that_the_catalogue_does_not_have_is_told(catalog: ClassCatalog, condition: str) -> None:
+    for ask in (lambda: catalog.where(condition), lambda: catalog.sql(f"SELECT * FROM classes WHERE {condition}")):
+        with pytest.raises(
+            ConfigError, match=r"no source has class '(qso|QSO|QUASAR|Quasar)': .* galaxy, quasar, star"
+        ):
+            ask()
+
+
+def test_conditions_on_classes_that_exist_are_answered(rows: pa.Table, catalog: ClassCatalog) -> None:
+    counts = class_counts(rows)
+    n_quasars = counts["quasar"]
+    for condition in ("class = 'quasar'", "class LIKE 'q%'", "upper(class) = 'QUASAR'", "class IN ('quasar')"):
+        assert catalog.where(condition).count() == n_quasars > 0
+    with pytest.raises(ConfigError, match="no source has class 'unclassified'.*class IS NULL"):
+        catalog.where("class = 'unclassified'")
+    assert catalog.where("class IS NULL").count() == counts["unclassified"]
+    named = (
+        "SELECT count(*) AS n FROM (SELECT coalesce(class, 'none') AS class FROM classes) AS t WHERE t.class = 'none'"
+    )
+    assert catalog.sql(named)["n"][0] == counts["unclassified"]
+    assert catalog.where("designation = 'qso'").count() == 0
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "fits", "vot", "xml"])

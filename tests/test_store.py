@@ -20,6 +20,7 @@ from astropy.io.votable.ucd import check_ucd
 from class_rows import FINGERPRINT, class_rows, make_run
 
 from skyclass import store
+from skyclass.catalog.versions import begin_publication
 from skyclass.errors import CommitConflict, RunMismatch, StoreError
 from skyclass.files import read_json, replacing, write_json
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, SORT_KEYS
@@ -204,13 +205,15 @@ def test_quarantined_tiles_are_taken_back_and_no_other(folder: RunFolder) -> Non
 def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> None:
     commit = store.commit_tile(folder, TILE, class_rows(TILE, 20, 150, 1.5))
     write_json(folder.report_path, {"a": 1})
-    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", folder.building / "part"]
+    building = begin_publication(folder.path)
+    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", building / "part"]
     for path in left:
-        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"1234")
+    link = folder.path / f".{'1' * 32}.catalog"
+    link.symlink_to("catalogs/1")
     found = store.litter(folder)
-    assert set(found) == {left[0], left[1], folder.building}
-    assert sum(map(store.remove, found)) == 12 and not store.litter(folder)
+    assert set(found) == {left[0], left[1], building, link}
+    assert sum(map(store.remove, found)) == 12 + len("catalogs/1") and not store.litter(folder)
     assert store.committed(folder) == {TILE: commit} and folder.report_path.exists()
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from ..errors import NotPublished, StoreError
+from ..errors import StoreError
 from ..files import read_json, write_json
+from ..sky import MAX_ORDER
 from ..types import Json
 
 CATALOG_ORDER = 5
 """HEALPix order of a published file: 3.36 square degrees, about 60,000 AllWISE sources."""
 
-MANIFEST_FORMAT = "skyclass class catalogue 1"
+PIXEL_SHIFT = 2 * (MAX_ORDER - CATALOG_ORDER)
+"""`_healpix_29 >> PIXEL_SHIFT` is the pixel of a published file."""
+
+MANIFEST_FORMAT = "skyclass class catalogue 2"
 
 
 def pixel_path(pixel: int, order: int = CATALOG_ORDER) -> str:
@@ -39,10 +46,12 @@ class PixelRecord:
 class Manifest:
     """What a published catalogue holds. Readers trust this and list no folder.
 
-    `sidecars` maps the files beside the data to their SHA-256; `classes` and `n_flagged` are totals.
+    `sidecars` maps the files beside the data to their SHA-256; `classes` and `n_flagged` are totals; `tiles` is a
+    digest of the committed tiles that the rows come from.
     """
 
     run_id: str
+    tiles: str
     rows: int
     rows_expected: int
     classes: dict[str, int]
@@ -54,6 +63,40 @@ class Manifest:
 
 
 MANIFEST_NAME = "manifest.json"
+
+
+def manifest_of(
+    records: Sequence[PixelRecord],
+    expected_rows: int,
+    provenance: Mapping[str, Any],
+    sidecars: Mapping[str, str],
+    tiles: str,
+) -> Manifest:
+    """Return the manifest of files, with the totals over them."""
+    classes: Counter[str] = Counter()
+    for record in records:
+        classes.update(record.classes)
+    return Manifest(
+        run_id=str(provenance["run_id"]),
+        tiles=tiles,
+        rows=sum(record.rows for record in records),
+        rows_expected=expected_rows,
+        classes=dict(classes),
+        n_flagged=sum(record.n_flagged for record in records),
+        label=label_of(provenance),
+        provenance=dict(provenance),
+        files=tuple(records),
+        sidecars=dict(sidecars),
+    )
+
+
+def label_of(provenance: Mapping[str, Any]) -> str:
+    """Return the words on what the model was trained on; "simulated" stands in them where it applies."""
+    training = provenance.get("info", {}).get("model", {}).get("training", {})
+    label = str(training.get("label", "training of the model not recorded"))
+    if training.get("simulated") and "simulated" not in label.lower():
+        label = f"trained on simulated data: {label}"
+    return " ".join(label.split())
 
 
 def write_manifest(catalog: Path, manifest: Manifest) -> Path:
@@ -73,15 +116,3 @@ def read_manifest(catalog: Path) -> Manifest:
         return Manifest(files=files, **values)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{catalog / MANIFEST_NAME} is damaged: {error}") from error
-
-
-def find_catalog(path: str | Path) -> Path:
-    """Return the folder of the published catalogue, given it or its run folder; raise `StoreError`."""
-    given = Path(path)
-    for folder in (given, given / "catalog"):
-        if (folder / MANIFEST_NAME).is_file():
-            return folder
-    raise NotPublished(
-        f"{given} is no published class catalogue (no {MANIFEST_NAME}): give the catalog folder of a run, "
-        "or publish the run first with 'skyclass publish'"
-    )

@@ -60,19 +60,21 @@ __all__ = [
 ]
 
 
-def write_html(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_html(folder: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
     """Return the path of one HTML page, which needs no other file, on an evaluation folder or a class catalogue.
 
     Written to `out`; by default to report.html in the folder of an evaluation, or here for a catalogue. Raises
-    `ConfigError` where the evaluation is of another version, `StoreError` where there is neither.
+    `ConfigError` where the evaluation is of another version or the page exists (without `overwrite`), and
+    `NotPublished` where there is neither.
     """
+    from ..catalog.export import refuse_existing
     from ..files import write_bytes
     from ..query import open_catalog
 
     source = Path(folder)
-    if (source / RESULTS).is_file():
-        page, target = evaluation_page(source), Path(out or source / "report.html")
-    else:
-        page, target = catalogue_page(open_catalog(source)), Path(out or "report.html")
+    is_evaluation = (source / RESULTS).is_file()
+    target = Path(out or (source / "report.html" if is_evaluation else "report.html"))
+    refuse_existing(target, overwrite)
+    page = evaluation_page(source) if is_evaluation else catalogue_page(open_catalog(source))
     write_bytes(target, page.encode())
     return target

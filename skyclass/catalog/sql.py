@@ -1,0 +1,139 @@
+"""SQL from outside, checked before anything is read: one condition, or one SELECT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ..errors import ConfigError, StoreError
+from ..schema import CLASS_SCHEMA, UNCLASSIFIED
+from .duckdb import connect
+
+_EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
+_CLASS_COLUMN = "class"
+
+
+def check_condition(expression: str, classes: Collection[str]) -> None:
+    """Raise `ConfigError` unless `expression` is one condition on the columns, on classes that the catalogue has."""
+    text = f"({expression}\n)"
+    with answering(expression), connect(None) as connection:
+        # parsed without brackets first: the expression must not close the bracket that it is put into
+        statements = duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")
+        if len(statements) != 1:
+            raise ConfigError(f"where takes one condition, and {expression!r} holds {len(statements)} statements")
+        connection.register("classes", CLASS_SCHEMA.empty_table())
+        answer = connection.sql(f"SELECT {text} AS condition FROM classes WHERE {text}").to_arrow_table()
+    kind = answer.schema.field(0).type
+    if not pa.types.is_boolean(kind):
+        raise ConfigError(f"where takes a condition, such as p_quasar > 0.9; {expression!r} gives {kind}")
+    _refuse_unknown_classes(_nodes(_condition_query(expression)), classes)
+
+
+def check_query(query: str, classes: Collection[str]) -> None:
+    """Raise `ConfigError` unless `query` is one SELECT, on classes that the catalogue has."""
+    with answering(query):
+        statements = duckdb.extract_statements(query)
+    if len(statements) != 1:
+        raise ConfigError(f"sql takes one SELECT, and {query!r} holds {len(statements)} statements")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise ConfigError(f"sql takes one SELECT, not {query!r}: catalogues are read, never changed")
+    nodes = _nodes(query)
+    if not any(str(node.get("alias", "")).lower() == _CLASS_COLUMN for node in nodes):  # else another column
+        _refuse_unknown_classes(nodes, classes)
+
+
+def has_subquery(expression: str) -> bool:
+    """Return whether a condition, which `check_condition` let pass, asks about other rows too."""
+    return any(node.get("class") == "SUBQUERY" for node in _nodes(_condition_query(expression)))
+
+
+@contextmanager
+def answering(question: str, root: Path | None = None) -> Iterator[None]:
+    """Turn an error of DuckDB into a `ConfigError` that lists the columns.
+
+    It is a `StoreError` where files below `root` are gone.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        reason = str(error).strip().split("\n")[0]
+        if root and "No files found" in reason:
+            raise unreadable(root, "a file of the catalogue is gone") from error
+        raise ConfigError(f"cannot answer {question!r}: {reason}. Columns: {column_list()}") from error
+
+
+def unreadable(root: Path, reason: str) -> StoreError:
+    """Return the error of a publication that cannot be read."""
+    if not root.exists():
+        return StoreError(f"the publication {root} is gone: 'skyclass gc' removed it; open the catalogue again")
+    return StoreError(f"{reason}: run 'skyclass verify', then publish the run again")
+
+
+def column_list() -> str:
+    """Return the names of the columns."""
+    return ", ".join(CLASS_SCHEMA.names)
+
+
+# --- the syntax tree ---------------------------------------------------------------------------------
+
+
+def _condition_query(expression: str) -> str:
+    return f"SELECT 1 FROM classes WHERE ({expression}\n)"
+
+
+@lru_cache(maxsize=64)
+def _nodes(query: str) -> tuple[dict[str, Any], ...]:
+    """Return all nodes of the syntax tree of a SELECT; none where DuckDB has no JSON form of it."""
+    with connect(None) as connection:
+        row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
+    return tuple(_descend(json.loads(row[0]))) if row else ()
+
+
+def _descend(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _descend(part)
+
+
+def _refuse_unknown_classes(nodes: Collection[dict[str, Any]], classes: Collection[str]) -> None:
+    known = [name for name in classes if name != UNCLASSIFIED]
+    for node in nodes:
+        for text in _compared_classes(node):
+            if text not in known:
+                hint = " (a source without a class: class IS NULL)" if text == UNCLASSIFIED else ""
+                raise ConfigError(f"no source has class {text!r}: the classes are {', '.join(known)}{hint}")
+
+
+def _compared_classes(node: dict[str, Any]) -> list[str]:
+    """Return the texts that a node of the tree compares the column `class` with."""
+    operands = [node[side] for side in ("left", "right") if side in node] + node.get("children", [])
+    if node.get("function_name") == "contains":  # class IN ['galaxy', 'star']
+        operands = [argument["expression"] for argument in node["arguments"]]
+    elif node.get("type") not in _EQUALITIES:
+        return []
+    if not any(_is_class_column(operand) for operand in operands):
+        return []
+    return [text for operand in operands for text in _texts(operand)]
+
+
+def _is_class_column(node: dict[str, Any]) -> bool:
+    names = node.get("column_names") or [""]
+    return bool(node.get("class") == "COLUMN_REF" and names[-1].lower() == _CLASS_COLUMN)
+
+
+def _texts(node: dict[str, Any]) -> list[str]:
+    """Return the literal texts of an operand: a literal, a cast of one, or a list of them."""
+    if node.get("class") == "CAST":
+        return _texts(node["child"])
+    if node.get("function_name") == "list_value":
+        return [text for argument in node["arguments"] for text in _texts(argument["expression"])]
+    literal = node.get("literal") or {}
+    return [literal["text"]] if literal.get("kind") == "STRING" else []
