@@ -6,6 +6,7 @@ and the denominator of the ETA. All faults of configuration surface here, before
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -32,7 +33,7 @@ from .infer import cuda_is_there, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .sky import in_words
-from .sources.assign import assign_tiles
+from .sources.assign import with_tiles
 from .sources.footers import PartitionDigest
 from .sources.layouts import Catalog, gaps, open_catalog
 from .sources.partitions import read_partition
@@ -140,6 +141,7 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
         with archive_up(line.folder):
             counts = count(line, range(len(catalog.partitions)))
         digests = partition_digests(counts)
+        refuse_copies(catalog, digests)
         plan = make_plan(line, counts, catalog_digest(digests.values()), digests)
     with archive_up(line.folder):
         preflight(line, archive, plan)
@@ -197,6 +199,16 @@ def partition_digests(counts: pa.Table) -> dict[int, PartitionDigest]:
     """Return the digests of the partitions that have sources."""
     columns = (counts[name].to_pylist() for name in ("partition", "nbytes", "footer"))
     return {i: PartitionDigest(nbytes, footer) for i, nbytes, footer in zip(*columns, strict=True)}
+
+
+def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> None:
+    """Raise `CatalogError` for two partitions with the same bytes: each of their sources would have two rows."""
+    first: dict[PartitionDigest, str] = {}
+    for i, digest in digests.items():
+        path = catalog.partitions[i].path
+        other = first.setdefault(digest, path)
+        if other != path and filecmp.cmp(other, path, shallow=False):
+            raise CatalogError(f"{path} is a copy of {other}: remove one of them")
 
 
 def catalog_digest(digests: Iterable[PartitionDigest]) -> str:
@@ -315,10 +327,7 @@ def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
         table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
     if not len(table):
         raise CatalogError(f"{run.catalog}: no source in the {in_words(run.region)}; nothing to classify")
-    if table["coadd_id"].null_count:
-        near = (table["ra"].to_numpy(), table["dec"].to_numpy())
-        table = assign_tiles(table, archive.list_tiles(near))
-    return table.sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])
+    return with_tiles(table, archive).sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])
 
 
 def table_counts(table: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from .cutouts import cut
 from .errors import ConfigError, TileFault
 from .files import replacing
 from .sky import parse_angle, tile_pixels
-from .sources.assign import assign_tiles
+from .sources.assign import with_tiles
 from .sources.layouts import open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
@@ -94,10 +94,7 @@ def positions(catalog: str, archive: AtlasArchive) -> pa.Table:
         table = standardise_table(catalog)
     else:
         table = pa.concat_tables([read_partition(opened, i) for i in range(len(opened.partitions))])
-    if table["coadd_id"].null_count:
-        near = (table["ra"].to_numpy(), table["dec"].to_numpy())
-        table = assign_tiles(table, archive.list_tiles(near))
-    return table
+    return with_tiles(table, archive)
 
 
 def cut_table(

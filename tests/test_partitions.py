@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from runs import rows_of
+from faults import Chaos
+from runs import rows_of, run_on
 
 from skyclass import pipeline
 from skyclass.cli import cli
-from skyclass.errors import ArchiveError, CatalogError
+from skyclass.errors import ArchiveError, CatalogError, Interrupted
+from skyclass.plan import count_here, survey
 from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky import Pixels, healpix
 from skyclass.sources.assign import assign_tiles
@@ -482,12 +485,50 @@ def comparable(rows: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def plain_rows(sky, bundle, tmp_path_factory) -> pa.Table:
-    from runs import run_on
-
+def undisturbed(sky, bundle, tmp_path_factory) -> pa.Table:
+    """The rows of the simulated sky as it is."""
     run = run_on(sky, bundle, tmp_path_factory.mktemp("plain") / "out", 128)
     pipeline.classify(run)
-    return comparable(rows_of(run))
+    return rows_of(run)
+
+
+@pytest.fixture(scope="module")
+def plain_rows(undisturbed: pa.Table) -> pa.Table:
+    return comparable(undisturbed)
+
+
+@pytest.mark.fault(18)
+def test_an_unfinished_partition_stops_a_run_until_it_is_whole(
+    run, sky, undisturbed, chaos: Chaos, tmp_path: Path, monkeypatch
+) -> None:
+    """Before the run and between two calls of it: no row is published without those of the partition."""
+    this = replace(run, catalog=str(shutil.copytree(sky.catalog, tmp_path / "c")))
+    whole = sorted((tmp_path / "c").rglob("part0.snappy.parquet"))[0]
+    torn = whole.with_name(whole.name + ".A1b2C3d4")
+    whole.rename(torn)
+    with pytest.raises(CatalogError, match=f"{torn} is an unfinished download"):
+        pipeline.classify(this)
+    assert not Path(this.out).exists()
+    torn.rename(whole)
+    commit = pipeline.commit_strips
+
+    def stop_after_one(line: Any, tile: Any, results: Any) -> Any:
+        if list((Path(this.out) / "tiles").glob("*.parquet")):
+            raise Interrupted("stopped by the test")
+        return commit(line, tile, results)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "commit_strips", stop_after_one)
+        with pytest.raises(Interrupted):
+            pipeline.classify(this)
+    whole.rename(torn)
+    with pytest.raises(CatalogError, match=f"{torn} is an unfinished download"):
+        pipeline.classify(this)
+    assert not (Path(this.out) / "catalog").exists()
+    torn.rename(whole)
+    assert pipeline.classify(this).tiles_resumed == 1
+    chaos.injected(2)
+    chaos.same_rows(rows_of(this), undisturbed)
 
 
 def without_names(table: pa.Table) -> pa.Table:
@@ -558,6 +599,16 @@ def test_plan_and_classify_count_sources_without_a_tile_alike(run, sky, tmp_path
     n_tiles = len(sky.coadd_ids)
     assert words in planned.output and f"on {n_tiles} tiles, " in planned.output
     assert words in done.output and f"\n{n_tiles} tiles (0 from" in done.output
+
+
+@pytest.mark.fault(18)
+def test_a_copy_of_a_partition_is_told(run, sky, tmp_path: Path) -> None:
+    root = shutil.copytree(sky.catalog, tmp_path / "c")
+    file = sorted(root.rglob("part0.snappy.parquet"))[0]
+    copy = shutil.copy(file, file.with_name("part0.snappy (1).parquet"))
+    with pytest.raises(CatalogError, match="is a copy of .*: remove one of them") as caught:
+        survey(replace(run, catalog=str(root)), count_here)
+    assert str(file) in str(caught.value) and str(copy) in str(caught.value)
 
 
 def test_a_tile_that_is_called_none_is_a_tile() -> None:

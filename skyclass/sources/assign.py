@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 
 from ..errors import ArchiveError
 from ..sky import edge_distance_px, separation_deg, tile_pixels, tile_wcs, unit_vectors
 from ..types import Float64, Int64, Tile
 from .names import name_problem, nameless
 from .tables import with_column
+
+
+class TileList(Protocol):
+    """An archive of images that can list its tiles."""
+
+    def list_tiles(self, near: tuple[ArrayLike, ArrayLike] | None = None) -> list[Tile]:
+        """Return the footprints of the tiles near some positions (ra, dec in degrees)."""
+        ...
+
+
+def with_tiles(table: pa.Table, archive: TileList) -> pa.Table:
+    """Return the table with a tile of an archive for the sources without `coadd_id`, where one covers them."""
+    without = nameless(table)
+    if not pc.any(without).as_py():
+        return table
+    rows = table.filter(without)
+    return assign_tiles(table, archive.list_tiles((rows["ra"].to_numpy(), rows["dec"].to_numpy())))
 
 
 def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:

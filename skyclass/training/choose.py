@@ -18,7 +18,7 @@ from ..atlas import AtlasArchive
 from ..errors import ArchiveError, CatalogError, ConfigError
 from ..files import sha256_of
 from ..plan import content_digest
-from ..sources.assign import assign_tiles
+from ..sources.assign import with_tiles
 from ..types import BANDS, CLASSES, Int64
 from .examples import (
     LOOK_ARCSEC,
@@ -232,10 +232,8 @@ def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> 
 
 def _on_archive(labels: Labels, archive: AtlasArchive, run: DatasetConfig) -> Labels:
     """Return the sources on tiles of which the archive has all bands, each with its tile."""
-    table = labels.table
+    table = with_tiles(labels.table, archive)
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
-    if table["coadd_id"].null_count:
-        table = assign_tiles(table, archive.list_tiles((ra, dec)))
     names, place = np.unique(np.asarray(pc.fill_null(table["coadd_id"], "")).astype(str), return_inverse=True)
     bands_of = [set(archive.bands_of(str(name))) for name in names]
     present = set().union(*bands_of)
