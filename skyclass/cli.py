@@ -11,16 +11,17 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
 import click
 
 from . import __version__
 from .config import RunConfig, read_toml, run_config
-from .errors import ConfigError, Interrupted, NotPublished, SkyclassError
+from .errors import ConfigError, Interrupted, NotPublished, SkyclassError, TableWarning
 from .locations import refuse_logins
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
@@ -34,6 +35,7 @@ PREVIEW_ROWS = 30
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's word to stop, like Ctrl-C
+    warnings.showwarning = _show_warning
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine five times slower
     print_any_character()
     try:
@@ -49,6 +51,19 @@ def main() -> None:
         _fail(error)
     except OSError as error:
         _fail(SkyclassError(f"{error.strerror or error}: {error.filename or 'no file named'}"))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning about a user's table as one line; others with their place in the code."""
+    place = "" if issubclass(category, TableWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    say(f"skyclass: warning: {place}{message}", err=True)
 
 
 def _fail(error: SkyclassError) -> None:
@@ -141,6 +156,9 @@ def run_options(command: F) -> F:
         click.option("--workers", type=int, help="CPU workers of a local cluster.  [default: cores]"),
         click.option("--memory-limit", help="Memory of each local worker.  [default: 3GB]"),
         click.option("--strip-sources", type=int, help="Most sources in one unit of work.  [default: 16384]"),
+        click.option(
+            "--allow-truncated", is_flag=True, default=None, help="Accept a VOTable that was cut at a row limit."
+        ),
         click.option("--retry-quarantined", is_flag=True, default=None, help="Do quarantined tiles again."),
     ]
     for option in reversed(options):
@@ -260,7 +278,10 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 @overwrite_option
 @click.option("--size", default="50arcsec", show_default=True, help="Side, as an angle or in pixels (37px).")
 @click.option("--bands", default="w1,w2,w3", show_default=True)
-def cutouts(catalog: str, images: str, output: str, size: str, bands: str, overwrite: bool) -> int:
+@click.option("--allow-truncated", is_flag=True, help="Accept a VOTable that was cut at a row limit.")
+def cutouts(
+    catalog: str, images: str, output: str, size: str, bands: str, overwrite: bool, allow_truncated: bool
+) -> int:
     """Cut native-size cutouts, to look at or to keep, in the order of the table."""
     from .catalog.export import refuse_existing
     from .stamps import write_cutouts
@@ -269,7 +290,7 @@ def cutouts(catalog: str, images: str, output: str, size: str, bands: str, overw
     names = tuple(bands.lower().split(","))
     if unknown := [b for b in names if b not in BANDS]:
         raise ConfigError(f"--bands {bands}: unknown {', '.join(unknown)}; choose from {', '.join(BANDS)}")
-    report = write_cutouts(catalog, images, output, size, names)
+    report = write_cutouts(catalog, images, output, size, names, allow_truncated)
     say(report.summary)
     return _print_quarantined(
         report.quarantined, "repair what the reasons say, then run the same command with --overwrite"
@@ -474,6 +495,7 @@ def parse_box(text: str) -> Box:
 @click.option("--min-w2snr", type=float)
 @click.option("--seed", type=int, help="Decides the draw and the splits.")
 @click.option("--simulated/--real", default=None, help="What the images are, where the files do not say.")
+@click.option("--allow-truncated", is_flag=True, default=None, help="Accept VOTables that were cut at a row limit.")
 @click.option("--cluster", help="local, or a scheduler's address.  [default: this process]")
 @click.option("--workers", type=int, help="Workers of a local cluster.  [default: cores]")
 def dataset(

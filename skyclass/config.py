@@ -54,6 +54,8 @@ class RunConfig:
     """Memory of each local worker, after which it is restarted."""
     strip_sources: int = 16_384
     """Most sources of one strip: one unit of work."""
+    allow_truncated: bool = False
+    """Accept a VOTable that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
     retry_quarantined: bool = False
     """Do tiles again that an earlier call has quarantined, as when damaged images were fetched anew."""
 

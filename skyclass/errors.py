@@ -54,6 +54,10 @@ class CatalogError(ConfigError):
     """The catalogue or table is missing, or is not what it claims to be."""
 
 
+class TableWarning(UserWarning):
+    """Values of a user's table are not used; the message names the columns and counts the values."""
+
+
 class ArchiveError(ConfigError):
     """The image location holds no tile that this run could use."""
 

@@ -322,7 +322,7 @@ def preflight(line: Line, archive: Archive, plan: Plan) -> None:
 
 def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
     """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
-    table = standardise_table(run.catalog)
+    table = standardise_table(run.catalog, run.allow_truncated)
     if run.region:
         table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
     if not len(table):

@@ -35,7 +35,9 @@ class CutoutReport:
     quarantined: dict[str, str]
 
 
-def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tuple[str, ...]) -> CutoutReport:
+def write_cutouts(
+    catalog: str, images: str, output: str, size: str, bands: tuple[str, ...], allow_truncated: bool = False
+) -> CutoutReport:
     """Write cutouts (N, bands, S, S) float32 DN with their flags, and return what was written.
 
     The sources of a tile that cannot be used are written as NaN, flagged as in a class catalogue; the report has the
@@ -46,7 +48,7 @@ def write_cutouts(catalog: str, images: str, output: str, size: str, bands: tupl
         raise ConfigError(f"{output}: cutouts are written as .npz; give a name that ends so")
     size_px = parse_size(size)
     archive = open_archive(images, bands)
-    table = positions(catalog, archive)
+    table = positions(catalog, archive, allow_truncated)
     nbytes = 4 * len(table) * len(bands) * size_px**2
     if nbytes > MAX_BYTES:
         raise ConfigError(
@@ -87,11 +89,11 @@ def _odd(pixels: float) -> int:
     return 2 * round((pixels - 1) / 2) + 1
 
 
-def positions(catalog: str, archive: AtlasArchive) -> pa.Table:
+def positions(catalog: str, archive: AtlasArchive, allow_truncated: bool = False) -> pa.Table:
     """Return the sources of a table or catalogue, each with its tile."""
     opened = open_catalog(catalog)
     if opened.kind == "table":
-        table = standardise_table(catalog)
+        table = standardise_table(catalog, allow_truncated)
     else:
         table = pa.concat_tables([read_partition(opened, i) for i in range(len(opened.partitions))])
     return with_tiles(table, archive)

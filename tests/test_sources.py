@@ -1,9 +1,7 @@
-"""Catalogues in their real layouts, users' tables in every format, and tiles for positions."""
+"""Catalogues in their real layouts, and tiles for positions."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import pickle
 import shutil
 import warnings
@@ -15,10 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from astropy import units as u
-from astropy.table import MaskedColumn, Table
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from astropy.table import Table
 
 from skyclass.errors import CatalogError
 from skyclass.schema import SOURCE_SCHEMA
@@ -26,7 +21,6 @@ from skyclass.sky import Box, Cone, Pixels, healpix, separation_deg
 from skyclass.sources.assign import assign_tiles
 from skyclass.sources.layouts import Catalog, gaps, open_catalog, select
 from skyclass.sources.partitions import COUNT_SCHEMA, count_tiles, read_partition, to_dask
-from skyclass.sources.tables import read_table, standardise, standardise_table
 from skyclass.types import Tile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "archive"
@@ -256,181 +250,6 @@ def test_a_prepared_folder_is_read_as_it_is(tmp_path: Path) -> None:
     assert count_tiles(catalog, 0).to_pylist() == [
         {"coadd_id": "0000p000_ac51", "partition": 0, "n": 1}, {"coadd_id": None, "partition": 0, "n": 2},
     ]  # fmt: skip
-
-
-# --- tables ----------------------------------------------------------------------------------------
-
-
-def user_table() -> Table:
-    table = Table({"RA": [10.5, 359.25, 0.0], "Dec": [-3.5, 89.0, 90.0]})
-    table["cc_flags"] = ["0000", "00dh", "0000"]
-    table["w1mpro"] = MaskedColumn([15.5, 0.0, 14.0], mask=[False, True, False])
-    table["ext_flg"] = MaskedColumn(np.array([5, 0, 1], ">i4"), mask=[False, True, False])
-    table["other"] = ["x", "y", "z"]
-    return table
-
-
-def write_table(table: Table, path: Path) -> Path:
-    if path.suffix == ".parquet":
-        columns = {name: np.ma.asarray(table[name]) for name in table.colnames}
-        native = {name: c.astype(c.dtype.newbyteorder("=")) for name, c in columns.items()}
-        arrays = {name: pa.array(c.data, mask=np.ma.getmaskarray(c)) for name, c in native.items()}
-        pq.write_table(pa.table(arrays), path)
-        return path
-    kinds = {".csv": "ascii.csv", ".tbl": "ascii.ipac", ".xml": "votable", ".ecsv": "ascii.ecsv"}
-    table.write(path, format=kinds.get(path.suffix, "fits"))
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_one_table_in_every_format(tmp_path: Path, suffix: str, zipped: bool) -> None:
-    if zipped and suffix == ".parquet":
-        return
-    path = write_table(user_table(), tmp_path / f"t{suffix}")
-    if zipped:
-        path = Path(str(path) + ".gz")
-        path.write_bytes(gzip.compress((tmp_path / f"t{suffix}").read_bytes()))
-    table = standardise_table(str(path))
-    assert table.schema == SOURCE_SCHEMA
-    assert table.select(["source_id", "ra", "dec", "w1mpro", "cc_flags", "ext_flg"]).to_pydict() == {
-        "source_id": ["row-000001", "row-000002", "row-000003"], "ra": [10.5, 359.25, 0.0],
-        "dec": [-3.5, 89.0, 90.0], "w1mpro": [15.5, None, 14.0], "cc_flags": ["0000", "00dh", "0000"],
-        "ext_flg": [5, None, 1],
-    }  # fmt: skip
-    assert table["coadd_id"].null_count == 3
-    catalog = open_catalog(str(path))
-    assert (catalog.kind, len(catalog.partitions)) == ("table", 1)
-    assert read_partition(catalog, 0, Cone(0, 89, 2))["ra"].to_pylist() == [359.25, 0.0]
-
-
-@pytest.mark.parametrize("name", ["gator_arp220_allsky.tbl", "gator_one_row_allwise.tbl"])
-def test_real_irsa_tables(name: str) -> None:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip("the shared IRSA tables are not here")
-    table = standardise_table(str(path))
-    truth = Table.read(path, format="ascii.ipac")
-    assert len(table) == len(truth) == {"gator_arp220_allsky.tbl": 319}.get(name, 1)
-    np.testing.assert_array_equal(table["ra"].to_numpy(), truth["ra"])
-    assert table["designation"][0].as_py().startswith("J") and len(table["cc_flags"][0].as_py()) == 4
-    assert table["w1mpro"].null_count == np.ma.count_masked(np.ma.asarray(truth["w1mpro"]))
-
-
-def csv_table(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "list.csv"
-    path.write_bytes(text.encode())
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["ra,dec\n1.5,-2\n3,4\n", "\ufeffRA , DEC\n 1.5 , -2 \n3,4", "# a comment\n#more\nra;dec\n1.5;-2\n3;4\n",
-     "name\tra\tdec\na b\t1.5\t-2\nc\t3\t4\n", 'Ra,"x,y",Dec\n"1.5",1,-2\r\n3,,4\r\n'],
-)  # fmt: skip
-def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
-    table = standardise_table(csv_table(tmp_path, text))
-    assert table.select(["ra", "dec"]).to_pydict() == {"ra": [1.5, 3], "dec": [-2, 4]}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("ra,dec\n", "no rows"),
-        ("", "file is empty"),
-        ("  \n\n", "file is empty"),
-        ("RAJ2000,DEJ2000\n1,2\n", "no column ra and dec; its columns are RAJ2000, DEJ2000"),
-        ("ra,RA,dec\n1,1,2\n", None),
-        ("Ra,RA,dec\n1,1,2\n", "columns Ra, RA all mean ra"),
-        ("ra,dec\n10:12:13.4,+3:04:05\n", "sexagesimal .*10:12:13.4"),
-        ("ra,dec\n10h12m13s,3\n", "sexagesimal"),
-        ("ra,dec\n10 12 13,3\n", "sexagesimal"),
-        ("ra,dec\n1,2,3\n", "not a regular CSV"),
-        ("ra,dec\nvega,2\naltair,3\n", "column ra holds text such as .'vega'"),
-        ("ra dec\n1 2\n", "no comma, semicolon or tab"),
-        ('ra,dec\n"",2\n"",3\n', "2 of 2 rows have no position"),
-        ("This is no table at all.\n", "none of FITS, Parquet"),
-        ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\n", "source_id a stands in more than one row"),
-        ("source_id,ra,dec\na,1,1\n,2,2\n", "source_id is empty in 1 rows"),
-        ("ra,dec,ext_flg\n1,2,1.5\n", "column ext_flg is not int32"),
-        ("ra,dec,w1mpro\n1,2,bright\n", "column w1mpro is not float"),
-        ("<html><body>503</body></html>", "its content is none of CSV"),
-        ("\x89HDF\r\n\x1a\n\0\0", "its content is none of CSV"),
-    ],
-)
-def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: str | None) -> None:
-    path = csv_table(tmp_path, text)
-    if words is None:
-        assert standardise_table(path)["ra"].to_pylist() == [1]
-        return
-    with pytest.raises(CatalogError, match=words) as caught:
-        standardise_table(path)
-    assert "list.csv" in str(caught.value)
-
-
-def test_bad_rows_come_in_one_message(tmp_path: Path) -> None:
-    bad = ["nan,1", "1,nan", ",5", "361,5", "5,-90.1", "inf,1", "x,1"]
-    with pytest.raises(CatalogError) as caught:
-        standardise_table(csv_table(tmp_path, "ra,dec\n1,2\n" + "\n".join(bad) + "\n3,4\n"))
-    message = str(caught.value)
-    assert "7 of 9 rows" in message and "row 2 (ra nan, dec 1.0), 3 (ra 1.0, dec nan), 4 " in message
-    assert "6 (ra 5.0, dec -90.1) and more" in message and "7 (" not in message
-
-
-def test_all_kinds_of_bad_rows_come_together(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="1 of 4 rows have no position.*empty in 1 rows.*source_id a stands in more"):
-        standardise_table(csv_table(tmp_path, "source_id,ra,dec\na,1,1\na,2,2\n,3,3\nb,400,4\n"))
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
-def test_further_columns_are_read_as_text_and_a_source_may_stand_there_twice(tmp_path: Path, suffix: str) -> None:
-    table = user_table()
-    table["Class"], table["source_id"] = ["001", "star", "002"], ["a", "a", "b"]
-    path = str(write_table(table, tmp_path / f"t{suffix}"))
-    found = read_table(path, extra=("class", "absent"))
-    assert (
-        "other" not in found.column_names
-        and "absent" not in found.column_names
-        and "coadd_id" not in found.schema.names
-    )
-    assert found["ra"].to_pylist() == [10.5, 359.25, 0.0]
-    whole = standardise(found, "labels", unique=False)
-    assert whole.schema == SOURCE_SCHEMA.append(pa.field("class", pa.string()))
-    assert whole["class"].to_pylist() == ["001", "star", "002"] and whole["source_id"].to_pylist() == ["a", "a", "b"]
-    with pytest.raises(CatalogError, match="^labels: source_id a stands in more than one row"):
-        standardise(found, "labels")
-
-
-def test_units_of_a_table_are_honoured(tmp_path: Path) -> None:
-    table = Table({"ra": [1.0, 2.0] * u.hourangle, "dec": [0.5, -0.5] * u.rad})
-    table.write(tmp_path / "t.ecsv")
-    read = standardise_table(str(tmp_path / "t.ecsv"))
-    np.testing.assert_allclose(read["ra"].to_numpy(), [15, 30])
-    np.testing.assert_allclose(read["dec"].to_numpy(), np.degrees([0.5, -0.5]))
-    Table({"ra": [1.0] * u.m, "dec": [0.5]}).write(tmp_path / "m.fits")
-    with pytest.raises(CatalogError, match="column ra is in m"):
-        standardise_table(str(tmp_path / "m.fits"))
-
-
-def test_a_fits_image_is_no_table(tmp_path: Path) -> None:
-    from astropy.io import fits
-
-    fits.PrimaryHDU(np.zeros((4, 4))).writeto(tmp_path / "image.fits")
-    with pytest.raises(CatalogError, match="cannot be read as fits"):
-        standardise_table(str(tmp_path / "image.fits"))
-
-
-@settings(max_examples=40, deadline=None)
-@given(rows=st.lists(st.tuples(st.floats(0, 360), st.floats(-90, 90)), min_size=1, max_size=30))
-def test_positions_come_through_csv_exactly(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float]]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "exact.csv"
-    stream = io.StringIO()
-    stream.write("ra,dec\n" + "".join(f"{ra!r},{dec!r}\n" for ra, dec in rows))
-    path.write_text(stream.getvalue())
-    table = standardise_table(str(path))
-    assert list(zip(table["ra"].to_pylist(), table["dec"].to_pylist(), strict=True)) == rows
 
 
 # --- tiles -----------------------------------------------------------------------------------------

@@ -100,5 +100,5 @@ def _without_point(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _passed_through_floats(column: pa.ChunkedArray) -> bool:
     """Return whether all integers above 2**53 are values of a double: one in 256 is at 19 digits by chance."""
-    large = [int(text) for text in column.drop_null().to_pylist() if abs(int(text)) > 2**53]
+    large = [int(text) for text in column.drop_null().to_pylist() if 15 < len(text) < 40 and abs(int(text)) > 2**53]
     return bool(large) and all(int(float(number)) == number for number in large)

@@ -39,6 +39,7 @@ from .listing import (
     numbered_folders,
     row_files,
 )
+from .tablefile import check_regular
 
 Kind = Literal["hive", "hats", "table", "prepared"]
 HIVE_PREFIXES = (
@@ -69,6 +70,8 @@ class Catalog:
     root: str
     partitions: tuple[Partition, ...]
     renamed: tuple[tuple[str, str], ...] = ()
+    allow_truncated: bool = False
+    """Read a table that a service cut at its row limit."""
 
 
 class Listing(NamedTuple):
@@ -85,7 +88,8 @@ def open_catalog(location: str, region: Region | None = None) -> Catalog:
     entry of its layout that should hold rows of the region cannot be read, such as an unfinished download.
     """
     path = local_path(str(location))
-    if path.is_file():
+    if not path.is_dir():
+        check_regular(path)
         return Catalog("table", str(path), (Partition(str(path), ANYWHERE, 0),))
     names = _names_in(path)
     for find in (_open_hats, _open_hive, _open_prepared):

@@ -159,7 +159,7 @@ def _read(catalog: Catalog, i: int, columns: Iterable[str], coadd_id: str | None
     """Return columns of a partition in `SOURCE_SCHEMA`, at least the rows of a tile and those without `coadd_id`."""
     path = catalog.partitions[i].path
     if catalog.kind == "table":
-        return standardise_table(path)
+        return standardise_table(path, catalog.allow_truncated)
     if catalog.kind == "prepared":
         table = conform_sources(_scan(catalog, path, SOURCE_SCHEMA.names, coadd_id), path)
     else:

@@ -52,6 +52,12 @@ def degrees_per(unit: str | None, name: str, source: str) -> float:
     return factor
 
 
+def is_unit(text: str) -> bool:
+    """Return whether a cell spells degrees, radians or hours, so that its line gives units and no values."""
+    plain = _plain(text)
+    return plain in _FACTORS and plain not in ("", "none", "null", "unitless", "n/a", "nan")
+
+
 def _plain(unit: str) -> str:
     """Return a unit in lower case without brackets, quotes, full stops and runs of blanks: "[Deg.]" is "deg"."""
     words = re.sub(r"[\[\](){}<>'\"`,]|\.(?!\d)", " ", unit.lower())

@@ -79,6 +79,8 @@ class DatasetConfig:
     """Shares of training, validation and test."""
     simulated: bool | None = None
     """Whether the images are simulated. Required where the files do not say so themselves."""
+    allow_truncated: bool = False
+    """Accept VOTables that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
 
     def __post_init__(self) -> None:
         if problems := _problems(self):
@@ -131,10 +133,10 @@ class Chosen:
 def choose(run: DatasetConfig) -> Chosen:
     """Return the sources of a training set; raises for all that cannot be right. Reads no pixel."""
     archive = _open(run.images, run.bands)
-    labels = without_duplicates(read_labels(run.labels))
+    labels = without_duplicates(read_labels(run.labels, run.allow_truncated))
     file_digest, digest = sha256_of(Path(run.labels).expanduser())[:16], ""
     if run.catalog:
-        labels = match_catalog(labels, run.catalog, run.match_radius_arcsec)
+        labels = match_catalog(labels, run.catalog, run.match_radius_arcsec, run.allow_truncated)
         digest = content_digest(labels.table)
     simulated = settle_simulated(run.simulated, [labels.simulated, images_simulated(run.images)])
     labels = _on_archive(labels, archive, run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,17 @@ class Labels:
 # --- the label table -------------------------------------------------------------------------------
 
 
-def read_labels(location: str) -> Labels:
-    """Return the labelled sources of a CSV, Parquet, FITS, VOTable, ECSV or IPAC table, told apart by content.
+def read_labels(location: str, allow_truncated: bool = False) -> Labels:
+    """Return the labelled sources of a table file, in any format of `read_table`, told from its content.
 
     Needs `ra`, `dec` (decimal degrees, or with a unit) and `class`; takes the columns of `SOURCE_SCHEMA` that it
     has. Column and class names may be in any case. Raises `CatalogError`: no such table, empty, a column missing,
     positions off the sky, unknown classes, a class without a row.
     """
     path = Path(location).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise CatalogError(f"labels {location}: there is no such table file")
-    found = read_table(str(path), extra=("class",))
+    found = read_table(str(path), extra=("class",), allow_truncated=allow_truncated)
     if "class" not in found.column_names:
         raise CatalogError(
             f"labels {path}: no column class (found: {', '.join(found.column_names)}); a label table needs ra and dec "
@@ -207,7 +207,7 @@ def _describe(table: pa.Table, row: int) -> str:
 # --- the catalogue ---------------------------------------------------------------------------------
 
 
-def match_catalog(labels: Labels, location: str, radius_arcsec: float) -> Labels:
+def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_truncated: bool = False) -> Labels:
     """Return the catalogue's rows of the labelled sources: by `source_id`, or without it by position.
 
     By position: nearest first within `radius_arcsec`, one to one; of equal labels on one source the nearer stays and
@@ -216,6 +216,7 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float) -> Labels
     label that names it.
     """
     catalog = open_catalog(location, _near(labels.table))
+    catalog = replace(catalog, allow_truncated=allow_truncated)
     n, found, owner, distance = len(labels.table), [], [], []
     for rows in _partitions(catalog):
         who, row, apart = (

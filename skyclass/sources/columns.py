@@ -1,0 +1,258 @@
+"""Columns of users' tables: which of them are read, and their values in the types of `SOURCE_SCHEMA`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import CatalogError, TableWarning
+from ..schema import INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
+from .identifiers import IDENTIFIERS, identifiers, is_bytes, without_null_words
+
+SEXAGESIMAL = r"^[-+]?\d+(:|h|d|\s)\s*\d+"
+DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
+NUMBER = r"^[-+]?((\d+\.?\d*|\.\d+)([eEdD][-+]?\d+)?|(?i:inf(inity)?))$"
+MASK = ".mask"
+"""Ending of the columns in which astropy stores which values of another column are missing."""
+
+EXAMPLES = 20
+
+
+class RawTable(NamedTuple):
+    """Wanted columns under our names, as the file has them, and the degrees in one unit of ra and dec."""
+
+    columns: Mapping[str, pa.ChunkedArray]
+    degrees_per_unit: Mapping[str, float]
+
+
+class TableChoice(NamedTuple):
+    """One of the tables in a file."""
+
+    label: str
+    names: Sequence[str]
+    n_rows: int
+
+
+# --- which columns ---------------------------------------------------------------------------------
+
+
+def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> dict[str, int]:
+    """Return our name -> the index of the column in the file, whatever the case; absent columns are left out.
+
+    Raises `CatalogError` without ra and dec, and where two columns could be meant.
+    """
+    indices: dict[str, int] = {}
+    for ours in (*INPUT_COLUMNS, *extra):
+        matches = [i for i, name in enumerate(names) if name.strip().lower() == ours]
+        exact = [i for i in matches if names[i] == ours]
+        if len(matches) > 1 and len(exact) != 1:
+            columns = ", ".join(names[i] for i in matches)
+            raise CatalogError(f"{source}: columns {columns} all mean {ours}; keep one")
+        if matches:
+            indices[ours] = (exact or matches)[0]
+    missing = [name for name in TABLE_COLUMNS if name not in indices]
+    if missing:
+        raise CatalogError(
+            f"{source}: no column {' and '.join(missing)}; its columns are {_listed(names)}. "
+            "Rename the columns with right ascension and declination in degrees to ra and dec"
+        )
+    return indices
+
+
+def has_positions(names: Sequence[str]) -> bool:
+    """Return whether the columns include ra and dec, in any case."""
+    return set(TABLE_COLUMNS) <= {name.strip().lower() for name in names}
+
+
+def choose_table(tables: Sequence[TableChoice], source: str) -> int:
+    """Return the index of the one table with positions; tables without rows do not compete.
+
+    Raises `CatalogError` where no table or several tables have positions, with their names and rows.
+    """
+    usable = [i for i, table in enumerate(tables) if has_positions(table.names)]
+    usable = [i for i in usable if tables[i].n_rows] or usable[:1]
+    if len(usable) > 1:
+        listed = ", ".join(f"{tables[i].label} ({tables[i].n_rows:,} rows)" for i in usable)
+        raise CatalogError(
+            f"{source}: {len(usable)} of its tables have ra and dec: {listed}; write the one you mean to a file of "
+            "its own"
+        )
+    if not tables:
+        raise CatalogError(f"{source}: the file holds no table")
+    if not usable and len(tables) > 1:
+        listed = "; ".join(f"{table.label} has {_listed(table.names)}" for table in tables)
+        raise CatalogError(
+            f"{source}: none of its {len(tables)} tables has columns ra and dec: {listed}. "
+            "Rename the columns with right ascension and declination in degrees to ra and dec"
+        )
+    return usable[0] if usable else 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return (", ".join(names[:EXAMPLES]) + (" ..." if len(names) > EXAMPLES else "")) or "none"
+
+
+def unmasked(column: pa.ChunkedArray, mask: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with null where its mask column is true (booleans, or text True and False)."""
+    mask = pc.equal(pc.utf8_lower(mask.cast(pa.string())), "true")
+    return pc.if_else(pc.fill_null(mask, False), pa.scalar(None, column.type), column)
+
+
+# --- values ----------------------------------------------------------------------------------------
+
+
+def typed_table(raw: RawTable, source: str) -> pa.Table:
+    """Return identifiers, text and numbers (float64) as `SOURCE_SCHEMA` needs them, ra and dec in degrees.
+
+    Words for a missing value are null. Values of another type in columns that skyclass can do without are null too,
+    with one `TableWarning` that counts and names them. Raises `CatalogError` for positions and identifiers.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    notes: list[str] = []
+    for name, column in raw.columns.items():
+        if name in TABLE_COLUMNS:
+            columns[name] = _degrees(_plain(column, name, source), name, raw.degrees_per_unit[name], source)
+            continue
+        field = SOURCE_SCHEMA.field(name) if name in SOURCE_SCHEMA.names else pa.field(name, pa.string())
+        typed, note = _typed(column, field, source)
+        notes += [note] if note else []
+        columns[name] = pa.chunked_array([pa.nulls(len(column), field.type)]) if typed is None else typed
+    if notes:
+        warnings.warn(f"{source}: {'; '.join(notes)}", TableWarning, stacklevel=3)
+    return pa.table(columns)
+
+
+def _plain(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
+    """Return a column without dictionaries and bytes: text, numbers or another type; text is trimmed, with nulls."""
+    try:
+        column = without_dictionary(column)
+        return without_null_words(column) if is_text(column.type) or is_bytes(column.type) else column
+    except pa.ArrowException as error:
+        raise CatalogError(
+            f"{source}: column {name} holds text that is not UTF-8 ({error}): save it as UTF-8"
+        ) from error
+
+
+def _typed(column: pa.ChunkedArray, field: pa.Field, source: str) -> tuple[pa.ChunkedArray | None, str]:
+    """Return a column as text, integers or float64, None where it is left out, and what is not used of it."""
+    try:
+        column = _plain(column, field.name, source)
+    except CatalogError as error:
+        if field.name == "source_id":
+            raise
+        return None, f"{str(error).removeprefix(source + ': ')}; it is left out"
+    if field.name in IDENTIFIERS and _is_number_or_text(column.type):
+        column = identifiers(column, field.name, source)
+    if pa.types.is_string(field.type):
+        return _as_text(column, field, source)
+    numbers = as_numbers(column)
+    if numbers is None:
+        return None, f"column {field.name} is left out: it is {column.type}, not {field.type}"
+    if field.name == "cntr":
+        return _as_counter(column, field)
+    usable = _whole(numbers) if pa.types.is_integer(field.type) else numbers
+    return usable, _unused(column, usable, field)
+
+
+def _is_number_or_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    return bool(number or types.is_null(kind) or is_text(kind))
+
+
+def _as_text(column: pa.ChunkedArray, field: pa.Field, source: str) -> tuple[pa.ChunkedArray | None, str]:
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.string()), ""
+    if field.name == "source_id":
+        raise CatalogError(f"{source}: column source_id is {column.type}; give text or integers")
+    return None, f"column {field.name} is left out: it is {column.type}, not text"
+
+
+def _as_counter(column: pa.ChunkedArray, field: pa.Field) -> tuple[pa.ChunkedArray | None, str]:
+    """Return exact integers; a column with anything else means something else and is left out."""
+    try:
+        return column.cast(field.type), ""
+    except pa.ArrowException:
+        strange = [value for value in column.cast(pa.string()).drop_null().to_pylist() if not _is_int64(value)]
+        example = f", such as {strange[0]!r}" if strange else ""
+        return None, (
+            f"column {field.name} is left out: {len(strange):,} of {len(column):,} values are no integers of 64 bits"
+            f"{example}"
+        )
+
+
+def _is_int64(text: str) -> bool:
+    return len(text) < 21 and text.removeprefix("-").isdecimal() and -(2**63) <= int(text) < 2**63
+
+
+def _whole(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return only the integers among numbers, the others null."""
+    return pc.if_else(pc.equal(numbers, pc.round(numbers)), numbers, pa.scalar(None, pa.float64()))
+
+
+def _unused(column: pa.ChunkedArray, usable: pa.ChunkedArray, field: pa.Field) -> str:
+    """Return a sentence on the values that are there and not usable, "" where there are none."""
+    present = pc.invert(pc.is_null(column, nan_is_null=True))
+    lost = pc.and_(present, pc.is_null(usable))
+    n_lost = int(pc.sum(lost).as_py() or 0)
+    if not n_lost:
+        return ""
+    kind = "whole numbers" if pa.types.is_integer(field.type) else "numbers"
+    example = column.filter(lost)[0].as_py()
+    if n_lost == pc.sum(present).as_py():
+        return f"column {field.name} is left out: its {n_lost:,} values, such as {example!r}, are no {kind}"
+    return f"{n_lost:,} values of column {field.name}, such as {example!r}, are no {kind} and become null"
+
+
+def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return a column as float64, null where it holds no number; None for a type that is not numeric."""
+    if not _is_number_or_text(column.type):
+        return None
+    if is_text(column.type):
+        column = pc.if_else(pc.match_substring_regex(column, NUMBER), column, pa.scalar(None, pa.string()))
+        column = pc.replace_substring_regex(column, "[dD]", "e")
+    numbers = column.cast(pa.float64(), safe=False)
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+
+
+def _degrees(column: pa.ChunkedArray, name: str, degrees_per_unit: float, source: str) -> pa.ChunkedArray:
+    """Return a coordinate as float64 degrees; text that is no number becomes null, sexagesimal is refused."""
+    if is_text(column.type):
+        _check_text_of_numbers(column, name, source)
+    numbers = as_numbers(column)
+    if numbers is None:
+        raise CatalogError(f"{source}: column {name} is {column.type}; give one number a row, in degrees")
+    if degrees_per_unit == 1.0:
+        return numbers
+    return pc.multiply(numbers, pa.scalar(degrees_per_unit, pa.float64()))
+
+
+def _check_text_of_numbers(column: pa.ChunkedArray, name: str, source: str) -> None:
+    """Raise `CatalogError` for text that is written otherwise than in decimal numbers."""
+    sexagesimal = pc.match_substring_regex(column, SEXAGESIMAL)
+    if pc.any(sexagesimal).as_py():
+        raise CatalogError(
+            f"{source}: column {name} looks sexagesimal ('{column.filter(sexagesimal)[0]}'); give decimal degrees, for "
+            "example from astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
+        )
+    comma = pc.match_substring_regex(column, DECIMAL_COMMA)
+    if pc.any(comma).as_py():
+        raise CatalogError(
+            f"{source}: column {name} has decimal commas ('{column.filter(comma)[0]}'); write decimal points"
+        )
+    if pc.any(pc.match_substring_regex(column, NUMBER)).as_py() is False:  # None when all are empty
+        raise CatalogError(
+            f"{source}: column {name} holds text such as {column.drop_null()[:1].to_pylist()}, and no number; "
+            "give decimal degrees"
+        )
+
+
+def chunked(values: np.ndarray, mask: np.ndarray | None = None) -> pa.ChunkedArray:
+    """Return a numpy column (N,), of any byte order, as an Arrow column, null where `mask` is true."""
+    native = values.astype(values.dtype.newbyteorder("="))
+    return pa.chunked_array([pa.array(native, mask=None if mask is None else np.ascontiguousarray(mask))])
