@@ -51,7 +51,7 @@ def _slept(stage: str, seconds: float) -> Timing:
 def cut_strip(line: SleepLine, strip: Strip) -> CutStrip:
     """Return a strip without pixels, after the time that cutting it takes."""
     timing = _slept("cut", (strip.stop - strip.start) / line.cut_rate)
-    return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, (timing,))
+    return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, None, (timing,))
 
 
 def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
@@ -60,7 +60,7 @@ def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
     timing = _slept("infer", (strip.stop - strip.start) / line.infer_rate)
     known = np.zeros((1, len(CLASSES)), np.float32)
     timings = (*composites.timings, timing)
-    return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, timings)
+    return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, None, timings)
 
 
 def classify_strip(line: SleepLine, strip: Strip) -> StripResult:

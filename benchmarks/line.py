@@ -38,6 +38,10 @@ class NullArchive:
         """Return rows of ones, (stop - start, columns) float32."""
         return np.ones((stop - start, tile.shape[1]), dtype=np.float32)
 
+    def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
+        """Return no digests: there are no pixels."""
+        return {}
+
 
 @dataclass(frozen=True)
 class BenchLine(Line):
@@ -89,7 +93,7 @@ class HeldStrip:
 def hold(line: Line, strip: Strip) -> HeldStrip:
     """Return a strip with its rows, composites and, if the model takes any, photometry in memory."""
     tile = open_tile(line, strip.tile)
-    sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
+    sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
     rows = read_bands(line.archive, tile, y, line.bundle.size_px)
     images, flags, _ = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)

@@ -42,7 +42,7 @@ from skyclass.memory import keep_memory
 from skyclass.networks import build, macs
 from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
-from skyclass.stages import cut_strip, tile_sources
+from skyclass.stages import cut_strip, open_tile, tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
 from .line import hold
@@ -87,7 +87,7 @@ def field_of(scenario: Scenario, work: Path, out: str) -> Field:
     run = RunConfig(str(sky / "catalog"), str(sky / "images"), out, MODEL)
     line, plan, _ = survey(run, count_here)
     (tile,) = plan.tiles
-    rows = tile_sources(line, tile).to_pandas()
+    rows = tile_sources(line, tile, open_tile(line, tile)).to_pandas()
     paths = tuple(str(next((sky / "images").rglob(f"*-{band}-int-3.fits"))) for band in BANDS)
     return Field(run, line, strips_of(tile, run.strip_sources), rows, paths)
 

@@ -25,7 +25,16 @@ from skyclass.mock import write_mock
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish
-from skyclass.stages import StripResult, commit_strips, cut_and_composite, cut_strip, infer_strip, tile_sources
+from skyclass.stages import (
+    StripResult,
+    commit_strips,
+    cut_and_composite,
+    cut_strip,
+    infer_strip,
+    open_tile,
+    planned_sources,
+    tile_sources,
+)
 from skyclass.store import RunFolder
 from skyclass.types import Flag, TilePlan
 
@@ -162,7 +171,8 @@ def stage_measurements(bench: Bench) -> Iterator[Measurement]:
 def time_catalog(bench: Bench) -> Amount:
     """Read and order the sources of each tile."""
     for tile in bench.results:
-        tile_sources.__wrapped__(bench.line, tile)
+        planned_sources.cache_clear()
+        tile_sources.__wrapped__(bench.line, tile, open_tile(bench.line, tile))
     return bench.amount()
 
 

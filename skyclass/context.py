@@ -16,7 +16,7 @@ from .sky import Region
 from .sources.layouts import Catalog, open_catalog
 from .sources.partitions import nameless_positions
 from .store import RunFolder
-from .types import Archive, Classifier, Strip, Tile, TilePlan
+from .types import Classifier, Strip, Tile, TilePlan
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Line:
         return _catalog(self.catalog, self.region, self.session)
 
     @property
-    def archive(self) -> Archive:
+    def archive(self) -> AtlasArchive:
         """The image archive, opened once a process."""
         return _archive(self.images, self.bundle.bands, self.session)
 

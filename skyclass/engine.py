@@ -32,13 +32,14 @@ from distributed.worker import Worker
 from .cluster import connect
 from .config import RunConfig
 from .context import Line, strips_of
-from .errors import ClusterLost, SkyclassError
+from .errors import ClusterLost, SkyclassError, TileFault
 from .lease import hold_lease
 from .pipeline import finish, pending
 from .plan import begin, earlier, settle_network, survey
 from .progress import RunReport, Tally, Watch, show
 from .stages import (
     COUNT_SCHEMA,
+    TILE_ATTEMPTS,
     classify_strip,
     classify_whole,
     commit_fault,
@@ -46,6 +47,8 @@ from .stages import (
     count_partition,
     cut_strip,
     infer_strip,
+    kept_changing,
+    next_attempt,
 )
 from .types import Strip, TilePlan
 from .workers import (
@@ -63,7 +66,7 @@ from .workers import (
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 2
+ATTEMPTS = TILE_ATTEMPTS
 """Times that a tile is begun before it is quarantined because its workers died: the last time alone, since Dask
 blames whatever a dying worker held, innocent neighbours too (distributed#5234)."""
 
@@ -443,6 +446,9 @@ class Window:
                 if not wait.strip:  # its strips fail with it, and only this is counted
                     self.give_up(wait.chain)
                     self.again(wait.chain, f"workers died of it: {error}", tally)
+            except TileFault as fault:
+                self.give_up(wait.chain)
+                self.renew(wait.chain, fault, tally)
 
     def fetch(self, futures: dict[str, Future[Any]]) -> dict[str, Any]:
         """Return the results of finished futures, all in one message; none if one of them was lost since."""
@@ -466,6 +472,15 @@ class Window:
         words = f"{reason} (in {ATTEMPTS} attempts, the last with nothing beside it and half the sources at a time)"
         words += ": give workers more memory, or look at this tile"
         tally.commit(*commit_fault(self.line, chain.tile, words))
+
+    def renew(self, chain: Chain, fault: TileFault, tally: Tally) -> None:
+        """Begin a tile again whose files changed meanwhile, after the others; or commit its rows without a class."""
+        chain.fault = str(fault)
+        tally.again(chain.tile.coadd_id)
+        if chain.tile.attempt < TILE_ATTEMPTS:
+            self.chains.append(Chain(next_attempt(chain.tile), chain.attempt))
+        else:
+            tally.commit(*commit_fault(self.line, chain.tile, kept_changing(fault)))
 
     def give_up(self, chain: Chain) -> None:
         """Take back the tasks of a tile that are not at work yet, and forget them all."""

@@ -10,12 +10,13 @@ from itertools import starmap
 
 from .config import RunConfig
 from .context import Line, strips_of
+from .errors import TileFault
 from .files import write_json
 from .lease import hold_lease
 from .plan import Plan, begin, count_here, earlier, settle_network, survey, warm_here
 from .progress import RunReport, Tally, Watch, quiet
 from .publish import Each, is_published, publish
-from .stages import commit_strips, cut_strip, infer_strip
+from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer_strip, kept_changing, next_attempt
 from .types import TilePlan
 
 
@@ -33,13 +34,20 @@ def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:
 
 
 def classify_tile(line: Line, tile: TilePlan, strip_sources: int, tally: Tally) -> None:
-    """Take one tile down the line and commit it."""
+    """Take one tile down the line and commit it; again, as a whole, if its files changed meanwhile."""
     results = []
     for strip in strips_of(tile, strip_sources):
         composites = cut_strip(line, strip)
         results.append(infer_strip(line, composites))
         tally.strip(strip)
-    tally.commit(*commit_strips(line, tile, results))
+    try:
+        commit = commit_strips(line, tile, results)
+    except TileFault as fault:
+        tally.again(tile.coadd_id)
+        if tile.attempt < TILE_ATTEMPTS:
+            return classify_tile(line, next_attempt(tile), strip_sources, tally)
+        commit = commit_fault(line, tile, kept_changing(fault))
+    tally.commit(*commit)
 
 
 def pending(plan: Plan, tally: Tally) -> list[TilePlan]:

@@ -12,8 +12,10 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
@@ -27,11 +29,12 @@ from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
 from .context import Line
-from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError
+from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
 from .files import parquet_bytes, write_bytes
 from .infer import cuda_is_there, resolve_device, resolve_precision
 from .photometry import columns_of
 from .publish import refuse_foreign
+from .records import compare_files
 from .sky import in_words
 from .sources.assign import with_tiles
 from .sources.footers import PartitionDigest
@@ -39,7 +42,7 @@ from .sources.layouts import Catalog, gaps, open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
 from .stages import count_partition
-from .store import Commit, RunFolder, committed, retry_quarantined, start_or_resume
+from .store import Commit, RunFolder, committed, journal_commit, retry_quarantined, start_or_resume
 from .types import NO_TILE, Archive, TilePlan
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,10 @@ COMPILE_ON_CUDA_FROM = 5_000_000
 """The same for a GPU: it takes 20 s, and saves 5 us a source on an H100."""
 
 ON_CUDA = "on CUDA it runs as it is"
+
+CHECKING_THREADS = 16
+"""Files that are looked at together: a network file system takes a millisecond for each."""
+TOLD = 5
 
 CountTiles = Callable[["Line", Iterable[int]], pa.Table]
 
@@ -109,7 +116,28 @@ def earlier(run: RunConfig, line: Line) -> dict[str, Commit]:
     """Return what earlier drivers of this run have committed; quarantined tiles only if they are not to be retried."""
     if run.retry_quarantined:
         retry_quarantined(line.folder)
-    return committed(line.folder)
+    commits = committed(line.folder)
+    with archive_up(line.folder):
+        check_images(run, line, commits)
+    return {name: replace(commit, images={}) for name, commit in commits.items()}
+
+
+def check_images(run: RunConfig, line: Line, commits: Mapping[str, Commit]) -> None:
+    """Raise `RunMismatch` for committed tiles whose images are others now; the files of copies are recorded anew."""
+    compare = partial(compare_files, line.archive, line.bundle.bands)
+    recorded = [commit for commit in commits.values() if commit.images]
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+        found = list(pool.map(lambda commit: compare(commit.coadd_id, commit.images), recorded))
+    if changed := [comparison for comparison in found if comparison.difference]:
+        more = [f"and {len(changed) - TOLD} more"] if len(changed) > TOLD else []
+        raise RunMismatch(
+            f"{line.folder.path}: {len(changed)} committed tiles were made from other images than those at "
+            f"{run.images}; put the earlier images back to resume the run, or give another output folder:",
+            [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:TOLD]] + more,
+        )
+    for commit, comparison in zip(recorded, found, strict=True):
+        if comparison.record != commit.images:
+            journal_commit(line.folder, replace(commit, images=comparison.record))
 
 
 def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:

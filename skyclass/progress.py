@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -136,7 +136,7 @@ class Tally:
         """
         self.lease.check()
         journal_commit(self.line.folder, commit)
-        self.commits[commit.coadd_id] = commit
+        self.commits[commit.coadd_id] = replace(commit, images={})  # of the whole sky these are many megabytes
         self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
         for timing in timings:
             self.time(timing)

@@ -21,6 +21,7 @@ from .cutouts import Cutter, in_order, mark, parts_of, read_bands
 from .errors import InputChanged, RowsLost, TileFault
 from .photometry import features
 from .probabilities import is_distribution
+from .records import record_files, replaced_fault
 from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
 from .sky import healpix29, tile_pixels
 from .sources.footers import unchanged
@@ -54,6 +55,9 @@ COUNT_SCHEMA = pa.schema(
     ]
 )
 
+TILE_ATTEMPTS = 2
+"""Times that a tile is done whose files change meanwhile, or whose workers die, before it is quarantined."""
+
 STAGES = ("read", "cut", "infer", "commit")
 """Where time is spent; `cut` is cutting and compositing, block by block."""
 
@@ -74,7 +78,7 @@ class CutStrip:
 
     `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model takes any. With a
     `fault` there is neither (None) and each source carries the fault's flag. `source_id` says whose rows they are:
-    rows are joined by name, never by place.
+    rows are joined by name, never by place. `tile` has the files that were read; None where the tile cannot be opened.
     """
 
     strip: Strip
@@ -83,7 +87,8 @@ class CutStrip:
     photometry: Float32 | None
     flags: Int32
     valid_frac: Float32
-    fault: str | None
+    fault: TileFault | None
+    tile: Tile | None
     timings: tuple[Timing, ...]
 
     def __sizeof__(self) -> int:
@@ -100,7 +105,8 @@ class StripResult:
     probabilities: Float32
     flags: Int32
     valid_frac: Float32
-    fault: str | None
+    fault: TileFault | None
+    tile: Tile | None
     timings: tuple[Timing, ...]
 
 
@@ -117,7 +123,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
     began = time.perf_counter()
     try:
         tile = open_tile(line, strip.tile, verify=strip.start == 0)  # once a tile: a fault of one strip is its tile's
-        sources = tile_sources(line, strip.tile).slice(strip.start, strip.stop - strip.start)
+        sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         opened = time.perf_counter() - began
         images, flags, valid_frac, read = cut_image_sets(line, tile, x, y)
@@ -129,7 +135,7 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
         replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if strip.start == 0 else 0),
         Timing("cut", time.perf_counter() - began - opened - read.seconds),
     )
-    return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, timings)
+    return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, tile, timings)
 
 
 def cut_image_sets(line: Line, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
@@ -173,11 +179,10 @@ def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> 
     """Return a strip without images, each source flagged with the fault of its tile."""
     uncovered = strip.tile.coadd_id == NO_TILE
     flag = UNCOVERED_FLAGS if uncovered else FAULT_FLAGS[fault.kind]
-    reason = None if uncovered else str(fault)
     n = strip.stop - strip.start
     source_id = ids_of(tile_sources(line, strip.tile).slice(strip.start, n))
     flags, valid_frac = np.full(n, int(flag), np.int32), np.zeros(n, np.float32)
-    return CutStrip(strip, source_id, None, None, flags, valid_frac, reason, (timing,))
+    return CutStrip(strip, source_id, None, None, flags, valid_frac, None if uncovered else fault, None, (timing,))
 
 
 def infer_strip(line: Line, composites: CutStrip) -> StripResult:
@@ -199,6 +204,7 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
         flags,
         composites.valid_frac,
         composites.fault,
+        composites.tile,
         (*composites.timings, timing),
     )
 
@@ -217,13 +223,31 @@ def classify_strip(line: Line, strip: Strip) -> StripResult:
 
 
 def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings."""
+    """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings.
+
+    Raises the `TileFault` of a tile whose files changed between two of its strips.
+    """
     began = time.perf_counter()
-    fault = next((r.fault for r in results if r.fault), None)
+    opened = opened_tile(results)
+    fault = next((str(r.fault) for r in results if r.fault), None)
     bad_values = bad_value_counts(bad_bits(tile_sources(line, tile)))
-    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault, bad_values)
+    images = record_files(line.archive, opened) if opened and not fault else {}
+    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault, bad_values, images)
     timings = [timing for result in results for timing in result.timings]
     return commit, (*timings, Timing("commit", time.perf_counter() - began))
+
+
+def opened_tile(results: list[StripResult]) -> Tile | None:
+    """Return the tile that all strips were cut from; None if none could be opened.
+
+    Raises the `TileFault` of a file that is another one in some of the strips.
+    """
+    if changed := next((r.fault for r in results if r.fault and r.fault.kind == "changed"), None):
+        raise changed
+    tiles = [r.tile for r in results if r.tile]
+    if other := next((tile for tile in tiles if tile != tiles[0]), None):
+        raise replaced_fault(tiles[0], other)
+    return tiles[0] if tiles else None
 
 
 def classify_whole(line: Line, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
@@ -243,18 +267,29 @@ def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, tuple
     return commit_strips(line, tile, [infer_strip(line, cut)])
 
 
+def next_attempt(tile: TilePlan) -> TilePlan:
+    """Return a tile to be done again because its files changed."""
+    return replace(tile, attempt=tile.attempt + 1)
+
+
+def kept_changing(fault: TileFault) -> str:
+    """Return why a tile is quarantined whose files changed in each attempt."""
+    return f"{fault.reason} ({TILE_ATTEMPTS} attempts)"
+
+
 def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Table:
     """Return the rows of a tile in `CLASS_SCHEMA`; `RowsLost` unless each source has exactly one result.
 
     A fault of one strip is a fault of the tile: what stands in a row does not depend on how strips were cut.
     """
     sources = tile_sources(line, tile)
-    place = places(sources, results, tile)
+    faulty = next((r for r in results if r.fault), None)
+    place = np.arange(len(sources)) if faulty else places(sources, results, tile)
     probabilities, flags, valid_frac = (
         np.concatenate([getattr(r, name) for r in results])[place] for name in ("probabilities", "flags", "valid_frac")
     )
-    faulty = next((r for r in results if r.fault), None)
-    if faulty:
+    if faulty:  # a tile that disappeared meanwhile has strips in two orders: no row is joined by name
+        require_rows(tile, len(sources), len(flags), len(flags))
         probabilities, flags, valid_frac = (
             np.full_like(a, v) for a, v in ((probabilities, np.nan), (flags, faulty.flags[0]), (valid_frac, 0))
         )
@@ -274,13 +309,17 @@ def places(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int
     """Return for each source the place of its result in the concatenated `results`."""
     given = pa.concat_arrays([r.source_id for r in results])
     place = pc.index_in(ids_of(sources), value_set=given)
-    counts = (tile.n_sources, len(sources), len(given), len(pc.unique(place)) - bool(place.null_count))
-    if len(set(counts)) != 1:
-        raise RowsLost(
-            f"tile {tile.coadd_id}: {counts[0]} sources planned, {counts[1]} read, {counts[2]} classified, {counts[3]} "
-            "of them distinct; did the catalogue change during the run, or does it repeat a source_id?"
-        )
+    require_rows(tile, len(sources), len(given), len(pc.unique(place)) - bool(place.null_count))
     return np.asarray(place.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def require_rows(tile: TilePlan, read: int, classified: int, distinct: int) -> None:
+    """Raise `RowsLost` unless as many sources were read and classified as planned."""
+    if {read, classified, distinct} != {tile.n_sources}:
+        raise RowsLost(
+            f"tile {tile.coadd_id}: {tile.n_sources} sources planned, {read} read, {classified} classified, {distinct} "
+            "of them distinct; does the catalogue repeat a source_id?"
+        )
 
 
 def ids_of(sources: pa.Table) -> pa.Array:
@@ -305,7 +344,7 @@ def open_tile(line: Line, tile: TilePlan, verify: bool = False) -> Tile:
     """Return the tile of a plan with the bands of the model, its files checked with `verify`; raises `TileFault`."""
     if tile.coadd_id == NO_TILE:
         raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return line.archive.tile(tile.coadd_id, line.bundle.bands, verify)
+    return line.archive.tile(tile.coadd_id, line.bundle.bands, verify or tile.attempt > 1)
 
 
 def read_unchanged(line: Line, partition: int, key: str, coadd_id: str) -> pa.Table:
@@ -321,19 +360,24 @@ def read_unchanged(line: Line, partition: int, key: str, coadd_id: str) -> pa.Ta
 
 
 @lru_cache(maxsize=8)
-def tile_sources(line: Line, tile: TilePlan) -> pa.Table:
-    """Return the sources of a tile ordered by pixel row, so that a strip is one contiguous row range.
+def tile_sources(line: Line, tile: TilePlan, opened: Tile | None = None) -> pa.Table:
+    """Return the sources of a tile, ordered by pixel row on its image so that a strip is one contiguous row range.
 
-    The order depends on the catalogue and the tile's header alone: each worker finds the same one. The cache
-    spares the strips of a tile from reading the catalogue again.
+    Without an opened tile they are in the order of their names. The order depends on the catalogue and the header of
+    the opened tile alone: each worker finds the same one.
     """
+    sources = planned_sources(line, tile)
+    if opened is None:
+        return sources
+    _, y = tile_pixels(opened, sources["ra"].to_numpy(), sources["dec"].to_numpy())
+    return sources.take(pa.array(np.argsort(y, kind="stable"))).combine_chunks()
+
+
+@lru_cache(maxsize=8)
+def planned_sources(line: Line, tile: TilePlan) -> pa.Table:
+    """Return the sources of a tile in the order of their names. The cache spares its strips from reading them again."""
     keys = tile.keys or ("",) * len(tile.partitions)
     parts = [read_unchanged(line, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
     sources = pa.concat_tables(parts)
     source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
-    try:
-        _, y = tile_pixels(open_tile(line, tile), sources["ra"].to_numpy(), sources["dec"].to_numpy())
-        order = np.lexsort((source_id, y))
-    except TileFault:
-        order = np.argsort(source_id, kind="stable")
-    return sources.take(pa.array(order)).combine_chunks()
+    return sources.take(pa.array(np.argsort(source_id, kind="stable"))).combine_chunks()

@@ -43,6 +43,7 @@ from .files import (
     write_durably,
     write_json,
 )
+from .identity import FileRecord
 from .regular import open_regular, regular_opener
 from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from .types import NO_TILE, TILE_NAME, Json
@@ -201,7 +202,8 @@ class Commit:
     """A tile that is done. `file` is relative to the run folder; `classes` and `flags` count rows by class and by flag.
 
     `fault` is why the tile was quarantined: its rows are there, without a class. `bad_values` counts, by column, the
-    values of the catalogue that were read as missing.
+    values of the catalogue that were read as missing. `images` is the record of the files that the tile was made from
+    (see records.py).
     """
 
     coadd_id: str
@@ -214,6 +216,7 @@ class Commit:
     flags: dict[str, int]
     fault: str | None = None
     bad_values: dict[str, int] = field(default_factory=dict)
+    images: FileRecord = field(default_factory=dict)
 
 
 def commit_tile(
@@ -222,6 +225,7 @@ def commit_tile(
     table: pa.Table,
     fault: str | None = None,
     bad_values: Mapping[str, int] | None = None,
+    images: FileRecord | None = None,
 ) -> Commit:
     """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
 
@@ -234,6 +238,7 @@ def commit_tile(
     counts: Json = {"rows": len(rows), "n_flagged": flagged(rows)}
     counts |= {"classes": class_counts(rows), "flags": flag_counts(rows)}
     words: Json = {"coadd_id": coadd_id, **counts, "fault": fault, "bad_values": dict(bad_values or {})}
+    words["images"] = images or {}
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()
     commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **words)
@@ -260,7 +265,7 @@ def _settle(temp: Path, target: Path, mine: Commit) -> Commit:
     if theirs is None:
         os.replace(temp, target)
         return mine
-    if theirs.sha256 != mine.sha256:
+    if theirs.sha256 != mine.sha256 and theirs.images == mine.images:  # of other files: whole, and committed first
         raise CommitConflict(
             f"tile {mine.coadd_id} is committed as {target} with sha256 {theirs.sha256[:12]} and "
             f"{theirs.rows} rows; another attempt gave {mine.sha256[:12]} and {mine.rows} rows: the "

@@ -139,13 +139,14 @@ class TilePlan:
     """The sources of one tile: how many, and the catalogue partitions that hold them.
 
     `keys` are the digests of these partitions when they were counted (see `sources/footers.py`); without keys the
-    partitions are read as they are.
+    partitions are read as they are. `attempt` counts how often the tile is done: again if its files changed meanwhile.
     """
 
     coadd_id: str
     n_sources: int
     partitions: tuple[int, ...]
     keys: tuple[str, ...] = ()
+    attempt: int = 1
 
 
 @dataclass(frozen=True)

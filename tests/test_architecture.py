@@ -42,6 +42,7 @@ READING_ORDER = [
         "infer",
         "catalog",
         "store",
+        "records",
         "context",
         "stages",
         "lease",

@@ -58,7 +58,7 @@ def undo_one(run: RunConfig) -> None:
     """Leave a run as an interruption leaves it: one of its two tiles to do."""
     folder = RunFolder(Path(run.out))
     take_back(folder, next(iter(committed(folder).values())), "to be done again")
-    shutil.rmtree(folder.catalog)
+    folder.catalog.unlink() if folder.catalog.is_symlink() else shutil.rmtree(folder.catalog)
 
 
 @pytest.mark.fault(11)
@@ -72,7 +72,7 @@ def test_a_catalogue_with_as_many_other_sources_is_refused_by_the_name_of_the_pa
         pipeline.classify(own)
     said = str(caught.value)
     assert caught.value.exit_code == 2 and "\n  catalog: " in said and "\n  plan: " not in said, said
-    assert f"\n    {first.relative_to(own.catalog)} was replaced\n" in said
+    assert f"    {first.relative_to(own.catalog)} was replaced" in said.splitlines()
     assert not [path for path in partitions(own)[1:] if str(path.relative_to(own.catalog)) in said]
     first.write_bytes(kept)
     pipeline.classify(own)
@@ -140,6 +140,7 @@ def replaced_at_first_strip(monkeypatch, path: Path) -> None:
         if not done:
             done.append(other_sources(path))
             stages.tile_sources.cache_clear()
+            stages.planned_sources.cache_clear()
         return infer(*args)
 
     monkeypatch.setattr(stages, "infer_strip", replacing)
