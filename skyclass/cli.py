@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
@@ -611,7 +612,7 @@ def is_first_rank() -> bool:
 
 @cli.command()
 @click.argument("train_toml", type=click.Path(dir_okay=False))
-@click.option("--cluster", help="local, or a scheduler's address: one torchrun on each node of it.  [default: here]")
+@click.option("--cluster", help="local, or a scheduler's address: ranks on each of its nodes.  [default: here]")
 @click.option("--nodes", type=int, help="Nodes of the cluster to use.  [default: all]")
 @click.option("--ranks-per-node", type=int, help="Processes on each node.  [default: its GPUs, or 1]")
 def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_node: int | None) -> int:
@@ -620,6 +621,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     Works the same under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN.toml`.
     """
     from .training.recipe import train_config
+    from .training.watch import show_training
 
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
@@ -628,11 +630,10 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
         from .training.launch import launch
 
         silence_dask()
-        with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client:
-            launch(Path(train_toml), client, nodes, ranks_per_node, echo=lambda line: say(line, err=True))
+        with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, show_training() as watch:
+            launch(Path(train_toml), client, nodes, ranks_per_node, echo=partial(say, err=True), watch=watch)
     else:
         from .training.train import train as train_here
-        from .training.watch import show_training
 
         with show_training() if is_first else nullcontext() as watch:
             train_here(run, watch)

@@ -14,6 +14,7 @@ SkyclassError
 │   ├── LeaseHeld            another driver is working in the folder                exit code 2
 │   ├── LeaseLost            another driver has taken over
 │   └── CommitConflict       two attempts at one tile gave different bytes
+├── PeerLost                 another rank of a training is gone or does not answer
 ├── RowsLost                 rows in and rows out differ: a defect, never hidden
 └── Interrupted              stopped from outside; the same command resumes         exit code 4
     ├── ClusterLost          the workers or the scheduler are gone
@@ -120,6 +121,10 @@ class LeaseLost(StoreError):
 
 class CommitConflict(StoreError):
     """Two attempts at one tile gave different bytes: something is not deterministic."""
+
+
+class PeerLost(SkyclassError):
+    """Another rank of a training is gone or does not answer: the cause lies with that rank."""
 
 
 class RowsLost(SkyclassError):

@@ -62,7 +62,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
-    "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: one torchrun a node
+    "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: the ranks of each node
     "astropy.io.fits": {"header.py", "sources", "catalog"},
     "obstore": {"remote.py"},
     "torch": {

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 
 from skyclass.bundle import Cut, load_bundle, load_weights, save_bundle
 from skyclass.composite import composite
-from skyclass.errors import ConfigError, Interrupted
+from skyclass.errors import ConfigError, Interrupted, StoreError
 from skyclass.infer import Preprocess, load_classifier
 from skyclass.networks import build
 from skyclass.training.augment import Draw, augment, draw
-from skyclass.training.checkpoint import latest_checkpoint, save_checkpoint
+from skyclass.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from skyclass.training.dataset import Dataset, save_dataset
 from skyclass.training.evaluate import evaluate
 from skyclass.training.job import Position, bundle_fields, class_weights, composite_settings, input_statistics, prepare
@@ -295,7 +295,7 @@ def test_an_unfinished_checkpoint_is_none_and_is_swept(tmp_path: Path) -> None:
     for number in (1, 2):
         save_checkpoint(tmp_path, number, {"number": number})
     (tmp_path / f".{'a' * 32}.{3:012d}.ckpt").write_bytes(b"killed while it was writ")
-    assert latest_checkpoint(tmp_path) == {"number": 2}
+    assert latest_checkpoint(tmp_path) == 2 and load_checkpoint(tmp_path, 2) == {"number": 2}
     save_checkpoint(tmp_path, 3, {"number": 3})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{n:012d}.ckpt" for n in (2, 3)]
 
@@ -309,12 +309,12 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: 
     whole = newest.read_bytes()
     for torn in (whole[: len(whole) // 2], whole[:-1], whole[:500] + b"x" + whole[501:], b""):
         newest.write_bytes(torn)
-        state = latest_checkpoint(tmp_path)
-        assert state is not None and state["number"] == 2
+        assert latest_checkpoint(tmp_path) == 2 and load_checkpoint(tmp_path, 2)["number"] == 2
+        with pytest.raises(StoreError, match="3.ckpt cannot be read"):
+            load_checkpoint(tmp_path, 3)
     assert "torn" in caplog.text
     newest.write_bytes(whole)
-    state = latest_checkpoint(tmp_path)
-    assert state is not None and state["number"] == 3
+    assert latest_checkpoint(tmp_path) == 3 and load_checkpoint(tmp_path, 3)["weights"][0] == 3
 
 
 def torchrun(toml: Path, ranks: int) -> subprocess.Popen[str]:

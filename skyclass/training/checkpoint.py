@@ -10,11 +10,13 @@ import hashlib
 import io
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import StoreError
 from ..files import replacing
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    path = folder / f"{number:012d}.ckpt"
+    path = _path(folder, number)
     with replacing(path) as temp, open(temp, "xb") as file:
         file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
@@ -39,22 +41,33 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest whole state in a folder, None when there is none; a torn file is told and removed."""
+def latest_checkpoint(folder: Path) -> int | None:
+    """Return the number of the newest whole checkpoint in a folder, None without one; a torn file is removed."""
     for path in _newest_first(folder):
-        if (state := _read(path)) is not None:
-            return state
+        if _content(path) is not None:
+            return int(path.stem)
         log.warning("%s is torn: going on from the checkpoint before it", path)
         path.unlink()  # else it would count as one of those that are kept
     return None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    digest, _, content = path.read_bytes().partition(b"\n")
-    if hashlib.sha256(content).hexdigest().encode() != digest:
-        return None
+def load_checkpoint(folder: Path, number: int) -> dict[str, Any]:
+    """Return the state of a whole checkpoint; `StoreError` when this machine does not see it."""
+    path = _path(folder, number)
+    content = _content(path) if path.is_file() else None
+    if content is None:
+        raise StoreError(f"{path} cannot be read on {socket.gethostname()}: write to a folder that all nodes share")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:012d}.ckpt"
+
+
+def _content(path: Path) -> bytes | None:
+    digest, _, content = path.read_bytes().partition(b"\n")
+    return content if hashlib.sha256(content).hexdigest().encode() == digest else None
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -1,47 +1,61 @@
-"""Train on the nodes of a Dask cluster: Dask starts and watches, torchrun trains.
+"""Train on the nodes of a Dask cluster: one Dask task for each node starts its ranks and watches them.
 
-One task a node runs `torch.distributed.run` there and sends its log lines home. Driver and nodes hear of each other
-every second, through a queue and a variable on the scheduler; who falls silent is given up, so that neither a dead
-node nor a dead driver leaves anybody waiting.
+launch (driver) -> rank.run_node (Dask task) -> rank.main (one process for each rank)
+
+Twice a second a node publishes what its ranks report as a Dask event, which is its sign of life, too. The driver
+stops a node by cancelling its task; Dask cancels the task as well when the driver dies.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
-import socket
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Any, Literal
 
+import psutil
 from dask.system import CPU_COUNT
-from distributed import Client, Future, Queue, Variable
+from distributed import Client, Future, Worker
 from distributed.comm.addressing import get_address_host
 
 from ..cluster import count_gpus
 from ..config import read_toml
-from ..errors import ConfigError, Interrupted, SkyclassError
-from .node import (
-    CALL_S,
-    NEWS_WAITING,
-    OF_A_RANK,
-    PEER_GRACE_S,
-    STOP,
-    TICK_S,
-    TRAIN,
-    Ending,
-    Limits,
-    Machine,
-    Node,
-    NodeJob,
-    run_node,
-)
+from ..errors import ClusterLost, ConfigError, Interrupted, SkyclassError
+from .rank import TICK_S, Ending, Job, Node, Report, run_node, verdict
+
+RANK = ("-m", "skyclass.training.rank")
+CALL_S = 60
+"""How long a scheduler or worker may take to answer a question of the driver."""
+PEER_GRACE_S = 5.0
+"""How long the driver waits for the cause after a rank has reported only that another rank is gone."""
 
 Echo = Callable[[str], object]
+Watch = Callable[[Report], object]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a worker reports of its machine."""
+
+    visible: str | None
+    """CUDA_VISIBLE_DEVICES, if set."""
+    gpus: int
+    cores: int
+    interface: str | None = "lo"
+    """Network interface that has the worker's address."""
+    absent: tuple[str, ...] = ()
+    """Paths of the job that the worker cannot read."""
+    sees_lock: bool = True
+    """Whether the file that the driver has locked is locked here, too."""
 
 
 def launch(
@@ -51,33 +65,37 @@ def launch(
     ranks_per_node: int | None = None,
     max_restarts: int = 3,
     echo: Echo = print,
-    module: Sequence[str] = TRAIN,
-    limits: Limits | None = None,
+    watch: Watch = lambda record: None,
+    command: Sequence[str] = RANK,
+    silent_s: float = 60.0,
+    grace_s: float = 30.0,
 ) -> None:
-    """Return when the training that TRAIN.toml describes has ended well on the nodes of a cluster.
+    """Train what TRAIN.toml describes on the nodes of a cluster.
 
     There is one node for each machine of the cluster, or the first `nodes` of them; on a cluster of one machine `nodes`
-    of its workers, each as if it were a machine. A node has `ranks_per_node` ranks, else one for each of its
-    GPUs, else one. Each needs the file, the dataset and the output folder under the same paths. `echo` gets
-    the log, line by line, with its rank or node before it.
+    of its workers, each as if it were a machine. A node has `ranks_per_node` ranks, else one for each of its GPUs, else
+    one. All need the file, the dataset and the output folder under the same paths. `watch` gets the records of
+    `train.train`, `echo` the lines that ranks print.
 
-    A rank that dies is started again with all others, at most `max_restarts` times on each node. Raises `ConfigError`
-    before anything starts for a file, dataset or cluster that will not do, and when a rank finds so;
-    `SkyclassError` when ranks keep failing, with the last error line, and when a node is dead, by its name and
-    within two minutes. Whatever ends it, Ctrl-C included, no rank is left running.
+    When a rank dies, or is silent for `silent_s`, all ranks start again from the last checkpoint, at most
+    `max_restarts` times. Raises `ConfigError` for a file, dataset or cluster that cannot be used, before anything
+    starts or when a rank finds so; `SkyclassError` when ranks keep failing; `ClusterLost` when the scheduler is gone,
+    or when a node is gone or silent for `silent_s`; `Interrupted` when ranks are told to stop. Afterwards no rank is
+    left, Ctrl-C included.
     """
     file = Path(train_toml).absolute()
-    on_cpu = tuple(module) == TRAIN and check_training(file).device == "cpu"
-    with scheduler_faults():
-        job = plan_job(client, [*module, str(file)], file, nodes, ranks_per_node, on_cpu, max_restarts, limits)
-        for node in job.nodes:
-            echo(f"[{node.name}] {node.ranks} rank(s), {node.threads} thread(s) each{_gpu_words(node)}")
-        with submitted(client, job, echo) as desk:
-            raise_failures(desk.attend())
-
-
-def _gpu_words(node: Node) -> str:
-    return f", GPUs {','.join(node.devices)}" if node.devices else ", no GPU"
+    run = check_training(file)
+    folder = Path(f"{run.out}.rendezvous").absolute()
+    with private_folder(folder) as locked:
+        chosen, machines = ask_machines(client, nodes, (str(Path.cwd()), str(file), str(folder)))
+        members = make_nodes(chosen, machines, ranks_per_node, run.device == "cpu")
+        for node in members:
+            gpus = f"GPUs {','.join(node.devices)}" if node.devices else "no GPU"
+            echo(f"[{node.name}] {node.ranks} rank(s), {node.threads} thread(s) each, {gpus}")
+        meets_by_file = locked and all(machines[address].sees_lock for address in chosen)
+        host = None if meets_by_file else get_address_host(chosen[0])
+        job = Job(tuple(command), str(file), str(Path.cwd()), members, host, silent_s, grace_s)
+        raise_unless_done(run_job(client, job, folder, max_restarts, echo, watch))
 
 
 def check_training(file: Path) -> Any:
@@ -91,52 +109,63 @@ def check_training(file: Path) -> Any:
 
 
 @contextmanager
+def private_folder(path: Path) -> Iterator[bool]:
+    """Make a folder of mode 0700 and remove it afterwards; give whether it is private and its file `lock` is locked.
+
+    A folder that a killed driver has left is replaced. Raises `ConfigError` while another driver holds its lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        with open(path / "lock", "a") as old:
+            if lock(old) == "held":
+                raise ConfigError(f"another driver is training here, it has locked {old.name}: wait for it, or stop it")
+        shutil.rmtree(path)
+    path.mkdir(mode=0o700)
+    try:
+        with open(path / "lock", "w") as file:
+            yield lock(file) == "taken" and path.stat().st_mode & 0o077 == 0
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def lock(file: IO[str]) -> Literal["taken", "held", "none"]:
+    """Lock a file until it is closed; return "held" when another process has locked it, "none" without file locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
+    except OSError:  # ENOSYS, ENOLCK or EOPNOTSUPP: it depends on the file system and on how it is mounted
+        return "none"
+    return "taken"
+
+
+@contextmanager
 def scheduler_faults() -> Iterator[None]:
-    """Turn what Dask raises when the scheduler is gone into one message of ours."""
+    """Turn what Dask raises when the scheduler is gone into `ClusterLost`."""
     try:
         yield
     except (OSError, CancelledError) as error:
-        raise SkyclassError(
+        raise ClusterLost(
             f"the Dask scheduler does not answer ({type(error).__name__}: {error}); the nodes stop by themselves; "
             "run the same command again to resume from the last checkpoint"
         ) from error
 
 
-def plan_job(
-    client: Client,
-    command: Sequence[str],
-    file: Path,
-    nodes: int | None,
-    ranks_per_node: int | None,
-    on_cpu: bool,
-    max_restarts: int,
-    limits: Limits | None,
-) -> NodeJob:
-    """Return the job on the workers that the cluster has now: who takes part, with which devices, where they meet."""
+def ask_machines(client: Client, nodes: int | None, paths: Sequence[str]) -> tuple[list[str], dict[str, Machine]]:
+    """Return the addresses of the workers that become nodes, and what they and the GPU workers beside them report."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     chosen = choose_workers(by_machine(workers), nodes)
     hosts = {get_address_host(address) for address in chosen}
-    mates = [a for a in workers if get_address_host(a) in hosts]
-    asked = [a for a in mates if a in chosen or workers[a]["resources"].get("GPU")]
-    answers = client.run(describe_machine, workers=asked, on_error="return")
+    asked = [a for a in workers if a in chosen or get_address_host(a) in hosts and workers[a]["resources"].get("GPU")]
+    with scheduler_faults():
+        answers = client.run(describe_machine, paths, workers=asked, on_error="return", callback_timeout=CALL_S)
     if silent := [a for a, answer in answers.items() if not isinstance(answer, Machine)]:
-        raise SkyclassError(f"no answer from worker {', '.join(silent)}: {answers[silent[0]]}")
-    members = make_nodes(chosen, answers, ranks_per_node, on_cpu)
-    port = client.run(free_port, members[0].host, workers=[members[0].address])[members[0].address]
-    return NodeJob(
-        id=f"skyclass-train-{uuid.uuid4().hex[:12]}",
-        command=tuple(command),
-        must_exist=(str(file),),
-        folder=str(Path.cwd()),
-        nodes=members,
-        port=port,
-        max_restarts=max_restarts,
-        limits=limits or Limits(),
-    )
+        raise ClusterLost(f"no answer from worker {', '.join(silent)}: {answers[silent[0]]}")
+    return chosen, answers
 
 
 def by_machine(workers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the worker addresses of each host, those that are not GPU workers first: their memory is free."""
+    """Return the worker addresses of each host; GPU workers come last, because their memory is full."""
     hosts: dict[str, list[str]] = {}
     for address in sorted(workers, key=lambda a: (bool(workers[a]["resources"].get("GPU")), a)):
         hosts.setdefault(get_address_host(address), []).append(address)
@@ -155,193 +184,174 @@ def choose_workers(hosts: Mapping[str, Sequence[str]], nodes: int | None) -> lis
     return pool[:nodes]
 
 
-def describe_machine() -> Machine:
-    """Return what this worker knows of its machine."""
-    return Machine(os.environ.get("CUDA_VISIBLE_DEVICES"), count_gpus(), CPU_COUNT)
+def describe_machine(paths: Sequence[str], dask_worker: Worker) -> Machine:
+    """Return what a worker reports of its machine; the last of `paths` is the folder that holds the driver's lock."""
+    absent = tuple(path for path in paths if not os.access(path, os.R_OK))
+    host = get_address_host(dask_worker.address)
+    every = psutil.net_if_addrs().items()
+    interface = next((name for name, addresses in every if any(a.address == host for a in addresses)), None)
+    sees_lock = not absent and is_locked(Path(paths[-1]) / "lock")
+    return Machine(os.environ.get("CUDA_VISIBLE_DEVICES"), count_gpus(), CPU_COUNT, interface, absent, sees_lock)
 
 
-def free_port(host: str) -> int:
-    """Return a TCP port of this machine that nobody listens on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def is_locked(path: Path) -> bool:
+    """Return whether another process, on this machine or another, holds the lock of a file."""
+    with open(path, "r+") as file:
+        return lock(file) == "held"
 
 
 def make_nodes(
-    chosen: Sequence[str], answers: Mapping[str, Machine], ranks_per_node: int | None, on_cpu: bool
+    chosen: Sequence[str], machines: Mapping[str, Machine], ranks_per_node: int | None, on_cpu: bool
 ) -> tuple[Node, ...]:
     """Return the nodes with their shares of devices and cores; nodes on one machine share both."""
-    hosts = {address: get_address_host(address) for address in answers}
-    members = []
+    hosts = {address: get_address_host(address) for address in machines}
+    members: list[Node] = []
     for address in chosen:
         mates = [a for a in chosen if hosts[a] == hosts[address]]
-        machine = [answer for a, answer in answers.items() if hosts[a] == hosts[address]]
-        devices = () if on_cpu else all_devices(machine)[mates.index(address) :: len(mates)]
-        ranks = ranks_per_node or len(devices) or 1
+        devices = all_devices([m for a, m in machines.items() if hosts[a] == hosts[address]])
+        share = () if on_cpu else devices[mates.index(address) :: len(mates)]
+        ranks = ranks_per_node or len(share) or 1
         name = hosts[address] if len(mates) == 1 else address
-        if devices and ranks > len(devices):
-            raise ConfigError(f"{ranks} ranks on {name}, which has {len(devices)} GPU(s): choose at most as many")
-        if not (devices or on_cpu) and all_devices(machine):
+        if share and ranks > len(share):
+            raise ConfigError(f"{ranks} ranks on {name}, which has {len(share)} GPU(s): choose at most as many")
+        if devices and not (share or on_cpu):
             raise ConfigError(f"no GPU of {hosts[address]} is left for {name}: choose fewer nodes, or device = 'cpu'")
-        threads = max(1, answers[address].cores // (ranks * len(mates)))
-        members.append(Node(name, address, hosts[address], ranks, threads, devices if devices or on_cpu else None))
+        threads = max(1, machines[address].cores // (ranks * len(mates)))
+        first_rank = sum(node.ranks for node in members)
+        visible = share if share or on_cpu else None
+        interface = check_machine(name, machines[address])
+        members.append(Node(name, address, interface, first_rank, ranks, threads, visible))
     return tuple(members)
+
+
+def check_machine(name: str, machine: Machine) -> str:
+    """Return the network interface of a machine that can take part; else raise `ConfigError`."""
+    if machine.absent:
+        raise ConfigError(f"{name} cannot read {', '.join(machine.absent)}: use a folder that all nodes share")
+    if machine.interface is None:
+        raise ConfigError(
+            f"no network interface of {name} has this address: give `dask worker` one that has, by --host"
+        )
+    return machine.interface
 
 
 def all_devices(workers: Sequence[Machine]) -> tuple[str, ...]:
     """Return the CUDA devices of a machine by what its workers see, in one order for all.
 
-    dask-cuda turns the list of each worker so that another device is first, and others start workers that see
+    dask-cuda rotates the list of each worker so that another device is first, and other programs start workers that see
     one device each: the devices of a machine are what its workers see together.
     """
-    seen = [worker.visible.split(",") for worker in workers if worker.visible is not None]
-    names = dict.fromkeys(name.strip() for names in seen for name in names if name.strip() not in ("", "-1"))
-    if not seen:
+    lists = [worker.visible.split(",") for worker in workers if worker.visible is not None]
+    names = dict.fromkeys(name.strip() for names in lists for name in names if name.strip() not in ("", "-1"))
+    if not lists:
         return tuple(str(i) for i in range(max(worker.gpus for worker in workers)))
     return tuple(sorted(names, key=lambda name: (int(name) if name.isdecimal() else 1_000, name)))
 
 
-@contextmanager
-def submitted(client: Client, job: NodeJob, echo: Echo) -> Iterator[Desk]:
-    """Give the driver's desk with a task running on each node; after the block all are stopped, their log read."""
-    desk = Desk(client, job, echo)
-    try:
-        desk.submit()
-        yield desk
-    finally:
-        desk.stop()
+def run_job(client: Client, job: Job, folder: Path, max_restarts: int, echo: Echo, watch: Watch) -> Ending:
+    """Return how a job ended: after a failure all ranks start again from the last checkpoint."""
+    for restarts in range(max_restarts + 1):
+        topic = f"skyclass-train-{uuid.uuid4().hex}"
+        attempt = Attempt(client, replace(job, topic=topic, rendezvous=str(folder / f"ranks-{restarts}")), echo, watch)
+        ending = attempt.run()
+        if ending.how != "failed":
+            break
+        if restarts < max_restarts:
+            echo(f"{ending.reason}; all ranks start again from the last checkpoint ({restarts + 1} of {max_restarts})")
+    return ending
 
 
-def raise_failures(endings: Sequence[Ending]) -> None:
-    """Raise what went wrong on all nodes in one message; causes go before what followed from them."""
-    failed = [e for e in endings if e.how in ("failed", "refused")]
-    if not failed:
-        if any(e.how != "done" for e in endings):  # nodes that no longer heard of the driver, as when it was suspended
-            raise Interrupted("the nodes stopped before the training was done; run the same command again to resume")
-        return
-    causes = [e for e in failed if not e.peer] or [e for e in endings if e.reason and not e.peer] or failed
-    kind = ConfigError if any(e.how == "refused" for e in causes) else SkyclassError
-    raise kind("training failed: " + "; ".join(dict.fromkeys(e.reason for e in causes)))
+def raise_unless_done(ending: Ending) -> None:
+    """Raise how a job ended, unless it is done."""
+    if ending.how == "interrupted":
+        raise Interrupted(f"training stopped: {ending.reason}")
+    if ending.how != "done":
+        raise (ConfigError if ending.how == "refused" else SkyclassError)(f"training failed: {ending.reason}")
 
 
 @dataclass
-class Desk:
-    """The driver's side of a job: who was heard when, and how it ended where."""
+class Attempt:
+    """The driver's side of one attempt at a job."""
 
     client: Client
-    job: NodeJob
+    job: Job
     echo: Echo
-    futures: list[Future[Any]] = field(default_factory=list)
+    watch: Watch
+    events: SimpleQueue[tuple[float, Report]] = field(default_factory=SimpleQueue)
+    futures: list[Future[None]] = field(default_factory=list)
     endings: dict[int, Ending] = field(default_factory=dict)
-    heard: dict[int, float] = field(default_factory=dict)
-    begun: dict[int, int] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
-    beat: int = 0
-    stopped: bool = False
+    silent_s: dict[int, float] = field(default_factory=dict)
+    listened_at: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self.news = Queue(self.job.id, client=self.client, maxsize=NEWS_WAITING * len(self.job.nodes))
-        self.pulse = Variable(self.job.id, client=self.client)
-        self.pulse.set(self.beat, callback_timeout=CALL_S)
-
-    def submit(self) -> None:
-        """Submit the task of each node to its worker and to no other."""
-        for index, node in enumerate(self.job.nodes):
-            pinned = {"workers": [node.address], "allow_other_workers": False, "pure": False, "retries": 0}
-            self.futures.append(self.client.submit(run_node, self.job, index, priority=10, **pinned))
-            self.heard[index] = time.monotonic()
-
-    def attend(self) -> list[Ending]:
-        """Return the endings when all nodes have ended, or one has failed; `SkyclassError` when one is dead."""
-        failed_at: float | None = None
-        while len(self.endings) < len(self.futures):
-            self.listen()
-            self.mourn()
-            failed = [e for e in self.endings.values() if e.how != "done"]
-            failed_at = (failed_at or time.monotonic()) if failed else None
-            if any(not e.peer for e in failed) or (failed_at and time.monotonic() - failed_at > PEER_GRACE_S):
+    def run(self) -> Ending:
+        """Return how the attempt ended; afterwards no node that answers has a rank."""
+        self.client.subscribe_topic(self.job.topic, self.events.put)
+        try:
+            for index, node in enumerate(self.job.nodes):
+                pinned = {"workers": [node.address], "allow_other_workers": False, "pure": False, "retries": 0}
+                self.futures.append(self.client.submit(run_node, self.job, index, priority=10, **pinned))
+                self.silent_s[index] = 0.0
+            return self.attend()
+        finally:
+            if self.client.status == "running":  # else the scheduler is gone, and the nodes stop by themselves
                 self.stop()
-                break
-            time.sleep(TICK_S / 2)
-        return list(self.endings.values())
+
+    def attend(self) -> Ending:
+        """Return how the attempt ended: when all nodes have ended, or when one has failed."""
+        failed_s = 0.0
+        while len(self.endings) < len(self.futures) and failed_s <= PEER_GRACE_S:
+            self.listen()
+            self.raise_lost()
+            failures = [e for e in self.endings.values() if e.is_failure]
+            failed_s += math.inf if any(not e.lost_peer for e in failures) else TICK_S * bool(failures)
+        return verdict(self.endings.values())
 
     def listen(self) -> None:
-        """Give a sign of life, and take in what the nodes have sent and how they ended."""
-        self.beat += 1
-        self.pulse.set(self.beat, callback_timeout=CALL_S)
-        self.hear()
+        """Take in what the nodes have published since the last call, and how long they have been silent."""
+        time.sleep(TICK_S)
+        now, before = time.monotonic(), self.listened_at
+        self.listened_at = now
+        for index in self.silent_s:  # a driver that was suspended does not take its own pause for their silence
+            self.silent_s[index] += min(now - before, 10 * TICK_S)
+        while not self.events.empty():
+            self.receive(self.events.get()[1])
+        for index, future in enumerate(self.futures):
+            if future.status == "error" and index not in self.endings:
+                name, error = self.job.nodes[index].name, future.exception()
+                self.endings[index] = Ending("failed", f"the task on {name} failed: {error!r}")
 
-    def hear(self) -> None:
-        """Take in what the nodes have sent and how they ended; a node's lines are there before its end is."""
-        ended = [i for i, f in enumerate(self.futures) if f.done() and i not in self.endings]
-        for word in self.news.get(batch=True, callback_timeout=CALL_S):
-            index = word["node"]
-            self.heard[index] = time.monotonic()
-            self.begun[index] = self.begun.get(index, 0) + word["begun"]
-            for line in word["lines"]:
-                self.echo(self.shown(index, line))
-        for index in ended:
-            self.endings[index] = self.ending(index)
+    def receive(self, event: Report) -> None:
+        """Show what the ranks of a node have reported, and note that the node lives, or how it has ended."""
+        self.silent_s[event["node"]] = 0.0
+        for rank, report in event["reports"]:
+            if "watch" in report:
+                self.watch(report["watch"])
+            else:
+                self.echo(f"[rank {rank}] {report['text']}")
+        if event["ending"]:
+            self.endings[event["node"]] = Ending(**event["ending"])
 
-    def shown(self, index: int, line: str) -> str:
-        """Return a line with its rank before it, or its node if it is torchrun's own."""
-        match = OF_A_RANK.fullmatch(line)
-        return f"[rank {match[1]}] {match[2]}" if match else f"[{self.job.nodes[index].name}] {line}"
-
-    def ending(self, index: int) -> Ending:
-        """Return how the task of a node ended."""
-        future = self.futures[index]
-        if future.status == "finished":
-            ending: Ending = future.result()
-            return ending
-        error = future.exception() if future.status == "error" else None
-        if isinstance(error, ConfigError):
-            return Ending("refused", str(error))
-        return Ending("failed", f"the task on {self.job.nodes[index].name} failed: {error or future.status}")
-
-    def mourn(self) -> None:
-        """Raise `SkyclassError` for the first node that is dead: gone, restarted behind our back, or silent."""
-        running = [i for i in range(len(self.futures)) if i not in self.endings]
-        present = self.client.nthreads([self.job.nodes[i].address for i in running], callback_timeout=CALL_S)
-        for index in running:
-            if reason := self.death(index, self.job.nodes[index].address in present):
-                self.dead.add(index)
-                raise SkyclassError(
-                    f"node {self.job.nodes[index].name} is lost: {reason}; training was stopped on the others, and the "
-                    "same command resumes from the last checkpoint"
-                )
-
-    def death(self, index: int, present: bool) -> str:
-        """Return why a node must be given up; empty while it lives."""
-        address, silent_s = self.job.nodes[index].address, time.monotonic() - self.heard[index]
-        if not present:
-            return f"its Dask worker {address} has left the cluster"
-        if self.begun.get(index, 0) > 1:
-            return f"its Dask worker {address} died and came back"
-        if silent_s <= self.job.limits.silent_s:
-            return ""
-        if index not in self.begun:
-            return f"its Dask worker {address} did not begin within {silent_s:.0f} s, being busy, paused or frozen"
-        return f"its Dask worker {address} has been silent for {silent_s:.0f} s: machine or network down, or frozen"
+    def raise_lost(self) -> None:
+        """Raise `ClusterLost` for the first node that has left the cluster or is silent."""
+        running = {i: node for i, node in enumerate(self.job.nodes) if i not in self.endings}
+        with scheduler_faults():
+            present = self.client.nthreads([node.address for node in running.values()], callback_timeout=CALL_S)
+        for index, node in running.items():
+            reason = "has left the cluster"
+            if node.address in present:
+                if self.silent_s[index] < self.job.silent_s:
+                    continue
+                reason = f"is silent for {self.silent_s[index]:.0f} s: busy, paused or frozen, or its machine is down"
+            self.endings[index] = Ending("failed", reason)
+            raise ClusterLost(
+                f"node {node.name} is lost: its Dask worker {node.address} {reason}; the other nodes were stopped, and "
+                "the same command resumes from the last checkpoint"
+            )
 
     def stop(self) -> None:
-        """Stop the nodes that still run, and wait until they have; a second call does nothing."""
-        if self.stopped:
-            return
-        self.stopped = True
-        try:
-            self.pulse.set(STOP, callback_timeout=CALL_S)
-            self.await_ends(time.monotonic() + self.job.limits.grace_s + 2 * CALL_S)
-            self.client.cancel(self.futures)
-            self.news.close()
-            if not self.dead:  # else a node that wakes up later must still hear it
-                self.pulse.delete()
-        except (OSError, CancelledError) as error:  # in a `finally`: what is being raised says it better
-            self.echo(f"the Dask scheduler does not answer ({error}); the nodes stop by themselves")
-
-    def await_ends(self, until: float) -> None:
-        """Take in what the living nodes send until all have ended, or time is up."""
-        while len(self.endings.keys() | self.dead) < len(self.futures) and time.monotonic() < until:
-            self.hear()
-            time.sleep(TICK_S / 4)
+        """Cancel the tasks and wait until every node that answers has ended its ranks."""
+        self.client.cancel(self.futures)
+        deadline = time.monotonic() + self.job.grace_s + PEER_GRACE_S
+        while len(self.endings) < len(self.futures) and time.monotonic() < deadline:
+            self.listen()
+        self.client.unsubscribe_topic(self.job.topic)

@@ -1,8 +1,9 @@
 """Several processes that train one network: who they are, what they share, and one BatchNorm for all of them.
 
-The same command runs alone, under torchrun and under srun; it reads who it is from the environment. A global batch is
-cut into one slice a rank, the loss is divided by the weight of the whole batch and BatchNorm sees all of it, so
-two ranks take the same step as one, to rounding.
+The same code runs alone, under torchrun, under srun and where `launch.py` starts it; it reads its rank from the
+environment. A global batch is cut into one slice a rank, the loss is divided by the weight of the whole batch and
+BatchNorm sees all of it, so two ranks take the same step as one, to rounding. Ranks exchange numbers only: torch's
+object collectives would unpickle, and so run, whatever a peer sends.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import hashlib
 import inspect
 import json
 import os
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError, SkyclassError
+from ..errors import ConfigError, PeerLost
 from ..infer import resolve_device
-
-T = TypeVar("T")
+from .rank import RENDEZVOUS, RENDEZVOUS_HOST
 
 TIMEOUT_S = 90
 """How long a rank waits for another before it gives up: a dead node is told within two minutes."""
@@ -68,20 +70,11 @@ class Group:
             dist.all_reduce(value)
         return value
 
-    def gather(self, value: T) -> list[T]:
-        """Return the value of every rank, in their order."""
-        values: list[Any] = [value] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value)
-        return values
-
-    def from_first(self, read: Callable[[], T]) -> T:
-        """Return what rank 0 reads, on every rank."""
-        box: list[Any] = [read() if self.is_first else None]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
-        value: T = box[0]
-        return value
+    def gather(self, value: float) -> list[float]:
+        """Return the number of every rank, in their order."""
+        values = torch.zeros(self.world, dtype=torch.float64, device=self.device)
+        values[self.rank] = value
+        return [float(n) for n in self.sum(values).tolist()]
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network with gradients averaged over the ranks; alone it is itself."""
@@ -98,9 +91,9 @@ class Group:
 
 @contextmanager
 def joined(device: str) -> Iterator[Group]:
-    """Give this process's place among the ranks of its training, joined to them; the ranks part at the end.
+    """Join this process to the other ranks of its training; leave them at the end.
 
-    A rank that does not answer for `TIMEOUT_S` raises `SkyclassError` on the others.
+    A rank that does not answer for `TIMEOUT_S` raises `PeerLost` on the others.
     """
     rank, world, local_rank = place(os.environ)
     own = rank_device(device, local_rank, world)
@@ -109,20 +102,52 @@ def joined(device: str) -> Iterator[Group]:
         return
     wait = timedelta(seconds=TIMEOUT_S)
     try:
-        store = next(rendezvous("env://", rank, world, timeout=wait))[0]
+        store = rendezvous_store(rank, world, wait)
         backend = "nccl" if own.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, store=agreed(store, rank, world), timeout=wait, rank=rank, world_size=world)
+        dist.init_process_group(backend, store=store, timeout=wait, rank=rank, world_size=world)
         yield Group(rank, world, own)
     except (dist.DistError, RuntimeError) as error:
         if not _is_lost_peer(error):
             raise
-        raise SkyclassError(
+        raise PeerLost(
             f"rank {rank} of {world}: another rank is gone or did not answer for {TIMEOUT_S} s "
             f"({str(error).splitlines()[0]}); run the same command again to resume from the last checkpoint"
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def rendezvous_store(rank: int, world: int, wait: timedelta) -> Store:
+    """Return the store through which the ranks find each other.
+
+    `launch.py` names a new file in a private folder; beside it, where the file system has no locks, the one address
+    on which rank 0 listens. torchrun and srun name MASTER_ADDR: there a store listens on every interface.
+    """
+    path, host = os.environ.get(RENDEZVOUS), os.environ.get(RENDEZVOUS_HOST)
+    if path is None:
+        return agreed(next(rendezvous("env://", rank, world, timeout=wait))[0], rank, world)
+    store = bound_store(Path(path), host, rank, wait) if host else FileStore(path, world)
+    store.set_timeout(wait)
+    return store
+
+
+def bound_store(port_file: Path, host: str, rank: int, wait: timedelta) -> Store:
+    """Return a store that rank 0 serves on one address only; the other ranks read its port from a file."""
+    if rank == 0:
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        port = listener.getsockname()[1]
+        unfinished = port_file.with_suffix(".new")
+        unfinished.write_text(str(port))
+        unfinished.rename(port_file)
+        fd = listener.detach()
+        return TCPStore(host, port, None, True, wait, wait_for_workers=False, master_listen_fd=fd)
+    deadline = time.monotonic() + wait.total_seconds()
+    while not port_file.exists():
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"timed out waiting for rank 0 to write {port_file}")
+        time.sleep(0.1)
+    return TCPStore(host, int(port_file.read_text()), None, False, wait, wait_for_workers=False)
 
 
 def agreed(store: Store, rank: int, world: int) -> Store:
@@ -165,7 +190,7 @@ def _is_lost_peer(error: Exception) -> bool:
 
 
 def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return (rank, world size, rank on this node) as torchrun or srun tell it; (0, 1, 0) without them.
+    """Return (rank, world size, rank on this node) as the launcher sets them; (0, 1, 0) without one.
 
     Under srun MASTER_ADDR and MASTER_PORT are set as well, to the first node of the step, unless they are given.
     """

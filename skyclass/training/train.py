@@ -31,7 +31,7 @@ from ..photometry import COLUMNS, PhotometrySettings, features, standardise
 from ..types import CLASSES, Float32, Int64
 from .augment import Draw, augment, draw
 from .calibration import fit_temperature
-from .checkpoint import latest_checkpoint, save_checkpoint
+from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .dataset import Dataset, composites, load_dataset
 from .job import Job, Position, bundle_fields, composite_settings, folder_of, prepare
 from .journal import Asked, Journal, Watch, stop_signals
@@ -59,7 +59,7 @@ def train(run: TrainConfig, watch: Watch | None = None, dataset: Dataset | None 
     images = composites(dataset, run.bands, settings) if "images" in run.inputs else None
     with joined(run.device) as group, same_digits(group.device), stop_signals() as asked:
         job = prepare(run, dataset, images, settings, group)
-        if job.group.from_first(lambda: finished(job) is not None):
+        if job.group.any(group.is_first and finished(job) is not None)[0]:
             return load_bundle(folder_of(run))
         position = resumed(job)
         journal = Journal(job, watch)
@@ -197,12 +197,16 @@ def validate(job: Job) -> dict[str, Any]:
     job.network.eval()
     own = job.val_rows[job.group.share(len(job.val_rows))]
     parts = np.array_split(own, math.ceil(len(own) / VALIDATION_BATCH)) if len(own) else []
-    logits = [logits_of(job, job.network, inputs_of(job, rows)).cpu() for rows in parts]
-    table = np.concatenate(job.group.gather(torch.cat(logits).numpy() if logits else np.empty((0, len(CLASSES)))))
-    if not np.isfinite(table).all():
+    logits = torch.zeros((len(job.val_rows), len(CLASSES)), device=job.group.device)
+    if parts:
+        logits[job.group.share(len(job.val_rows))] = torch.cat(
+            [logits_of(job, job.network, inputs_of(job, rows)) for rows in parts]
+        )
+    z = job.group.sum(logits).cpu()  # every rank has filled its own rows of zeros: the sum is exact
+    if not torch.isfinite(z).all():
         return {"val_loss": math.nan}
     labels, weights = job.dataset.labels[job.val_rows], job.class_weights.cpu()
-    y, z = torch.from_numpy(labels), torch.from_numpy(table).float()
+    y = torch.from_numpy(labels)
     temperature = fit_temperature(z, y, weights)
     probabilities: Float32 = torch.softmax(z / temperature, 1).numpy()
     return {
@@ -280,9 +284,11 @@ def save_position(job: Job, position: Position) -> None:
 
 def resumed(job: Job) -> Position:
     """Return where the newest checkpoint left off, its state loaded on every rank; the start without one."""
-    state = job.group.from_first(lambda: latest_checkpoint(job.checkpoints))
-    if state is None:
+    newest = (latest_checkpoint(job.checkpoints) or 0) if job.group.is_first else 0  # 0: none
+    number = int(job.group.gather(newest)[0])
+    if number == 0:
         return Position()
+    state = load_checkpoint(job.checkpoints, number)
     there, here = state["fingerprint"], job.fingerprint
     if there != here:
         changed = [f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in here if there.get(k) != here[k]]
