@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import click
 
@@ -27,6 +27,9 @@ from .locations import refuse_logins
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
 from .types import BANDS, CLASSES, Flag
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
@@ -425,27 +428,35 @@ def query(
 
     with saying_what_is_there(catalogue):
         classes = open_catalog(catalogue)
-    if output:
+    if output is not None:
         check_target(Path(output), overwrite)
-    if cone:
+    if cone is not None:
         classes = classes.region(parse_cone(cone))
-    if where:
+    if where is not None:
         classes = classes.where(where)
-    if columns:
+    if columns is not None:
         classes = classes.select([c.strip() for c in columns.split(",")])
-    if output:
-        if sql:
+    if output is not None:
+        if sql is not None:
             answer = classes.sql_arrow(sql)
             say(f"{len(answer):,} rows written to {export_table(answer, output, overwrite)}")
         else:
             written = classes.export(output, overwrite)
             say(f"{classes.count():,} rows written to {written}")
-    elif sql:
-        click.echo(table_text(classes.sql(sql)))
+    elif sql is not None:
+        click.echo(shown(classes.sql_arrow(sql)))
     else:
-        click.echo(table_text(classes.sql(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
+        click.echo(shown(classes.sql_arrow(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
         say(f"{classes.count():,} rows")
     return 0
+
+
+def shown(answer: pa.Table) -> str:
+    """Return an answer as lines for a terminal."""
+    from .catalog.export import plain_table
+    from .query import to_pandas
+
+    return table_text(to_pandas(plain_table(answer)))
 
 
 @cli.command()

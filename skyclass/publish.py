@@ -146,13 +146,14 @@ def check_space(folder: RunFolder, tile_bytes: int, n_files: int) -> None:
 
     A published file compresses as the tiles that its rows come from do, within a tenth.
     """
-    disk = shutil.disk_usage(folder.path)
+    target = folder.path / PUBLICATIONS  # may be a link to another disk
+    disk = shutil.disk_usage(target if target.exists() else folder.path)
     needed = tile_bytes * 11 // 10 + FOOTER_BYTES * n_files
     if disk.total and disk.free < needed:  # some network file systems tell no sizes
         earlier = superseded_publications(folder.path)
         hint = f"'skyclass gc' removes {len(earlier)} earlier publications; " if earlier else ""
         raise StoreError(
-            f"{folder.path / PUBLICATIONS}: the class catalogue needs {needed:,} bytes and {disk.free:,} are "
+            f"{target}: the class catalogue needs {needed:,} bytes and {disk.free:,} are "
             f"available: nothing was published. {hint}free space, then run the same command again"
         )
 

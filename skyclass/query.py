@@ -98,7 +98,7 @@ class ClassCatalog:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the selection as a DataFrame with Arrow-backed columns: missing values stay missing."""
-        return _pandas(self.to_arrow())
+        return to_pandas(self.to_arrow())
 
     def count(self) -> int:
         """Return the number of sources in the selection; from the manifest where nothing was narrowed."""
@@ -121,7 +121,7 @@ class ClassCatalog:
 
         Raises `ConfigError` where the query cannot be answered; it lists the columns.
         """
-        return _pandas(self.sql_arrow(query))
+        return to_pandas(self.sql_arrow(query))
 
     def sql_arrow(self, query: str) -> pa.Table:
         """Return the answer of `sql` as an Arrow table."""
@@ -306,5 +306,6 @@ def _spans(pixels: Int64, order: int) -> Int64:
     return np.asarray(ends, np.int64).reshape(-1, 2)
 
 
-def _pandas(table: pa.Table) -> pd.DataFrame:
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return a DataFrame with Arrow-backed columns: missing values stay missing."""
     return cast(pd.DataFrame, table.to_pandas(types_mapper=pd.ArrowDtype))

@@ -161,3 +161,39 @@ def test_gc_removes_earlier_publications(tmp_path: Path, capsys: pytest.CaptureF
         skyclass("gc", tmp_path / "catalogs")
     with pytest.raises(ConfigError):
         open_catalog(tmp_path).sql("SELECT 1; SELECT 2")
+
+
+ODD_ANSWERS = [
+    "SELECT date 'infinity' AS d, date '0044-03-15 (BC)' AS e",
+    "SELECT ra, ra FROM classes LIMIT 1",
+    "SELECT interval '1 day 2 hours' AS i, '101'::BIT AS b, uuid() AS u, 'a'::BLOB AS c",
+    "SELECT {'a': 1, 'b': [1, 2]} AS s, map {'a': 1} AS m, NULL AS n, 170141183460469231731687303715884105727 AS h",
+]
+
+
+@pytest.mark.parametrize("sql", ODD_ANSWERS)
+def test_answers_of_every_type_are_shown(published: tuple[RunFolder, pa.Table], sql: str) -> None:
+    assert skyclass("query", published[0].path, "--sql", sql) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--sql", "SELECT union_value(a := 1) AS u"), "columns u have values of several types: CAST them to VARCHAR"),
+        (("--sql", "SELECT 1 WHERE " + "NOT " * 900 + "true"), "nested too deeply"),
+        (("--where", "NOT " * 900 + "true"), "nested too deeply"),
+        (("--where", "class = '\udcff'"), "is no UTF-8 text"),
+        (("--sql", "SELECT '\udcff'"), "is no UTF-8 text"),
+        (("--where", ""), "cannot answer ''"),
+        (("--sql", ""), "holds 0 statements"),
+        (("--columns", ""), "unknown columns"),
+        (("--cone", ""), "write RA,DEC,RADIUS"),
+    ],
+    ids=["union", "deep sql", "deep where", "bytes in where", "bytes in sql", "where", "sql", "columns", "cone"],
+)
+def test_odd_questions_are_refused(
+    published: tuple[RunFolder, pa.Table], words: tuple[str, str], expected: str, tmp_path: Path
+) -> None:
+    assert expected in message("query", published[0].path, *words)
+    assert expected in message("query", published[0].path, *words, "-o", tmp_path / "t.vot")
+    assert not list(tmp_path.iterdir())

@@ -55,6 +55,7 @@ def export_pieces(
     target = Path(path)
     write = check_target(target, overwrite)
     _check_names(schema.names, is_fits=write is _write_fits)
+    _check_types(schema)
     with replacing(target) as temp:
         write(temp, schema, pieces, provenance)
     return target
@@ -77,6 +78,11 @@ def _check_names(names: list[str], is_fits: bool) -> None:
     strange = [name for name in names if not name.isprintable() or (is_fits and not name.isascii())]
     if strange:
         raise ConfigError(f"columns {strange} have names that this format cannot hold: give them others with AS")
+
+
+def _check_types(schema: pa.Schema) -> None:
+    if unions := [field.name for field in schema if pa.types.is_union(field.type)]:
+        raise ConfigError(f"columns {', '.join(unions)} have values of several types: CAST them to VARCHAR")
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -127,6 +133,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if _is_plain(column.type) else as_text(column)
 
 
+def plain_table(table: pa.Table) -> pa.Table:
+    """Return a table of numbers, truth values and text, to show."""
+    _check_types(table.schema)
+    return pa.table([_plain(column) for column in table.columns], names=table.column_names)
+
+
 def _basic(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of booleans, int16 to int64, uint64, float32, float64 or text with the same values."""
     column = _plain(column)
@@ -157,7 +169,7 @@ def _decimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
     def storable(table: pa.Table) -> pa.Table:
         for i, field in enumerate(table.schema):
-            if _is_duration(field.type) or pa.types.is_union(field.type):
+            if _is_duration(field.type):
                 table = table.set_column(i, field.name, as_text(table[field.name]))
         return table
 
@@ -172,13 +184,9 @@ def _write_parquet(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], pr
 
 
 def _write_csv(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], provenance: Json) -> None:
-    def plain(table: pa.Table) -> pa.Table:
-        columns = [_plain(table[name]) for name in table.column_names]
-        return pa.table(columns, names=table.column_names)
-
-    with pa.csv.CSVWriter(path, plain(schema.empty_table()).schema) as writer:
+    with pa.csv.CSVWriter(path, plain_table(schema.empty_table()).schema) as writer:
         for piece in pieces:
-            writer.write_table(plain(piece))
+            writer.write_table(plain_table(piece))
 
 
 # --- FITS and VOTable ------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ _CLASS_COLUMN = "class"
 
 def check_condition(expression: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `expression` is one condition on the columns, on classes that the catalogue has."""
+    _refuse_undecoded(expression)
     text = f"({expression}\n)"
     with answering(expression), connect(None) as connection:
         # parsed without brackets first: the expression must not close the bracket that it is put into
@@ -38,6 +39,7 @@ def check_condition(expression: str, classes: Collection[str]) -> None:
 
 def check_query(query: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `query` is one SELECT, on classes that the catalogue has."""
+    _refuse_undecoded(query)
     with answering(query):
         statements = duckdb.extract_statements(query)
     if len(statements) != 1:
@@ -47,6 +49,14 @@ def check_query(query: str, classes: Collection[str]) -> None:
     nodes = _nodes(query)
     if not any(str(node.get("alias", "")).lower() == _CLASS_COLUMN for node in nodes):  # else another column
         _refuse_unknown_classes(nodes, classes)
+
+
+def _refuse_undecoded(text: str) -> None:
+    """Raise `ConfigError` for text of the command line that is no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{text!r} is no UTF-8 text, and SQL must be") from error
 
 
 def has_subquery(expression: str) -> bool:
@@ -93,7 +103,10 @@ def _nodes(query: str) -> tuple[dict[str, Any], ...]:
     """Return all nodes of the syntax tree of a SELECT; none where DuckDB has no JSON form of it."""
     with connect(None) as connection:
         row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-    return tuple(_descend(json.loads(row[0]))) if row else ()
+    try:
+        return tuple(_descend(json.loads(row[0]))) if row else ()
+    except RecursionError as error:
+        raise ConfigError(f"{query[:60]!r}... is nested too deeply: write it with fewer levels") from error
 
 
 def _descend(value: Any) -> Iterator[dict[str, Any]]:
