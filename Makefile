@@ -7,7 +7,7 @@ DEMO ?= skyclass-demo
 EDITABLE := --config-settings editable_mode=compat --editable  # or a folder above, called skyclass too, hides the package
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench rivals scale paper chaos slurm clean
+.PHONY: demo test lint bench rivals scale paper chaos fuzz slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,10 @@ paper: $(READY)
 chaos: $(READY)
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "fault or slow" --ignore tests/test_slurm.py \
 		--fault-table benchmarks/results/chaos.md
+
+# Damaged inputs of every kind, each in a fork: one message, a documented exit code, bounded time and memory.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed 1 --n 2000
 
 # cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
 slurm: $(READY)

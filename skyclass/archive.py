@@ -43,7 +43,7 @@ from .errors import ArchiveError, ConfigError, TileFault
 from .header import AtlasImage, Refusal, header_blocks, read_header, refuse
 from .identity import changed_fault, image_file, stamp_change
 from .image_sets import combine, image_sets
-from .locations import refuse_logins, without_secrets
+from .locations import refuse_logins, user_path, without_secrets
 from .regular import open_regular, read_small
 from .remote import LAYOUT_HINT, SCHEMES, open_remote
 from .types import BANDS, Archive, FileStamp, Float32, Tile
@@ -279,7 +279,7 @@ def _local_root(location: str) -> Path:
             f"images at {without_secrets(location)}: give a folder, s3://bucket/prefix or https://host/path; tiles "
             "elsewhere must be copied first, and that folder given"
         )
-    root = Path(location.removeprefix("file://")).expanduser().absolute()
+    root = user_path(location).absolute()
     if root.is_file():
         raise ArchiveError(f"images at {location}: this is a file, give the folder that holds it")
     if not root.is_dir():

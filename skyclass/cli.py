@@ -6,6 +6,7 @@ sources for which the model gave no probabilities; 4 interrupted, run again to r
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_QUARANTINED = 3
 PREVIEW_ROWS = 30
+UNUSABLE_PATHS = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES}
+"""What a path that was given wrong leads to; other errors of the system are failures."""
 
 
 def main() -> None:
@@ -54,7 +57,8 @@ def main() -> None:
     except SkyclassError as error:
         _fail(error)
     except OSError as error:
-        _fail(SkyclassError(f"{error.strerror or error}: {error.filename or 'no file named'}"))
+        words = f"{error.strerror or error}: {error.filename or 'no file named'}"
+        _fail(ConfigError(words) if error.errno in UNUSABLE_PATHS else SkyclassError(words))
 
 
 def _show_warning(
@@ -79,7 +83,11 @@ def _fail(error: SkyclassError) -> None:
 
 
 def print_any_character() -> None:
-    """Let output show what its encoding lacks as escapes, and warnings what a terminal should not see."""
+    """Let output show what its encoding lacks as escapes, and warnings what a terminal should not see.
+
+    Warnings of astropy are left out: they repeat cards of damaged headers as they are, and errors name what is wrong.
+    """
+    warnings.filterwarnings("ignore", module=r"astropy\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()

@@ -111,8 +111,9 @@ def composite(
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
         sky = border_sky(block, settings.border_px)[:, :, None, None] if settings.sky == "border" else np.float32(0)
-        scaled = np.subtract(block, sky)
-        scaled *= unit
+        with np.errstate(invalid="ignore", over="ignore"):  # pixels of damaged images may be of any size
+            scaled = np.subtract(block, sky)
+            scaled *= unit
         half(stretch(scaled, settings), out[start : start + BLOCK])
     return out
 

@@ -6,6 +6,7 @@ Reading a configuration opens nothing but the TOML file itself.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 import types
 import typing
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
-from .locations import refuse_logins
+from .locations import is_storable, refuse_logins
 from .sky import Region, region_from_dict
 from .version import code_version
 
@@ -72,8 +73,8 @@ class RunConfig:
             problems.append(f"cluster = {self.cluster!r}: choose local, none or an address like tcp://HOST:8786")
         if "://" in self.out:
             problems.append(f"out = {self.out!r}: runs are written to a folder of a shared or local disk")
-        if self.workers is not None and self.workers < 1:
-            problems.append(f"workers = {self.workers}: must be at least 1")
+        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+            problems.append(f"workers = {self.workers}: must be from 1 to {MOST_WORKERS}")
         if self.strip_sources < 1:
             problems.append(f"strip_sources = {self.strip_sources}: must be at least 1")
         if problems:
@@ -89,14 +90,26 @@ def run_config(data: Mapping[str, Any]) -> RunConfig:
     return build(RunConfig, data, "run")
 
 
+MOST_TOML_BYTES = 10**6
+MOST_WORKERS = 10_000
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the content of a TOML file; `ConfigError` when it is absent or malformed."""
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+            content = file.read(MOST_TOML_BYTES + 1)
+    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(content) > MOST_TOML_BYTES:
+        raise ConfigError(f"{path}: is no configuration, for it has more than {MOST_TOML_BYTES:,} bytes")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -118,6 +131,8 @@ def build(cls: type[T], data: Mapping[str, Any], what: str) -> T:
         except ConfigError as error:
             problems.append(str(error))
     problems += [f"{k} = {v!r}: expected {_describe(hints[k])}" for k, v in values.items() if not _fits(v, hints[k])]
+    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    problems += [f"{k} = {v!a}: must be UTF-8 text without NUL" for k, v in texts.items() if not is_storable(v)]
     if problems:
         raise ConfigError(f"{what}: " + "; ".join(problems + _other_problems(cls, values, hints, what)))
     return cls(**values)
@@ -154,7 +169,7 @@ def _coerce(value: Any, hint: Any) -> Any:
         return region_from_dict(value)
     if isinstance(value, list) and tuple in _kinds(hint):
         return tuple(value)
-    if type(value) is int and float in _kinds(hint) and int not in _kinds(hint):
+    if type(value) is int and float in _kinds(hint) and int not in _kinds(hint) and abs(value) < LARGEST_WHOLE:
         return float(value)
     return value
 
@@ -174,10 +189,21 @@ def _fits(value: Any, hint: Any) -> bool:
 def _is_instance(value: Any, kind: type) -> bool:
     if kind is Region:  # a Protocol: anything that can say what it contains
         return hasattr(value, "contains")
+    if kind is float:  # TOML and the command line know nan and inf, which no setting can use
+        return isinstance(value, float) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and abs(value) < LARGEST_WHOLE
     return isinstance(value, kind)
 
 
-IN_WORDS = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
+LARGEST_WHOLE = 2**63
+IN_WORDS = {
+    str: "text in quotes",
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    tuple: "a list",
+}
 
 
 def _describe(hint: Any) -> str:

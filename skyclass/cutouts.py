@@ -130,13 +130,17 @@ class Cutter:
             self.count_finite(block, out)
 
     def count_finite(self, block: slice, cut: Float32) -> None:
-        """Note of cutouts (n, B, S, S) that are not finite how many pixels are, and whether the central one is."""
+        """Note of cutouts (n, B, S, S) that are not finite how many pixels are, and whether the central one is.
+
+        Infinite pixels become NaN.
+        """
         with np.errstate(invalid="ignore", over="ignore"):
             total = cut.reshape(*cut.shape[:2], -1).sum(axis=2)  # not finite for those few: faster than to count
         for n in np.flatnonzero(~np.isfinite(total).all(axis=1)):
             finite = np.isfinite(cut[n])
             self.n_finite[block][n] = finite.sum(axis=(1, 2))
             self.has_centre[block][n] = finite[:, self.size_px // 2, self.size_px // 2]
+            cut[n][~finite] = np.nan  # infinity is no pixel either
 
     def describe(self) -> tuple[Int32, Float32]:
         """Return flags (N,) and the fraction (N,) of pixels, all bands together, that are numbers, once all are cut."""

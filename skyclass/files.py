@@ -118,7 +118,7 @@ def read_json(path: Path) -> Json:
         values = json.loads(read_whole(path))
     except FileNotFoundError as error:
         raise NotPublished(f"{path} does not exist: check the folder, or classify first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise StoreError(f"{path} holds {type(values).__name__}, not an object: it is damaged")

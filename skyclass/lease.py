@@ -146,11 +146,18 @@ def _words(holder: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the holder of a lease: `host`, `boot`, `start` and `pid`; nothing where the lease is damaged."""
     try:
         holder = json.loads(read_whole(path))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    is_sound = (
+        isinstance(holder, dict)
+        and all(isinstance(holder.get(name), str) for name in ("host", "boot", "start"))
+        and type(holder.get("pid")) is int
+        and 0 < holder["pid"] < 2**31
+    )
+    return holder if is_sound else {}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:

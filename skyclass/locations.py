@@ -1,9 +1,10 @@
-"""Locations that users give: no URL with a user name or password enters a configuration, a record or a message."""
+"""Locations that users give: paths that this machine has, and URLs without a user name or password."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from .errors import ConfigError
 
@@ -35,3 +36,17 @@ def without_secrets(location: str) -> str:
     user, at, rest = rest.rpartition("@")
     shown = re.sub(r"([?#]).+", r"\1***", rest, flags=re.DOTALL)
     return f"{scheme[1]}://{'***@' if at else ''}{shown}"
+
+
+def user_path(location: str) -> Path:
+    """Return the local path of a location, ~ and file:// resolved; `ConfigError` where a user after ~ is unknown."""
+    path = Path(location.removeprefix("file://"))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{location}: this machine has no home folder for {path.parts[0]}") from error
+
+
+def is_storable(text: str) -> bool:
+    """Return whether text can be part of a path and of a record: UTF-8 without NUL."""
+    return "\0" not in text and not any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from uuid import uuid4
 
@@ -32,6 +31,7 @@ from .context import Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
 from .files import parquet_bytes, write_bytes
 from .infer import cuda_is_there, resolve_device, resolve_precision
+from .locations import user_path
 from .photometry import columns_of
 from .publish import refuse_foreign
 from .records import compare_files
@@ -326,7 +326,7 @@ def warm_here(line: Line) -> list[str]:
 
 def absolute(location: str) -> str:
     """Return a local path that means the same in every process; a URL as it is."""
-    return location if "://" in location else str(Path(location).expanduser().absolute())
+    return location if "://" in location else str(user_path(location).absolute())
 
 
 def content_digest(table: pa.Table) -> str:

@@ -186,7 +186,10 @@ def open_remote(location: str, bands: tuple[str, ...]) -> RemoteArchive:
     for a login in the URL or in the endpoint of the environment.
     """
     refuse_logins({"images": location} | {name: os.environ.get(name) for name in ENDPOINTS})
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError as error:
+        raise ArchiveError(f"images at {without_secrets(location)}: this is no URL ({error})") from error
     if not parts.netloc or parts.query or parts.fragment:
         raise ArchiveError(f"images at {without_secrets(location)}: give s3://bucket/prefix or https://host/path")
     archive = RemoteArchive(location.rstrip("/"), bands, uuid4().hex)

@@ -132,7 +132,7 @@ def _number(value: object, what: str, low: float, high: float) -> float:
     """Return `value` as a float within [low, high], or raise a `ConfigError` naming it."""
     try:
         number = float(cast(Any, value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high:
         raise ConfigError(f"{what} is {value!r}: it must be a number of degrees from {low:g} to {high:g}")

@@ -75,8 +75,8 @@ def write_cutouts(
 
 def parse_size(size: str) -> int:
     """Return the side in pixels of "37px", or the nearest odd number of Atlas pixels for an angle ("50arcsec")."""
-    pixels = re.fullmatch(r"\s*([+-]?\d+)\s*(px|pix|pixels)\s*", size)
-    side = int(pixels[1]) if pixels else _odd(parse_angle(size) * 3600 / PIXEL_SCALE_ARCSEC)
+    pixels = re.fullmatch(r"\s*([+-]?\d{1,9})\s*(px|pix|pixels)\s*", size)
+    side = int(pixels[1]) if pixels else _odd(min(parse_angle(size), 360.0) * 3600 / PIXEL_SCALE_ARCSEC)
     if not 1 <= side <= MAX_PIXELS:
         raise ConfigError(
             f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS} (36 is degrees: write 36px or 50arcsec)"
@@ -86,7 +86,7 @@ def parse_size(size: str) -> int:
 
 def _odd(pixels: float) -> int:
     """A source needs a central pixel."""
-    return 2 * round((pixels - 1) / 2) + 1
+    return 2 * round((max(pixels, -1e9) - 1) / 2) + 1
 
 
 def positions(catalog: str, archive: AtlasArchive, allow_truncated: bool = False) -> pa.Table:

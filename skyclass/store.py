@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -183,13 +183,32 @@ def read_run(folder: RunFolder) -> Json:
     run = read_json(folder.run_path)
     if run.get("format") != RUN_FORMAT:
         raise StoreError(f"{folder.run_path} is {run.get('format')!r}, this version reads {RUN_FORMAT!r}")
+    if damaged := _damaged_fields(run):
+        raise StoreError(
+            f"{folder.run_path} is damaged ({', '.join(damaged)}): restore it from a copy, or classify into another "
+            "folder"
+        )
     return run
+
+
+def _damaged_fields(run: Json) -> list[str]:
+    """Return the fields of run.json that are absent or of another type."""
+    info, fingerprint = run.get("info"), run.get("fingerprint")
+    model = info.get("model", {}) if isinstance(info, dict) else {}
+    sound = {
+        "run_id": isinstance(run.get("run_id"), str) and run["run_id"] != "",
+        "created": isinstance(run.get("created"), str),
+        "fingerprint": isinstance(fingerprint, dict) and all(isinstance(v, str) for v in fingerprint.values()),
+        "info": isinstance(info, dict),
+        "info.model": isinstance(model, dict) and isinstance(model.get("training", {}), dict),
+    }
+    return [name for name, is_sound in sound.items() if not is_sound]
 
 
 def expected_rows(folder: RunFolder) -> int:
     """Return the rows that the plan counted: `n_sources` of the run's info; `StoreError` if absent."""
     rows = read_run(folder)["info"].get("n_sources")
-    if not isinstance(rows, int):
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
         raise StoreError(f"{folder.run_path} has no n_sources in its info: run the classification first")
     return rows
 
@@ -286,8 +305,11 @@ def _footer(path: Path) -> Json | None:
         if error.errno:  # without a number it is the Parquet reader on a torn footer, not the disk
             raise StoreError(f"{path} cannot be read ({error.strerror}): check the disk, or remove it") from error
         return None
-    words = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
-    return cast(Json, words) if words.get("rows") == metadata.num_rows else None
+    try:
+        words = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    except (ValueError, RecursionError):
+        return None
+    return words if isinstance(words, dict) and words.get("rows") == metadata.num_rows else None
 
 
 def read_commit(path: Path) -> Commit | None:
@@ -295,7 +317,7 @@ def read_commit(path: Path) -> Commit | None:
     words = _footer(path)
     if words is None:
         return None
-    return Commit(file=_relative(path), sha256=sha256_of(path), nbytes=path.stat().st_size, **words)
+    return _commit_of(words | {"file": _relative(path), "sha256": sha256_of(path), "nbytes": path.stat().st_size})
 
 
 def standing_commit(folder: RunFolder, coadd_id: str) -> Commit | None:
@@ -310,12 +332,13 @@ def committed(folder: RunFolder) -> dict[str, Commit]:
     A file that the journal knows with its size is not opened again; any other is read and hashed; one
     that is not whole is no commit, and its tile is done again.
     """
-    known = {event["file"]: event for event in read_journal(folder) if event.get("event") in ("commit", "retry")}
+    events = [event for event in read_journal(folder) if event.get("event") in ("commit", "retry")]
+    known = {event["file"]: event for event in events if isinstance(event.get("file"), str)}
     found: dict[str, Commit] = {}
     for path in sorted(folder.tiles.glob("[!.]*.parquet")):
         event = known.get(_relative(path))
         fresh = event is not None and event["event"] == "commit" and event.get("nbytes") == path.stat().st_size
-        commit = _commit_of(event) if event is not None and fresh else read_commit(path)
+        commit = (_commit_of(event) if event is not None and fresh else None) or read_commit(path)
         if commit is not None:
             found[commit.coadd_id] = commit
     return found
@@ -383,8 +406,20 @@ def remove(path: Path) -> int:
     return nbytes
 
 
-def _commit_of(event: Json) -> Commit:
-    return Commit(**{name: event[name] for name in Commit.__dataclass_fields__})
+def _commit_of(values: Json) -> Commit | None:
+    """Return the commit that a footer or an event of the journal describes; None where one of its values is damaged."""
+    counts = [values.get(name) for name in ("classes", "flags", "bad_values")]
+    sound = (
+        all(isinstance(values.get(name), str) for name in ("coadd_id", "file", "sha256"))
+        and all(_is_count(values.get(name)) for name in ("nbytes", "rows", "n_flagged"))
+        and all(isinstance(count, dict) and all(map(_is_count, count.values())) for count in counts)
+        and isinstance(values.get("fault", 0), str | None)
+    )
+    return Commit(**{name: values[name] for name in Commit.__dataclass_fields__}) if sound else None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 # --- journal ---------------------------------------------------------------------------------------
@@ -413,7 +448,7 @@ def read_journal(folder: RunFolder) -> list[Json]:
     for line in read_whole(folder.journal_path).splitlines():
         try:
             event = json.loads(line)
-        except ValueError:  # a torn line; the tiles tell what it would have said
+        except (ValueError, RecursionError):  # a torn line; the tiles tell what it would have said
             continue
         if isinstance(event, dict):
             events.append(event)

@@ -52,6 +52,18 @@ def memory_archive(shape: tuple[int, int] = (60, 80), bands: tuple[str, ...] = (
     return ArrayArchive(images)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_pixel_is_a_missing_one(value):
+    archive, missing = memory_archive(), memory_archive()
+    archive.images["w2"][30, 40], missing.images["w2"][30, 40] = value, np.nan
+    tile = archive.tile("0000p000_ac51", ("w1", "w2"))
+    x, y = np.array([41.0, 44.0, 60.0]), np.array([31.0, 29.0, 50.0])
+    given_, expected = (cut(a, tile, x, y, 16) for a in (archive, missing))
+    np.testing.assert_array_equal(given_.pixels, expected.pixels)
+    np.testing.assert_array_equal(given_.flags, expected.flags)
+    assert np.isnan(given_.pixels[0, 1]).sum() == 1 and given_.flags[0] & Flag.CENTRE_MISSING and not given_.flags[2]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-60, 140), st.floats(-60, 120)), min_size=1, max_size=20),

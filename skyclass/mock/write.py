@@ -40,6 +40,8 @@ from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows,
 
 FULL_TILE_SOURCES = 20_000
 MIN_SIZE_PX = 128
+MOST_TILES = 18_240
+"""Tiles of the AllWISE Atlas."""
 MAX_SOURCES_PER_DEG2 = 100_000
 """Beyond this a beam holds about one source, and a catalogue of single sources means nothing."""
 HALO_PX = 60.0 / PIXEL_SCALE_ARCSEC
@@ -74,21 +76,25 @@ class _TileRows:
     truth: pa.Table
 
 
-def _check(n_tiles: int, sources_per_tile: int, size_px: int, mix: str, bands: tuple[str, ...]) -> None:
+def _check(n_tiles: int, seed: int, sources_per_tile: int, size_px: int, mix: str, bands: tuple[str, ...]) -> None:
     """Raise one `ConfigError` that names every argument that cannot work."""
     problems = []
-    if n_tiles < 1:
-        problems.append(f"n_tiles is {n_tiles}: ask for at least 1")
-    if not MIN_SIZE_PX <= size_px <= FULL_SIZE_PX:
+    is_size = MIN_SIZE_PX <= size_px <= FULL_SIZE_PX
+    most_sources = int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px)) if is_size else 0
+    if not 1 <= n_tiles <= MOST_TILES:
+        problems.append(f"n_tiles is {n_tiles}: it must lie in 1..{MOST_TILES}")
+    if not 0 <= seed < 2**63:
+        problems.append(f"seed is {seed}: it must lie in 0..2^63-1")
+    if not is_size:
         problems.append(f"size_px is {size_px}: it must lie in {MIN_SIZE_PX}..{FULL_SIZE_PX} (a full tile)")
-    elif not 1 <= sources_per_tile <= (most := int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px))):
-        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most}")
+    elif not 1 <= sources_per_tile <= most_sources:
+        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most_sources}")
     if mix not in MIXES:
         problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
     if bands not in (BANDS[:3], BANDS):
         problems.append(f"bands are {', '.join(bands)}: w1, w2, w3 are needed, in this order, and w4 may be added")
     if problems:
-        raise ConfigError("the simulated sky cannot be made:\n  " + "\n  ".join(problems))
+        raise ConfigError("the simulated sky cannot be made: " + "; ".join(problems))
 
 
 def _clear(directory: Path) -> None:
@@ -230,7 +236,7 @@ def write_mock(
     if sources_per_tile is None:
         share = listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)
         sources_per_tile = max(20, round(FULL_TILE_SOURCES * share))
-    _check(n_tiles, sources_per_tile, size_px, mix, bands)
+    _check(n_tiles, seed, sources_per_tile, size_px, mix, bands)
     _clear(directory)
     arguments = {
         "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px,

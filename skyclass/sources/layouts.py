@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from ..errors import CatalogError
-from ..locations import refuse_logins, without_secrets
+from ..locations import refuse_logins, user_path, without_secrets
 from ..schema import CATALOG_COLUMNS, INPUT_COLUMNS, SOURCE_SCHEMA
 from ..sky import Region
 from .listing import (
@@ -125,7 +125,7 @@ def local_path(location: str) -> Path:
             f"catalogue {without_secrets(location)}: this version reads local files only; copy the partitions you need "
             "first, for example with `aws s3 sync --no-sign-request`"
         )
-    path = Path(location.removeprefix("file://")).expanduser().absolute()
+    path = user_path(location).absolute()
     if not os.path.exists(path):
         raise CatalogError(f"catalogue {location}: there is no such file or folder")
     return path

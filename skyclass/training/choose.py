@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..archive import open_archive, require_usable_tile
 from ..atlas import AtlasArchive
 from ..errors import ArchiveError, CatalogError, ConfigError
 from ..files import sha256_of
+from ..locations import user_path
 from ..plan import content_digest
 from ..sources.assign import with_tiles
 from ..types import BANDS, CLASSES, Int64
@@ -99,6 +99,7 @@ def _problems(c: DatasetConfig) -> list[str]:
         (not empty, f"{', '.join(empty)} is empty"),
         ("://" not in c.out, f"out = {c.out!r}: datasets are written to a folder of a shared or local disk"),
         (bands_fit, f"bands = {c.bands}: give one or more of {', '.join(BANDS)}, each once"),
+        (c.seed >= 0, f"seed = {c.seed}: must be 0 or more"),
         (0 < c.size_px <= MAX_PIXELS, f"size_px = {c.size_px}: choose 1 to {MAX_PIXELS}"),
         (c.preset in (None, *PRESETS), f"preset = {c.preset!r}: choose one of {', '.join(PRESETS)}"),
         (not (c.preset and c.counts), "preset and counts both say how many: give one of them"),
@@ -134,7 +135,7 @@ def choose(run: DatasetConfig) -> Chosen:
     """Return the sources of a training set; raises for all that cannot be right. Reads no pixel."""
     archive = _open(run.images, run.bands)
     labels = without_duplicates(read_labels(run.labels, run.allow_truncated))
-    file_digest, digest = sha256_of(Path(run.labels).expanduser())[:16], ""
+    file_digest, digest = sha256_of(user_path(run.labels))[:16], ""
     if run.catalog:
         labels = match_catalog(labels, run.catalog, run.match_radius_arcsec, run.allow_truncated)
         digest = content_digest(labels.table)

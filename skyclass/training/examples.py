@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from ..errors import CatalogError, ConfigError
+from ..locations import user_path
 from ..schema import SOURCE_SCHEMA
 from ..sky import Pixels, healpix, separation_deg, unit_vectors
 from ..sources.layouts import Catalog, open_catalog
@@ -64,8 +65,8 @@ def read_labels(location: str, allow_truncated: bool = False) -> Labels:
     has. Column and class names may be in any case. Raises `CatalogError`: no such table, empty, a column missing,
     positions off the sky, unknown classes, a class without a row.
     """
-    path = Path(location).expanduser()
-    if not path.exists():
+    path = user_path(location)
+    if not path.is_file():
         raise CatalogError(f"labels {location}: there is no such table file")
     found = read_table(str(path), extra=("class",), allow_truncated=allow_truncated)
     if "class" not in found.column_names:
@@ -144,7 +145,7 @@ def settle_simulated(given: bool | None, found: Sequence[bool | None]) -> bool:
 
 def images_simulated(images: str) -> bool | None:
     """Return True where the folder of images lies in a simulated sky; None: not known."""
-    root = Path(images).expanduser()
+    root = user_path(images)
     for note in (root / "mock.json", root.parent / "mock.json"):
         if note.is_file():
             try:
