@@ -10,21 +10,22 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
 
 import click
 
 from . import __version__
 from .config import RunConfig, read_toml, run_config
-from .errors import ConfigError, Interrupted, NotPublished, SkyclassError, TableWarning
+from .dask_config import load_dask
+from .errors import ConfigError, Interrupted, NotPublished, NotStarted, SkyclassError, TableWarning
 from .locations import refuse_logins
+from .signals import leave, was_stopped
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
 from .types import BANDS, CLASSES, Flag
@@ -41,14 +42,13 @@ UNUSABLE_PATHS = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's word to stop, like Ctrl-C
     warnings.showwarning = _show_warning
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine five times slower
     print_any_character()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
-        _fail(Interrupted("stopped; what a run or a training has committed is kept: the same command resumes it"))
+        _fail(Interrupted(STOPPED))
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
@@ -57,8 +57,9 @@ def main() -> None:
     except SkyclassError as error:
         _fail(error)
     except OSError as error:
-        words = f"{error.strerror or error}: {error.filename or 'no file named'}"
-        _fail(ConfigError(words) if error.errno in UNUSABLE_PATHS else SkyclassError(words))
+        if was_stopped():
+            _fail(Interrupted(STOPPED))
+        _fail((ConfigError if error.errno in UNUSABLE_PATHS else SkyclassError)(describe(error)))
 
 
 def _show_warning(
@@ -74,12 +75,21 @@ def _show_warning(
     say(f"skyclass: warning: {place}{message}", err=True)
 
 
-def _fail(error: SkyclassError) -> None:
-    say(f"skyclass: {error.message}", *(f"  {detail}" for detail in error.details), err=True)
-    if isinstance(error, Interrupted):
-        click.echo(f"  {shell_command(['skyclass', *sys.argv[1:]])}", err=True)
-    sys.stderr.flush()
-    os._exit(error.exit_code)  # native threads of Arrow and torch may still run, and abort an orderly exit
+STOPPED = "stopped; what a run or a training has committed is kept: the same command resumes it"
+
+
+def describe(error: OSError) -> str:
+    """Return what failed and on which file."""
+    if error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or repr(error)
+
+
+def _fail(error: SkyclassError) -> NoReturn:
+    lines = [error.message or repr(error), *(f"  {detail}" for detail in error.details)]
+    if isinstance(error, Interrupted) and not isinstance(error, NotStarted):
+        lines.append(f"  {shell_command(['skyclass', *sys.argv[1:]])}")
+    leave("\n".join(map(printable, lines)), error.exit_code)
 
 
 def print_any_character() -> None:
@@ -208,10 +218,9 @@ def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 
 def _classify(run: RunConfig) -> Any:
     if run.cluster != "none":
-        from .cluster import silence_dask
+        load_dask()
         from .engine import classify
 
-        silence_dask()
         return classify(run)
     from .memory import keep_memory
     from .pipeline import classify as classify_here
@@ -273,6 +282,7 @@ def _pace(report: Any) -> str:
 @run_options
 def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Say what a run would do: rows, tiles, bytes, memory, time. Nothing is run or written."""
+    load_dask()
     from .cluster import check_memory_limit
     from .forecast import forecast
 
@@ -358,6 +368,7 @@ def demo(
     directory: str, tiles: int, sources_per_tile: int, size: int, seed: int, mix: Literal["natural", "balanced"]
 ) -> int:
     """Make a simulated sky, classify it, publish it, and compare it with the truth."""
+    load_dask()
     from .mock import write_mock
     from .mock.demo import run_demo
 
@@ -541,9 +552,9 @@ def dataset(
     config = dataset_config(data)
     with show_cutting() as watch:
         if cluster:
-            from .cluster import connect, silence_dask
+            load_dask()
+            from .cluster import connect
 
-            silence_dask()
             with connect(cluster, workers, gpus=0) as client:
                 made = build_dataset(config, client, watch)
         else:
@@ -645,10 +656,10 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
     if cluster:
-        from .cluster import connect, silence_dask
+        load_dask()
+        from .cluster import connect
         from .training.launch import launch
 
-        silence_dask()
         with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, show_training() as watch:
             launch(Path(train_toml), client, nodes, ranks_per_node, echo=partial(say, err=True), watch=watch)
     else:

@@ -7,66 +7,54 @@ routing is the same with real GPUs and with a plain worker that stands in for on
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from asyncio import CancelledError
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.node import ServerNode
+from distributed.security import Security
+from distributed.worker import Worker
 
-from .errors import ConfigError
-from .memory import MALLOC_ENVIRONMENT
+from .dask_config import (
+    DASK_SETTINGS,
+    check_dask_config,
+    dask_environment,
+    scratch_folder,
+    start_faults,
+    worker_environment,
+)
+from .errors import ConfigError, NotStarted
+from .tls import tls_environment
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120
+CLOSE_TIMEOUT_S = 60
 LEAST_MEMORY = 600_000_000
 """Bytes of a worker with torch, Dask and the rows of a catalogue, with which it is not paused at once."""
 LOOPBACK = "127.0.0.1"
-"""A Dask scheduler runs any code for whoever reaches its port: nothing of ours listens beyond this machine."""
-
-DASK_SETTINGS: dict[str, Any] = {
-    "distributed.worker.memory.target": False,  # paging cutouts to disk is slower than waiting
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.80,
-    "distributed.worker.memory.terminate": 0.95,
-    "distributed.scheduler.worker-ttl": "120s",
-    "distributed.scheduler.allowed-failures": 3,
-    "distributed.scheduler.no-workers-timeout": "10m",
-    "distributed.comm.timeouts.connect": "30s",
-    "distributed.deploy.lost-worker-timeout": "10m",  # or a local worker not back in 15 s is given up for good
-    "distributed.admin.low-level-log-length": 20,  # of diaries and of messages, these for each worker: megabytes
-}
-
-
-def dask_environment() -> dict[str, str]:
-    """Return `DASK_SETTINGS` as environment variables: how schedulers and workers of other processes get them."""
-    return MALLOC_ENVIRONMENT | {
-        "DASK_" + name.replace("-", "_").replace(".", "__").upper(): str(value) for name, value in DASK_SETTINGS.items()
-    }
-
-
-def worker_environment() -> dict[str, Any]:
-    """Return what nannies set before they start a worker: Dask's own choice, with our memory thresholds."""
-    return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **MALLOC_ENVIRONMENT}
-
-
-def silence_dask() -> None:
-    """Keep Dask's log off the screen of a command: what goes wrong there is raised here, too, and told in our words."""
-    for name in ("distributed", "asyncio", "tornado.application"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL)
-        for handler in logger.handlers:  # Dask gives its loggers levels of their own
-            handler.setLevel(logging.CRITICAL)
+"""The only interface on which the processes of a local cluster listen."""
+DRIVER_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+"""Sent by a terminal to the workers, too."""
 
 
 @contextmanager
@@ -76,22 +64,20 @@ def connect(
     """Give a client of a cluster: "local" starts one on this machine, an address joins one.
 
     A local cluster has one single-threaded process for each of `workers` (default: cores) and one GPU worker for
-    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only and
-    ends with the block. Raises `ConfigError` when no scheduler answers at the address.
+    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only, and only
+    processes that hold its certificate, which exists in memory, can talk to it. It ends with the block, and a fault of
+    its end is only logged. Raises `ConfigError` when no scheduler answers at the address, `NotStarted` when the local
+    cluster does not start.
     """
-    with dask.config.set(DASK_SETTINGS | {"distributed.nanny.pre-spawn-environ": worker_environment()}):
-        if cluster != "local":
-            with _join(cluster) as client:
-                yield client
-            return
-        n_workers, n_gpus = workers or CPU_COUNT, count_gpus() if gpus is None else gpus
-        if n_gpus and not find_spec("dask_cuda"):
-            log.warning("%d GPUs found, but no dask-cuda: using CPU workers; install skyclass[cuda]", n_gpus)
-            n_gpus = 0
-        check_memory_limit(memory_limit)
-        with _local(n_workers, memory_limit, n_gpus) as address, Client(address) as client:
-            client.wait_for_workers(n_workers + n_gpus, timeout=START_TIMEOUT_S)
-            yield client
+    with ExitStack() as stack:
+        if cluster == "local":
+            check_memory_limit(memory_limit)
+            client = _begin(stack, workers or CPU_COUNT, count_gpus() if gpus is None else gpus, memory_limit)
+        else:
+            stack.enter_context(dask.config.set(DASK_SETTINGS))
+            client = _join(cluster)
+            stack.callback(close, client)
+        yield client
 
 
 def check_memory_limit(memory_limit: str) -> None:
@@ -120,53 +106,179 @@ def _join(address: str) -> Client:
         ) from error
 
 
-@contextmanager
-def _local(workers: int, memory_limit: str, n_gpus: int) -> Iterator[str]:
-    """Give the address of a cluster on this machine: CPU workers, and dask-cuda workers where there are GPUs."""
-    options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": memory_limit, "host": LOOPBACK}
-    options["dashboard_address"] = f"{LOOPBACK}:0"
-    options["silence_logs"] = logging.CRITICAL  # what a task raises, the driver raises again, in its own words
-    if not n_gpus:
-        with deaf_to_ctrl_c():
-            pool = LocalCluster(n_workers=workers, **options)
-        with pool:
-            yield pool.scheduler_address
-        return
+def _begin(stack: ExitStack, n_workers: int, n_gpus: int, memory_limit: str) -> Client:
+    """Return a client of a new cluster on this machine: CPU workers, and dask-cuda workers where there are GPUs."""
+    if n_gpus and not find_spec("dask_cuda"):
+        log.warning("%d GPUs found, but no dask-cuda: using CPU workers; install skyclass[cuda]", n_gpus)
+        n_gpus = 0
+    with start_faults("the local Dask cluster did not start"):
+        stack.enter_context(dask.config.set(DASK_SETTINGS))
+        check_dask_config()
+        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": worker_environment()}))
+        stack.enter_context(dask.config.set({"temporary-directory": str(scratch_folder()), **NOT_FOR_LOCAL}))
+        security, before = Security.temporary(), worker_processes()
+        make = partial(_gpu_pool, n_gpus) if n_gpus else partial(_cpu_pool, n_workers, memory_limit)
+        pool = start(partial(make, security=security))
+        stack.callback(close_pool, pool, before)
+        if n_gpus:
+            stack.enter_context(worker_pool(pool.scheduler_address, n_workers, "CPU=1", memory_limit, security))
+        client = Client(pool.scheduler_address, security=security)
+        stack.callback(close, client)
+        client.wait_for_workers(n_workers + n_gpus, timeout=START_TIMEOUT_S)
+        client.run_on_scheduler(stop_http)
+        client.register_plugin(StopHttp())
+    return client
+
+
+NOT_FOR_LOCAL = {
+    "distributed.scheduler.contact-address": None,
+    "distributed.scheduler.idle-timeout": None,
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+"""Settings that a site may have changed for its own clusters."""
+
+LOCAL_OPTIONS: dict[str, Any] = {
+    "threads_per_worker": 1,
+    "host": LOOPBACK,
+    "dashboard_address": f"{LOOPBACK}:0",
+    "scheduler_kwargs": {"dashboard": False},  # it has no authentication
+    "silence_logs": logging.CRITICAL,  # the driver raises what a task raises
+}
+
+
+def _cpu_pool(n_workers: int, memory_limit: str, security: Security) -> LocalCluster:
+    return LocalCluster(n_workers=n_workers, memory_limit=memory_limit, security=security, **LOCAL_OPTIONS)
+
+
+def _gpu_pool(n_gpus: int, security: Security) -> LocalCluster:
+    """Return GPU workers. What one holds is what is in flight: with a limit Dask would pause it for good."""
     from dask_cuda import LocalCUDACluster
 
-    # what a GPU worker holds is what is in flight: with a limit Dask would pause it for good, its strips in its hands
-    unlimited = options | {"memory_limit": None, "device_memory_limit": None}
-    with LocalCUDACluster(n_workers=n_gpus, resources={"GPU": 1}, **unlimited) as pool:
-        with worker_pool(pool.scheduler_address, workers, "CPU=1", memory_limit):
-            yield pool.scheduler_address
+    unlimited = {"memory_limit": None, "device_memory_limit": None}
+    pool: LocalCluster = LocalCUDACluster(n_gpus, resources={"GPU": 1}, security=security, **unlimited, **LOCAL_OPTIONS)
+    return pool
 
 
-@contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Let processes that start in this block ignore Ctrl-C: a terminal sends it to all, and the driver decides."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start(make: Callable[[], LocalCluster]) -> LocalCluster:
+    """Return a cluster that `make` starts, whose processes ignore Ctrl-C and SIGHUP.
+
+    A terminal sends these signals to all its processes, and the driver decides what they mean. The cluster is made in a
+    thread that blocks them: its threads and processes inherit that, while the driver waits and can be stopped.
+    """
+    start_resource_tracker()
+    before = worker_processes()
+    starter = ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, DRIVER_SIGNALS))
+    pool = starter.submit(make)
+    starter.shutdown(wait=False)
     try:
-        yield
+        return pool.result(START_TIMEOUT_S)
+    except KeyboardInterrupt:
+        abandon(pool, before)
+        raise NotStarted("stopped before the local cluster was ready; no work has begun") from None
+    except FutureTimeout:
+        abandon(pool, before)
+        raise
+
+
+def start_resource_tracker() -> None:
+    """Start Python's helper process for semaphores.
+
+    It must ignore SIGHUP, too, and must not warn of the semaphores of a driver that was stopped. The first worker would
+    start it otherwise, and starting it unblocks SIGINT in the thread that does.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        ensure_running()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def abandon(pool: Future[LocalCluster], before: Collection[BaseProcess]) -> None:
+    """Kill the workers of a cluster that is still starting, until it has failed to."""
+    until = time.monotonic() + CLOSE_TIMEOUT_S
+    while not pool.done() and time.monotonic() < until:
+        kill_workers(before)
+        time.sleep(0.1)
+    if pool.done() and not pool.exception():
+        close_pool(pool.result(), before)
+
+
+def close(thing: Client | LocalCluster) -> bool:
+    """Return whether a client or cluster closes in order; if not, that is logged: what ran on it is complete."""
+    try:
+        thing.close(timeout=CLOSE_TIMEOUT_S)
+    except (OSError, RuntimeError, AssertionError, CancelledError, FutureCancelled) as error:
+        log.warning("%s did not close in order: %r", type(thing).__name__, error)
+        return False
+    return True
+
+
+def close_pool(pool: LocalCluster, before: Collection[BaseProcess]) -> None:
+    """Close a local cluster; kill the workers that this leaves behind."""
+    if not close(pool):
+        kill_workers(before)
+
+
+def worker_processes() -> list[BaseProcess]:
+    """Return the worker processes of all local clusters of this process."""
+    return [p for p in multiprocessing.active_children() if p.name.startswith("Dask Worker process")]
+
+
+def kill_workers(but: Collection[BaseProcess]) -> None:
+    """Kill the worker processes of local clusters, except some."""
+    for process in worker_processes():
+        if process not in but:
+            process.kill()
+
+
+def stop_http(dask_scheduler: ServerNode) -> None:
+    """Let a scheduler or worker listen for Dask's own protocol only: its HTTP server has no authentication."""
+    dask_scheduler.stop_services()
+
+
+dask_setup = stop_http
+"""Makes this module one that `dask worker --preload` takes: workers that scripts start."""
+
+
+class StopHttp(WorkerPlugin):
+    """Stops the HTTP server of each worker, late ones too."""
+
+    name = "skyclass-stop-http"
+
+    def setup(self, worker: Worker) -> None:
+        """Stop it when the worker joins."""
+        stop_http(worker)
 
 
 @contextmanager
-def worker_pool(address: str, workers: int, resources: str, memory_limit: str) -> Iterator[None]:
-    """Hold single-threaded worker processes with these resources at a scheduler on this machine."""
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK]
+def worker_pool(
+    address: str, workers: int, resources: str, memory_limit: str, security: Security | None = None
+) -> Iterator[None]:
+    """Hold single-threaded worker processes with these resources at a scheduler on this machine.
+
+    They are a process group of their own: Ctrl-C in the terminal is for the driver.
+    """
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK, "--no-dashboard"]
     command += ["--dashboard-address", f"{LOOPBACK}:0", "--nworkers", str(workers), "--nthreads", "1"]
-    command += ["--resources", resources, "--memory-limit", memory_limit]
-    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # what a task raises, the driver raises again
-    pool = subprocess.Popen(command, env={**os.environ, **dask_environment(), **quiet})
+    command += ["--resources", resources, "--memory-limit", memory_limit, "--preload", "skyclass.cluster"]
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # the driver raises what a task raises
+    settings = dask_environment() | (tls_environment(security) if security else {}) | quiet
+    pool = subprocess.Popen(command, env=os.environ | settings, process_group=0)
     try:
         yield
     finally:
         pool.terminate()
-        pool.wait()
+        try:
+            pool.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pool.kill()
+            pool.wait()
 
 
 def count_gpus() -> int:

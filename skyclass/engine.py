@@ -151,6 +151,10 @@ def dask_faults() -> Iterator[None]:
         ) from error
     except NoValidWorkerError as error:
         raise ClusterLost(f"no worker is left that could do the work: {error}; {RESUMES}") from error
+    except TimeoutError as error:
+        if error.errno is not None:  # of a file system
+            raise
+        raise ClusterLost(f"the cluster does not answer ({error!r}); {RESUMES}") from error
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
 

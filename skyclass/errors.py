@@ -18,6 +18,7 @@ SkyclassError
 ├── RowsLost                 rows in and rows out differ: a defect, never hidden
 └── Interrupted              stopped from outside; the same command resumes         exit code 4
     ├── ClusterLost          the workers or the scheduler are gone
+    ├── NotStarted           stopped, or no local cluster, before any work began
     └── ArchiveDown          the image archive does not answer
 """
 
@@ -139,6 +140,10 @@ class Interrupted(SkyclassError):
 
 class ClusterLost(Interrupted):
     """The scheduler, or every worker that could do the work, is gone."""
+
+
+class NotStarted(Interrupted):
+    """The local cluster did not start, or the command was stopped before it did: nothing has begun."""
 
 
 class ArchiveDown(Interrupted):

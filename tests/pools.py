@@ -14,12 +14,16 @@ from pathlib import Path
 
 import psutil
 from distributed import Client
+from distributed.security import Security
 
-from skyclass.cluster import dask_environment
 from skyclass.config import RunConfig
+from skyclass.dask_config import dask_environment
 from skyclass.store import RunFolder
+from skyclass.tls import tls_environment
 
 HERE = Path(__file__).parent
+SECURITY = Security.temporary()
+"""The certificate of all pools of a test process; its drivers have it, too."""
 
 
 def await_true(what: Callable[[], object], words: str, seconds: float = 120) -> None:
@@ -62,7 +66,7 @@ class Pool:
             "dask_scheduler", "--port", "0", "--scheduler-file", str(where), "--host", self.host
         )
         await_true(where.exists, "the scheduler is there")
-        with Client(scheduler_file=str(where)) as client:
+        with Client(scheduler_file=str(where), security=SECURITY) as client:
             self.address = client.scheduler.address
             for _ in range(self.n_workers):
                 self.add_worker()
@@ -78,7 +82,7 @@ class Pool:
     def spawn(self, module: str, *words: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
         command = [*prefix, sys.executable, "-m", f"distributed.cli.{module}", *words, "--no-dashboard"]
         facts = {"TRACE": str(self.trace), "LINGER_S": str(self.linger_s)}
-        environment = os.environ | dask_environment() | facts | self.settings
+        environment = os.environ | dask_environment() | tls_environment(SECURITY) | facts | self.settings
         with open(self.folder / f"{module}.log", "a") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
 
@@ -125,7 +129,10 @@ def drive(run: RunConfig, address: str, cwd: Path, *flags: str) -> subprocess.Po
     command = [sys.executable, "-m", "skyclass", "classify", "--catalog", run.catalog, "--images", run.images]
     command += ["--model", run.model, "--out", run.out, "--cluster", address, "--precision", run.precision]
     command += ["--device", "cpu", "--strip-sources", str(run.strip_sources), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+    environment = os.environ | tls_environment(SECURITY)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environment
+    )
 
 
 def n_committed(run: RunConfig) -> int:

@@ -14,6 +14,7 @@ READING_ORDER = [
         "version",
         "errors",
         "locations",
+        "signals",
         "types",
         "text",
         "regular",
@@ -50,6 +51,8 @@ READING_ORDER = [
         "plan",
         "progress",
         "pipeline",
+        "dask_config",
+        "tls",
         "cluster",
         "workers",
         "engine",
@@ -62,7 +65,15 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.
 
 ONE_ROOM = {
     "dask_cuda": {"cluster.py"},
-    "distributed": {"cluster.py", "workers.py", "engine.py", "cli.py", "training"},  # training: the ranks of each node
+    "distributed": {
+        "dask_config.py",
+        "tls.py",
+        "cluster.py",
+        "workers.py",
+        "engine.py",
+        "cli.py",
+        "training",
+    },  # training: the ranks of each node
     "astropy.io.fits": {"header.py", "sources", "catalog"},
     "obstore": {"remote.py"},
     "torch": {

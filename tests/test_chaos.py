@@ -21,6 +21,7 @@ import cloudpickle
 import dask
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -208,12 +209,16 @@ def test_the_driver_is_killed_before_any_call_that_reaches_the_disk(
     chaos.injected(len(crashes))
 
 
-@pytest.mark.parametrize(("word", "where"), [(signal.SIGTERM, "local"), (signal.SIGINT, "none")])
+@pytest.mark.parametrize(
+    ("word", "where"), [(signal.SIGTERM, "local"), (signal.SIGHUP, "local"), (signal.SIGINT, "none")]
+)
 def test_a_word_to_stop_ends_a_run_with_exit_code_4(run, undisturbed, tmp_path, word, where):
     driver = drive(dataclasses.replace(run, strip_sources=4), where, tmp_path)
     await_true(lambda: n_committed(run) >= 1 or driver.poll() is not None, "a tile is committed")
+    family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(word)
     _, said = driver.communicate(timeout=60)
+    assert not psutil.wait_procs(family, timeout=30)[1]
     assert driver.returncode == Interrupted.exit_code and "same command resumes" in said, said
     assert said.rstrip().splitlines()[-1].startswith(f"  skyclass classify --catalog {run.catalog} "), said
     assert 0 < n_committed(run) < 12

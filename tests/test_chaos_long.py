@@ -28,7 +28,7 @@ import pytest
 import traps
 from distributed import Client, LocalCluster
 from faults import Chaos
-from pools import Pool, await_true, drive, kill, n_committed, running
+from pools import SECURITY, Pool, await_true, drive, kill, n_committed, running
 from runs import rows_of, run_on
 from traps import Trap
 
@@ -222,7 +222,7 @@ def test_the_network_to_a_worker_is_cut_and_heals(run, undisturbed, island: str,
     patience = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s"}
     pool = Pool(tmp_path / "pool", n_workers=1, linger_s=0.3, settings=patience, host="10.83.7.1")
     inside = ("ip", "netns", "exec", "skyclass-island")
-    with running(pool), Client(pool.address) as client:
+    with running(pool), Client(pool.address, security=SECURITY) as client:
         pool.add_worker(prefix=inside, host="10.83.7.2")
         client.wait_for_workers(2, timeout=60)
         driver = drive(run, pool.address, tmp_path)

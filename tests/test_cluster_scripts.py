@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dask
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from distributed import Client
+from test_cluster import intrude, listening, speaks_http
 
 from skyclass.cluster import connect
 from skyclass.errors import ConfigError
+from skyclass.tls import make_tls_folder
 from skyclass.workers import Roles, roles
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +29,13 @@ Start = Callable[..., int]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TLS_", "DASK_")) and k != "HOST"}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("TLS_", "DASK_")) and k not in ("HOST", "DASHBOARD_PORT")
+    }
     path = os.pathsep.join([str(ROOT), inherited.get("PYTHONPATH", "")])
-    fixed = {"PYTHON": sys.executable, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DASHBOARD_PORT": "0"}
+    fixed = {"PYTHON": sys.executable, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     return inherited | fixed | settings
 
 
@@ -36,7 +45,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, seconds: float = 60) -> None:
+def wait_for(port: int, seconds: float = 200) -> None:
     until = time.monotonic() + seconds
     while True:
         try:
@@ -70,22 +79,28 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def listening(pid: int) -> set[str]:
-    process = psutil.Process(pid)
-    family = [process, *process.children(recursive=True)]
-    sockets = [s for member in family for s in member.net_connections("inet")]
-    return {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+@contextmanager
+def member(folder: Path) -> Iterator[None]:
+    """Let clients in this process show the certificate in a folder."""
+    files = {"ca-file": "ca.pem", "client.cert": "cert.pem", "client.key": "key.pem"}
+    with dask.config.set({f"distributed.comm.tls.{key}": str(folder / name) for key, name in files.items()}):
+        yield
 
 
-def test_scripts_make_a_split_cluster_on_loopback(start: Start, tmp_path: Path) -> None:
-    port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    pids = [start("scheduler.sh", PORT=str(port))]
+@pytest.mark.fault(26)
+def test_scripts_make_a_split_cluster_for_its_members_on_loopback(start: Start, tmp_path: Path) -> None:
+    port, tls = free_port(), tmp_path / "tls"
+    address = f"tls://127.0.0.1:{port}"
+    pids = [start("scheduler.sh", PORT=str(port), TLS_DIR=str(tls))]
     wait_for(port)
-    pids += [start("cpu-workers.sh", address, "1"), start("gpu-workers.sh", address)]
-    with Client(address) as waiting:
-        waiting.wait_for_workers(2, timeout=60)
-    with connect(address) as client:
+    assert {p.name: p.stat().st_mode & 0o777 for p in (tls, *tls.iterdir())} == {
+        "tls": 0o700, "ca.pem": 0o600, "cert.pem": 0o600, "key.pem": 0o600
+    }  # fmt: skip
+    workers = [("cpu-workers.sh", address, "1"), ("gpu-workers.sh", address)]
+    pids += [start(*words, TLS_DIR=str(tls)) for words in workers]
+    with member(tls), Client(address) as waiting:
+        waiting.wait_for_workers(2, timeout=120)
+    with member(tls), connect(address) as client:
         pools = {"CPU workers": (1, ("read", "cut", "commit")), "GPU workers": (1, ("infer",))}
         assert roles(client) == Roles(split=True, window=3, pools=pools, cut={"CPU": 1}, infer={"GPU": 1})
         by_role = [client.submit(os.getpid, pure=False, resources={r: 1}).result(60) for r in ("CPU", "GPU")]
@@ -93,52 +108,68 @@ def test_scripts_make_a_split_cluster_on_loopback(start: Start, tmp_path: Path) 
         names = ("worker_ttl", "allowed_failures", "no_workers_timeout")
         told = client.run_on_scheduler(lambda dask_scheduler: [getattr(dask_scheduler, n) for n in names])
         assert told == [120, 3, 600]
-        for pid in pids:
-            assert listening(pid) == {"127.0.0.1"}
+        # scheduler; nanny and worker of each pool: no HTTP server
+        assert [sorted(ip for ip, _ in listening(psutil.Process(pid))) for pid in pids] == [
+            ["127.0.0.1"], ["127.0.0.1"] * 2, ["127.0.0.1"] * 2
+        ]  # fmt: skip
+        found = intrude(client, "tcp", "no certificate", "self-made")
+        assert len(found) == 18 and not [way for way, result in found.items() if result.startswith("ran")], found
+    with pytest.raises(ConfigError, match="no Dask scheduler answers"), connect(f"tcp://127.0.0.1:{port}"):
+        pass
+    with pytest.raises(ConfigError, match="needs certificates"), connect(address):
+        pass
     assert f"skyclass classify RUN.toml --cluster {address}" in (tmp_path / "scheduler.sh.log").read_text()
     assert "NO NVIDIA GPU FOUND" in (tmp_path / "gpu-workers.sh.log").read_text()
 
 
-@pytest.mark.fault(26)
-def test_tls_cluster_takes_members_only(start: Start, tmp_path: Path) -> None:
-    made = subprocess.run([SCRIPTS / "tls.sh", "tls"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    ca, cert, key = (str(tmp_path / "tls" / f"{name}.pem") for name in ("ca", "cert", "key"))
-    assert Path(key).stat().st_mode & 0o077 == 0
-    files = {"TLS_CA": "tls/ca.pem", "TLS_CERT": "tls/cert.pem", "TLS_KEY": key}
-    port = free_port()
-    start("scheduler.sh", PORT=str(port), **files)
-    wait_for(port)
-    start("cpu-workers.sh", f"tls://127.0.0.1:{port}", "1", **files)
-    member = {"ca-file": ca, "client.cert": cert, "client.key": key}
-    with (
-        dask.config.set({f"distributed.comm.tls.{k}": v for k, v in member.items()}),
-        Client(f"tls://127.0.0.1:{port}") as client,
-    ):
-        future = client.submit(os.getpid, resources={"CPU": 1})
-        assert future.result(60) != os.getpid()
-        assert all(w.startswith("tls://127.0.0.1:") for w in client.scheduler_info()["workers"])
-    with pytest.raises(ConfigError), connect(f"tcp://127.0.0.1:{port}"):
-        pass
+def test_the_dashboard_of_a_scheduler_is_on_loopback_where_it_is_asked_for(start: Start, tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    pid = start("scheduler.sh", PORT=str(ports[0]), DASHBOARD_PORT=str(ports[1]), TLS_DIR="tls")
+    wait_for(ports[1])
+    assert listening(psutil.Process(pid)) == {("127.0.0.1", port) for port in ports}
+    assert speaks_http(ports[1]) and (tmp_path / "tls" / "key.pem").exists()
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "settings", "words"),
     [
-        ("scheduler.sh", (), {"HOST": "192.0.2.1"}, "TLS_CA"),
         ("scheduler.sh", (), {"HOST": "0.0.0.0"}, "every interface"),
-        ("scheduler.sh", (), {"HOST": "192.0.2.1", "TLS_CA": "absent.pem"}, "absent.pem"),
-        ("cpu-workers.sh", ("tcp://127.0.0.1:8786",), {"HOST": "192.0.2.1"}, "TLS_CA"),
-        ("cpu-workers.sh", ("tcp://192.0.2.1:8786",), {}, "not encrypted"),
-        ("gpu-workers.sh", ("tls://192.0.2.1:8786",), {}, "TLS_CA"),
-        ("gpu-workers.sh", (), {}, "scheduler's address"),
+        ("cpu-workers.sh", ("tls://127.0.0.1:8786",), {"TLS_DIR": "absent"}, "has no ca.pem, cert.pem, key.pem"),
+        ("cpu-workers.sh", ("tls://127.0.0.1:8786",), {"TLS_DIR": "open"}, "is open to other users"),
+        ("cpu-workers.sh", ("tls://127.0.0.1:8786",), {"TLS_DIR": "expired"}, "has expired on 2020-01-02"),
+        ("cpu-workers.sh", ("tcp://127.0.0.1:8786",), {"TLS_DIR": "tls"}, "TLS only"),
+        ("gpu-workers.sh", ("tls://192.0.2.1:8786",), {"TLS_DIR": "tls"}, "set HOST"),
+        ("gpu-workers.sh", (), {"TLS_DIR": "tls"}, "scheduler's address"),
+        ("scheduler.sh", (), {"HOME": "", "TLS_DIR": ""}, "HOME is not set"),
+        (
+            "scheduler.sh",
+            (),
+            {"TLS_DIR": "tls", "DASK_TEMPORARY_DIRECTORY": "/proc/nope"},
+            "cannot be made in /proc/nope",
+        ),
     ],
 )
 @pytest.mark.fault(26)
-def test_nothing_leaves_this_machine_without_tls(
-    script: str, arguments: tuple[str, ...], settings: dict[str, str], words: str
+def test_scripts_refuse_what_others_could_enter(
+    script: str, arguments: tuple[str, ...], settings: dict[str, str], words: str, tmp_path: Path
 ) -> None:
+    for name in ("tls", "open", "expired"):
+        make_tls_folder(tmp_path / name)
+    (tmp_path / "open").chmod(0o755)
+    expire(tmp_path / "expired" / "cert.pem", tmp_path / "expired" / "key.pem")
     command = [SCRIPTS / script, *arguments]
-    refused = subprocess.run(command, env=environment(**settings), capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(
+        command, env=environment(**settings), capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert refused.returncode == 2
-    assert words in refused.stderr
+    assert words in refused.stderr and "Traceback" not in refused.stderr
+
+
+def expire(certificate: Path, key: Path) -> None:
+    """Replace a certificate by one whose time is over."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "expired")])
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    builder = x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+    days = [datetime(2020, 1, day, tzinfo=UTC) for day in (1, 2)]
+    signed = builder.not_valid_before(days[0]).not_valid_after(days[1]).sign(private, hashes.SHA256())
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.sky import Cone
 from skyclass.store import RunFolder, committed
+from skyclass.tls import tls_environment
 from skyclass.types import CLASSES, Flag, Strip
 
 
@@ -84,7 +86,7 @@ def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_pa
         command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
         late = subprocess.run(
             [*command, "--no-dashboard", "--host", "127.0.0.1", "--preload", preload["preload"]],
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=120, env=os.environ | tls_environment(client.security),
         )  # fmt: skip
         assert "this worker leaves the run: skyclass 0.0.9" in late.stderr, late.stderr
         assert list(client.scheduler_info()["workers"]) == [own]

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Start the CPU pool of a cluster on this machine, in the foreground: they read, cut, composite and commit.
 #
-#   [HOST=127.0.0.1] [MEMORY_LIMIT=3GB] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] cpu-workers.sh ADDRESS [WORKERS]
+#   [HOST=127.0.0.1] [MEMORY_LIMIT=3GB] [TLS_DIR=~/.skyclass-tls] cpu-workers.sh ADDRESS [WORKERS]
 #
 # WORKERS processes of one thread each (default: the cores of this machine), each with MEMORY_LIMIT.
 set -eu
@@ -9,6 +9,7 @@ set -eu
 
 address=${1:-}
 check_address "$address"
+export_settings
 workers=${2:-$(getconf _NPROCESSORS_ONLN)}
 say "$workers CPU workers of ${MEMORY_LIMIT:=3GB} each join $address"
 say "next: skyclass classify RUN.toml --cluster $address"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Start the GPU pool of a cluster on this machine, in the foreground: one worker for each GPU, the network runs there.
 #
-#   [HOST=127.0.0.1] [THREADS=1] [MEMORY_LIMIT=0] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] gpu-workers.sh ADDRESS [STAND-INS]
+#   [HOST=127.0.0.1] [THREADS=1] [MEMORY_LIMIT=0] [TLS_DIR=~/.skyclass-tls] gpu-workers.sh ADDRESS [STAND-INS]
 #
 # With more THREADS and no CPU workers, each GPU worker cuts for itself. CUDA_VISIBLE_DEVICES chooses GPUs. A machine
 # without one gets STAND-INS (default 1) CPU processes under the same label, which is right for trying a split cluster
@@ -11,6 +11,7 @@ set -eu
 
 address=${1:-}
 check_address "$address"
+export_settings
 gpus=$("$PYTHON" -c 'from skyclass.cluster import count_gpus; print(count_gpus())')
 stand_ins=${2:-1}
 set -- --nthreads "${THREADS:-1}" --memory-limit "${MEMORY_LIMIT:=0}" --resources GPU=1 --host "$HOST"

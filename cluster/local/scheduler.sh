@@ -1,26 +1,32 @@
 #!/bin/sh
 # Start the scheduler of a cluster, in the foreground; Ctrl-C ends it and, with it, the workers.
 #
-#   [HOST=127.0.0.1] [PORT=8786] [DASHBOARD_PORT=8787] [TLS_CA=.. TLS_CERT=.. TLS_KEY=..] scheduler.sh
+#   [HOST=127.0.0.1] [PORT=8786] [DASHBOARD_PORT=8787] [TLS_DIR=~/.skyclass-tls] scheduler.sh
+#
+# It makes TLS_DIR, the certificates of the cluster, if there is none. The dashboard has no password: it is off unless
+# DASHBOARD_PORT is set, and then other users of this machine can see it.
 set -eu
 . "$(dirname -- "$0")/settings.sh"
+export_settings --make
 
-address=$SCHEME://$HOST:${PORT:=8786}
+address=tls://$HOST:${PORT:=8786}
+say "scheduler: $address"
+if [ -n "${DASHBOARD_PORT:-}" ]; then
+    say "dashboard: http://127.0.0.1:$DASHBOARD_PORT/status from this machine only; elsewhere through" \
+        "ssh -L $DASHBOARD_PORT:127.0.0.1:$DASHBOARD_PORT"
+    set -- --dashboard --dashboard-address "127.0.0.1:$DASHBOARD_PORT"
+else
+    set -- --no-dashboard --dashboard-address 127.0.0.1:0 --preload skyclass.cluster
+fi
 host_words=
 is_loopback "$HOST" || host_words="HOST=THAT-MACHINE "
-say "scheduler: $address"
-say "dashboard: http://127.0.0.1:${DASHBOARD_PORT:=8787}/status from this machine only; elsewhere through" \
-    "ssh -L $DASHBOARD_PORT:127.0.0.1:$DASHBOARD_PORT"
-say "next, in other terminals:"
-say "  $tls_words$host_words$here/cpu-workers.sh $address"
-say "  $tls_words$host_words$here/gpu-workers.sh $address      (GPUs; without this pool the CPU workers do it all)"
+say "next, in other terminals (on other machines, copy $TLS_DIR there first: scp -rp):"
+say "  TLS_DIR=$TLS_DIR $host_words$here/cpu-workers.sh $address"
+say "  TLS_DIR=$TLS_DIR $host_words$here/gpu-workers.sh $address      (GPUs; without it the CPU workers do it all)"
 say "then:"
-if [ "$SCHEME" = tls ]; then
-    say "  export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=$TLS_CA"
-    say "  export DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT=$TLS_CERT"
-    say "  export DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY=$TLS_KEY"
-fi
+say "  export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=$TLS_DIR/ca.pem"
+say "  export DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT=$TLS_DIR/cert.pem"
+say "  export DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY=$TLS_DIR/key.pem"
 say "  skyclass classify RUN.toml --cluster $address"
 
-exec "$PYTHON" -m distributed.cli.dask_scheduler --host "$HOST" --port "$PORT" \
-    --dashboard-address "127.0.0.1:$DASHBOARD_PORT"
+exec "$PYTHON" -m distributed.cli.dask_scheduler --host "$HOST" --port "$PORT" "$@"
