@@ -78,7 +78,7 @@ def test_a_local_cluster_listens_on_loopback_with_tls_and_no_other_user_can_run_
 def speaks_http(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"GET /status HTTP/1.0\r\n\r\n")
-        connection.settimeout(2)
+        connection.settimeout(10)
         try:
             return connection.recv(16).startswith(b"HTTP")
         except (TimeoutError, ConnectionError):
@@ -228,7 +228,7 @@ def test_a_signal_during_the_imports_is_one_line_with_exit_code_4(number, tmp_pa
     with starting(tmp_path) as driver:
         await_true(lambda: handles_signals(psutil.Process(driver.pid)), "signals are handled")
         driver.send_signal(number)
-        _, said = driver.communicate(timeout=60)
+        _, said = driver.communicate(timeout=150)
     assert driver.returncode == 4
     assert said == "skyclass: stopped before any work began\n"
 
@@ -243,8 +243,8 @@ def test_a_signal_while_the_cluster_starts_is_one_line_and_leaves_no_process(num
             driver.send_signal(number)
         else:
             os.killpg(driver.pid, number)  # a terminal sends it to all
-        _, said = driver.communicate(timeout=60)
-        assert not psutil.wait_procs(family, timeout=30)[1]
+        _, said = driver.communicate(timeout=150)
+        assert not psutil.wait_procs(family, timeout=100)[1]
     assert driver.returncode == 4
     assert said.splitlines()[1:] == ["skyclass: stopped before the local cluster was ready; no work has begun"]
 
@@ -291,7 +291,8 @@ def test_what_fails_while_a_cluster_closes_is_only_logged(error, monkeypatch, ca
     assert answer == 3
     assert f"LocalCluster did not close in order: {error!r}" in caplog.messages
     await_true(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "the worker is gone")
-    close(pools[0])
+    with suppress(TimeoutError, OSError):  # its worker is gone
+        close(pools[0])
 
 
 def test_an_error_without_words_is_named(tmp_path):
