@@ -153,7 +153,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     is_sound = (
         isinstance(holder, dict)
-        and all(isinstance(holder.get(name), str) for name in ("host", "boot", "start"))
+        and all(isinstance(holder.get(name, ""), str) for name in ("host", "boot", "pid_namespace", "start"))
         and type(holder.get("pid")) is int
         and 0 < holder["pid"] < 2**31
     )

@@ -48,6 +48,9 @@ from .regular import open_regular, regular_opener
 from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from .types import NO_TILE, TILE_NAME, Json
 
+FILE_FIELDS = {"size_bytes", "mtime_ns", "inode", "tag", "data_offset", "header_sha256"}
+"""What a commit records of each image file at least (see identity.py)."""
+
 RUN_FORMAT = "skyclass run 1"
 
 
@@ -414,8 +417,15 @@ def _commit_of(values: Json) -> Commit | None:
         and all(_is_count(values.get(name)) for name in ("nbytes", "rows", "n_flagged"))
         and all(isinstance(count, dict) and all(map(_is_count, count.values())) for count in counts)
         and isinstance(values.get("fault", 0), str | None)
+        and _is_file_record(values.get("images"))
     )
     return Commit(**{name: values[name] for name in Commit.__dataclass_fields__}) if sound else None
+
+
+def _is_file_record(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(fields, dict) and FILE_FIELDS <= set(fields) for fields in value.values()
+    )
 
 
 def _is_count(value: object) -> bool:
