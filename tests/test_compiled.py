@@ -19,6 +19,7 @@ from skyclass import compiled, context, engine, infer, pipeline, plan
 from skyclass.cluster import connect
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.progress import quiet
+from skyclass.tls import tls_environment
 
 __all__ = ["cuda_graphs"]
 
@@ -216,7 +217,9 @@ def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
         command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
         late = subprocess.run(
             [*command, "--no-dashboard", "--host", "127.0.0.1"], capture_output=True, text=True, timeout=120,
-            env=os.environ | {"SKYCLASS_CACHE": str(tmp_path / "empty"), "CXX": "no-such-compiler"},
+            env=os.environ
+            | tls_environment(client.security)
+            | {"SKYCLASS_CACHE": str(tmp_path / "empty"), "CXX": "no-such-compiler"},
         )  # fmt: skip
         assert "this worker leaves the run: no C++ compiler" in late.stderr, late.stderr
         assert list(client.scheduler_info()["workers"]) == [own]
