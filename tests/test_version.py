@@ -59,7 +59,8 @@ from skyclass.types import TilePlan
 catalog, images, model, out = sys.argv[1:]
 line = Line(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
 line.folder.make()
-name, partition, n = count_partition(line, 0).to_pylist()[0].values()
+counts = count_partition(line, 0).to_pylist()[0]
+name, partition, n = counts["coadd_id"], counts["partition"], counts["n"]
 commit, _ = classify_whole(line, TilePlan(name, n, (partition,)), n)
 assert commit.rows == n and commit.classes["unclassified"] < n, commit
 print(*[name for name in sys.modules if name.split(".")[0] == "skyclass"])
@@ -78,7 +79,7 @@ def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_i
     (copy / "unused.py").write_text("x = 1\n")
     assert version_of(copy.parent) == code_version()
     seen = {code_version()}
-    changes = {"schema.py": "def conform(", "store.py": "def commit_tile(", "sources/tables.py": "def _read_csv("}
+    changes = {"schema.py": "def conform(", "store.py": "def commit_tile(", "sources/tables.py": "def read_table("}
     for module, old in changes.items():
         edit(copy / module, old, f"# another comment\n{old}")
         seen.add(version_of(copy.parent))
