@@ -21,7 +21,7 @@ from test_train import blobs, written
 from skyclass.bundle import load_bundle, load_weights
 from skyclass.training.dataset import save_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(bool(missing()), reason=missing())]
 
 SCRIPT = Path(__file__).parents[1] / "cluster" / "slurm" / "train.sbatch"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
@@ -67,7 +67,7 @@ def state_of(cluster: dict[str, str], job: int, wait: bool = False) -> str:
     return until(lambda: state if (state := facts_of(cluster, job)["JobState"]) in ENDED or not wait else None)
 
 
-def until(ask: Callable[[], str | None], seconds: float = 240) -> str:
+def until(ask: Callable[[], str | None], seconds: float = 500) -> str:
     """Return the first answer that is not None."""
     last = time.monotonic() + seconds
     while (answer := ask()) is None:
