@@ -43,6 +43,8 @@ def test_a_case_can_be_replayed_alone(tmp_path: Path) -> None:
         ("tables", 5, "", MESSAGE, 0, "exit code 5"),
         ("tables", 2, "", "", 0, "0 messages"),
         ("tables", 2, "", MESSAGE * 2, 0, "2 messages"),
+        ("tables", 2, "", "skyclass: warning: column cntr is left out\n" + MESSAGE, 0, ""),
+        ("tables", 0, "", "skyclass: warning: column cntr is left out\n", 0, ""),
         ("tables", 0, "", MESSAGE, 0, "and a message"),
         ("tables", 2, "", "Traceback (most recent call last):\nValueError: x\n", 0, "traceback: ValueError: x"),
         ("tables", CRASHED, "", "", 0, "traceback"),

@@ -254,8 +254,8 @@ def fault_of(category: str, command: str, code: int, stdout: str, stderr: str, p
 
 
 def _messages(stderr: str) -> list[str]:
-    """Return the messages of a command that failed: of skyclass, and of click about its options."""
-    return [line for line in stderr.splitlines() if re.match(r"skyclass: |Error: ", line)]
+    """Return the messages of a command that failed: of skyclass, and of click about its options. Warnings are none."""
+    return [line for line in stderr.splitlines() if re.match(r"skyclass: (?!warning: )|Error: ", line)]
 
 
 def remove(folder: Path) -> None:
