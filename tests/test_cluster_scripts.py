@@ -125,7 +125,8 @@ def test_scripts_make_a_split_cluster_for_its_members_on_loopback(start: Start, 
 def test_the_dashboard_of_a_scheduler_is_on_loopback_where_it_is_asked_for(start: Start, tmp_path: Path) -> None:
     ports = free_port(), free_port()
     pid = start("scheduler.sh", PORT=str(ports[0]), DASHBOARD_PORT=str(ports[1]), TLS_DIR="tls")
-    wait_for(ports[1])
+    for port in ports:
+        wait_for(port)
     assert listening(psutil.Process(pid)) == {("127.0.0.1", port) for port in ports}
     assert speaks_http(ports[1]) and (tmp_path / "tls" / "key.pem").exists()
 
