@@ -42,7 +42,7 @@ from .sources.layouts import Catalog, gaps, open_catalog
 from .sources.partitions import read_partition
 from .sources.tables import standardise_table
 from .stages import count_partition
-from .store import Commit, RunFolder, committed, journal_commit, retry_quarantined, start_or_resume
+from .store import Commit, RunFolder, committed, journal_commit, remove, retry_quarantined, start_or_resume, unfinished
 from .types import NO_TILE, Archive, TilePlan
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,8 @@ def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Lin
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     run_id = start_or_resume(line.folder, fields, info, partition_names(line, plan) if table is None else {})
     if table is not None:
+        for left in unfinished(line.folder.sources):  # by a killed driver; the folder is read as a catalogue
+            remove(left)
         write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
     return replace(line, run_id=run_id)
 

@@ -41,6 +41,7 @@ from skyclass.bundle import load_bundle, load_weights, save_bundle
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
 from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
+from skyclass.files import beside
 from skyclass.mock import write_mock
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import quiet
@@ -207,6 +208,20 @@ def test_the_driver_is_killed_before_any_call_that_reaches_the_disk(
         assert crash["ended"] == signal.SIGKILL and crash["resumed"] == 0, crash
         assert crash["manifest"] == whole["manifest"], crash
     chaos.injected(len(crashes))
+
+
+@pytest.mark.fault(9)
+def test_a_driver_is_killed_while_it_writes_the_prepared_table(run, many, tmp_path):
+    rows = pq.read_table(many.catalog).select(["source_id", "coadd_id", "ra", "dec"]).slice(0, 20)
+    pq.write_table(rows, tmp_path / "table.parquet")
+    run = dataclasses.replace(run, catalog=str(tmp_path / "table.parquet"))
+    sources = RunFolder(run.out).sources
+    begin(run, *survey(run, count_here))
+    left = beside(sources / "part0.parquet")
+    left.write_bytes((sources / "part0.parquet").read_bytes()[:100])
+    (sources / "part0.parquet").unlink()
+    assert pipeline.classify(run).sources_in == len(rows_of(run)) == 20
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

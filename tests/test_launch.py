@@ -220,7 +220,7 @@ def train_on_cluster(toml: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def stopped_ranks(process: subprocess.Popen[str], toml: Path) -> list[psutil.Process]:
-    """Return the ranks, stopped by SIGSTOP as soon as there is a whole checkpoint."""
+    """Return the ranks in their order, stopped by SIGSTOP as soon as there is a whole checkpoint."""
     checkpoints = toml.with_suffix(".checkpoints")
     while not list(checkpoints.glob("[0-9]*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
@@ -228,7 +228,7 @@ def stopped_ranks(process: subprocess.Popen[str], toml: Path) -> list[psutil.Pro
     ranks = ranks_with(str(toml))
     for rank in ranks:
         rank.suspend()
-    return ranks
+    return sorted(ranks, key=lambda rank: int(rank.environ()["RANK"]))
 
 
 def listening(processes: list[psutil.Process]) -> list[tuple[str, str]]:
