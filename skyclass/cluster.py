@@ -82,10 +82,13 @@ def connect(
 
 def check_memory_limit(memory_limit: str) -> None:
     """Raise `ConfigError` for what Dask does not read as an amount of memory, and for less than a worker needs."""
+    wrong = ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB")
     try:
         n_bytes = parse_bytes(memory_limit)
-    except ValueError as error:
-        raise ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB") from error
+    except (ValueError, OverflowError) as error:
+        raise wrong from error
+    if n_bytes < 0:
+        raise wrong
     if 0 < n_bytes < LEAST_MEMORY:
         raise ConfigError(
             f"memory_limit = {memory_limit!r}: a worker needs {LEAST_MEMORY / 1e9:.1f} GB before it holds a strip; "

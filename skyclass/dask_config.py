@@ -122,7 +122,7 @@ def is_quantity(value: object) -> bool:
     for parse in (parse_bytes, parse_timedelta):
         try:
             parse(value)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, OverflowError):
             continue
         return True
     return False

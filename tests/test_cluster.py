@@ -25,8 +25,8 @@ from distributed import Client, LocalCluster
 from pools import await_true, drive
 
 from skyclass import cluster, dask_config, engine
-from skyclass.cluster import connect
-from skyclass.errors import ClusterLost, NotStarted
+from skyclass.cluster import check_memory_limit, connect
+from skyclass.errors import ClusterLost, ConfigError, NotStarted
 from skyclass.tls import tls_environment
 
 HERE = Path(__file__).parent
@@ -318,3 +318,15 @@ def test_a_cluster_that_does_not_answer_is_lost_and_a_file_system_that_does_not_
         raise TimeoutError
     with pytest.raises(TimeoutError, match="nfs"), engine.dask_faults():
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out", "/nfs/tile.fits")
+
+
+@pytest.mark.parametrize("amount", ["3 elephants", "1e400", "-1e400", "-3GB", "inf", "nan", "GB3"])
+def test_what_is_no_amount_of_memory_is_refused(amount: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"memory_limit = {amount!r}: write an amount such as 3GB")):
+        check_memory_limit(amount)
+    assert dask_config.is_quantity("1e400") is False
+
+
+@pytest.mark.parametrize("amount", ["0", "3GB", "4 GiB", "1e10"])
+def test_an_amount_of_memory_is_accepted(amount: str) -> None:
+    check_memory_limit(amount)
