@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from skyclass import engine
 from skyclass.cluster import DASK_SETTINGS, connect, worker_environment
@@ -165,6 +166,7 @@ def split(device: str) -> AbstractContextManager[Client]:
 def fused(device: str) -> Iterator[Client]:
     """Give a client of one worker with one GPU, whose threads are the cores of this machine."""
     options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0, "resources": {"GPU": 1}}
+    options["security"] = Security.temporary()
     settings = DASK_SETTINGS | {"distributed.nanny.pre-spawn-environ": worker_environment()}
     with dask.config.set(settings), LocalCluster(n_workers=1, threads_per_worker=max(2, cores()), **options) as pool:
         with Client(pool) as client:

@@ -276,13 +276,14 @@ def agreement(images: Float16) -> dict[str, Any]:
 def classifiers(field: Field, images: Float16, n_loop: int, n_frame: int, stack: ExitStack) -> list[Contestant]:
     """Return who classifies from catalogue and images, and the slowest stage alone on one core."""
     one, two = (stack.enter_context(connect("local", workers=n, gpus=0)) for n in (1, 2))
-    split = stack.enter_context(split_cluster())
+    split, split_tcp = (stack.enter_context(split_cluster(tls)) for tls in (True, False))
     frame = field.rows.head(n_frame)
     fast = load_classifier(MODEL, "cpu", compile=True)
     found = [
         Contestant("skyclass, 2 workers", lambda: classify(field, two), "fused, compiled, published as a catalogue"),
         Contestant("skyclass, 1 worker", lambda: classify(field, one), "fused, compiled, published"),
         Contestant("skyclass, split", lambda: classify(field, split), "one worker cuts, one infers, published"),
+        Contestant("skyclass, split, no TLS", lambda: classify(field, split_tcp), "the same over plain TCP"),
         Contestant("network alone", lambda: alone(fast, images), "one thread, composites in memory, compiled"),
         Contestant("network alone, twice", lambda: alone_on(two), "two processes at once, the same on each"),
         Contestant("Cutout2D + PyTorch", lambda: loop_and_network(field, n_loop), f"first {n_loop} sources, fp32"),
@@ -330,13 +331,15 @@ def alone_there() -> float:
 
 
 @contextmanager
-def split_cluster() -> Iterator[Any]:
+def split_cluster(tls: bool) -> Iterator[Any]:
     """Give a client of one worker that cuts and one, labelled GPU, that infers."""
     from distributed import Client, LocalCluster
+    from distributed.security import Security
 
-    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}}
+    security = Security.temporary() if tls else None
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "resources": {"GPU": 1}, "security": security}
     with LocalCluster(n_workers=1, threads_per_worker=1, **options) as pool, Client(pool) as client:
-        with worker_pool(pool.scheduler_address, 1, "CPU=1", "3GB"):
+        with worker_pool(pool.scheduler_address, 1, "CPU=1", "3GB", security):
             client.wait_for_workers(2)
             yield client
 

@@ -26,6 +26,7 @@ import click
 import numpy as np
 import psutil
 from distributed import Client
+from distributed.security import Security
 
 from skyclass import engine
 from skyclass.bundle import load_bundle
@@ -34,6 +35,7 @@ from skyclass.lease import hold_lease
 from skyclass.mock.grid import grid, tile_name
 from skyclass.plan import Plan
 from skyclass.progress import Tally
+from skyclass.tls import tls_environment
 from skyclass.types import TilePlan
 
 from . import crowd
@@ -107,7 +109,8 @@ def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iter
     Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with. The
     scheduler leaves its profile where it is asked for, when it ends.
     """
-    environment = os.environ | dask_environment() | {"OMP_NUM_THREADS": "1"}
+    security = Security.temporary()
+    environment = os.environ | dask_environment() | tls_environment(security) | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.callback(os.chdir, os.getcwd())
@@ -129,7 +132,7 @@ def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iter
             command += ["--cpu-workers", str(cpu_workers)]
             command += ["--cores", str(CORES_A_GPU * min(n, GPUS_A_CPU_WORKER))]
             _start(stack, command, environment, folder)
-        client = stack.enter_context(Client(address, timeout="60s"))
+        client = stack.enter_context(Client(address, timeout="60s", security=security))
         client.wait_for_workers(n_workers, timeout=600)
         client.run_on_scheduler(stages_known)  # or the first task would be charged for importing torch there
         yield client, psutil.Process(scheduler.pid)
