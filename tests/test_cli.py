@@ -375,3 +375,48 @@ def test_a_condition_cannot_close_our_bracket_and_sql_reads_no_other_file(sky, b
     assert skyclass("query", out, "--where", "1=0) OR (1=1").returncode == 2
     read = skyclass("query", out, "--sql", f"SELECT * FROM read_csv('{secret}')")
     assert read.returncode == 2 and "hush" not in read.stdout
+
+
+def truncated_votable(path: Path, rows: pd.DataFrame) -> Path:
+    """Write a VOTable that a service says it cut at its row limit."""
+    text, degrees = 'datatype="char" arraysize="*"', 'datatype="double" unit="deg"'
+    heads = "".join(f'<FIELD name="{c}" {degrees if c in ("ra", "dec") else text}/>' for c in rows.columns)
+    cells = "".join(
+        "<TR>" + "".join(f"<TD>{value}</TD>" for value in row) + "</TR>" for row in rows.itertuples(index=False)
+    )
+    path.write_text(
+        '<VOTABLE version="1.3" xmlns="http://www.ivoa.net/xml/VOTable/v1.3"><RESOURCE type="results">'
+        f'<TABLE>{heads}<DATA><TABLEDATA>{cells}</TABLEDATA></DATA></TABLE><INFO name="QUERY_STATUS" value="OVERFLOW"/>'
+        "</RESOURCE></VOTABLE>"
+    )
+    return path
+
+
+def test_a_truncated_votable_is_classified_only_when_allowed(sky, bundle, tmp_path):
+    truth = pq.read_table(sky.truth).to_pandas()[["source_id", "ra", "dec", "class"]].groupby("class").head(5)
+    table, out, data = truncated_votable(tmp_path / "table.xml", truth), tmp_path / "out", tmp_path / "data"
+    refused(classify(sky, bundle, out, "--catalog", table), out, "OVERFLOW", "sources are missing", "--allow-truncated")
+    done = classify(sky, bundle, out, "--catalog", table, "--allow-truncated")
+    assert done.returncode == 0, done.stderr
+    assert open_catalog(out).count() == 15
+
+    given = ("--catalog", table, "--images", sky.images, "-o", tmp_path / "cutouts.npz")
+    refused(skyclass("cutouts", *given), tmp_path / "cutouts.npz", "OVERFLOW", "--allow-truncated")
+    done = skyclass("cutouts", *given, "--allow-truncated")
+    assert done.returncode == 0, done.stderr
+    assert len(np.load(tmp_path / "cutouts.npz")["cutouts"]) == 15
+
+    given = ("--labels", table, "--images", sky.images, "--bands", "w1,w2,w3", "--simulated", "--out", data)
+    refused(skyclass("dataset", *given), data, "OVERFLOW", "--allow-truncated")
+    done = skyclass("dataset", *given, "--allow-truncated")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
+    rows = pq.read_table(sky.truth).to_pandas()[["source_id", "ra", "dec"]].head(3)
+    table = write_csv(tmp_path / "table.csv", **rows, w1mpro=["<15.2", "14.5", ""])
+    done = classify(sky, bundle, tmp_path / "out", "--catalog", table)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "skyclass: warning:" in line or "Warning" in line]
+    assert len(warnings) == 1 and warnings[0].startswith("skyclass: warning: "), done.stderr
+    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null" in warnings[0]
