@@ -12,7 +12,7 @@ import numpy as np
 
 from skyclass.config import RunConfig
 from skyclass.context import Line
-from skyclass.cutouts import read_bands
+from skyclass.images.cutouts import read_bands
 from skyclass.infer import NullClassifier
 from skyclass.lease import hold_lease
 from skyclass.photometry import features

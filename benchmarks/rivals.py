@@ -34,9 +34,9 @@ import torch
 from skyclass import engine
 from skyclass.bundle import load_bundle, load_weights
 from skyclass.cluster import connect, worker_pool
-from skyclass.composite import ATLAS_NOISE_DN
 from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
+from skyclass.images.composite import ATLAS_NOISE_DN
 from skyclass.infer import cached_classifier, load_classifier, set_threads
 from skyclass.memory import keep_memory
 from skyclass.networks import build, macs

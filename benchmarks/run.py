@@ -15,10 +15,10 @@ import torch
 
 from skyclass import engine, pipeline
 from skyclass.cluster import connect
-from skyclass.composite import BLOCK
 from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
-from skyclass.cutouts import Cutter, read_bands
+from skyclass.images.composite import BLOCK
+from skyclass.images.cutouts import Cutter, read_bands
 from skyclass.infer import cached_classifier
 from skyclass.memory import keep_memory
 from skyclass.mock import write_mock

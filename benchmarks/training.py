@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from skyclass.bundle import Cut
-from skyclass.composite import ATLAS_ZERO_POINT_MAG, composite
+from skyclass.images.composite import ATLAS_ZERO_POINT_MAG, composite
 from skyclass.infer import resolve_device, set_threads
 from skyclass.training.dataset import Dataset
 from skyclass.training.job import Job, Position, composite_settings, prepare

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .composite import CompositeSettings
 from .errors import BundleError, ConfigError
+from .images.composite import CompositeSettings
 from .photometry import PhotometrySettings
 from .types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
 

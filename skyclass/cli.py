@@ -306,7 +306,7 @@ def cutouts(
 ) -> int:
     """Cut native-size cutouts, to look at or to keep, in the order of the table."""
     from .catalog.export import refuse_existing
-    from .stamps import write_cutouts
+    from .images.export import write_cutouts
 
     refuse_existing(Path(output), overwrite)
     names = tuple(bands.lower().split(","))

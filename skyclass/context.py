@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .archive import open_archive
-from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
+from .images.archive import open_archive
+from .images.atlas import AtlasArchive
 from .infer import cached_classifier
 from .sky import Region
 from .sources.layouts import Catalog, open_catalog

@@ -23,18 +23,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from .archive import open_archive, require_usable_tile
-from .atlas import AtlasArchive
 from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
 from .context import Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
 from .files import parquet_bytes, write_bytes
+from .images.archive import open_archive, require_usable_tile
+from .images.atlas import AtlasArchive
+from .images.records import compare_files
 from .infer import cuda_is_there, resolve_device, resolve_precision
 from .locations import user_path
 from .photometry import columns_of
 from .publish import refuse_foreign
-from .records import compare_files
 from .sky import in_words
 from .sources.assign import with_tiles
 from .sources.footers import PartitionDigest

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .composite import BLOCK, CompositeSettings, composite
 from .context import Line, strips_of, tiles_near
-from .cutouts import Cutter, in_order, mark, parts_of, read_bands
 from .errors import InputChanged, RowsLost, TileFault
+from .images.composite import BLOCK, CompositeSettings, composite
+from .images.cutouts import Cutter, in_order, mark, parts_of, read_bands
+from .images.records import record_files, replaced_fault
 from .photometry import features
 from .probabilities import is_distribution
-from .records import record_files, replaced_fault
 from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
 from .sky import healpix29, tile_pixels
 from .sources.footers import unchanged

@@ -43,7 +43,7 @@ from .files import (
     write_durably,
     write_json,
 )
-from .identity import FileRecord
+from .images.identity import FileRecord
 from .regular import open_regular, regular_opener
 from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from .types import NO_TILE, TILE_NAME, Json

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from skyclass.bundle import Cut, Preprocessing, save_bundle
-from skyclass.composite import atlas_settings
 from skyclass.config import RunConfig
+from skyclass.images.composite import atlas_settings
 from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.networks import build

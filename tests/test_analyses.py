@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from skyclass.bundle import Cut
-from skyclass.composite import atlas_settings, composite
 from skyclass.errors import CatalogError, ConfigError
+from skyclass.images.composite import atlas_settings, composite
 from skyclass.networks import build
 from skyclass.report import save_figure
 from skyclass.training import analyses, pictures

@@ -21,18 +21,11 @@ READING_ORDER = [
         "schema",
         "files",
         "claims",
-        "identity",
         "sky",
         "config",
         "memory",
         "sources",
-        "header",
-        "image_sets",
-        "atlas",
-        "remote",
-        "archive",
-        "cutouts",
-        "composite",
+        "images",
         "photometry",
         "networks",
         "bundle",
@@ -43,7 +36,6 @@ READING_ORDER = [
         "infer",
         "catalog",
         "store",
-        "records",
         "context",
         "stages",
         "lease",
@@ -58,7 +50,7 @@ READING_ORDER = [
         "engine",
         "forecast",
     ),
-    *("stamps", "query", "report", "training", "mock", "next_step", "cli", "__main__"),
+    *("query", "report", "training", "mock", "next_step", "cli", "__main__"),
 ]
 LAYER = {name: i for i, name in enumerate(READING_ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
@@ -74,16 +66,16 @@ ONE_ROOM = {
         "cli.py",
         "training",
     },  # training: the ranks of each node
-    "astropy.io.fits": {"header.py", "sources", "catalog"},
-    "obstore": {"remote.py"},
+    "astropy.io.fits": {"images", "sources", "catalog"},
+    "obstore": {"images"},
     "torch": {
         "networks",
         "bundle.py",
         "compiled.py",
-        "composite.py",
+        "images",
         "infer.py",
         "training",
-    },  # composite.py: float32 -> float16
+    },  # images/composite.py: float32 -> float16
     "duckdb": {"catalog", "query.py"},  # query.py: types only
     "sklearn": {"training"},
     "matplotlib": {"report", "training"},

@@ -21,11 +21,11 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import skyclass.archive
-from skyclass.archive import LocalArchive, describe, open_archive
+import skyclass.images.archive
 from skyclass.errors import ArchiveError, ConfigError, TileFault
-from skyclass.header import AtlasImage, Refusal
-from skyclass.identity import FileRecord, compare_records, file_record, stamp_change
+from skyclass.images.archive import LocalArchive, describe, open_archive
+from skyclass.images.header import AtlasImage, Refusal
+from skyclass.images.identity import FileRecord, compare_records, file_record, stamp_change
 from skyclass.sky import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 
@@ -268,14 +268,14 @@ def test_a_file_that_changed_after_its_tile_was_opened_is_a_fault(tmp_path: Path
 def test_a_file_that_changes_while_it_is_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
     archive = open_archive(str(tmp_path), ["w1"])
-    tile, read = archive.tile("0098p408_ac51", ("w1",)), skyclass.archive._read
+    tile, read = archive.tile("0098p408_ac51", ("w1",)), skyclass.images.archive._read
 
     def interrupted(stream: io.FileIO, n_rows: int, columns: int) -> np.ndarray:
         rows = read(stream, n_rows, columns)
         other_pixels(path, path.read_bytes())
         return rows
 
-    monkeypatch.setattr(skyclass.archive, "_read", interrupted)
+    monkeypatch.setattr(skyclass.images.archive, "_read", interrupted)
     assert fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).kind == "changed"
 
 

@@ -24,8 +24,8 @@ from skyclass.bundle import (
     load_weights,
     save_bundle,
 )
-from skyclass.composite import atlas_settings
 from skyclass.errors import BundleError, ConfigError
+from skyclass.images.composite import atlas_settings
 from skyclass.networks import build
 from skyclass.photometry import PhotometrySettings
 

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from skyclass.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
-from skyclass.cutouts import Cutter
 from skyclass.errors import ConfigError
+from skyclass.images.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
+from skyclass.images.cutouts import Cutter
 from skyclass.stages import cut_and_composite
 from skyclass.types import RowRange, Tile
 

@@ -10,8 +10,8 @@ from astropy.nddata.utils import NoOverlapError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.archive import open_archive
-from skyclass.cutouts import cut, row_span
+from skyclass.images.archive import open_archive
+from skyclass.images.cutouts import cut, row_span
 from skyclass.sky import tile_pixels
 from skyclass.types import Flag, Tile
 

@@ -16,16 +16,16 @@ from class_rows import make_run
 
 from skyclass import lease as leases
 from skyclass import pipeline, store
-from skyclass.archive import open_archive
 from skyclass.cli import parse_cone
 from skyclass.config import RunConfig, read_toml, run_config
 from skyclass.errors import ConfigError, StoreError
+from skyclass.images.archive import open_archive
+from skyclass.images.export import parse_size
 from skyclass.lease import hold_lease
 from skyclass.locations import user_path
 from skyclass.mock import write_mock
 from skyclass.publish import verify
 from skyclass.sources.layouts import open_catalog
-from skyclass.stamps import parse_size
 from skyclass.store import RunFolder, committed, read_run
 from skyclass.training.choose import dataset_config
 from skyclass.training.labels import labels_config

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from skyclass.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
-from skyclass.composite import atlas_settings
 from skyclass.errors import BundleError, ConfigError
+from skyclass.images.composite import atlas_settings
 from skyclass.networks import build
 from skyclass.photometry import PhotometrySettings
 from skyclass.training.bootstrap import bootstrap, differences, interval, resamples, strata

@@ -16,10 +16,11 @@ from distributed import Client, LocalCluster
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import archive, engine, pipeline, stages
+from skyclass import engine, pipeline, stages
 from skyclass.config import RunConfig
 from skyclass.errors import RunMismatch
-from skyclass.header import BLOCK_BYTES
+from skyclass.images import archive
+from skyclass.images.header import BLOCK_BYTES
 from skyclass.mock import write_mock
 from skyclass.progress import RunReport, quiet
 from skyclass.store import RunFolder, committed, read_commit, take_back

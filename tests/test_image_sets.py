@@ -16,11 +16,11 @@ from astropy.io import fits
 from runs import rows_of
 
 from skyclass import engine, pipeline
-from skyclass.archive import open_archive
 from skyclass.cluster import connect
-from skyclass.cutouts import cut, parts_of
 from skyclass.errors import ArchiveError, TileFault
-from skyclass.identity import file_record
+from skyclass.images.archive import open_archive
+from skyclass.images.cutouts import cut, parts_of
+from skyclass.images.identity import file_record
 from skyclass.progress import quiet
 from skyclass.sky import tile_pixels
 from skyclass.types import Flag

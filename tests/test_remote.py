@@ -34,15 +34,16 @@ from archiveserver import (
 )
 from distributed import WorkerPlugin
 
-from skyclass import engine, pipeline, remote
-from skyclass.archive import open_archive
-from skyclass.atlas import names_near, ra_names_near
+from skyclass import engine, pipeline
 from skyclass.cli import cli
 from skyclass.cluster import connect
 from skyclass.config import RunConfig, run_config
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault
 from skyclass.forecast import forecast
-from skyclass.identity import compare_records, file_record
+from skyclass.images import remote
+from skyclass.images.archive import open_archive
+from skyclass.images.atlas import names_near, ra_names_near
+from skyclass.images.identity import compare_records, file_record
 from skyclass.progress import quiet
 from skyclass.query import open_catalog
 from skyclass.sources.layouts import open_catalog as open_sources

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyclass.bundle import Cut, load_bundle, load_weights, save_bundle
-from skyclass.composite import composite
 from skyclass.errors import ConfigError, Interrupted, StoreError
+from skyclass.images.composite import composite
 from skyclass.infer import Preprocess, load_classifier
 from skyclass.networks import build
 from skyclass.training.augment import Draw, augment, draw

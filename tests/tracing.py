@@ -30,7 +30,7 @@ def dask_setup(worker: Any) -> None:
 
 
 def without_pixels_and_network() -> None:
-    from skyclass.archive import LocalArchive
+    from skyclass.images.archive import LocalArchive
     from skyclass.infer import NetworkClassifier, NullClassifier
 
     LocalArchive.read_rows = lambda self, tile, band, a, b: np.ones((b - a, tile.shape[1]), np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from skyclass.bundle import load_bundle
-from skyclass.composite import atlas_settings
+from skyclass.images.composite import atlas_settings
 from skyclass.infer import Preprocess
 from skyclass.report import save_figure
 from skyclass.training import analyses, classic, pictures

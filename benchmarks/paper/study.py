@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from skyclass.bundle import Bundle
-from skyclass.composite import atlas_settings
+from skyclass.images.composite import atlas_settings
 from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.mock.spectra import simulate_spectra

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import config
-from ..archive import open_archive, require_usable_tile
-from ..atlas import AtlasArchive
 from ..errors import ArchiveError, CatalogError, ConfigError
 from ..files import sha256_of
+from ..images.archive import open_archive, require_usable_tile
+from ..images.atlas import AtlasArchive
 from ..locations import user_path
 from ..plan import content_digest
 from ..sources.assign import with_tiles

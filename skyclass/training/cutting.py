@@ -20,12 +20,12 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from ..archive import open_archive
-from ..atlas import AtlasArchive
-from ..composite import ATLAS_ZERO_POINT_MAG, flux_scale
-from ..cutouts import cut
 from ..errors import SkyclassError, TileFault
 from ..files import replacing
+from ..images.archive import open_archive
+from ..images.atlas import AtlasArchive
+from ..images.composite import ATLAS_ZERO_POINT_MAG, flux_scale
+from ..images.cutouts import cut
 from ..sky import tile_pixels
 from ..types import Flag, Float32, Float64, Int32, Int64, Tile
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..bundle import Preprocessing, load_bundle, load_weights
-from ..composite import CompositeSettings, atlas_settings
 from ..errors import ConfigError
+from ..images.composite import CompositeSettings, atlas_settings
 from ..infer import Preprocess, resolve_precision
 from ..networks import build, channels_last
 from ..networks.fusion import FusionNet

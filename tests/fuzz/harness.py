@@ -64,14 +64,14 @@ def preload() -> None:
     import skyclass.cli
     import skyclass.cluster
     import skyclass.forecast
+    import skyclass.images.export
+    import skyclass.images.remote
     import skyclass.infer
     import skyclass.lease
     import skyclass.mock
     import skyclass.pipeline
     import skyclass.query
-    import skyclass.remote
     import skyclass.report
-    import skyclass.stamps
     import skyclass.training.dataset
     import skyclass.training.evaluate
     import skyclass.training.train
@@ -81,8 +81,9 @@ def preload() -> None:
     torch.set_num_threads(1)
     skyclass.lease.SILENT_S = 1.0  # a lease without a sound holder is passed over after half a minute
     skyclass.infer.MICRO_BATCH["cpu"] = 8
-    skyclass.remote.ATTEMPTS, skyclass.remote.FIRST_WAIT_S, skyclass.remote.LONGEST_WAIT_S = 3, 0.05, 0.1
-    skyclass.remote.READ_TIMEOUT_S, skyclass.remote.ANSWER_TIMEOUT_S = 1.0, 4.0
+    remote = skyclass.images.remote
+    remote.ATTEMPTS, remote.FIRST_WAIT_S, remote.LONGEST_WAIT_S = 3, 0.05, 0.1
+    remote.READ_TIMEOUT_S, remote.ANSWER_TIMEOUT_S = 1.0, 4.0
 
 
 def in_child(work: object, *arguments: object) -> int:

@@ -52,7 +52,7 @@ def write_model(folder: Path) -> None:
     import torch
 
     from skyclass.bundle import Cut, Preprocessing, save_bundle
-    from skyclass.composite import atlas_settings
+    from skyclass.images.composite import atlas_settings
     from skyclass.networks import build
 
     torch.manual_seed(0)

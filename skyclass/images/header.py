@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from .types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
+from ..types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
 
 SCALE_TOLERANCE_ARCSEC = 1e-3
 ROTATION_TOLERANCE_DEG = 1e-6

@@ -29,6 +29,9 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import ArchiveDown, ArchiveError, ConfigError
+from ..locations import refuse_logins, without_secrets
+from ..types import BANDS, FileStamp, Float32, Tile
 from .atlas import (
     check_pixels,
     check_rows,
@@ -40,11 +43,8 @@ from .atlas import (
     row_range,
     tile_of,
 )
-from .errors import ArchiveDown, ArchiveError, ConfigError
 from .header import BLOCK_BYTES, TILE_NAME, AtlasImage, Refusal, header_blocks, read_header
 from .identity import changed_fault, image_file, stamp_change
-from .locations import refuse_logins, without_secrets
-from .types import BANDS, FileStamp, Float32, Tile
 
 SCHEMES = ("s3://", "https://", "http://")
 DEFAULT_REGION = "us-west-2"

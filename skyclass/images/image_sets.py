@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .errors import TileFault
+from ..errors import TileFault
+from ..types import Tile
 from .header import AtlasImage
-from .types import Tile
 
 GRID_TOLERANCE_PX = 1e-3
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import TileFault
+from ..types import Tile
 from .atlas import AtlasArchive
-from .errors import TileFault
 from .identity import FileRecord, changed_fault, file_record, stamp_change
-from .types import Tile
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import ConfigError, TileFault
+from ..files import replacing
+from ..sky import parse_angle, tile_pixels
+from ..sources.assign import with_tiles
+from ..sources.layouts import open_catalog
+from ..sources.partitions import read_partition
+from ..sources.tables import standardise_table
+from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 from .archive import open_archive, require_usable_tile
 from .atlas import AtlasArchive
 from .cutouts import cut
-from .errors import ConfigError, TileFault
-from .files import replacing
-from .sky import parse_angle, tile_pixels
-from .sources.assign import with_tiles
-from .sources.layouts import open_catalog
-from .sources.partitions import read_partition
-from .sources.tables import standardise_table
-from .types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 
 MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000

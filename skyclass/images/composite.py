@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
-from .types import BANDS, Float16, Float32
+from ..errors import ConfigError
+from ..types import BANDS, Float16, Float32
 
 ATLAS_ZERO_POINT_MAG = dict(zip(BANDS, (20.5, 19.5, 18.0, 13.0), strict=True))
 """Vega zero points of AllWISE Atlas images (header card MAGZP; Explanatory Supplement, section IV.4)."""

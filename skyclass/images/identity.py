@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .errors import TileFault
-from .types import FileStamp, ImageFile, Tile
+from ..errors import TileFault
+from ..types import FileStamp, ImageFile, Tile
 
 FileRecord = dict[str, dict[str, Any]]
 """Name of a file -> `size_bytes`, `mtime_ns`, `inode`, `tag`, `data_offset` and `header_sha256`."""

@@ -28,6 +28,10 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import ArchiveError, ConfigError, TileFault
+from ..locations import refuse_logins, user_path, without_secrets
+from ..regular import open_regular, read_small
+from ..types import BANDS, Archive, FileStamp, Float32, Tile
 from .atlas import (
     AtlasArchive,
     check_pixels,
@@ -39,14 +43,10 @@ from .atlas import (
     row_range,
     tile_of,
 )
-from .errors import ArchiveError, ConfigError, TileFault
 from .header import AtlasImage, Refusal, header_blocks, read_header, refuse
 from .identity import changed_fault, image_file, stamp_change
 from .image_sets import combine, image_sets
-from .locations import refuse_logins, user_path, without_secrets
-from .regular import open_regular, read_small
 from .remote import LAYOUT_HINT, SCHEMES, open_remote
-from .types import BANDS, Archive, FileStamp, Float32, Tile
 
 LAYOUT_PREFIXES = ("", *("wise/allwise/images/p3am_cdd".split("/", n)[n] for n in (3, 2, 1, 0)))
 FITS_SUFFIXES = tuple(

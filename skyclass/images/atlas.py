@@ -10,10 +10,10 @@ from typing import NoReturn, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import TileFault
+from ..errors import TileFault
+from ..sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
+from ..types import BANDS, Archive, Float32, Float64, Tile
 from .header import TILE_NAME, AtlasImage, Refusal
-from .sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from .types import BANDS, Archive, Float32, Float64, Tile
 
 MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,

@@ -1,0 +1,1 @@
+"""Images: headers, archives of tiles, cutouts and composites."""
