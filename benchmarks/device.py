@@ -33,9 +33,9 @@ from distributed.security import Security
 
 from skyclass import engine
 from skyclass.cluster import DASK_SETTINGS, connect, worker_environment
-from skyclass.compiled import Captured, Network, compiled
 from skyclass.errors import CannotCompile
-from skyclass.infer import NetworkClassifier, load_classifier, resolve_device
+from skyclass.model.classifier import NetworkClassifier, load_classifier, resolve_device
+from skyclass.model.compile import Captured, Network, compiled
 from skyclass.progress import quiet
 from skyclass.types import Float16
 

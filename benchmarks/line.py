@@ -13,9 +13,9 @@ import numpy as np
 from skyclass.config import RunConfig
 from skyclass.context import Line
 from skyclass.images.cutouts import read_bands
-from skyclass.infer import NullClassifier
 from skyclass.lease import hold_lease
-from skyclass.photometry import features
+from skyclass.model.classifier import NullClassifier
+from skyclass.model.photometry import features
 from skyclass.pipeline import classify_tile, finish
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import RunReport, Silent, Tally

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from skyclass import engine, pipeline
-from skyclass.compiled import OPTIONS
-from skyclass.infer import MICRO_BATCH, load_classifier, set_threads
-from skyclass.memory import keep_memory
+from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
+from skyclass.model.compile import OPTIONS
+from skyclass.model.malloc import keep_memory
 from skyclass.progress import quiet
 from skyclass.stages import cut_strip, infer_strip
 from skyclass.types import Strip

@@ -32,13 +32,13 @@ import pandas as pd
 import torch
 
 from skyclass import engine
-from skyclass.bundle import load_bundle, load_weights
 from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
 from skyclass.images.composite import ATLAS_NOISE_DN
-from skyclass.infer import cached_classifier, load_classifier, set_threads
-from skyclass.memory import keep_memory
+from skyclass.model.bundle import load_bundle, load_weights
+from skyclass.model.classifier import cached_classifier, load_classifier, set_threads
+from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
 from skyclass.plan import count_here, survey
 from skyclass.progress import quiet

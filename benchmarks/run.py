@@ -19,9 +19,9 @@ from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
 from skyclass.images.composite import BLOCK
 from skyclass.images.cutouts import Cutter, read_bands
-from skyclass.infer import cached_classifier
-from skyclass.memory import keep_memory
 from skyclass.mock import write_mock
+from skyclass.model.classifier import cached_classifier
+from skyclass.model.malloc import keep_memory
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import RunReport, quiet
 from skyclass.publish import publish

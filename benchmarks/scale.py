@@ -29,10 +29,10 @@ from distributed import Client
 from distributed.security import Security
 
 from skyclass import engine
-from skyclass.bundle import load_bundle
 from skyclass.cluster import dask_environment
 from skyclass.lease import hold_lease
 from skyclass.mock.grid import grid, tile_name
+from skyclass.model.bundle import load_bundle
 from skyclass.plan import Plan
 from skyclass.progress import Tally
 from skyclass.tls import tls_environment

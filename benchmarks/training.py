@@ -19,9 +19,9 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from skyclass.bundle import Cut
 from skyclass.images.composite import ATLAS_ZERO_POINT_MAG, composite
-from skyclass.infer import resolve_device, set_threads
+from skyclass.model.bundle import Cut
+from skyclass.model.classifier import resolve_device, set_threads
 from skyclass.training.dataset import Dataset
 from skyclass.training.job import Job, Position, composite_settings, prepare
 from skyclass.training.journal import Asked, Journal

@@ -222,7 +222,7 @@ def _classify(run: RunConfig) -> Any:
         from .engine import classify
 
         return classify(run)
-    from .memory import keep_memory
+    from .model.malloc import keep_memory
     from .pipeline import classify as classify_here
     from .progress import show
 
@@ -600,7 +600,7 @@ def evaluate(
         raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
     if (kind or prior) and not calibrate:
         raise ConfigError("--kind, --prior: of a calibration, and none is asked for; give --calibrate BUNDLE")
-    from .bundle import load_bundle
+    from .model.bundle import load_bundle
     from .report import RESULTS
     from .training.calibration import calibrate as fit
     from .training.dataset import load_dataset
@@ -668,7 +668,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
         with show_training() if is_first else nullcontext() as watch:
             train_here(run, watch)
     if is_first:
-        from .bundle import load_bundle
+        from .model.bundle import load_bundle
 
         say(f"{load_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
     return 0

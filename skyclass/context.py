@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import Bundle, load_bundle
 from .images.archive import open_archive
 from .images.atlas import AtlasArchive
-from .infer import cached_classifier
+from .model.bundle import Bundle, load_bundle
+from .model.classifier import cached_classifier
 from .sky import Region
 from .sources.layouts import Catalog, open_catalog
 from .sources.partitions import nameless_positions

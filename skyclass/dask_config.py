@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import NotStarted
-from .memory import MALLOC_ENVIRONMENT
+from .model.malloc import MALLOC_ENVIRONMENT
 
 DASK_SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.target": False,  # paging cutouts to disk is slower than waiting

@@ -9,7 +9,7 @@ import numpy as np
 from .config import RunConfig
 from .context import Line, strips_of
 from .errors import TileFault
-from .infer import load_classifier, set_threads
+from .model.classifier import load_classifier, set_threads
 from .plan import Plan, count_here, survey, without_tile_lines
 
 PROBE_IMAGES = 256

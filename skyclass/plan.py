@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from .bundle import Bundle, load_bundle
 from .config import RunConfig, fingerprint
 from .context import Line
 from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
@@ -31,9 +30,10 @@ from .files import parquet_bytes, write_bytes
 from .images.archive import open_archive, require_usable_tile
 from .images.atlas import AtlasArchive
 from .images.records import compare_files
-from .infer import cuda_is_there, resolve_device, resolve_precision
 from .locations import user_path
-from .photometry import columns_of
+from .model.bundle import Bundle, load_bundle
+from .model.classifier import cuda_is_there, resolve_device, resolve_precision
+from .model.photometry import columns_of
 from .publish import refuse_foreign
 from .sky import in_words
 from .sources.assign import with_tiles

@@ -20,8 +20,8 @@ from .errors import InputChanged, RowsLost, TileFault
 from .images.composite import BLOCK, CompositeSettings, composite
 from .images.cutouts import Cutter, in_order, mark, parts_of, read_bands
 from .images.records import record_files, replaced_fault
-from .photometry import features
-from .probabilities import is_distribution
+from .model.photometry import features
+from .model.probabilities import is_distribution
 from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
 from .sky import healpix29, tile_pixels
 from .sources.footers import unchanged

@@ -17,7 +17,7 @@ from distributed.worker import Worker
 
 from .context import Line
 from .errors import ClusterLost, ConfigError
-from .infer import cuda_is_there, set_threads
+from .model.classifier import cuda_is_there, set_threads
 from .plan import warm_here
 from .stages import STAGES
 from .version import versions

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from skyclass.bundle import Cut, Preprocessing, save_bundle
 from skyclass.config import RunConfig
 from skyclass.images.composite import atlas_settings
-from skyclass.infer import set_threads
 from skyclass.mock import write_mock
+from skyclass.model.bundle import Cut, Preprocessing, save_bundle
+from skyclass.model.classifier import set_threads
 from skyclass.networks import build
 
 pytest_plugins = ("faults",)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from skyclass.config import read_toml, run_config
-from skyclass.infer import set_threads
+from skyclass.model.classifier import set_threads
 from skyclass.pipeline import classify
 
 CALLS = ("fsync", "link", "symlink", "replace", "rename", "unlink")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from skyclass.bundle import Cut
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
+from skyclass.model.bundle import Cut
 from skyclass.networks import build
 from skyclass.report import save_figure
 from skyclass.training import analyses, pictures

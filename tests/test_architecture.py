@@ -23,17 +23,12 @@ READING_ORDER = [
         "claims",
         "sky",
         "config",
-        "memory",
         "sources",
         "images",
-        "photometry",
         "networks",
-        "bundle",
+        "model",
     ),
     *(
-        "compiled",
-        "probabilities",
-        "infer",
         "catalog",
         "store",
         "context",
@@ -70,10 +65,8 @@ ONE_ROOM = {
     "obstore": {"images"},
     "torch": {
         "networks",
-        "bundle.py",
-        "compiled.py",
+        "model",
         "images",
-        "infer.py",
         "training",
     },  # images/composite.py: float32 -> float16
     "duckdb": {"catalog", "query.py"},  # query.py: types only

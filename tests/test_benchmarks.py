@@ -15,7 +15,7 @@ from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS, Scenario, find
 from skyclass import pipeline
 from skyclass.errors import ConfigError
-from skyclass.infer import load_classifier
+from skyclass.model.classifier import load_classifier
 from skyclass.query import open_catalog
 from skyclass.stages import cut_strip
 

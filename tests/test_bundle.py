@@ -14,7 +14,9 @@ import pytest
 import torch
 from test_networks import lived_in
 
-from skyclass.bundle import (
+from skyclass.errors import BundleError, ConfigError
+from skyclass.images.composite import atlas_settings
+from skyclass.model.bundle import (
     MODEL_FILE,
     WEIGHTS_FILE,
     Bundle,
@@ -24,10 +26,8 @@ from skyclass.bundle import (
     load_weights,
     save_bundle,
 )
-from skyclass.errors import BundleError, ConfigError
-from skyclass.images.composite import atlas_settings
+from skyclass.model.photometry import PhotometrySettings
 from skyclass.networks import build
-from skyclass.photometry import PhotometrySettings
 
 BANDS = ("w1", "w2", "w3")
 FIELDS: dict[str, Any] = {
@@ -93,7 +93,7 @@ def test_photometry_and_bias_come_back(tmp_path: Path) -> None:
 
 def rewritten(path: Path, **changes: Any) -> Path:
     """The bundle's folder with other content in model.json, its digest fitting: what another version may write."""
-    from skyclass import bundle
+    from skyclass.model import bundle
 
     document = json.loads((path / MODEL_FILE).read_text()) | changes
     document = {k: v for k, v in document.items() if v is not ...}
@@ -205,7 +205,7 @@ def test_a_bundle_that_may_not_be_read_is_named(tmp_path: Path, name: str) -> No
     folder = make_bundle(tmp_path / "m").path
     (folder / name).chmod(0)
     code = (
-        "import os, sys, skyclass.bundle as b; from skyclass.errors import BundleError; os.setuid(65534)\n"
+        "import os, sys, skyclass.model.bundle as b; from skyclass.errors import BundleError; os.setuid(65534)\n"
         "try: b.load_bundle(sys.argv[1])\n"
         "except BundleError as error: print(error)"
     )
@@ -228,6 +228,6 @@ def test_saving_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
 
 def test_reading_a_bundle_does_not_import_torch(tmp_path: Path) -> None:
     make_bundle(tmp_path / "m")
-    code = "import sys, skyclass.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
+    code = "import sys, skyclass.model.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -37,12 +37,12 @@ from runs import rows_of, run_on
 from traps import DieOnce, Trap
 
 from skyclass import cluster, config, engine, pipeline, stages, workers
-from skyclass.bundle import load_bundle, load_weights, save_bundle
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
 from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
 from skyclass.files import beside
 from skyclass.mock import write_mock
+from skyclass.model.bundle import load_bundle, load_weights, save_bundle
 from skyclass.plan import begin, count_here, survey
 from skyclass.progress import quiet
 from skyclass.sky import Cone

@@ -434,7 +434,7 @@ PEAK = """
 import sys
 import distributed
 from skyclass.config import RunConfig
-from skyclass.infer import set_threads
+from skyclass.model.classifier import set_threads
 from skyclass.context import strips_of
 from skyclass.plan import count_here, survey
 from skyclass.stages import cut_strip, infer_strip

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from skyclass.bundle import Cut, load_bundle
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
-from skyclass.infer import Preprocess
+from skyclass.model.bundle import Cut, load_bundle
+from skyclass.model.classifier import Preprocess
 from skyclass.networks import build
 from skyclass.training.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
 from skyclass.training.dataset import Dataset

@@ -15,9 +15,11 @@ from cudalike import cuda_graphs
 from distributed import Client, LocalCluster
 from runs import rows_of
 
-from skyclass import compiled, context, engine, infer, pipeline, plan
+from skyclass import context, engine, pipeline, plan
 from skyclass.cluster import connect
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
+from skyclass.model import classifier as infer
+from skyclass.model import compile as compiled
 from skyclass.progress import quiet
 from skyclass.tls import tls_environment
 

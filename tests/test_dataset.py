@@ -21,7 +21,6 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.bundle import Cut
 from skyclass.engine import spread
 from skyclass.errors import ArchiveError, CatalogError, ConfigError, SkyclassError
 from skyclass.files import sha256_of
@@ -29,6 +28,7 @@ from skyclass.images.archive import open_archive
 from skyclass.images.composite import ATLAS_ZERO_POINT_MAG, atlas_settings, composite
 from skyclass.images.cutouts import cut
 from skyclass.mock import write_mock
+from skyclass.model.bundle import Cut
 from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky import healpix, separation_deg, tile_pixels
 from skyclass.training import choose, cutting, splits

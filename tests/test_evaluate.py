@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from skyclass.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
 from skyclass.errors import BundleError, ConfigError
 from skyclass.images.composite import atlas_settings
+from skyclass.model.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
+from skyclass.model.photometry import PhotometrySettings
 from skyclass.networks import build
-from skyclass.photometry import PhotometrySettings
 from skyclass.training.bootstrap import bootstrap, differences, interval, resamples, strata
 from skyclass.training.calibration import (
     adapt,

@@ -18,8 +18,8 @@ from skyclass import config, engine, pipeline, stages, version
 from skyclass.cluster import connect
 from skyclass.context import strips_of
 from skyclass.errors import CatalogError
-from skyclass.infer import load_classifier
-from skyclass.photometry import COLUMNS, features
+from skyclass.model.classifier import load_classifier
+from skyclass.model.photometry import COLUMNS, features
 from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.types import CLASSES, FAULT_FLAGS
@@ -170,4 +170,6 @@ def test_a_table_of_positions_needs_some_of_the_photometry(run, sky, tmp_path, c
 def test_the_fingerprint_covers_the_photometry_and_every_network():
     networks = {f"skyclass.networks.{p.stem}" for p in (Path(skyclass.__file__).parent / "networks").glob("[a-z]*.py")}
     assert len(networks) > 3
-    assert networks | {"skyclass.photometry", "skyclass.bundle", "skyclass.infer"} <= set(version.row_sources())
+    assert networks | {"skyclass.model.photometry", "skyclass.model.bundle", "skyclass.model.classifier"} <= set(
+        version.row_sources()
+    )

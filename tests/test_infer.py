@@ -15,11 +15,10 @@ import pytest
 import torch
 from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle
 
-from skyclass import infer
-from skyclass.bundle import Bundle, load_weights, save_bundle
-from skyclass.compiled import Network
 from skyclass.errors import BundleError, ConfigError
-from skyclass.infer import (
+from skyclass.model import classifier as infer
+from skyclass.model.bundle import Bundle, load_weights, save_bundle
+from skyclass.model.classifier import (
     NetworkClassifier,
     NullClassifier,
     Preprocess,
@@ -28,8 +27,9 @@ from skyclass.infer import (
     calibrated,
     load_classifier,
 )
+from skyclass.model.compile import Network
+from skyclass.model.photometry import standardise
 from skyclass.networks import build
-from skyclass.photometry import standardise
 from skyclass.types import Classifier, Float16, Float32
 
 _: list[type[Classifier]] = [NullClassifier, NetworkClassifier]
@@ -281,7 +281,7 @@ def test_what_a_batch_has_freed_is_kept() -> None:
     """In a process of its own: a block above glibc's first threshold comes from the heap once memory is kept."""
     program = """
 import ctypes, resource, sys
-from skyclass.memory import keep_memory
+from skyclass.model.malloc import keep_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 if sys.argv[1:]: keep_memory()

@@ -23,9 +23,9 @@ import pytest
 from distributed import Client
 from test_train import blobs, written
 
-from skyclass.bundle import load_bundle
 from skyclass.cluster import connect
 from skyclass.errors import ClusterLost, ConfigError, Interrupted, SkyclassError
+from skyclass.model.bundle import load_bundle
 from skyclass.training import launch as launch_module
 from skyclass.training.dataset import save_dataset
 from skyclass.training.launch import (

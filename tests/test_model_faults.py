@@ -17,16 +17,17 @@ from runs import rows_of
 from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 from test_networks import lived_in
 
-from skyclass import cli, infer, pipeline
-from skyclass.bundle import PACKAGED, Bundle, save_bundle
+from skyclass import cli, pipeline
 from skyclass.cluster import connect
 from skyclass.config import RunConfig
 from skyclass.engine import classify as classify_on_dask
 from skyclass.errors import BundleError
-from skyclass.infer import load_classifier
+from skyclass.model import classifier as infer
+from skyclass.model.bundle import PACKAGED, Bundle, save_bundle
+from skyclass.model.classifier import load_classifier
+from skyclass.model.photometry import PhotometrySettings
+from skyclass.model.probabilities import is_distribution, trial_composites, trial_photometry
 from skyclass.networks import build
-from skyclass.photometry import PhotometrySettings
-from skyclass.probabilities import is_distribution, trial_composites, trial_photometry
 from skyclass.progress import quiet
 from skyclass.store import RunFolder, committed
 from skyclass.types import CLASSES, Flag

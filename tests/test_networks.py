@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skyclass.errors import ConfigError
-from skyclass.infer import resolve_precision
+from skyclass.model.classifier import resolve_precision
 from skyclass.networks import INPUTS, NETWORKS, build, channels_last, fuse, macs, parameters, to_bf16
 
 IMAGE_NETWORKS = [name for name, inputs in INPUTS.items() if inputs == ("images",)]

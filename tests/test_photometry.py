@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from skyclass.errors import CatalogError, ConfigError
-from skyclass.photometry import COLUMNS, FEATURES, MADE_OF, PhotometrySettings, columns_of, features, standardise
+from skyclass.model.photometry import COLUMNS, FEATURES, MADE_OF, PhotometrySettings, columns_of, features, standardise
 
 ROWS = pa.table(
     {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from skyclass.bundle import Preprocessing
 from skyclass.errors import ConfigError
+from skyclass.model.bundle import Preprocessing
 from skyclass.networks import build
 from skyclass.training.scores import balanced_accuracy, confusion
 from skyclass.training.selfsup import Views, linear_probe, nt_xent, pretrain, random_state, transfer, view

@@ -18,7 +18,7 @@ import torch
 from one_machine_slurm import missing, slurm
 from test_train import blobs, written
 
-from skyclass.bundle import load_bundle, load_weights
+from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.training.dataset import save_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(bool(missing()), reason=missing())]

@@ -21,10 +21,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyclass.bundle import Cut, load_bundle, load_weights, save_bundle
 from skyclass.errors import ConfigError, Interrupted, StoreError
 from skyclass.images.composite import composite
-from skyclass.infer import Preprocess, load_classifier
+from skyclass.model.bundle import Cut, load_bundle, load_weights, save_bundle
+from skyclass.model.classifier import Preprocess, load_classifier
 from skyclass.networks import build
 from skyclass.training.augment import Draw, augment, draw
 from skyclass.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint

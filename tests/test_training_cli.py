@@ -21,10 +21,10 @@ from test_labels import TABLES, as_dict, expected_labels, write_catalog
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS
 from skyclass import forecast
-from skyclass.bundle import load_bundle
 from skyclass.cli import cli
 from skyclass.config import RunConfig
 from skyclass.errors import SkyclassError
+from skyclass.model.bundle import load_bundle
 from skyclass.plan import count_here, survey
 from skyclass.query import open_catalog
 from skyclass.training.dataset import load_dataset

@@ -52,7 +52,7 @@ def test_the_closure_is_what_the_byte_code_imports(copy: Path) -> None:
 
 CLASSIFY = """
 import sys
-from skyclass.bundle import load_bundle
+from skyclass.model.bundle import load_bundle
 from skyclass.context import Line
 from skyclass.stages import classify_whole, count_partition
 from skyclass.types import TilePlan

@@ -31,7 +31,7 @@ def dask_setup(worker: Any) -> None:
 
 def without_pixels_and_network() -> None:
     from skyclass.images.archive import LocalArchive
-    from skyclass.infer import NetworkClassifier, NullClassifier
+    from skyclass.model.classifier import NetworkClassifier, NullClassifier
 
     LocalArchive.read_rows = lambda self, tile, band, a, b: np.ones((b - a, tile.shape[1]), np.float32)
     NetworkClassifier.predict = lambda self, *given: NullClassifier().predict(*given)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from skyclass.bundle import load_bundle
 from skyclass.images.composite import atlas_settings
-from skyclass.infer import Preprocess
+from skyclass.model.bundle import load_bundle
+from skyclass.model.classifier import Preprocess
 from skyclass.report import save_figure
 from skyclass.training import analyses, classic, pictures
 from skyclass.training.dataset import composites

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 
 from skyclass.errors import SkyclassError
-from skyclass.infer import set_threads
+from skyclass.model.classifier import set_threads
 
 from .study import NEEDS, Study, todo
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from skyclass.bundle import Bundle
 from skyclass.images.composite import atlas_settings
-from skyclass.infer import set_threads
 from skyclass.mock import write_mock
 from skyclass.mock.spectra import simulate_spectra
+from skyclass.model.bundle import Bundle
+from skyclass.model.classifier import set_threads
+from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
-from skyclass.photometry import FEATURES, features, scale_of, scaled
 from skyclass.training import classic, selfsup, small
 from skyclass.training.bootstrap import bootstrap, interval
 from skyclass.training.calibration import calibrate, softmax

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..infer import FLOAT16_MAX, Preprocess
+from ..model.classifier import FLOAT16_MAX, Preprocess
 from ..types import Float32
 from .recipe import TrainConfig
 

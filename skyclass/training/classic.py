@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..bundle import Bundle, Preprocessing, load_weights
 from ..errors import BundleError, ConfigError
-from ..infer import Preprocess, resolve_device
+from ..model.bundle import Bundle, Preprocessing, load_weights
+from ..model.classifier import Preprocess, resolve_device
 from ..networks import INPUTS, build
 from ..types import CLASSES, Float16, Float32, Int64
 from .dataset import Dataset, composites

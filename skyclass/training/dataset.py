@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..bundle import Cut
 from ..errors import ConfigError
 from ..files import replacing, sha256_of, storing, write_json
 from ..images.composite import CompositeSettings, composite
 from ..images.cutouts import mark
+from ..model.bundle import Cut
 from ..plan import absolute
 from ..schema import bad_bits, bad_value_counts, bad_values_text
 from ..types import CLASSES, Bool, Flag, Float16, Float32, Int64

@@ -18,13 +18,13 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from .. import __version__
-from ..bundle import Bundle, load_bundle
 from ..errors import ConfigError
 from ..files import write_bytes
-from ..infer import load_classifier
+from ..model.bundle import Bundle, load_bundle
+from ..model.classifier import load_classifier
+from ..model.photometry import columns_of, features
+from ..model.photometry import numbers as floats
 from ..networks import INPUTS
-from ..photometry import columns_of, features
-from ..photometry import numbers as floats
 from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .classic import train_extra

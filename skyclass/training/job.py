@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..bundle import Preprocessing, load_bundle, load_weights
 from ..errors import ConfigError
 from ..images.composite import CompositeSettings, atlas_settings
-from ..infer import Preprocess, resolve_precision
+from ..model.bundle import Preprocessing, load_bundle, load_weights
+from ..model.classifier import Preprocess, resolve_precision
+from ..model.photometry import PhotometrySettings, features, scale_of, standardise
 from ..networks import build, channels_last
 from ..networks.fusion import FusionNet
-from ..photometry import PhotometrySettings, features, scale_of, standardise
 from ..types import CLASSES, Float16, Float32, Int64
 from .dataset import Dataset, class_counts, rows_digest
 from .parallel import Group, synced

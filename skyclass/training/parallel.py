@@ -31,7 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, PeerLost
-from ..infer import resolve_device
+from ..model.classifier import resolve_device
 from .rank import RENDEZVOUS, RENDEZVOUS_HOST
 
 TIMEOUT_S = 90

@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import config
 from ..errors import ConfigError
+from ..model.photometry import FEATURES
 from ..networks import INPUTS, NETWORKS
-from ..photometry import FEATURES
 from ..types import BANDS
 
 SIDES_PX = (32, 512)

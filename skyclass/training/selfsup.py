@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bundle import Preprocessing
 from ..errors import ConfigError
-from ..infer import FLOAT16_MAX, Preprocess, resolve_device, resolve_precision
+from ..model.bundle import Preprocessing
+from ..model.classifier import FLOAT16_MAX, Preprocess, resolve_device, resolve_precision
 from ..networks import INPUTS, build, channels_last
 from ..types import Float16, Float32, Int64
 from .classic import embed_images, fit_logistic

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CatalogError, ConfigError
+from ..model.photometry import scale_of, scaled
 from ..networks import build
-from ..photometry import scale_of, scaled
 from ..report import wilson
 from ..types import CLASSES, Bool, Float32, Float64, Int64
 from .dataset import class_counts

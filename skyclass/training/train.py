@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
 from ..errors import ConfigError, Interrupted
-from ..photometry import COLUMNS, PhotometrySettings, features, standardise
+from ..model.bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
+from ..model.photometry import COLUMNS, PhotometrySettings, features, standardise
 from ..types import CLASSES, Float32, Int64
 from .augment import Draw, augment, draw
 from .calibration import fit_temperature

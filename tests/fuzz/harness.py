@@ -66,9 +66,9 @@ def preload() -> None:
     import skyclass.forecast
     import skyclass.images.export
     import skyclass.images.remote
-    import skyclass.infer
     import skyclass.lease
     import skyclass.mock
+    import skyclass.model.classifier
     import skyclass.pipeline
     import skyclass.query
     import skyclass.report
@@ -80,7 +80,7 @@ def preload() -> None:
     skyclass.version.code_version()  # parses all modules, once
     torch.set_num_threads(1)
     skyclass.lease.SILENT_S = 1.0  # a lease without a sound holder is passed over after half a minute
-    skyclass.infer.MICRO_BATCH["cpu"] = 8
+    skyclass.model.classifier.MICRO_BATCH["cpu"] = 8
     remote = skyclass.images.remote
     remote.ATTEMPTS, remote.FIRST_WAIT_S, remote.LONGEST_WAIT_S = 3, 0.05, 0.1
     remote.READ_TIMEOUT_S, remote.ANSWER_TIMEOUT_S = 1.0, 4.0

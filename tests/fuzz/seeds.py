@@ -51,8 +51,8 @@ def write_model(folder: Path) -> None:
     """Write a bundle of random weights that takes small images: fast, not good."""
     import torch
 
-    from skyclass.bundle import Cut, Preprocessing, save_bundle
     from skyclass.images.composite import atlas_settings
+    from skyclass.model.bundle import Cut, Preprocessing, save_bundle
     from skyclass.networks import build
 
     torch.manual_seed(0)

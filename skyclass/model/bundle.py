@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, ConfigError
-from .images.composite import CompositeSettings
+from ..errors import BundleError, ConfigError
+from ..images.composite import CompositeSettings
+from ..types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
 from .photometry import PhotometrySettings
-from .types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-PACKAGED = Path(__file__).parent / "models"
+PACKAGED = Path(__file__).parents[1] / "models"
 REMEDY = "restore the bundle from its source, or train it again with `skyclass train`"
 
 

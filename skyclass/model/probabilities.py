@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import BundleError
+from ..types import CLASSES, Bool, Float16, Float32
 from .bundle import REMEDY, Bundle
-from .errors import BundleError
 from .photometry import PhotometrySettings
-from .types import CLASSES, Bool, Float16, Float32
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 

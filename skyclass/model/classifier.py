@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import BundleError, ConfigError
+from ..networks import INPUTS, build, channels_last, fuse, to_bf16
+from ..types import CLASSES, Float16, Float32, FloatArray
 from .bundle import REMEDY, Bundle, Preprocessing, load_bundle, load_weights
-from .compiled import Network, compiled
-from .errors import BundleError, ConfigError
-from .networks import INPUTS, build, channels_last, fuse, to_bf16
+from .compile import Network, compiled
 from .photometry import standardise
 from .probabilities import refuse_faulty
-from .types import CLASSES, Float16, Float32, FloatArray
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .errors import CannotCompile
-from .version import code_version
+from ..errors import CannotCompile
+from ..version import code_version
 
 Network = Callable[..., Tensor]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .errors import CatalogError, ConfigError
-from .types import Float32, Float64
+from ..errors import CatalogError, ConfigError
+from ..types import Float32, Float64
 
 COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
 """Columns of the catalogue that features are made of: profile-fit magnitudes (Vega) and S/N."""

@@ -1,0 +1,1 @@
+"""Models: bundles, preprocessing, photometry, compilation and classification."""
