@@ -31,8 +31,8 @@ import torch
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from skyclass import engine
-from skyclass.cluster import DASK_SETTINGS, connect, worker_environment
+from skyclass.engine import engine
+from skyclass.engine.cluster import DASK_SETTINGS, connect, worker_environment
 from skyclass.errors import CannotCompile
 from skyclass.model.classifier import NetworkClassifier, load_classifier, resolve_device
 from skyclass.model.compile import Captured, Network, compiled

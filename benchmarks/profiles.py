@@ -25,7 +25,8 @@ import click
 import numpy as np
 import torch
 
-from skyclass import engine, pipeline
+from skyclass import pipeline
+from skyclass.engine import engine
 from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
 from skyclass.model.compile import OPTIONS
 from skyclass.model.malloc import keep_memory

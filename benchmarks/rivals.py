@@ -31,10 +31,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from skyclass import engine
-from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect, worker_pool
 from skyclass.images.composite import ATLAS_NOISE_DN
 from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.model.classifier import cached_classifier, load_classifier, set_threads

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from skyclass import engine, pipeline
-from skyclass.cluster import connect
+from skyclass import pipeline
 from skyclass.config import RunConfig
 from skyclass.context import Line, strips_of
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect
 from skyclass.images.composite import BLOCK
 from skyclass.images.cutouts import Cutter, read_bands
 from skyclass.mock import write_mock

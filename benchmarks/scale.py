@@ -28,14 +28,14 @@ import psutil
 from distributed import Client
 from distributed.security import Security
 
-from skyclass import engine
-from skyclass.cluster import dask_environment
+from skyclass.engine import engine
+from skyclass.engine.cluster import dask_environment
+from skyclass.engine.tls import tls_environment
 from skyclass.lease import hold_lease
 from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
 from skyclass.plan import Plan
 from skyclass.progress import Tally
-from skyclass.tls import tls_environment
 from skyclass.types import TilePlan
 
 from . import crowd

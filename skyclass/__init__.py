@@ -20,8 +20,8 @@ _HOME = {
     "BANDS": "types",
     "CLASSES": "types",
     "SkyclassError": "errors",
-    "connect": "cluster",
-    "classify": "engine",
+    "connect": "engine.cluster",
+    "classify": "engine.engine",
     "verify": "publish",
     "open_catalog": "query",
 }
@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .cluster import connect
     from .config import RunConfig
-    from .engine import classify
+    from .engine.cluster import connect
+    from .engine.engine import classify
     from .errors import SkyclassError
     from .publish import verify
     from .query import open_catalog

@@ -22,7 +22,7 @@ import click
 
 from . import __version__
 from .config import RunConfig, read_toml, run_config
-from .dask_config import load_dask
+from .engine.dask_config import load_dask
 from .errors import ConfigError, Interrupted, NotPublished, NotStarted, SkyclassError, TableWarning
 from .locations import refuse_logins
 from .signals import leave, was_stopped
@@ -219,7 +219,7 @@ def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 def _classify(run: RunConfig) -> Any:
     if run.cluster != "none":
         load_dask()
-        from .engine import classify
+        from .engine.engine import classify
 
         return classify(run)
     from .model.malloc import keep_memory
@@ -283,7 +283,7 @@ def _pace(report: Any) -> str:
 def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Say what a run would do: rows, tiles, bytes, memory, time. Nothing is run or written."""
     load_dask()
-    from .cluster import check_memory_limit
+    from .engine.cluster import check_memory_limit
     from .forecast import forecast
 
     run = _run(run_toml, cone, flags | {"out": flags["out"] or "unused"})
@@ -553,7 +553,7 @@ def dataset(
     with show_cutting() as watch:
         if cluster:
             load_dask()
-            from .cluster import connect
+            from .engine.cluster import connect
 
             with connect(cluster, workers, gpus=0) as client:
                 made = build_dataset(config, client, watch)
@@ -657,7 +657,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
     if cluster:
         load_dask()
-        from .cluster import connect
+        from .engine.cluster import connect
         from .training.launch import launch
 
         with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, show_training() as watch:

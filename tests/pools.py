@@ -17,9 +17,9 @@ from distributed import Client
 from distributed.security import Security
 
 from skyclass.config import RunConfig
-from skyclass.dask_config import dask_environment
+from skyclass.engine.dask_config import dask_environment
+from skyclass.engine.tls import tls_environment
 from skyclass.store import RunFolder
-from skyclass.tls import tls_environment
 
 HERE = Path(__file__).parent
 SECURITY = Security.temporary()

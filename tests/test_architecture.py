@@ -38,10 +38,6 @@ READING_ORDER = [
         "plan",
         "progress",
         "pipeline",
-        "dask_config",
-        "tls",
-        "cluster",
-        "workers",
         "engine",
         "forecast",
     ),
@@ -51,13 +47,9 @@ LAYER = {name: i for i, name in enumerate(READING_ORDER)}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
 
 ONE_ROOM = {
-    "dask_cuda": {"cluster.py"},
+    "dask_cuda": {"engine"},
     "distributed": {
-        "dask_config.py",
-        "tls.py",
-        "cluster.py",
-        "workers.py",
-        "engine.py",
+        "engine",
         "cli.py",
         "training",
     },  # training: the ranks of each node

@@ -36,9 +36,10 @@ from pools import Pool, await_true, drive, n_committed, running
 from runs import rows_of, run_on
 from traps import DieOnce, Trap
 
-from skyclass import cluster, config, engine, pipeline, stages, workers
-from skyclass.cluster import connect
+from skyclass import config, pipeline, stages
 from skyclass.config import RunConfig
+from skyclass.engine import cluster, engine, workers
+from skyclass.engine.cluster import connect
 from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
 from skyclass.files import beside
 from skyclass.mock import write_mock

@@ -32,11 +32,12 @@ from pools import SECURITY, Pool, await_true, drive, kill, n_committed, running
 from runs import rows_of, run_on
 from traps import Trap
 
-from skyclass import cluster, engine, pipeline
+from skyclass import pipeline
 from skyclass.catalog.manifest import read_manifest
-from skyclass.cluster import connect, worker_pool
 from skyclass.config import RunConfig
 from skyclass.context import strips_of
+from skyclass.engine import cluster, engine
+from skyclass.engine.cluster import connect, worker_pool
 from skyclass.errors import ClusterLost, Interrupted
 from skyclass.forecast import strip_bytes
 from skyclass.mock import write_mock

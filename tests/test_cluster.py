@@ -24,10 +24,10 @@ import pytest
 from distributed import Client, LocalCluster
 from pools import await_true, drive
 
-from skyclass import cluster, dask_config, engine
-from skyclass.cluster import check_memory_limit, connect
+from skyclass.engine import cluster, dask_config, engine
+from skyclass.engine.cluster import check_memory_limit, connect
+from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, NotStarted
-from skyclass.tls import tls_environment
 
 HERE = Path(__file__).parent
 STRANGER = 65534

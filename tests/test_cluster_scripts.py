@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from distributed import Client
 from test_cluster import intrude, listening, speaks_http
 
-from skyclass.cluster import connect
+from skyclass.engine.cluster import connect
+from skyclass.engine.tls import make_tls_folder
+from skyclass.engine.workers import Roles, roles
 from skyclass.errors import ConfigError
-from skyclass.tls import make_tls_folder
-from skyclass.workers import Roles, roles
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "cluster" / "local"

@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.engine import spread
+from skyclass.engine.engine import spread
 from skyclass.errors import ArchiveError, CatalogError, ConfigError, SkyclassError
 from skyclass.files import sha256_of
 from skyclass.images.archive import open_archive

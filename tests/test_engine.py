@@ -15,16 +15,17 @@ from distributed import Client, LocalCluster, get_task_stream
 from distributed.comm.core import CommClosedError
 from runs import rows_of, run_on
 
-from skyclass import engine, pipeline, stages
-from skyclass.cluster import connect, worker_pool
+from skyclass import pipeline, stages
 from skyclass.config import RunConfig
 from skyclass.context import Line
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect, worker_pool
+from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.plan import count_here, survey
 from skyclass.progress import quiet
 from skyclass.sky import Cone
 from skyclass.store import RunFolder, committed
-from skyclass.tls import tls_environment
 from skyclass.types import CLASSES, Flag, Strip
 
 
@@ -181,7 +182,7 @@ def engine_workers(address: str, client: Client):
     """One CPU worker process beside the GPU stand-in, and the wait for it."""
     from contextlib import contextmanager
 
-    from skyclass.cluster import worker_pool
+    from skyclass.engine.cluster import worker_pool
 
     @contextmanager
     def running():

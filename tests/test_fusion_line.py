@@ -14,9 +14,10 @@ from test_bundle import COLOUR, FUSION, PHOTOMETRY, make_bundle
 from test_engine import engine_workers, rows_of
 
 import skyclass
-from skyclass import config, engine, pipeline, stages, version
-from skyclass.cluster import connect
+from skyclass import config, pipeline, stages, version
 from skyclass.context import strips_of
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError
 from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import COLUMNS, features

@@ -16,8 +16,9 @@ from distributed import Client, LocalCluster
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import engine, pipeline, stages
+from skyclass import pipeline, stages
 from skyclass.config import RunConfig
+from skyclass.engine import engine
 from skyclass.errors import RunMismatch
 from skyclass.images import archive
 from skyclass.images.header import BLOCK_BYTES

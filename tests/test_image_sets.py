@@ -15,8 +15,9 @@ import pytest
 from astropy.io import fits
 from runs import rows_of
 
-from skyclass import engine, pipeline
-from skyclass.cluster import connect
+from skyclass import pipeline
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images.archive import open_archive
 from skyclass.images.cutouts import cut, parts_of

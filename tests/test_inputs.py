@@ -15,9 +15,10 @@ import pytest
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import engine, pipeline, stages
-from skyclass.cluster import connect
+from skyclass import pipeline, stages
 from skyclass.config import RunConfig
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError, InputChanged, RunMismatch
 from skyclass.plan import count_here, survey
 from skyclass.progress import quiet

@@ -23,7 +23,7 @@ import pytest
 from distributed import Client
 from test_train import blobs, written
 
-from skyclass.cluster import connect
+from skyclass.engine.cluster import connect
 from skyclass.errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from skyclass.model.bundle import load_bundle
 from skyclass.training import launch as launch_module

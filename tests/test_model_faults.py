@@ -18,9 +18,9 @@ from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritt
 from test_networks import lived_in
 
 from skyclass import cli, pipeline
-from skyclass.cluster import connect
 from skyclass.config import RunConfig
-from skyclass.engine import classify as classify_on_dask
+from skyclass.engine.cluster import connect
+from skyclass.engine.engine import classify as classify_on_dask
 from skyclass.errors import BundleError
 from skyclass.model import classifier as infer
 from skyclass.model.bundle import PACKAGED, Bundle, save_bundle

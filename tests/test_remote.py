@@ -34,10 +34,11 @@ from archiveserver import (
 )
 from distributed import WorkerPlugin
 
-from skyclass import engine, pipeline
+from skyclass import pipeline
 from skyclass.cli import cli
-from skyclass.cluster import connect
 from skyclass.config import RunConfig, run_config
+from skyclass.engine import engine
+from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault
 from skyclass.forecast import forecast
 from skyclass.images import remote

@@ -12,7 +12,7 @@ set -eu
 address=${1:-}
 check_address "$address"
 export_settings
-gpus=$("$PYTHON" -c 'from skyclass.cluster import count_gpus; print(count_gpus())')
+gpus=$("$PYTHON" -c 'from skyclass.engine.cluster import count_gpus; print(count_gpus())')
 stand_ins=${2:-1}
 set -- --nthreads "${THREADS:-1}" --memory-limit "${MEMORY_LIMIT:=0}" --resources GPU=1 --host "$HOST"
 

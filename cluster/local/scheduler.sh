@@ -16,7 +16,7 @@ if [ -n "${DASHBOARD_PORT:-}" ]; then
         "ssh -L $DASHBOARD_PORT:127.0.0.1:$DASHBOARD_PORT"
     set -- --dashboard --dashboard-address "127.0.0.1:$DASHBOARD_PORT"
 else
-    set -- --no-dashboard --dashboard-address 127.0.0.1:0 --preload skyclass.cluster
+    set -- --no-dashboard --dashboard-address 127.0.0.1:0 --preload skyclass.engine.cluster
 fi
 host_words=
 is_loopback "$HOST" || host_words="HOST=THAT-MACHINE "

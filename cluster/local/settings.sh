@@ -42,12 +42,12 @@ esac
 
 # Export the DASK_* variables of a cluster with the certificates in TLS_DIR; with --make, make these first if need be.
 export_settings() {
-    settings=$("$PYTHON" -m skyclass.tls "$TLS_DIR" "$@") || exit 2
+    settings=$("$PYTHON" -m skyclass.engine.tls "$TLS_DIR" "$@") || exit 2
     eval "$settings"
 }
 
 # The preload stops the HTTP server of a worker, which has no authentication.
-POOL_FLAGS='--no-dashboard --dashboard-address 127.0.0.1:0 --preload skyclass.cluster --death-timeout 60'
+POOL_FLAGS='--no-dashboard --dashboard-address 127.0.0.1:0 --preload skyclass.engine.cluster --death-timeout 60'
 
 # Check the scheduler's address that a worker script was given: it must speak TLS, and HOST must fit it.
 check_address() {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import RunConfig
-from ..engine import classify
+from ..engine.engine import classify
 from ..publish import verify
 from ..query import ClassCatalog, open_catalog
 from ..text import shell_command, table_text

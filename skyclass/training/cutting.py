@@ -186,8 +186,8 @@ def _workers(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
     if client is None:
         yield starmap
         return
-    from ..engine import dask_faults, spread
-    from ..workers import await_workers
+    from ..engine.engine import dask_faults, spread
+    from ..engine.workers import await_workers
 
     await_workers(client)
     try:

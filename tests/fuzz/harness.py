@@ -62,7 +62,7 @@ def preload() -> None:
     import torch
 
     import skyclass.cli
-    import skyclass.cluster
+    import skyclass.engine.cluster
     import skyclass.forecast
     import skyclass.images.export
     import skyclass.images.remote

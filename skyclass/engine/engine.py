@@ -29,15 +29,14 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from distributed.worker import Worker
 
-from .cluster import connect
-from .config import RunConfig
-from .context import Line, strips_of
-from .errors import ClusterLost, SkyclassError, TileFault
-from .lease import hold_lease
-from .pipeline import finish, pending
-from .plan import begin, earlier, settle_network, survey
-from .progress import RunReport, Tally, Watch, show
-from .stages import (
+from ..config import RunConfig
+from ..context import Line, strips_of
+from ..errors import ClusterLost, SkyclassError, TileFault
+from ..lease import hold_lease
+from ..pipeline import finish, pending
+from ..plan import begin, earlier, settle_network, survey
+from ..progress import RunReport, Tally, Watch, show
+from ..stages import (
     COUNT_SCHEMA,
     TILE_ATTEMPTS,
     classify_strip,
@@ -50,7 +49,8 @@ from .stages import (
     kept_changing,
     next_attempt,
 )
-from .types import Strip, TilePlan
+from ..types import Strip, TilePlan
+from .cluster import connect
 from .workers import (
     RESUMES,
     STRIPS_PER_SLOT,

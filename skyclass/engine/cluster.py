@@ -34,6 +34,7 @@ from distributed.node import ServerNode
 from distributed.security import Security
 from distributed.worker import Worker
 
+from ..errors import ConfigError, NotStarted
 from .dask_config import (
     DASK_SETTINGS,
     check_dask_config,
@@ -42,7 +43,6 @@ from .dask_config import (
     start_faults,
     worker_environment,
 )
-from .errors import ConfigError, NotStarted
 from .tls import tls_environment
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ def worker_pool(
     """
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK, "--no-dashboard"]
     command += ["--dashboard-address", f"{LOOPBACK}:0", "--nworkers", str(workers), "--nthreads", "1"]
-    command += ["--resources", resources, "--memory-limit", memory_limit, "--preload", "skyclass.cluster"]
+    command += ["--resources", resources, "--memory-limit", memory_limit, "--preload", "skyclass.engine.cluster"]
     quiet = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # the driver raises what a task raises
     settings = dask_environment() | (tls_environment(security) if security else {}) | quiet
     pool = subprocess.Popen(command, env=os.environ | settings, process_group=0)

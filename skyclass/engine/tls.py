@@ -1,7 +1,7 @@
 """Certificates of clusters: a process of a cluster shows one, and accepts only peers that show one of the same CA.
 
 The certificate of a local cluster exists in memory only. A cluster that the scripts of cluster/local start keeps its
-own in a folder; `python -m skyclass.tls FOLDER [--make]` prints the environment of such a cluster for these scripts.
+own in a folder; `python -m skyclass.engine.tls FOLDER [--make]` prints the environment of such a cluster for them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError, SkyclassError
+from ..signals import leave
 from .dask_config import dask_environment, load_dask
-from .errors import ConfigError, SkyclassError
-from .signals import leave
 
 if TYPE_CHECKING:
     from distributed.security import Security

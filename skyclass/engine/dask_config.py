@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .errors import NotStarted
-from .model.malloc import MALLOC_ENVIRONMENT
+from ..errors import NotStarted
+from ..model.malloc import MALLOC_ENVIRONMENT
 
 DASK_SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.target": False,  # paging cutouts to disk is slower than waiting
