@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from distributed import Worker, get_worker
 
-from skyclass.context import Line, strips_of
-from skyclass.stages import CutStrip, StripResult, Timing
-from skyclass.store import Commit
+from skyclass.run.commits import Commit
+from skyclass.run.context import Line, strips_of
+from skyclass.run.stages import CutStrip, StripResult, Timing
 from skyclass.types import CLASSES, Strip, TilePlan
 
 QUIET = {

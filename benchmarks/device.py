@@ -36,7 +36,7 @@ from skyclass.engine.cluster import DASK_SETTINGS, connect, worker_environment
 from skyclass.errors import CannotCompile
 from skyclass.model.classifier import NetworkClassifier, load_classifier, resolve_device
 from skyclass.model.compile import Captured, Network, compiled
-from skyclass.progress import quiet
+from skyclass.run.progress import quiet
 from skyclass.types import Float16
 
 from .measure import commit, cores, cpu_model

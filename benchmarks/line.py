@@ -1,7 +1,7 @@
 """The straight line with a stage taken out, and what each stage works on, held in memory.
 
 Nothing is computed here: the functions are those of skyclass, and a null stage takes the place of an archive
-or a classifier. With no stage taken out the rows are those of `skyclass.pipeline`; a test says so.
+or a classifier. With no stage taken out the rows are those of `skyclass.run.pipeline`; a test says so.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skyclass.config import RunConfig
-from skyclass.context import Line
 from skyclass.images.cutouts import read_bands
-from skyclass.lease import hold_lease
 from skyclass.model.classifier import NullClassifier
 from skyclass.model.photometry import features
-from skyclass.pipeline import classify_tile, finish
-from skyclass.plan import begin, count_here, survey
-from skyclass.progress import RunReport, Silent, Tally
+from skyclass.run.config import RunConfig
+from skyclass.run.context import Line
+from skyclass.run.lease import hold_lease
+from skyclass.run.pipeline import classify_tile, finish
+from skyclass.run.plan import begin, count_here, survey
+from skyclass.run.progress import RunReport, Silent, Tally
+from skyclass.run.stages import cut_and_composite, open_tile, tile_sources
 from skyclass.sky import tile_pixels
-from skyclass.stages import cut_and_composite, open_tile, tile_sources
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
 
 
@@ -65,7 +65,7 @@ class BenchLine(Line):
 
 
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
-    """Return the report of a whole run in this process, like `skyclass.pipeline.classify`, less a stage."""
+    """Return the report of a whole run in this process, like `skyclass.run.pipeline.classify`, less a stage."""
     opened, plan, table = survey(run, count_here)
     with hold_lease(opened.folder) as lease:
         opened = begin(run, opened, plan, table)

@@ -25,13 +25,13 @@ import click
 import numpy as np
 import torch
 
-from skyclass import pipeline
 from skyclass.engine import engine
 from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
 from skyclass.model.compile import OPTIONS
 from skyclass.model.malloc import keep_memory
-from skyclass.progress import quiet
-from skyclass.stages import cut_strip, infer_strip
+from skyclass.run import pipeline
+from skyclass.run.progress import quiet
+from skyclass.run.stages import cut_strip, infer_strip
 from skyclass.types import Strip
 
 from . import scale

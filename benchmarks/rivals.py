@@ -31,8 +31,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from skyclass.config import RunConfig
-from skyclass.context import Line, strips_of
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect, worker_pool
 from skyclass.images.composite import ATLAS_NOISE_DN
@@ -40,9 +38,11 @@ from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.model.classifier import cached_classifier, load_classifier, set_threads
 from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
-from skyclass.plan import count_here, survey
-from skyclass.progress import quiet
-from skyclass.stages import cut_strip, open_tile, tile_sources
+from skyclass.run.config import RunConfig
+from skyclass.run.context import Line, strips_of
+from skyclass.run.plan import count_here, survey
+from skyclass.run.progress import quiet
+from skyclass.run.stages import cut_strip, open_tile, tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
 from .line import hold

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from skyclass import pipeline
-from skyclass.config import RunConfig
-from skyclass.context import Line, strips_of
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.images.composite import BLOCK
@@ -23,10 +20,14 @@ from skyclass.images.cutouts import Cutter, read_bands
 from skyclass.mock import write_mock
 from skyclass.model.classifier import cached_classifier
 from skyclass.model.malloc import keep_memory
-from skyclass.plan import begin, count_here, survey
-from skyclass.progress import RunReport, quiet
-from skyclass.publish import publish
-from skyclass.stages import (
+from skyclass.run import pipeline
+from skyclass.run.commits import RunFolder
+from skyclass.run.config import RunConfig
+from skyclass.run.context import Line, strips_of
+from skyclass.run.finish import publish
+from skyclass.run.plan import begin, count_here, survey
+from skyclass.run.progress import RunReport, quiet
+from skyclass.run.stages import (
     StripResult,
     commit_strips,
     cut_and_composite,
@@ -36,7 +37,6 @@ from skyclass.stages import (
     planned_sources,
     tile_sources,
 )
-from skyclass.store import RunFolder
 from skyclass.types import Flag, TilePlan
 
 from . import line as bench_line

@@ -31,11 +31,11 @@ from distributed.security import Security
 from skyclass.engine import engine
 from skyclass.engine.cluster import dask_environment
 from skyclass.engine.tls import tls_environment
-from skyclass.lease import hold_lease
 from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
-from skyclass.plan import Plan
-from skyclass.progress import Tally
+from skyclass.run.lease import hold_lease
+from skyclass.run.plan import Plan
+from skyclass.run.progress import Tally
 from skyclass.types import TilePlan
 
 from . import crowd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "RunConfig": "config",
+    "RunConfig": "run.config",
     "Cone": "sky",
     "Box": "sky",
     "Polygon": "sky",
@@ -22,7 +22,7 @@ _HOME = {
     "SkyclassError": "errors",
     "connect": "engine.cluster",
     "classify": "engine.engine",
-    "verify": "publish",
+    "verify": "run.finish",
     "open_catalog": "query",
 }
 
@@ -44,12 +44,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .config import RunConfig
     from .engine.cluster import connect
     from .engine.engine import classify
     from .errors import SkyclassError
-    from .publish import verify
     from .query import open_catalog
+    from .run.config import RunConfig
+    from .run.finish import verify
     from .sky import Box, Cone, Pixels, Polygon
     from .types import BANDS, CLASSES, Flag
 

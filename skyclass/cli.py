@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
 import click
 
 from . import __version__
-from .config import RunConfig, read_toml, run_config
 from .engine.dask_config import load_dask
 from .errors import ConfigError, Interrupted, NotPublished, NotStarted, SkyclassError, TableWarning
 from .locations import refuse_logins
+from .run.config import RunConfig, read_toml, run_config
 from .signals import leave, was_stopped
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
@@ -127,7 +127,7 @@ def saying_what_is_there(path: str) -> Iterator[None]:
     try:
         yield
     except NotPublished as error:
-        from .next_step import not_published
+        from .run.next_step import not_published
 
         raise not_published(path, error) from error
 
@@ -223,8 +223,8 @@ def _classify(run: RunConfig) -> Any:
 
         return classify(run)
     from .model.malloc import keep_memory
-    from .pipeline import classify as classify_here
-    from .progress import show
+    from .run.pipeline import classify as classify_here
+    from .run.progress import show
 
     keep_memory()
     return classify_here(run, show)
@@ -263,7 +263,7 @@ def _print_quarantined(quarantined: Mapping[str, str], remedy: str) -> int:
 
 def _of_inputs(report: Any) -> list[str]:
     """Return what the report says of the catalogue's values and of sources without a tile."""
-    from .plan import without_tile_lines
+    from .run.plan import without_tile_lines
     from .schema import bad_values_text
 
     bad = [f"values read as missing (flag {Flag.BAD_VALUE:d}): {bad_values_text(report.bad_values)}"]
@@ -284,7 +284,7 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
     """Say what a run would do: rows, tiles, bytes, memory, time. Nothing is run or written."""
     load_dask()
     from .engine.cluster import check_memory_limit
-    from .forecast import forecast
+    from .run.forecast import forecast
 
     run = _run(run_toml, cone, flags | {"out": flags["out"] or "unused"})
     check_memory_limit(run.memory_limit)
@@ -381,9 +381,9 @@ def demo(
 @click.argument("directory")
 def publish(directory: str) -> int:
     """Publish the class catalogue of a finished run folder (again)."""
-    from .lease import hold_lease
-    from .publish import publish as publish_run
-    from .store import RunFolder, read_run
+    from .run.commits import RunFolder, read_run
+    from .run.finish import publish as publish_run
+    from .run.lease import hold_lease
 
     folder = RunFolder(Path(directory))
     read_run(folder)
@@ -400,8 +400,8 @@ def gc(directory: str) -> int:
     Tiles and the current publication stay. Programs that have an earlier publication open lose it.
     """
     from .catalog.versions import superseded_publications
-    from .lease import hold_lease
-    from .store import RunFolder, litter, read_run, remove
+    from .run.commits import RunFolder, litter, read_run, remove
+    from .run.lease import hold_lease
 
     folder = RunFolder(Path(directory))
     read_run(folder)
@@ -416,7 +416,7 @@ def gc(directory: str) -> int:
 @click.argument("catalogue")
 def verify(catalogue: str) -> int:
     """Check a published catalogue: every row accounted for, every file unchanged, every key once."""
-    from .publish import verify as verify_catalogue
+    from .run.finish import verify as verify_catalogue
 
     with saying_what_is_there(catalogue):
         report = verify_catalogue(catalogue)

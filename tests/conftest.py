@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from skyclass.config import RunConfig
 from skyclass.images.composite import atlas_settings
 from skyclass.mock import write_mock
 from skyclass.model.bundle import Cut, Preprocessing, save_bundle
 from skyclass.model.classifier import set_threads
 from skyclass.networks import build
+from skyclass.run.config import RunConfig
 
 pytest_plugins = ("faults",)
 

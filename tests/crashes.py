@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from skyclass.config import read_toml, run_config
 from skyclass.model.classifier import set_threads
-from skyclass.pipeline import classify
+from skyclass.run.config import read_toml, run_config
+from skyclass.run.pipeline import classify
 
 CALLS = ("fsync", "link", "symlink", "replace", "rename", "unlink")
 """What a commit, a publication and a lease are made of; a kill between two of them is a kill at the later one."""

@@ -16,10 +16,10 @@ import psutil
 from distributed import Client
 from distributed.security import Security
 
-from skyclass.config import RunConfig
 from skyclass.engine.dask_config import dask_environment
 from skyclass.engine.tls import tls_environment
-from skyclass.store import RunFolder
+from skyclass.run.commits import RunFolder
+from skyclass.run.config import RunConfig
 
 HERE = Path(__file__).parent
 SECURITY = Security.temporary()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from crashes import child
 
-from skyclass import store
-from skyclass.publish import publish, verify
 from skyclass.query import open_catalog
-from skyclass.store import RunFolder
+from skyclass.run import commits as store
+from skyclass.run.commits import RunFolder
+from skyclass.run.finish import publish, verify
 
 SWITCH_CALLS = 12
 """Of so many calls at the end each is tried, of those before, which write file after file, every fourth."""

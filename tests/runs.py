@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from skyclass.config import RunConfig
 from skyclass.query import open_catalog
+from skyclass.run.config import RunConfig
 
 
 def run_on(sky, bundle, out, strip_sources: int) -> RunConfig:

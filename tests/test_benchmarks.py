@@ -13,11 +13,11 @@ from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS, Scenario, find
-from skyclass import pipeline
 from skyclass.errors import ConfigError
 from skyclass.model.classifier import load_classifier
 from skyclass.query import open_catalog
-from skyclass.stages import cut_strip
+from skyclass.run import pipeline
+from skyclass.run.stages import cut_strip
 
 STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
 LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]

@@ -36,18 +36,18 @@ from pools import Pool, await_true, drive, n_committed, running
 from runs import rows_of, run_on
 from traps import DieOnce, Trap
 
-from skyclass import config, pipeline, stages
-from skyclass.config import RunConfig
 from skyclass.engine import cluster, engine, workers
 from skyclass.engine.cluster import connect
 from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
 from skyclass.files import beside
 from skyclass.mock import write_mock
 from skyclass.model.bundle import load_bundle, load_weights, save_bundle
-from skyclass.plan import begin, count_here, survey
-from skyclass.progress import quiet
+from skyclass.run import config, pipeline, stages
+from skyclass.run.commits import RunFolder
+from skyclass.run.config import RunConfig
+from skyclass.run.plan import begin, count_here, survey
+from skyclass.run.progress import quiet
 from skyclass.sky import Cone
-from skyclass.store import RunFolder
 from skyclass.training.calibration import fields_of
 from skyclass.types import Flag, Strip
 

@@ -32,18 +32,18 @@ from pools import SECURITY, Pool, await_true, drive, kill, n_committed, running
 from runs import rows_of, run_on
 from traps import Trap
 
-from skyclass import pipeline
 from skyclass.catalog.manifest import read_manifest
-from skyclass.config import RunConfig
-from skyclass.context import strips_of
 from skyclass.engine import cluster, engine
 from skyclass.engine.cluster import connect, worker_pool
 from skyclass.errors import ClusterLost, Interrupted
-from skyclass.forecast import strip_bytes
 from skyclass.mock import write_mock
-from skyclass.plan import count_here, survey
-from skyclass.progress import quiet
-from skyclass.store import RunFolder
+from skyclass.run import pipeline
+from skyclass.run.commits import RunFolder
+from skyclass.run.config import RunConfig
+from skyclass.run.context import strips_of
+from skyclass.run.forecast import strip_bytes
+from skyclass.run.plan import count_here, survey
+from skyclass.run.progress import quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 cloudpickle.register_pickle_by_value(traps)
@@ -434,11 +434,11 @@ def test_a_worker_stays_within_the_stated_memory(bundle, chaos: Chaos, tmp_path)
 PEAK = """
 import sys
 import distributed
-from skyclass.config import RunConfig
+from skyclass.run.config import RunConfig
 from skyclass.model.classifier import set_threads
-from skyclass.context import strips_of
-from skyclass.plan import count_here, survey
-from skyclass.stages import cut_strip, infer_strip
+from skyclass.run.context import strips_of
+from skyclass.run.plan import count_here, survey
+from skyclass.run.stages import cut_strip, infer_strip
 import numpy as np
 from dataclasses import replace
 set_threads(1)

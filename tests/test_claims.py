@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from class_rows import class_rows
 
-from skyclass import claims, lease, store
+from skyclass import claims
 from skyclass.claims import claim, marker_of, probe
 from skyclass.errors import StoreError
 from skyclass.files import beside, sync_folder
-from skyclass.lease import hold_lease
-from skyclass.store import RunFolder
+from skyclass.run import commits as store
+from skyclass.run import lease
+from skyclass.run.commits import RunFolder
+from skyclass.run.lease import hold_lease
 
 TILE = "1500p015_ac51"
 
@@ -187,9 +189,9 @@ def test_what_a_dead_claimant_leaves_is_litter_and_no_commit(tmp_path: Path) -> 
 
 
 CLASSIFY = """
-from skyclass.config import RunConfig
+from skyclass.run.config import RunConfig
 from skyclass.engine import classify
-from skyclass.progress import quiet
+from skyclass.run.progress import quiet
 import sys
 catalog, images, out, model = sys.argv[1:]
 report = classify(RunConfig(catalog, images, out, model, None, "fp32", "cpu", workers=1), watch=quiet)

@@ -15,14 +15,14 @@ from cudalike import cuda_graphs
 from distributed import Client, LocalCluster
 from runs import rows_of
 
-from skyclass import context, pipeline, plan
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.engine.tls import tls_environment
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
-from skyclass.progress import quiet
+from skyclass.run import context, pipeline, plan
+from skyclass.run.progress import quiet
 
 __all__ = ["cuda_graphs"]
 

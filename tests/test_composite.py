@@ -8,7 +8,7 @@ import pytest
 from skyclass.errors import ConfigError
 from skyclass.images.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
 from skyclass.images.cutouts import Cutter
-from skyclass.stages import cut_and_composite
+from skyclass.run.stages import cut_and_composite
 from skyclass.types import RowRange, Tile
 
 BANDS = ("w1", "w2", "w3")

@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 from class_rows import make_run
 
-from skyclass import lease as leases
-from skyclass import pipeline, store
 from skyclass.cli import parse_cone
-from skyclass.config import RunConfig, read_toml, run_config
 from skyclass.errors import ConfigError, StoreError
 from skyclass.images.archive import open_archive
 from skyclass.images.export import parse_size
-from skyclass.lease import hold_lease
 from skyclass.locations import user_path
 from skyclass.mock import write_mock
-from skyclass.publish import verify
+from skyclass.run import commits as store
+from skyclass.run import lease as leases
+from skyclass.run import pipeline
+from skyclass.run.commits import RunFolder, committed, read_run
+from skyclass.run.config import RunConfig, read_toml, run_config
+from skyclass.run.finish import verify
+from skyclass.run.lease import hold_lease
 from skyclass.sources.layouts import open_catalog
-from skyclass.store import RunFolder, committed, read_run
 from skyclass.training.choose import dataset_config
 from skyclass.training.labels import labels_config
 from skyclass.training.recipe import train_config
@@ -190,7 +191,7 @@ def skyclass_as_another_user(*words: object) -> subprocess.CompletedProcess[str]
     [("verify", "catalog/manifest.json"), ("query", "catalog"), ("query", "."), ("publish", "run.json"), ("gc", ".")],
 )
 def test_a_run_folder_that_may_not_be_read_is_named(tmp_path: Path, verb: str, name: str) -> None:
-    from skyclass.publish import publish
+    from skyclass.run.finish import publish
 
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 5, 150.0, 1.5),))
     publish(folder)

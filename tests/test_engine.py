@@ -15,17 +15,17 @@ from distributed import Client, LocalCluster, get_task_stream
 from distributed.comm.core import CommClosedError
 from runs import rows_of, run_on
 
-from skyclass import pipeline, stages
-from skyclass.config import RunConfig
-from skyclass.context import Line
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect, worker_pool
 from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
-from skyclass.plan import count_here, survey
-from skyclass.progress import quiet
+from skyclass.run import pipeline, stages
+from skyclass.run.commits import RunFolder, committed
+from skyclass.run.config import RunConfig
+from skyclass.run.context import Line
+from skyclass.run.plan import count_here, survey
+from skyclass.run.progress import quiet
 from skyclass.sky import Cone
-from skyclass.store import RunFolder, committed
 from skyclass.types import CLASSES, Flag, Strip
 
 

@@ -20,8 +20,8 @@ from class_rows import make_run
 
 from skyclass.catalog.export import export_table
 from skyclass.errors import ConfigError
-from skyclass.publish import publish
 from skyclass.query import ClassCatalog, open_catalog
+from skyclass.run.finish import publish
 from skyclass.schema import CLASS_SCHEMA, COLUMNS
 
 NUMBERS: dict[str, tuple[pa.DataType, list[Any]]] = {

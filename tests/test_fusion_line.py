@@ -14,15 +14,16 @@ from test_bundle import COLOUR, FUSION, PHOTOMETRY, make_bundle
 from test_engine import engine_workers, rows_of
 
 import skyclass
-from skyclass import config, pipeline, stages, version
-from skyclass.context import strips_of
+from skyclass import version
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError
 from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import COLUMNS, features
-from skyclass.plan import count_here, survey
-from skyclass.progress import quiet
+from skyclass.run import config, pipeline, stages
+from skyclass.run.context import strips_of
+from skyclass.run.plan import count_here, survey
+from skyclass.run.progress import quiet
 from skyclass.types import CLASSES, FAULT_FLAGS
 
 PROBABILITIES = [f"p_{name}" for name in CLASSES]

@@ -16,15 +16,15 @@ from distributed import Client, LocalCluster
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import pipeline, stages
-from skyclass.config import RunConfig
 from skyclass.engine import engine
 from skyclass.errors import RunMismatch
 from skyclass.images import archive
 from skyclass.images.header import BLOCK_BYTES
 from skyclass.mock import write_mock
-from skyclass.progress import RunReport, quiet
-from skyclass.store import RunFolder, committed, read_commit, take_back
+from skyclass.run import pipeline, stages
+from skyclass.run.commits import RunFolder, committed, read_commit, take_back
+from skyclass.run.config import RunConfig
+from skyclass.run.progress import RunReport, quiet
 from skyclass.types import Flag
 
 SIZE_PX = 256

@@ -15,14 +15,14 @@ import pytest
 from astropy.io import fits
 from runs import rows_of
 
-from skyclass import pipeline
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images.archive import open_archive
 from skyclass.images.cutouts import cut, parts_of
 from skyclass.images.identity import file_record
-from skyclass.progress import quiet
+from skyclass.run import pipeline
+from skyclass.run.progress import quiet
 from skyclass.sky import tile_pixels
 from skyclass.types import Flag
 

@@ -15,15 +15,15 @@ import pytest
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import pipeline, stages
-from skyclass.config import RunConfig
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError, InputChanged, RunMismatch
-from skyclass.plan import count_here, survey
-from skyclass.progress import quiet
+from skyclass.run import pipeline, stages
+from skyclass.run.commits import RunFolder, committed, take_back
+from skyclass.run.config import RunConfig
+from skyclass.run.plan import count_here, survey
+from skyclass.run.progress import quiet
 from skyclass.sources.footers import partition_digest, unchanged
-from skyclass.store import RunFolder, committed, take_back
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +224,8 @@ def test_a_partition_that_is_a_folder_is_known_by_all_its_files(tmp_path: Path):
 
 COUNT = """
 import sys
-from skyclass.config import RunConfig
-from skyclass.plan import count_here, survey
+from skyclass.run.config import RunConfig
+from skyclass.run.plan import count_here, survey
 _, plan, _ = survey(RunConfig(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4]), count_here)
 print(plan.catalog, plan.digest)
 """

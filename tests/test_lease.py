@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 from class_rows import make_run
 
-from skyclass import lease as module
 from skyclass.errors import LeaseHeld, LeaseLost
-from skyclass.lease import hold_lease, newest_epoch
-from skyclass.store import RunFolder
+from skyclass.run import lease as module
+from skyclass.run.commits import RunFolder
+from skyclass.run.lease import hold_lease, newest_epoch
 
 DRIVER = """
     import sys, time
     from skyclass import lease
     from skyclass.errors import LeaseLost
-    from skyclass.store import RunFolder
+    from skyclass.run.commits import RunFolder
     lease.BEAT_S = 0.1
     with lease.hold_lease(RunFolder(sys.argv[1])) as held:
         print("holds", flush=True)
@@ -189,7 +189,7 @@ def test_two_drivers_in_one_container_with_the_proc_of_the_host(folder: RunFolde
     """There /proc shows other processes under the same numbers."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
         pytest.skip("unshare --pid is not allowed here")
-    second = "from skyclass import lease\nfrom skyclass.store import RunFolder\nlease.BEAT_S = 0.1\n"
+    second = "from skyclass import lease\nfrom skyclass.run.commits import RunFolder\nlease.BEAT_S = 0.1\n"
     second += f"with lease.hold_lease(RunFolder({str(folder.path)!r})): print('taken')\n"
     first = shlex.join([sys.executable, "-c", textwrap.dedent(DRIVER), str(folder.path)])
     script = f"{first} & read line < {folder.path}.holds; {shlex.join([sys.executable, '-c', second])}; kill $!"

@@ -17,8 +17,7 @@ from runs import rows_of
 from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 from test_networks import lived_in
 
-from skyclass import cli, pipeline
-from skyclass.config import RunConfig
+from skyclass import cli
 from skyclass.engine.cluster import connect
 from skyclass.engine.engine import classify as classify_on_dask
 from skyclass.errors import BundleError
@@ -28,8 +27,10 @@ from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import PhotometrySettings
 from skyclass.model.probabilities import is_distribution, trial_composites, trial_photometry
 from skyclass.networks import build
-from skyclass.progress import quiet
-from skyclass.store import RunFolder, committed
+from skyclass.run import pipeline
+from skyclass.run.commits import RunFolder, committed
+from skyclass.run.config import RunConfig
+from skyclass.run.progress import quiet
 from skyclass.types import CLASSES, Flag
 
 NAN, INF = float("nan"), float("inf")

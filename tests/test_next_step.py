@@ -13,13 +13,13 @@ import pytest
 from class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 from skyclass.cli import cli
-from skyclass.config import RunConfig
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
-from skyclass.next_step import classify_command
-from skyclass.publish import publish
 from skyclass.query import open_catalog
+from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
+from skyclass.run.config import RunConfig
+from skyclass.run.finish import publish
+from skyclass.run.next_step import classify_command
 from skyclass.sky import Box, Cone
-from skyclass.store import RunFolder, commit_tile, journal_commit, start_or_resume
 
 VERBS = ("verify", "query", "report")
 

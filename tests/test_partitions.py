@@ -21,10 +21,10 @@ from click.testing import CliRunner
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass import pipeline
 from skyclass.cli import cli
 from skyclass.errors import ArchiveError, CatalogError, Interrupted
-from skyclass.plan import count_here, survey
+from skyclass.run import pipeline
+from skyclass.run.plan import count_here, survey
 from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky import Pixels, healpix
 from skyclass.sources.assign import assign_tiles

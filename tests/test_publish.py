@@ -24,17 +24,17 @@ import pytest
 from astropy.io.votable import parse
 from class_rows import TILES, class_rows, make_run
 
-from skyclass import publish as publishing
-from skyclass import store
 from skyclass.catalog import versions
 from skyclass.catalog.manifest import Manifest, pixel_path, read_manifest, write_manifest
 from skyclass.errors import LeaseLost, RowsLost, RunMismatch, StoreError
 from skyclass.files import parquet_bytes, sha256_of
-from skyclass.publish import publish, verify
 from skyclass.query import open_catalog
+from skyclass.run import commits as store
+from skyclass.run import finish as publishing
+from skyclass.run.commits import RunFolder
+from skyclass.run.finish import publish, verify
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
 from skyclass.sky import healpix
-from skyclass.store import RunFolder
 
 
 @pytest.fixture(scope="module")

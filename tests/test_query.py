@@ -23,8 +23,8 @@ from skyclass import query
 from skyclass.catalog import duckdb as duckdb_module
 from skyclass.catalog.export import export_table
 from skyclass.errors import ConfigError, StoreError
-from skyclass.publish import publish
 from skyclass.query import ClassCatalog, open_catalog
+from skyclass.run.finish import publish
 from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky import Box, Cone, Pixels, Polygon
 

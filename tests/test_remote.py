@@ -34,21 +34,21 @@ from archiveserver import (
 )
 from distributed import WorkerPlugin
 
-from skyclass import pipeline
 from skyclass.cli import cli
-from skyclass.config import RunConfig, run_config
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault
-from skyclass.forecast import forecast
 from skyclass.images import remote
 from skyclass.images.archive import open_archive
 from skyclass.images.atlas import names_near, ra_names_near
 from skyclass.images.identity import compare_records, file_record
-from skyclass.progress import quiet
 from skyclass.query import open_catalog
+from skyclass.run import pipeline
+from skyclass.run.commits import RunFolder, committed
+from skyclass.run.config import RunConfig, run_config
+from skyclass.run.forecast import forecast
+from skyclass.run.progress import quiet
 from skyclass.sources.layouts import open_catalog as open_sources
-from skyclass.store import RunFolder, committed
 from skyclass.types import Archive, Tile
 
 BANDS = ("w1", "w2", "w3")
@@ -438,7 +438,7 @@ def test_a_run_over_http_gives_the_rows_of_the_folder(run, server, near_rows, tm
     options += ["--cluster", "none", "--precision", "fp32", "--device", "cpu"]
     assert cli(["classify", *options], standalone_mode=False) == 0
     assert rows_of(far(run, server, tmp_path / "far")).equals(near_rows)
-    monkeypatch.setattr("skyclass.forecast.PROBE_IMAGES", 64)
+    monkeypatch.setattr("skyclass.run.forecast.PROBE_IMAGES", 64)
     assert any("0.01 GB of tile pixels" in line for line in forecast(far(run, server, tmp_path / "plan")))
 
 

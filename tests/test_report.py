@@ -18,7 +18,6 @@ from class_rows import make_run
 
 from skyclass import report
 from skyclass.errors import ConfigError, StoreError
-from skyclass.publish import publish
 from skyclass.query import open_catalog
 from skyclass.report import (
     catalogue_statistics,
@@ -30,6 +29,7 @@ from skyclass.report import (
     wilson,
     write_html,
 )
+from skyclass.run.finish import publish
 from skyclass.types import CLASSES, Flag
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `train`")

@@ -19,12 +19,12 @@ import pytest
 from astropy.io.votable.ucd import check_ucd
 from class_rows import FINGERPRINT, class_rows, make_run
 
-from skyclass import store
 from skyclass.catalog.versions import begin_publication
 from skyclass.errors import CommitConflict, RunMismatch, StoreError
 from skyclass.files import read_json, replacing, write_json
+from skyclass.run import commits as store
+from skyclass.run.commits import RunFolder
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, SORT_KEYS
-from skyclass.store import RunFolder
 from skyclass.types import Flag
 
 TILE = "1500p015_ac51"
@@ -131,7 +131,7 @@ def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> 
         import resource, sys
         from class_rows import class_rows
         from skyclass.errors import StoreError
-        from skyclass.store import RunFolder, commit_tile
+        from skyclass.run.commits import RunFolder, commit_tile
         rows = class_rows("1500p015_ac51", 5000, 150, 1.5)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:

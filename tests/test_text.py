@@ -12,7 +12,7 @@ import pytest
 from class_rows import make_run
 
 from skyclass.errors import ArchiveDown, RunMismatch, TileFault
-from skyclass.publish import publish
+from skyclass.run.finish import publish
 from skyclass.text import printable, shell_command, table_text
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\x9be\udcfff\u00a0"
@@ -98,7 +98,7 @@ def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> No
 def test_warnings_are_printable(tmp_path: Path) -> None:
     code = (
         "import logging; from skyclass.cli import print_any_character; print_any_character();"
-        "logging.getLogger('skyclass.plan').warning('%s is odd', 'x\\x1b[2J\\ny');"
+        "logging.getLogger('skyclass.run.plan').warning('%s is odd', 'x\\x1b[2J\\ny');"
         "import astropy, warnings;"
         "warnings.warn_explicit('card \\x1b[2J', UserWarning, 'card.py', 1, module='astropy.io.fits.card')"
     )

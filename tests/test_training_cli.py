@@ -20,13 +20,13 @@ from test_labels import TABLES, as_dict, expected_labels, write_catalog
 
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS
-from skyclass import forecast
 from skyclass.cli import cli
-from skyclass.config import RunConfig
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
-from skyclass.plan import count_here, survey
 from skyclass.query import open_catalog
+from skyclass.run import forecast
+from skyclass.run.config import RunConfig
+from skyclass.run.plan import count_here, survey
 from skyclass.training.dataset import load_dataset
 from skyclass.training.labels import label_provenance
 from skyclass.training.watch import say_steps, show_cutting

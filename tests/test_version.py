@@ -46,15 +46,15 @@ def test_the_closure_is_what_the_byte_code_imports(copy: Path) -> None:
     root = (copy / "__init__.py").read_text()
     (copy / "__init__.py").write_text(root[: root.index("if TYPE_CHECKING:")])
     finder = ModuleFinder(path=[str(copy.parent)])
-    finder.import_hook("skyclass.stages")
+    finder.import_hook("skyclass.run.stages")
     assert set(row_sources()) == {name for name in finder.modules if name.split(".")[0] == "skyclass"}
 
 
 CLASSIFY = """
 import sys
 from skyclass.model.bundle import load_bundle
-from skyclass.context import Line
-from skyclass.stages import classify_whole, count_partition
+from skyclass.run.context import Line
+from skyclass.run.stages import classify_whole, count_partition
 from skyclass.types import TilePlan
 catalog, images, model, out = sys.argv[1:]
 line = Line(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
@@ -69,7 +69,7 @@ print(*[name for name in sys.modules if name.split(".")[0] == "skyclass"])
 
 def test_what_is_loaded_while_a_tile_is_classified_is_in_the_closure(sky, bundle, tmp_path: Path) -> None:
     loaded = python(CLASSIFY, PACKAGE.parent, sky.catalog, sky.images, bundle, tmp_path / "out").split()
-    assert {"skyclass.schema", "skyclass.store", "skyclass.networks.iicnet"} < set(loaded) <= set(row_sources())
+    assert {"skyclass.schema", "skyclass.run.commits", "skyclass.networks.iicnet"} < set(loaded) <= set(row_sources())
 
 
 def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_is_not(copy: Path) -> None:

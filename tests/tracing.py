@@ -14,7 +14,7 @@ import numpy as np
 
 def dask_setup(worker: Any) -> None:
     """Wrap CUT on this worker; appends of a line are whole."""
-    from skyclass import stages
+    from skyclass.run import stages
 
     cut, linger_s = stages.cut_strip, float(os.environ.get("LINGER_S", "0"))
 

@@ -20,7 +20,7 @@ class Trap(WorkerPlugin):
         self.name = f"trap-{coadd_id}-{stage}"
 
     def setup(self, worker: Any) -> None:
-        from skyclass import stages
+        from skyclass.run import stages
 
         work = getattr(stages, self.stage)
 

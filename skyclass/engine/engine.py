@@ -29,14 +29,14 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from distributed.worker import Worker
 
-from ..config import RunConfig
-from ..context import Line, strips_of
 from ..errors import ClusterLost, SkyclassError, TileFault
-from ..lease import hold_lease
-from ..pipeline import finish, pending
-from ..plan import begin, earlier, settle_network, survey
-from ..progress import RunReport, Tally, Watch, show
-from ..stages import (
+from ..run.config import RunConfig
+from ..run.context import Line, strips_of
+from ..run.lease import hold_lease
+from ..run.pipeline import finish, pending
+from ..run.plan import begin, earlier, settle_network, survey
+from ..run.progress import RunReport, Tally, Watch, show
+from ..run.stages import (
     COUNT_SCHEMA,
     TILE_ATTEMPTS,
     classify_strip,

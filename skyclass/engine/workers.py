@@ -15,11 +15,11 @@ from distributed import Client, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.worker import Worker
 
-from ..context import Line
 from ..errors import ClusterLost, ConfigError
 from ..model.classifier import cuda_is_there, set_threads
-from ..plan import warm_here
-from ..stages import STAGES
+from ..run.context import Line
+from ..run.plan import warm_here
+from ..run.stages import STAGES
 from ..version import versions
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import RunConfig
 from ..engine.engine import classify
-from ..publish import verify
 from ..query import ClassCatalog, open_catalog
+from ..run.config import RunConfig
+from ..run.finish import verify
 from ..text import shell_command, table_text
 from ..training.scores import colour_cuts
 from ..types import CLASSES

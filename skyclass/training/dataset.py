@@ -31,7 +31,7 @@ from ..files import replacing, sha256_of, storing, write_json
 from ..images.composite import CompositeSettings, composite
 from ..images.cutouts import mark
 from ..model.bundle import Cut
-from ..plan import absolute
+from ..run.plan import absolute
 from ..schema import bad_bits, bad_value_counts, bad_values_text
 from ..types import CLASSES, Bool, Flag, Float16, Float32, Int64
 from ..version import code_version

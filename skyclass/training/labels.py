@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .. import __version__
-from ..config import build
 from ..errors import CatalogError, ConfigError, SkyclassError
 from ..files import replacing, write_json
+from ..run.config import build
 from ..schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
 from ..sky import Box, Region, healpix, separation_deg, unit_vectors
 from ..sources.layouts import Catalog, open_catalog

@@ -27,9 +27,9 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, Worker
 from distributed.comm.addressing import get_address_host
 
-from ..config import read_toml
 from ..engine.cluster import count_gpus
 from ..errors import ClusterLost, ConfigError, Interrupted, SkyclassError
+from ..run.config import read_toml
 from .rank import TICK_S, Ending, Job, Node, Report, run_node, verdict
 
 RANK = ("-m", "skyclass.training.rank")

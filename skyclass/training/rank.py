@@ -278,8 +278,8 @@ def main(report_fd: int, train_toml: str) -> int:
     report = reporter(report_fd)
     report_life(report)
     sys.excepthook = crash_reporter(report)
-    from ..config import read_toml  # here, not above: torch takes long to import, and the signs of life come first
     from ..errors import PeerLost, SkyclassError
+    from ..run.config import read_toml  # here, not above: torch takes long to import, and the signs of life come first
     from .recipe import train_config
     from .train import train
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import config
 from ..errors import ConfigError
 from ..model.photometry import FEATURES
 from ..networks import INPUTS, NETWORKS
+from ..run import config
 from ..types import BANDS
 
 SIDES_PX = (32, 512)

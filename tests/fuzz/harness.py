@@ -63,15 +63,15 @@ def preload() -> None:
 
     import skyclass.cli
     import skyclass.engine.cluster
-    import skyclass.forecast
     import skyclass.images.export
     import skyclass.images.remote
-    import skyclass.lease
     import skyclass.mock
     import skyclass.model.classifier
-    import skyclass.pipeline
     import skyclass.query
     import skyclass.report
+    import skyclass.run.forecast
+    import skyclass.run.lease
+    import skyclass.run.pipeline
     import skyclass.training.dataset
     import skyclass.training.evaluate
     import skyclass.training.train
@@ -79,7 +79,7 @@ def preload() -> None:
 
     skyclass.version.code_version()  # parses all modules, once
     torch.set_num_threads(1)
-    skyclass.lease.SILENT_S = 1.0  # a lease without a sound holder is passed over after half a minute
+    skyclass.run.lease.SILENT_S = 1.0  # a lease without a sound holder is passed over after half a minute
     skyclass.model.classifier.MICRO_BATCH["cpu"] = 8
     remote = skyclass.images.remote
     remote.ATTEMPTS, remote.FIRST_WAIT_S, remote.LONGEST_WAIT_S = 3, 0.05, 0.1

@@ -71,8 +71,8 @@ def write_model(folder: Path) -> None:
 
 def make_runs(folder: Path) -> None:
     """Classify the sky twice, from its partitions and from a table, into `run` and `table_run`."""
-    from skyclass.config import RunConfig
-    from skyclass.pipeline import classify
+    from skyclass.run.config import RunConfig
+    from skyclass.run.pipeline import classify
 
     where = {"images": str(folder / "sky" / "images"), "model": str(folder / "model"), "precision": "fp32"}
     sources = {"run": folder / "sky" / "catalog", "table_run": folder / "tables" / "t.csv"}

@@ -6,12 +6,12 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+from ..errors import CatalogError, NotPublished
+from ..sky import Cone
+from ..sources.layouts import open_catalog
+from ..text import shell_command
+from .commits import RunFolder, committed, expected_rows, read_run
 from .config import RunConfig, run_config
-from .errors import CatalogError, NotPublished
-from .sky import Cone
-from .sources.layouts import open_catalog
-from .store import RunFolder, committed, expected_rows, read_run
-from .text import shell_command
 
 
 def not_published(path: str, error: NotPublished) -> NotPublished:

@@ -29,10 +29,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .catalog.versions import CURRENT, unfinished_publications
-from .claims import claim
-from .errors import CommitConflict, RunMismatch, StoreError
-from .files import (
+from ..catalog.versions import CURRENT, unfinished_publications
+from ..claims import claim
+from ..errors import CommitConflict, RunMismatch, StoreError
+from ..files import (
     beside,
     parquet_bytes,
     read_json,
@@ -43,10 +43,10 @@ from .files import (
     write_durably,
     write_json,
 )
-from .images.identity import FileRecord
-from .regular import open_regular, regular_opener
-from .schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
-from .types import NO_TILE, TILE_NAME, Json
+from ..images.identity import FileRecord
+from ..regular import open_regular, regular_opener
+from ..schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
+from ..types import NO_TILE, TILE_NAME, Json
 
 FILE_FIELDS = {"size_bytes", "mtime_ns", "inode", "tag", "data_offset", "header_sha256"}
 """What a commit records of each image file at least (see identity.py)."""

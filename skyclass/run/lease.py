@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .claims import claim, probe
-from .errors import LeaseHeld, LeaseLost
-from .files import beside, read_whole, storing, sync_folder, write_durably
-from .store import RunFolder
+from ..claims import claim, probe
+from ..errors import LeaseHeld, LeaseLost
+from ..files import beside, read_whole, storing, sync_folder, write_durably
+from .commits import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -23,27 +23,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from ..errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
+from ..files import parquet_bytes, write_bytes
+from ..images.archive import open_archive, require_usable_tile
+from ..images.atlas import AtlasArchive
+from ..images.records import compare_files
+from ..locations import user_path
+from ..model.bundle import Bundle, load_bundle
+from ..model.classifier import cuda_is_there, resolve_device, resolve_precision
+from ..model.photometry import columns_of
+from ..sky import in_words
+from ..sources.assign import with_tiles
+from ..sources.footers import PartitionDigest
+from ..sources.layouts import Catalog, gaps, open_catalog
+from ..sources.partitions import read_partition
+from ..sources.tables import standardise_table
+from ..types import NO_TILE, Archive, TilePlan
+from .commits import (
+    Commit,
+    RunFolder,
+    committed,
+    journal_commit,
+    remove,
+    retry_quarantined,
+    start_or_resume,
+    unfinished,
+)
 from .config import RunConfig, fingerprint
 from .context import Line
-from .errors import ArchiveDown, ArchiveError, CannotCompile, CatalogError, ConfigError, RunMismatch
-from .files import parquet_bytes, write_bytes
-from .images.archive import open_archive, require_usable_tile
-from .images.atlas import AtlasArchive
-from .images.records import compare_files
-from .locations import user_path
-from .model.bundle import Bundle, load_bundle
-from .model.classifier import cuda_is_there, resolve_device, resolve_precision
-from .model.photometry import columns_of
-from .publish import refuse_foreign
-from .sky import in_words
-from .sources.assign import with_tiles
-from .sources.footers import PartitionDigest
-from .sources.layouts import Catalog, gaps, open_catalog
-from .sources.partitions import read_partition
-from .sources.tables import standardise_table
+from .finish import refuse_foreign
 from .stages import count_partition
-from .store import Commit, RunFolder, committed, journal_commit, remove, retry_quarantined, start_or_resume, unfinished
-from .types import NO_TILE, Archive, TilePlan
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..errors import RowsLost
+from ..schema import UNCLASSIFIED
+from ..types import NO_TILE, Flag, Strip
+from .commits import Commit, journal_commit
 from .context import Line
-from .errors import RowsLost
 from .lease import Lease
 from .plan import Plan
-from .schema import UNCLASSIFIED
 from .stages import STAGES, Timing
-from .store import Commit, journal_commit
-from .types import NO_TILE, Flag, Strip
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
 

@@ -15,19 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .context import Line, strips_of, tiles_near
-from .errors import InputChanged, RowsLost, TileFault
-from .images.composite import BLOCK, CompositeSettings, composite
-from .images.cutouts import Cutter, in_order, mark, parts_of, read_bands
-from .images.records import record_files, replaced_fault
-from .model.photometry import features
-from .model.probabilities import is_distribution
-from .schema import CLASS_SCHEMA, bad_bits, bad_value_counts
-from .sky import healpix29, tile_pixels
-from .sources.footers import unchanged
-from .sources.partitions import count_tiles, read_partition
-from .store import Commit, commit_tile, standing_commit
-from .types import (
+from ..errors import InputChanged, RowsLost, TileFault
+from ..images.composite import BLOCK, CompositeSettings, composite
+from ..images.cutouts import Cutter, in_order, mark, parts_of, read_bands
+from ..images.records import record_files, replaced_fault
+from ..model.photometry import features
+from ..model.probabilities import is_distribution
+from ..schema import CLASS_SCHEMA, bad_bits, bad_value_counts
+from ..sky import healpix29, tile_pixels
+from ..sources.footers import unchanged
+from ..sources.partitions import count_tiles, read_partition
+from ..types import (
     CLASSES,
     FAULT_FLAGS,
     NO_TILE,
@@ -44,6 +42,8 @@ from .types import (
     Tile,
     TilePlan,
 )
+from .commits import Commit, commit_tile, standing_commit
+from .context import Line, strips_of, tiles_near
 
 COUNT_SCHEMA = pa.schema(
     [

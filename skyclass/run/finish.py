@@ -20,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import store
-from .catalog.hats import file_metadata, sidecar_files, text_sizes
-from .catalog.manifest import (
+from ..catalog.hats import file_metadata, sidecar_files, text_sizes
+from ..catalog.manifest import (
     MANIFEST_NAME,
     PIXEL_SHIFT,
     PixelRecord,
@@ -31,8 +30,8 @@ from .catalog.manifest import (
     read_manifest,
     write_manifest,
 )
-from .catalog.verify import VerifyReport, quoted, repeated_ids, verify_publication
-from .catalog.versions import (
+from ..catalog.verify import VerifyReport, quoted, repeated_ids, verify_publication
+from ..catalog.versions import (
     PUBLICATIONS,
     begin_publication,
     current_publication,
@@ -41,11 +40,12 @@ from .catalog.versions import (
     refuse_foreign_catalog,
     superseded_publications,
 )
-from .errors import RowsLost, RunMismatch, StoreError
-from .files import parquet_bytes, write_bytes
-from .schema import CLASS_SCHEMA, class_counts, conform, flagged
-from .store import Commit, RunFolder
-from .types import Json
+from ..errors import RowsLost, RunMismatch, StoreError
+from ..files import parquet_bytes, write_bytes
+from ..schema import CLASS_SCHEMA, class_counts, conform, flagged
+from ..types import Json
+from . import commits as store
+from .commits import Commit, RunFolder
 
 FOOTER_BYTES = 32_768
 """Most that the header, provenance and statistics of a published file take."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from itertools import starmap
 
+from ..errors import TileFault
+from ..files import write_json
+from ..types import TilePlan
 from .config import RunConfig
 from .context import Line, strips_of
-from .errors import TileFault
-from .files import write_json
+from .finish import Each, is_published, publish
 from .lease import hold_lease
 from .plan import Plan, begin, count_here, earlier, settle_network, survey, warm_here
 from .progress import RunReport, Tally, Watch, quiet
-from .publish import Each, is_published, publish
 from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer_strip, kept_changing, next_attempt
-from .types import TilePlan
 
 
 def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:

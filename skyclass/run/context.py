@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .images.archive import open_archive
-from .images.atlas import AtlasArchive
-from .model.bundle import Bundle, load_bundle
-from .model.classifier import cached_classifier
-from .sky import Region
-from .sources.layouts import Catalog, open_catalog
-from .sources.partitions import nameless_positions
-from .store import RunFolder
-from .types import Classifier, Strip, Tile, TilePlan
+from ..images.archive import open_archive
+from ..images.atlas import AtlasArchive
+from ..model.bundle import Bundle, load_bundle
+from ..model.classifier import cached_classifier
+from ..sky import Region
+from ..sources.layouts import Catalog, open_catalog
+from ..sources.partitions import nameless_positions
+from ..types import Classifier, Strip, Tile, TilePlan
+from .commits import RunFolder
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 
+from ..errors import TileFault
+from ..model.classifier import load_classifier, set_threads
 from .config import RunConfig
 from .context import Line, strips_of
-from .errors import TileFault
-from .model.classifier import load_classifier, set_threads
 from .plan import Plan, count_here, survey, without_tile_lines
 
 PROBE_IMAGES = 256

@@ -16,10 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import ConfigError
-from .locations import is_storable, refuse_logins
-from .sky import Region, region_from_dict
-from .version import code_version
+from ..errors import ConfigError
+from ..locations import is_storable, refuse_logins
+from ..sky import Region, region_from_dict
+from ..version import code_version
 
 T = TypeVar("T")
 

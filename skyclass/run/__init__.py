@@ -1,0 +1,1 @@
+"""One run: its configuration, folder, plan, stages, commits, lease, progress and publication."""
