@@ -23,7 +23,7 @@ _HOME = {
     "connect": "engine.cluster",
     "classify": "engine.engine",
     "verify": "run.finish",
-    "open_catalog": "query",
+    "open_catalog": "catalog.query",
 }
 
 __all__ = [
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .catalog.query import open_catalog
     from .engine.cluster import connect
     from .engine.engine import classify
     from .errors import SkyclassError
-    from .query import open_catalog
     from .run.config import RunConfig
     from .run.finish import verify
     from .sky import Box, Cone, Pixels, Polygon

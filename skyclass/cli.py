@@ -24,7 +24,8 @@ from . import __version__
 from .engine.dask_config import load_dask
 from .errors import ConfigError, Interrupted, NotPublished, NotStarted, SkyclassError, TableWarning
 from .locations import refuse_logins
-from .run.config import RunConfig, read_toml, run_config
+from .run.config import RunConfig, run_config
+from .settings import read_toml
 from .signals import leave, was_stopped
 from .sky import Box, Cone, parse_angle
 from .text import printable, shell_command, table_text
@@ -443,7 +444,7 @@ def query(
 ) -> int:
     """Select rows of a class catalogue by position and condition; print or export them."""
     from .catalog.export import check_target, export_table
-    from .query import open_catalog
+    from .catalog.query import open_catalog
 
     with saying_what_is_there(catalogue):
         classes = open_catalog(catalogue)
@@ -473,7 +474,7 @@ def query(
 def shown(answer: pa.Table) -> str:
     """Return an answer as lines for a terminal."""
     from .catalog.export import plain_table
-    from .query import to_pandas
+    from .catalog.query import to_pandas
 
     return table_text(to_pandas(plain_table(answer)))
 

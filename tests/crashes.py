@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from skyclass.model.classifier import set_threads
-from skyclass.run.config import read_toml, run_config
+from skyclass.run.config import run_config
 from skyclass.run.pipeline import classify
+from skyclass.settings import read_toml
 
 CALLS = ("fsync", "link", "symlink", "replace", "rename", "unlink")
 """What a commit, a publication and a lease are made of; a kill between two of them is a kill at the later one."""

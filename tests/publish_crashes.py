@@ -13,7 +13,7 @@ from pathlib import Path
 
 from crashes import child
 
-from skyclass.query import open_catalog
+from skyclass.catalog.query import open_catalog
 from skyclass.run import commits as store
 from skyclass.run.commits import RunFolder
 from skyclass.run.finish import publish, verify

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from skyclass.query import open_catalog
+from skyclass.catalog.query import open_catalog
 from skyclass.run.config import RunConfig
 
 

@@ -13,9 +13,9 @@ from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS, Scenario, find
+from skyclass.catalog.query import open_catalog
 from skyclass.errors import ConfigError
 from skyclass.model.classifier import load_classifier
-from skyclass.query import open_catalog
 from skyclass.run import pipeline
 from skyclass.run.stages import cut_strip
 
@@ -141,5 +141,5 @@ def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     assert "`aten::mkldnn_convolution` [32, 256, 10, 10] * [256, 256, 3, 3]" in profiles.kernels(400, passes=1)
     found = profiles.profile_of_scale("fused", 2, 8)
-    assert "`drive` skyclass/engine.py" in profiles.top(found["driver"], 400)
+    assert "`drive` skyclass/engine/engine.py" in profiles.top(found["driver"], 400)
     assert "distributed/scheduler.py" in profiles.top(found["scheduler"], 400)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from skyclass.catalog.query import open_catalog
 from skyclass.cli import cli
 from skyclass.errors import ConfigError
-from skyclass.query import open_catalog
 from skyclass.types import Flag
 
 SHARED = Path(__file__).parents[2] / "shared"

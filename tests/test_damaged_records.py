@@ -24,9 +24,10 @@ from skyclass.run import commits as store
 from skyclass.run import lease as leases
 from skyclass.run import pipeline
 from skyclass.run.commits import RunFolder, committed, read_run
-from skyclass.run.config import RunConfig, read_toml, run_config
+from skyclass.run.config import RunConfig, run_config
 from skyclass.run.finish import verify
 from skyclass.run.lease import hold_lease
+from skyclass.settings import read_toml
 from skyclass.sources.layouts import open_catalog
 from skyclass.training.choose import dataset_config
 from skyclass.training.labels import labels_config

@@ -19,8 +19,8 @@ from astropy.table import Table
 from class_rows import make_run
 
 from skyclass.catalog.export import export_table
+from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
-from skyclass.query import ClassCatalog, open_catalog
 from skyclass.run.finish import publish
 from skyclass.schema import CLASS_SCHEMA, COLUMNS
 

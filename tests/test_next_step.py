@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from class_rows import FINGERPRINT, TILES, class_rows, make_run
 
+from skyclass.catalog.query import open_catalog
 from skyclass.cli import cli
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
-from skyclass.query import open_catalog
 from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
 from skyclass.run.config import RunConfig
 from skyclass.run.finish import publish

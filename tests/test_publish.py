@@ -26,9 +26,9 @@ from class_rows import TILES, class_rows, make_run
 
 from skyclass.catalog import versions
 from skyclass.catalog.manifest import Manifest, pixel_path, read_manifest, write_manifest
+from skyclass.catalog.query import open_catalog
 from skyclass.errors import LeaseLost, RowsLost, RunMismatch, StoreError
 from skyclass.files import parquet_bytes, sha256_of
-from skyclass.query import open_catalog
 from skyclass.run import commits as store
 from skyclass.run import finish as publishing
 from skyclass.run.commits import RunFolder

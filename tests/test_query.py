@@ -19,11 +19,11 @@ from astropy.io import fits
 from astropy.table import Table
 from class_rows import TILES, make_run
 
-from skyclass import query
 from skyclass.catalog import duckdb as duckdb_module
+from skyclass.catalog import query
 from skyclass.catalog.export import export_table
+from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
-from skyclass.query import ClassCatalog, open_catalog
 from skyclass.run.finish import publish
 from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky import Box, Cone, Pixels, Polygon

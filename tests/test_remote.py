@@ -34,6 +34,7 @@ from archiveserver import (
 )
 from distributed import WorkerPlugin
 
+from skyclass.catalog.query import open_catalog
 from skyclass.cli import cli
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
@@ -42,7 +43,6 @@ from skyclass.images import remote
 from skyclass.images.archive import open_archive
 from skyclass.images.atlas import names_near, ra_names_near
 from skyclass.images.identity import compare_records, file_record
-from skyclass.query import open_catalog
 from skyclass.run import pipeline
 from skyclass.run.commits import RunFolder, committed
 from skyclass.run.config import RunConfig, run_config

@@ -17,8 +17,8 @@ import pytest
 from class_rows import make_run
 
 from skyclass import report
+from skyclass.catalog.query import open_catalog
 from skyclass.errors import ConfigError, StoreError
-from skyclass.query import open_catalog
 from skyclass.report import (
     catalogue_statistics,
     catalogue_tables,

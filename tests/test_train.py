@@ -403,7 +403,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def toml_of(path: Path) -> dict[str, Any]:
-    from skyclass.run.config import read_toml
+    from skyclass.settings import read_toml
 
     return read_toml(path)
 

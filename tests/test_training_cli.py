@@ -20,10 +20,10 @@ from test_labels import TABLES, as_dict, expected_labels, write_catalog
 
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS
+from skyclass.catalog.query import open_catalog
 from skyclass.cli import cli
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
-from skyclass.query import open_catalog
 from skyclass.run import forecast
 from skyclass.run.config import RunConfig
 from skyclass.run.plan import count_here, survey

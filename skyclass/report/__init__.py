@@ -68,8 +68,8 @@ def write_html(folder: str | Path, out: str | Path | None = None, overwrite: boo
     `NotPublished` where there is neither.
     """
     from ..catalog.export import refuse_existing
+    from ..catalog.query import open_catalog
     from ..files import write_bytes
-    from ..query import open_catalog
 
     source = Path(folder)
     is_evaluation = (source / RESULTS).is_file()

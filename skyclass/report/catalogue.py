@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..query import ClassCatalog
+    from ..catalog.query import ClassCatalog
 
 MAGNITUDE_BIN = 0.5
 COLOUR_FRAME = {"w2-w3": (-1.5, 6.0, 0.1), "w1-w2": (-1.0, 2.5, 0.05)}

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .. import settings
 from ..errors import ArchiveError, CatalogError, ConfigError
 from ..files import sha256_of
 from ..images.archive import open_archive, require_usable_tile
 from ..images.atlas import AtlasArchive
 from ..locations import user_path
-from ..run import config
 from ..run.plan import content_digest
 from ..sources.assign import with_tiles
 from ..types import BANDS, CLASSES, Int64
@@ -115,7 +115,7 @@ def _problems(c: DatasetConfig) -> list[str]:
 
 def dataset_config(data: Mapping[str, Any]) -> DatasetConfig:
     """Return the configuration that a mapping (DATASET.toml) describes; all problems in one `ConfigError`."""
-    return config.build(DatasetConfig, data, "dataset")
+    return settings.build(DatasetConfig, data, "dataset")
 
 
 @dataclass(frozen=True)

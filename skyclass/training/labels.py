@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..errors import CatalogError, ConfigError, SkyclassError
 from ..files import replacing, write_json
-from ..run.config import build
 from ..schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
+from ..settings import build
 from ..sky import Box, Region, healpix, separation_deg, unit_vectors
 from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import read_partition

@@ -279,7 +279,7 @@ def main(report_fd: int, train_toml: str) -> int:
     report_life(report)
     sys.excepthook = crash_reporter(report)
     from ..errors import PeerLost, SkyclassError
-    from ..run.config import read_toml  # here, not above: torch takes long to import, and the signs of life come first
+    from ..settings import read_toml  # here, not above: torch takes long to import, and the signs of life come first
     from .recipe import train_config
     from .train import train
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import settings
 from ..errors import ConfigError
 from ..model.photometry import FEATURES
 from ..networks import INPUTS, NETWORKS
-from ..run import config
 from ..types import BANDS
 
 SIDES_PX = (32, 512)
@@ -161,7 +161,7 @@ def _problems(run: TrainConfig) -> Iterator[str]:
 def train_config(data: Mapping[str, Any]) -> TrainConfig:
     """Return the training run that a mapping (TRAIN.toml) describes; `ConfigError` tells all mistakes."""
     defaults = RECIPES.get(str(data.get("recipe", "paper")), {})
-    return config.build(TrainConfig, {**defaults, **data}, "training")
+    return settings.build(TrainConfig, {**defaults, **data}, "training")
 
 
 def rate_factor(run: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:

@@ -61,13 +61,13 @@ def preload() -> None:
     import pyarrow.dataset  # noqa: F401
     import torch
 
+    import skyclass.catalog.query
     import skyclass.cli
     import skyclass.engine.cluster
     import skyclass.images.export
     import skyclass.images.remote
     import skyclass.mock
     import skyclass.model.classifier
-    import skyclass.query
     import skyclass.report
     import skyclass.run.forecast
     import skyclass.run.lease

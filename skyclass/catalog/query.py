@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from .catalog.duckdb import connect, parquet_scan
-from .catalog.export import export_pieces
-from .catalog.manifest import CATALOG_ORDER, Manifest, PixelRecord, read_manifest
-from .catalog.sql import answering, check_condition, check_query, column_list, has_subquery, unreadable
-from .catalog.versions import find_catalog
-from .errors import ConfigError, StoreError
-from .schema import CLASS_SCHEMA, SORT_KEYS, UNCLASSIFIED
-from .sky import MAX_ORDER, Cone, Region
-from .types import Bool, Int64
+from ..errors import ConfigError, StoreError
+from ..schema import CLASS_SCHEMA, SORT_KEYS, UNCLASSIFIED
+from ..sky import MAX_ORDER, Cone, Region
+from ..types import Bool, Int64
+from .duckdb import connect, parquet_scan
+from .export import export_pieces
+from .manifest import CATALOG_ORDER, Manifest, PixelRecord, read_manifest
+from .sql import answering, check_condition, check_query, column_list, has_subquery, unreadable
+from .versions import find_catalog
 
 if TYPE_CHECKING:
     import duckdb
