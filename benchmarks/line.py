@@ -20,7 +20,7 @@ from skyclass.run.pipeline import classify_tile, finish
 from skyclass.run.plan import begin, count_here, survey
 from skyclass.run.progress import RunReport, Silent, Tally
 from skyclass.run.stages import cut_and_composite, open_tile, tile_sources
-from skyclass.sky import tile_pixels
+from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
 
 

@@ -51,7 +51,9 @@ def top(profile: pstats.Stats, rows: int) -> str:
     whole = sum(own for _, _, own, _, _ in stats.values())
     lines = ["| own time | with what it calls | calls | |", "|---:|---:|---:|---|"]
     for (file, _, name), (_, calls, own, cumulative, _) in sorted(stats.items(), key=lambda s: -s[1][2])[:rows]:
-        where = "/".join(Path(file).parts[-2:]) if file.endswith(".py") else ""
+        _, package, inside = file.rpartition("skyclass/")
+        short = package + inside if package else "/".join(Path(file).parts[-2:])
+        where = short if file.endswith(".py") else ""
         lines.append(f"| {own / whole:.1%} | {min(cumulative / whole, 1):.1%} | {calls:,} | `{name}` {where} |")
     return "\n".join(lines)
 

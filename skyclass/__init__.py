@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "RunConfig": "run.config",
-    "Cone": "sky",
-    "Box": "sky",
-    "Polygon": "sky",
-    "Pixels": "sky",
+    "Cone": "sky.regions",
+    "Box": "sky.regions",
+    "Polygon": "sky.regions",
+    "Pixels": "sky.regions",
     "Flag": "types",
     "BANDS": "types",
     "CLASSES": "types",
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .errors import SkyclassError
     from .run.config import RunConfig
     from .run.finish import verify
-    from .sky import Box, Cone, Pixels, Polygon
+    from .sky.regions import Box, Cone, Pixels, Polygon
     from .types import BANDS, CLASSES, Flag
 
 

@@ -27,7 +27,8 @@ from .locations import refuse_logins
 from .run.config import RunConfig, run_config
 from .settings import read_toml
 from .signals import leave, was_stopped
-from .sky import Box, Cone, parse_angle
+from .sky.healpix import parse_angle
+from .sky.regions import Box, Cone
 from .text import printable, shell_command, table_text
 from .types import BANDS, CLASSES, Flag
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from .errors import ConfigError
 from .locations import is_storable, refuse_logins
-from .sky import Region, region_from_dict
+from .sky.regions import Region, region_from_dict
 
 T = TypeVar("T")
 MOST_TOML_BYTES = 10**6

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
 from skyclass.schema import CLASS_SCHEMA
-from skyclass.sky import healpix29
+from skyclass.sky.healpix import healpix29
 from skyclass.types import CLASSES
 
 FINGERPRINT = {"model": "a1", "plan": "b2", "code": "0.1.0"}

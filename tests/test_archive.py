@@ -26,7 +26,7 @@ from skyclass.errors import ArchiveError, ConfigError, TileFault
 from skyclass.images.archive import LocalArchive, describe, open_archive
 from skyclass.images.header import AtlasImage, Refusal
 from skyclass.images.identity import FileRecord, compare_records, file_record, stamp_change
-from skyclass.sky import tile_pixels
+from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

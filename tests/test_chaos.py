@@ -47,7 +47,7 @@ from skyclass.run.commits import RunFolder
 from skyclass.run.config import RunConfig
 from skyclass.run.plan import begin, count_here, survey
 from skyclass.run.progress import quiet
-from skyclass.sky import Cone
+from skyclass.sky.regions import Cone
 from skyclass.training.calibration import fields_of
 from skyclass.types import Flag, Strip
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from skyclass.images.archive import open_archive
 from skyclass.images.cutouts import cut, row_span
-from skyclass.sky import tile_pixels
+from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Flag, Tile
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -30,7 +30,8 @@ from skyclass.images.cutouts import cut
 from skyclass.mock import write_mock
 from skyclass.model.bundle import Cut
 from skyclass.schema import SOURCE_SCHEMA
-from skyclass.sky import healpix, separation_deg, tile_pixels
+from skyclass.sky.healpix import healpix, separation_deg
+from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.training import choose, cutting, splits
 from skyclass.training import dataset as module
 from skyclass.training.choose import DatasetConfig, dataset_config

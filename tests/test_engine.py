@@ -25,7 +25,7 @@ from skyclass.run.config import RunConfig
 from skyclass.run.context import Line
 from skyclass.run.plan import count_here, survey
 from skyclass.run.progress import quiet
-from skyclass.sky import Cone
+from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip
 
 

@@ -23,7 +23,7 @@ from skyclass.images.cutouts import cut, parts_of
 from skyclass.images.identity import file_record
 from skyclass.run import pipeline
 from skyclass.run.progress import quiet
-from skyclass.sky import tile_pixels
+from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Flag
 
 BANDS = ("w1", "w2", "w3")

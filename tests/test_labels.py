@@ -28,7 +28,8 @@ from skyserver import (
 )
 
 from skyclass.errors import CatalogError, ConfigError, SkyclassError
-from skyclass.sky import Box, healpix, separation_deg
+from skyclass.sky.healpix import healpix, separation_deg
+from skyclass.sky.regions import Box
 from skyclass.sources.layouts import open_catalog
 from skyclass.training import services as module
 from skyclass.training.labels import (

@@ -24,7 +24,8 @@ from skyclass.mock.grid import BandFacts, grid, header_bytes, nearest_tiles, til
 from skyclass.mock.measure import image_scatter, lower_scatter, photometry
 from skyclass.mock.population import CLASS_OF_SUBTYPE, COLOURS, SUBTYPES, class_fractions, draw
 from skyclass.mock.render import light_image, render
-from skyclass.sky import edge_distance_px, healpix, separation_deg, tile_pixels, unit_vectors
+from skyclass.sky.healpix import healpix, separation_deg, unit_vectors
+from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
 from skyclass.types import CLASSES, Tile
 
 SHARED = Path(__file__).parents[2] / "shared"

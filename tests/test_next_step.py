@@ -19,7 +19,7 @@ from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_o
 from skyclass.run.config import RunConfig
 from skyclass.run.finish import publish
 from skyclass.run.next_step import classify_command
-from skyclass.sky import Box, Cone
+from skyclass.sky.regions import Box, Cone
 
 VERBS = ("verify", "query", "report")
 

@@ -26,7 +26,8 @@ from skyclass.errors import ArchiveError, CatalogError, Interrupted
 from skyclass.run import pipeline
 from skyclass.run.plan import count_here, survey
 from skyclass.schema import bad_bits, bad_value_counts
-from skyclass.sky import Pixels, healpix
+from skyclass.sky.healpix import healpix
+from skyclass.sky.regions import Pixels
 from skyclass.sources.assign import assign_tiles
 from skyclass.sources.layouts import open_catalog
 from skyclass.sources.names import tile_name

@@ -34,7 +34,7 @@ from skyclass.run import finish as publishing
 from skyclass.run.commits import RunFolder
 from skyclass.run.finish import publish, verify
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
-from skyclass.sky import healpix
+from skyclass.sky.healpix import healpix
 
 
 @pytest.fixture(scope="module")

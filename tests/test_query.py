@@ -26,7 +26,7 @@ from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
 from skyclass.run.finish import publish
 from skyclass.schema import CLASS_SCHEMA, class_counts
-from skyclass.sky import Box, Cone, Pixels, Polygon
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 
 
 @pytest.fixture(scope="module")

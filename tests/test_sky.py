@@ -13,22 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyclass.errors import ConfigError
-from skyclass.sky import (
-    Box,
-    Cone,
-    Pixels,
-    Polygon,
-    Region,
-    edge_distance_px,
-    healpix,
-    healpix29,
-    parse_angle,
-    pixel_centres,
-    pixel_radius_deg,
-    region_from_dict,
-    separation_deg,
-    tile_pixels,
-)
+from skyclass.sky.healpix import healpix, healpix29, parse_angle, pixel_centres, pixel_radius_deg, separation_deg
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region, region_from_dict
+from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
 from skyclass.types import Tile
 
 SHARED = Path(__file__).parents[2] / "shared"

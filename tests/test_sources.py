@@ -17,7 +17,8 @@ from astropy.table import Table
 
 from skyclass.errors import CatalogError
 from skyclass.schema import SOURCE_SCHEMA
-from skyclass.sky import Box, Cone, Pixels, healpix, separation_deg
+from skyclass.sky.healpix import healpix, separation_deg
+from skyclass.sky.regions import Box, Cone, Pixels
 from skyclass.sources.assign import assign_tiles
 from skyclass.sources.layouts import Catalog, gaps, open_catalog, select
 from skyclass.sources.partitions import COUNT_SCHEMA, count_tiles, read_partition, to_dask

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from skyclass.errors import CatalogError, TableWarning
 from skyclass.schema import SOURCE_SCHEMA
-from skyclass.sky import Cone
+from skyclass.sky.regions import Cone
 from skyclass.sources import tablefile
 from skyclass.sources.layouts import open_catalog
 from skyclass.sources.partitions import read_partition

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ..files import parquet_bytes
 from ..schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY
-from ..sky import MAX_ORDER
+from ..sky.healpix import MAX_ORDER
 from ..types import Flag
 from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import StoreError
 from ..files import read_json, write_json
-from ..sky import MAX_ORDER
+from ..sky.healpix import MAX_ORDER
 from ..types import Json
 
 CATALOG_ORDER = 5

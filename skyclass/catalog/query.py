@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigError, StoreError
 from ..schema import CLASS_SCHEMA, SORT_KEYS, UNCLASSIFIED
-from ..sky import MAX_ORDER, Cone, Region
+from ..sky.healpix import MAX_ORDER
+from ..sky.regions import Cone, Region
 from ..types import Bool, Int64
 from .duckdb import connect, parquet_scan
 from .export import export_pieces

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import TileFault
-from ..sky import healpix, pixel_centres, pixel_radius_deg, unit_vectors
+from ..sky.healpix import healpix, pixel_centres, pixel_radius_deg, unit_vectors
 from ..types import BANDS, Archive, Float32, Float64, Tile
 from .header import TILE_NAME, AtlasImage, Refusal
 

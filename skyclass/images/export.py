@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from ..errors import ConfigError, TileFault
 from ..files import replacing
-from ..sky import parse_angle, tile_pixels
+from ..sky.healpix import parse_angle
+from ..sky.tile_wcs import tile_pixels
 from ..sources.assign import with_tiles
 from ..sources.layouts import open_catalog
 from ..sources.partitions import read_partition

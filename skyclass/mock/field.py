@@ -15,9 +15,11 @@ import numpy as np
 from astropy_healpix import healpix_to_lonlat
 from scipy.spatial import cKDTree
 
-from skyclass.sky import Cone, edge_distance_px, pixel_centres, separation_deg, tile_pixels
 from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
 
+from ..sky.healpix import pixel_centres, separation_deg
+from ..sky.regions import Cone
+from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .conditions import expected_flux_sigma
 from .grid import ZERO_POINT_MAG
 from .population import BALANCED_SLOPE, COUNT_SLOPE, Draw, Mix, counts_per_deg2, draw

@@ -14,8 +14,9 @@ import numpy as np
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 
-from skyclass.sky import separation_deg
 from skyclass.types import PIXEL_SCALE_ARCSEC, Tile
+
+from ..sky.healpix import separation_deg
 
 FULL_SIZE_PX = 4095
 ROW_STEP_DEG = 5452 / 3600

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.special import gammaincinv
 
-from skyclass.sky import tile_pixels
 from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Float64, Tile
 
+from ..sky.tile_wcs import tile_pixels
 from .conditions import BandSky, coverage_axes
 from .field import Sources
 from .grid import FULL_SIZE_PX, ZERO_POINT_MAG

@@ -17,9 +17,10 @@ from scipy.spatial import cKDTree
 
 from skyclass import __version__
 from skyclass.errors import ConfigError
-from skyclass.sky import edge_distance_px, healpix, separation_deg, tile_pixels, unit_vectors
 from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
 
+from ..sky.healpix import healpix, separation_deg, unit_vectors
+from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .conditions import BandSky, band_sky
 from .field import (
     BORDER_PX,

@@ -258,7 +258,7 @@ def all_sky_figure(sky: Json, words: str = "") -> Figure:
     """Return maps of the whole sky, Mollweide, RA growing to the left from 180 at the rim: sources by pixel."""
     from matplotlib.colors import LogNorm
 
-    from ..sky import pixel_centres
+    from ..sky.healpix import pixel_centres
 
     title = f"Sources by HEALPix pixel of order {sky['order']}, RA 0 in the middle and growing to the left"
     figure = new_figure(10.5, 5.2, title, words)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..locations import refuse_logins
 from ..settings import build
-from ..sky import Region
+from ..sky.regions import Region
 from ..version import code_version
 
 

@@ -12,7 +12,7 @@ from ..images.archive import open_archive
 from ..images.atlas import AtlasArchive
 from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import cached_classifier
-from ..sky import Region
+from ..sky.regions import Region
 from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import nameless_positions
 from ..types import Classifier, Strip, Tile, TilePlan

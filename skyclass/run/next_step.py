@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import CatalogError, NotPublished
-from ..sky import Cone
+from ..sky.regions import Cone
 from ..sources.layouts import open_catalog
 from ..text import shell_command
 from .commits import RunFolder, committed, expected_rows, read_run

@@ -32,7 +32,7 @@ from ..locations import user_path
 from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import cuda_is_there, resolve_device, resolve_precision
 from ..model.photometry import columns_of
-from ..sky import in_words
+from ..sky.regions import in_words
 from ..sources.assign import with_tiles
 from ..sources.footers import PartitionDigest
 from ..sources.layouts import Catalog, gaps, open_catalog

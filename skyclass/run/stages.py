@@ -22,7 +22,8 @@ from ..images.records import record_files, replaced_fault
 from ..model.photometry import features
 from ..model.probabilities import is_distribution
 from ..schema import CLASS_SCHEMA, bad_bits, bad_value_counts
-from ..sky import healpix29, tile_pixels
+from ..sky.healpix import healpix29
+from ..sky.tile_wcs import tile_pixels
 from ..sources.footers import unchanged
 from ..sources.partitions import count_tiles, read_partition
 from ..types import (

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from ..errors import ArchiveError
-from ..sky import edge_distance_px, separation_deg, tile_pixels, tile_wcs, unit_vectors
+from ..sky.healpix import separation_deg, unit_vectors
+from ..sky.tile_wcs import edge_distance_px, tile_pixels, tile_wcs
 from ..types import Float64, Int64, Tile
 from .names import name_problem, nameless
 from .tables import with_column

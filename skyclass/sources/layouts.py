@@ -26,7 +26,7 @@ import pyarrow.dataset as ds
 from ..errors import CatalogError
 from ..locations import refuse_logins, user_path, without_secrets
 from ..schema import CATALOG_COLUMNS, INPUT_COLUMNS, SOURCE_SCHEMA
-from ..sky import Region
+from ..sky.regions import Region
 from .listing import (
     ANYWHERE,
     PARQUET,

@@ -22,7 +22,7 @@ from ..schema import (
     conform_sources,
     without_dictionary,
 )
-from ..sky import Region
+from ..sky.regions import Region
 from ..types import NO_TILE, Float64, Tile
 from .assign import assign_tiles
 from .identifiers import IDENTIFIERS, identifiers

@@ -26,7 +26,7 @@ from ..images.archive import open_archive
 from ..images.atlas import AtlasArchive
 from ..images.composite import ATLAS_ZERO_POINT_MAG, flux_scale
 from ..images.cutouts import cut
-from ..sky import tile_pixels
+from ..sky.tile_wcs import tile_pixels
 from ..types import Flag, Float32, Float64, Int32, Int64, Tile
 
 STRIP_SOURCES = 2048

@@ -23,7 +23,8 @@ from scipy.spatial import cKDTree
 from ..errors import CatalogError, ConfigError
 from ..locations import user_path
 from ..schema import SOURCE_SCHEMA
-from ..sky import Pixels, healpix, separation_deg, unit_vectors
+from ..sky.healpix import healpix, separation_deg, unit_vectors
+from ..sky.regions import Pixels
 from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import read_partition
 from ..sources.tables import read_table, standardise

@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 
 from ..errors import SkyclassError
 from ..schema import PHYSICAL_RANGES, SOURCE_SCHEMA
-from ..sky import Box
+from ..sky.regions import Box
 
 if TYPE_CHECKING:
     from requests import Response

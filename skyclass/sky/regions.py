@@ -1,79 +1,28 @@
-"""Geometry of the sky: HEALPix, angles, regions, and where a source falls on a tile. Pure, batched.
-
-Angles are degrees unless a name says otherwise; positions are ICRS (J2000); HEALPix is NESTED.
-"""
+"""Regions of the sky: which positions are inside, and which HEALPix pixels cover them. Pure, batched."""
 
 from __future__ import annotations
 
 import inspect
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-from astropy import units as u
-from astropy.wcs import WCS
-from astropy_healpix import healpix_to_lonlat, lonlat_to_healpix
 from numpy.typing import ArrayLike
 
-from .errors import ConfigError
-from .types import Bool, Float64, Int64, Tile
-
-MAX_ORDER = 29
-"""Deepest HEALPix order that fits an int64 (Gorski et al. 2005, ApJ 622, 759)."""
-
-ROUNDING_DEG = 1e-9
-"""Slack of the cover: far above the rounding of a double, far below any pixel we ask for."""
-
-_UNITS_IN_DEG = {
-    "": 1.0, "d": 1.0, "deg": 1.0, "degree": 1.0, "degrees": 1.0,
-    "arcmin": 1 / 60, "arcminute": 1 / 60, "arcminutes": 1 / 60,
-    "arcsec": 1 / 3600, "arcsecond": 1 / 3600, "arcseconds": 1 / 3600,
-    "mas": 1 / 3.6e6, "rad": 180 / math.pi,
-}  # fmt: skip
-
-
-# --- HEALPix ---------------------------------------------------------------------------------------
-
-
-def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
-    """Return the NESTED HEALPix pixel of each position at `order` (0..29), int64, shape of the input.
-
-    Positions must be finite and dec within [-90, 90]; RA is taken modulo 360.
-    """
-    ra, dec = np.asarray(ra_deg, np.float64), np.asarray(dec_deg, np.float64)
-    # Twice, because the remainder of a tiny negative RA rounds to 360 itself.
-    lon = np.mod(np.mod(ra, 360.0), 360.0)
-    pixels = lonlat_to_healpix(lon * u.deg, dec * u.deg, 2**order, order="nested")
-    return cast(Int64, np.asarray(pixels, np.int64))
-
-
-def healpix29(ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
-    """Return the NESTED order-29 pixel of each position: the column `_healpix_29` of HATS (IVOA note).
-
-    Equal to the index of `hats` but for positions exactly on a pixel border, where either side is right.
-    """
-    return healpix(MAX_ORDER, ra_deg, dec_deg)
-
-
-def pixel_centres(order: int, pixels: ArrayLike) -> tuple[Float64, Float64]:
-    """Return (ra, dec) in degrees of the centres of NESTED pixels."""
-    lon, lat = healpix_to_lonlat(np.asarray(pixels, np.int64), 2**order, order="nested")
-    return np.asarray(lon.to_value(u.deg), np.float64), np.asarray(lat.to_value(u.deg), np.float64)
-
-
-def pixel_radius_deg(order: int) -> float:
-    """Return the largest distance from a pixel's centre to its corners, over all pixels of an order.
-
-    The worst pixel touches the latitude z = 2/3 where polar cap and belt meet (Gorski et al. 2005).
-    """
-    nside = 2**order
-    z_corner = 1 - (1 - 1 / nside) ** 2 / 3
-    dec = np.degrees(np.arcsin([2 / 3, z_corner]))
-    return float(separation_deg(45.0 / nside, dec[0], 0.0, dec[1])) + ROUNDING_DEG
-
+from ..errors import ConfigError
+from ..types import Bool, Float64, Int64
+from .healpix import (
+    MAX_ORDER,
+    ROUNDING_DEG,
+    checked_number,
+    healpix,
+    parse_angle,
+    pixel_centres,
+    pixel_radius_deg,
+    separation_deg,
+    unit_vectors,
+)
 
 REFINED_PIXELS = 64
 """A cover of at most so many pixels is made tighter by looking three orders deeper."""
@@ -93,59 +42,10 @@ def _descend(order: int, touches: Callable[[Float64, Float64, float], Bool]) -> 
     return np.unique(pixels >> (2 * (depth - order)))
 
 
-# --- angles ----------------------------------------------------------------------------------------
-
-
-def separation_deg(ra1: ArrayLike, dec1: ArrayLike, ra2: ArrayLike, dec2: ArrayLike) -> Float64:
-    """Return the great-circle distance in degrees; broadcasts. Exact at all distances (Vincenty 1975)."""
-    lon1, lat1, lon2, lat2 = (np.radians(np.asarray(a, np.float64)) for a in (ra1, dec1, ra2, dec2))
-    dlon = lon2 - lon1
-    east = np.cos(lat2) * np.sin(dlon)
-    north = np.cos(lat1) * np.sin(lat2) - np.sin(lat1) * np.cos(lat2) * np.cos(dlon)
-    along = np.sin(lat1) * np.sin(lat2) + np.cos(lat1) * np.cos(lat2) * np.cos(dlon)
-    return cast(Float64, np.degrees(np.arctan2(np.hypot(east, north), along)))
-
-
-def parse_angle(angle: str | float) -> float:
-    """Return an angle in degrees from "30arcmin", "2deg", "50arcsec", "0.5" or a bare number (degrees)."""
-    match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", str(angle))
-    factor = _UNITS_IN_DEG.get(match[2].lower()) if match else None
-    try:
-        value = float(match[1]) * factor if match and factor is not None else math.nan
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(
-            f"angle {angle!r} is not understood: write a number of degrees or add a unit, "
-            "one of deg, arcmin, arcsec, mas, rad (for example '30arcmin')"
-        )
-    return value
-
-
-def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> Float64:
-    """Return unit vectors (..., 3) of positions in degrees."""
-    lon, lat = np.radians(np.asarray(ra, np.float64)), np.radians(np.asarray(dec, np.float64))
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
-
-
-def _number(value: object, what: str, low: float, high: float) -> float:
-    """Return `value` as a float within [low, high], or raise a `ConfigError` naming it."""
-    try:
-        number = float(cast(Any, value))
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not low <= number <= high:
-        raise ConfigError(f"{what} is {value!r}: it must be a number of degrees from {low:g} to {high:g}")
-    return number
-
-
 def _set(region: object, **values: object) -> None:
     """Set fields of a frozen dataclass while it is being made."""
     for name, value in values.items():
         object.__setattr__(region, name, value)
-
-
-# --- regions ---------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -182,7 +82,7 @@ class Cone:
     radius_deg: float = field(init=False)
 
     def __post_init__(self, radius: str | float) -> None:
-        ra, dec = _number(self.ra, "cone ra", -360, 360), _number(self.dec, "cone dec", -90, 90)
+        ra, dec = checked_number(self.ra, "cone ra", -360, 360), checked_number(self.dec, "cone dec", -90, 90)
         radius_deg = parse_angle(radius)
         if not 0 < radius_deg <= 180:
             raise ConfigError(f"cone radius is {radius!r}: it must be above 0 and at most 180 degrees")
@@ -214,8 +114,8 @@ class Box:
     dec_max: float
 
     def __post_init__(self) -> None:
-        ras = {name: _number(getattr(self, name), f"box {name}", -360, 360) for name in ("ra_min", "ra_max")}
-        decs = {name: _number(getattr(self, name), f"box {name}", -90, 90) for name in ("dec_min", "dec_max")}
+        ras = {name: checked_number(getattr(self, name), f"box {name}", -360, 360) for name in ("ra_min", "ra_max")}
+        decs = {name: checked_number(getattr(self, name), f"box {name}", -90, 90) for name in ("dec_min", "dec_max")}
         _set(self, **ras, **decs)
         if self.dec_min >= self.dec_max:
             limits = f"dec_min {self.dec_min:g} and dec_max {self.dec_max:g}"
@@ -269,7 +169,8 @@ class Polygon:
         if any(len(pair) != 2 for pair in pairs):
             raise ConfigError(f"polygon vertices must be (ra, dec) pairs in degrees, got {self.vertices!r}")
         vertices = tuple(
-            (_number(ra, "polygon ra", -360, 360), _number(dec, "polygon dec", -90, 90)) for ra, dec in pairs
+            (checked_number(ra, "polygon ra", -360, 360), checked_number(dec, "polygon dec", -90, 90))
+            for ra, dec in pairs
         )
         _set(self, vertices=vertices[:-1] if len(vertices) > 3 and vertices[0] == vertices[-1] else vertices)
         if len(set(self.vertices)) < 3:
@@ -335,7 +236,7 @@ class Pixels:
     pixels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        order = int(_number(self.order, "pixels order", 0, MAX_ORDER))
+        order = int(checked_number(self.order, "pixels order", 0, MAX_ORDER))
         values = tuple(sorted({int(pixel) for pixel in self.pixels}))
         if not values or values[0] < 0 or values[-1] >= 12 * 4**order:
             raise ConfigError(
@@ -393,43 +294,3 @@ def _edge_separation_deg(corners: Float64, points: Float64) -> Float64:
             to_circle = np.degrees(np.arcsin(np.minimum(np.abs(points @ normal), 1)))
             best = np.where(over_edge, np.minimum(best, to_circle), best)
     return best
-
-
-# --- tiles -----------------------------------------------------------------------------------------
-
-
-def tile_wcs(tile: Tile) -> WCS:
-    """Return the astropy WCS of a tile, built from its numbers: SIN, north up, no distortion."""
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
-    wcs.wcs.cunit = ["deg", "deg"]
-    wcs.wcs.crval = tile.crval_deg
-    wcs.wcs.crpix = tile.crpix
-    wcs.wcs.cdelt = tile.cdelt_deg
-    return wcs
-
-
-def tile_pixels(tile: Tile, ra: ArrayLike, dec: ArrayLike) -> tuple[Float64, Float64]:
-    """Return 1-based FITS pixels (x, y) of positions on a tile: the catalogue's `wx`, `wy`.
-
-    NaN where the position is not finite or lies on the far side of the sky, which SIN cannot show.
-    """
-    ra, dec = np.atleast_1d(np.asarray(ra, np.float64)), np.atleast_1d(np.asarray(dec, np.float64))
-    pixels = np.full((len(ra), 2), np.nan)
-    near = separation_deg(*tile.crval_deg, ra, dec) < 89.0
-    if near.any():
-        pixels[near] = tile_wcs(tile).wcs_world2pix(np.column_stack([ra[near], dec[near]]), 1)
-    return pixels[:, 0], pixels[:, 1]
-
-
-def edge_distance_px(tile: Tile, x: ArrayLike, y: ArrayLike) -> Float64:
-    """Return the distance in pixels to the closest tile edge: negative outside, -inf where x or y is NaN.
-
-    The edge is the outer border of the outermost pixels, 0.5 and N + 0.5 in FITS pixels. A source
-    belongs to the tile where this is largest (AllWISE Explanatory Supplement, V.4).
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    rows, columns = tile.shape
-    margins: Sequence[Float64] = (x - 0.5, columns + 0.5 - x, y - 0.5, rows + 0.5 - y)
-    inside = np.minimum(np.minimum(margins[0], margins[1]), np.minimum(margins[2], margins[3]))
-    return cast(Float64, np.where(np.isnan(inside), -np.inf, inside))
