@@ -12,7 +12,7 @@ def main() -> None:
         stop_on_signals()
         if os.path.expanduser("~") == "~":  # astropy and Dask cannot be imported then
             leave(f"HOME is not set and uid {os.getuid()} has no passwd entry: set HOME", ConfigError.exit_code)
-        from .cli import main as run_command
+        from .cli.main import main as run_command
     except KeyboardInterrupt:
         leave(NOT_BEGUN)
     run_command()

@@ -42,7 +42,7 @@ ONE_ROOM = {
     "dask_cuda": {"engine"},
     "distributed": {
         "engine",
-        "cli.py",
+        "cli",
         "training",
     },  # training: the ranks of each node
     "astropy.io.fits": {"images", "sources", "catalog"},

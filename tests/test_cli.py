@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skyclass.catalog.query import open_catalog
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.errors import ConfigError
 from skyclass.types import Flag
 

@@ -296,7 +296,7 @@ def test_what_fails_while_a_cluster_closes_is_only_logged(error, monkeypatch, ca
 
 
 def test_an_error_without_words_is_named(tmp_path):
-    code = "from skyclass import cli\ndef fail(**_): raise TimeoutError\ncli.cli = fail\ncli.main()"
+    code = "from skyclass.cli import main as cli\ndef fail(**_): raise TimeoutError\ncli.cli = fail\ncli.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "skyclass: TimeoutError()\n")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from class_rows import make_run
 
-from skyclass.cli import parse_cone
+from skyclass.cli.parameters import parse_cone
 from skyclass.errors import ConfigError, StoreError
 from skyclass.images.archive import open_archive
 from skyclass.images.export import parse_size
@@ -172,7 +172,9 @@ def test_a_run_goes_on_with_a_damaged_journal(run: RunConfig) -> None:
 AS_ANOTHER_USER = """
 import os, sys
 import duckdb, pandas
-from skyclass import cli, lease, publish, query, store
+from skyclass.catalog import query
+from skyclass.cli import main as cli
+from skyclass.run import commits, finish, lease
 duckdb.sql("select 1").df()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.argv = ["skyclass", *sys.argv[1:]]

@@ -64,7 +64,8 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
 
 
 SKEWED = """
-from skyclass import version, workers
+from skyclass import version
+from skyclass.engine import workers
 version.versions = lambda own=version.versions: own() | {"numpy": "1.0", "skyclass": "0.0.9+00000000"}
 workers.versions = version.versions
 """

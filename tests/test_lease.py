@@ -23,7 +23,7 @@ from skyclass.run.lease import hold_lease, newest_epoch
 
 DRIVER = """
     import sys, time
-    from skyclass import lease
+    from skyclass.run import lease
     from skyclass.errors import LeaseLost
     from skyclass.run.commits import RunFolder
     lease.BEAT_S = 0.1
@@ -189,7 +189,7 @@ def test_two_drivers_in_one_container_with_the_proc_of_the_host(folder: RunFolde
     """There /proc shows other processes under the same numbers."""
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
         pytest.skip("unshare --pid is not allowed here")
-    second = "from skyclass import lease\nfrom skyclass.run.commits import RunFolder\nlease.BEAT_S = 0.1\n"
+    second = "from skyclass.run import lease\nfrom skyclass.run.commits import RunFolder\nlease.BEAT_S = 0.1\n"
     second += f"with lease.hold_lease(RunFolder({str(folder.path)!r})): print('taken')\n"
     first = shlex.join([sys.executable, "-c", textwrap.dedent(DRIVER), str(folder.path)])
     script = f"{first} & read line < {folder.path}.holds; {shlex.join([sys.executable, '-c', second])}; kill $!"
@@ -210,7 +210,8 @@ def test_a_pipe_or_device_in_the_run_folder_blocks_nobody(tmp_path: Path, name: 
     make(path)
     code = """
         import sys
-        from skyclass import lease, store
+        from skyclass.run import commits as store
+        from skyclass.run import lease
         from skyclass.errors import StoreError
         from skyclass.files import write_json
         lease.SILENT_S = 1.0

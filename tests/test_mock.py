@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from scipy.optimize import curve_fit
 from scipy.spatial import cKDTree
 
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.errors import ConfigError
 from skyclass.mock import write_mock
 from skyclass.mock.conditions import band_sky

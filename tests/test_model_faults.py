@@ -17,7 +17,7 @@ from runs import rows_of
 from test_bundle import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 from test_networks import lived_in
 
-from skyclass import cli
+from skyclass.cli import main as cli
 from skyclass.engine.cluster import connect
 from skyclass.engine.engine import classify as classify_on_dask
 from skyclass.errors import BundleError

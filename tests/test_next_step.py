@@ -13,7 +13,7 @@ import pytest
 from class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 from skyclass.catalog.query import open_catalog
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
 from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
 from skyclass.run.config import RunConfig

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from faults import Chaos
 from runs import rows_of, run_on
 
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.errors import ArchiveError, CatalogError, Interrupted
 from skyclass.run import pipeline
 from skyclass.run.plan import count_here, survey

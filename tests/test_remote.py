@@ -35,7 +35,7 @@ from archiveserver import (
 from distributed import WorkerPlugin
 
 from skyclass.catalog.query import open_catalog
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault

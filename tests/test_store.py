@@ -154,7 +154,7 @@ def test_a_kill_at_any_step_loses_nothing(folder: RunFolder, step: str, done: in
         f"""
         import os, signal, sys
         from class_rows import class_rows
-        from skyclass import store
+        from skyclass.run import commits as store
         {step} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
         store.commit_tile(store.RunFolder(sys.argv[1]), "{TILE}", class_rows("{TILE}", 50, 150, 1.5))
         """,

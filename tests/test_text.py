@@ -97,7 +97,7 @@ def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> No
 
 def test_warnings_are_printable(tmp_path: Path) -> None:
     code = (
-        "import logging; from skyclass.cli import print_any_character; print_any_character();"
+        "import logging; from skyclass.cli.main import print_any_character; print_any_character();"
         "logging.getLogger('skyclass.run.plan').warning('%s is odd', 'x\\x1b[2J\\ny');"
         "import astropy, warnings;"
         "warnings.warn_explicit('card \\x1b[2J', UserWarning, 'card.py', 1, module='astropy.io.fits.card')"

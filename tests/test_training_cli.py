@@ -21,7 +21,7 @@ from test_labels import TABLES, as_dict, expected_labels, write_catalog
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS
 from skyclass.catalog.query import open_catalog
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
 from skyclass.run import forecast

@@ -15,7 +15,7 @@ from astropy.table import Table
 from click.testing import CliRunner
 from runs import rows_of
 
-from skyclass.cli import cli
+from skyclass.cli.main import cli
 from skyclass.run import pipeline
 from skyclass.schema import PHYSICAL_RANGES, SOURCE_SCHEMA, bad_value_counts, conform_sources, without_bad_values
 from skyclass.sources.tables import standardise_table

@@ -62,7 +62,7 @@ def preload() -> None:
     import torch
 
     import skyclass.catalog.query
-    import skyclass.cli
+    import skyclass.cli.main
     import skyclass.engine.cluster
     import skyclass.images.export
     import skyclass.images.remote
@@ -193,7 +193,7 @@ def redirect(folder: Path) -> None:
 
 def command_line(words: Words) -> int:
     """Return the exit code of the command line."""
-    from skyclass import cli
+    from skyclass.cli import main as cli
 
     sys.argv = ["skyclass", *words]
     try:

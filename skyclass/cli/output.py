@@ -1,0 +1,27 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from ..errors import NotPublished
+from ..text import printable
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines, whatever the ids and file names in them hold."""
+    click.echo("\n".join(map(printable, lines)), err=err)
+
+
+@contextmanager
+def saying_what_is_there(path: str) -> Iterator[None]:
+    """Turn `NotPublished` into one that says what is at a path, and which command makes a class catalogue of it."""
+    try:
+        yield
+    except NotPublished as error:
+        from ..run.next_step import not_published
+
+        raise not_published(path, error) from error
