@@ -14,7 +14,7 @@ from itertools import chain
 from . import __version__
 
 PACKAGE = __package__
-ROW_ROOTS = ("stages",)
+ROW_ROOTS = ("run.stages",)
 """The modules whose functions count, cut, infer and commit. What they import, directly or not, decides rows."""
 ROW_LIBRARIES = ("numpy", "pyarrow", "astropy", "torch", "dask", "distributed")
 
@@ -37,10 +37,13 @@ def versions() -> dict[str, str]:
 def row_sources(roots: Iterable[str] = ROW_ROOTS) -> dict[str, bytes]:
     """Return module -> source of the import closure of `roots` within this package, with imports inside functions.
 
-    Nothing is imported. Blocks under `if TYPE_CHECKING:` are left out, because they never run.
+    Nothing is imported. Blocks under `if TYPE_CHECKING:` are left out, because they never run. Raises
+    `ModuleNotFoundError` for a root that is no module.
     """
     sources: dict[str, bytes] = {}
     waiting = [f"{PACKAGE}.{root}" for root in roots]
+    if absent := [root for root in waiting if not _source_file(root)]:
+        raise ModuleNotFoundError(f"no module {', '.join(absent)}")
     while waiting:
         name = waiting.pop()
         file = None if name in sources else _source_file(name)

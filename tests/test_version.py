@@ -74,16 +74,21 @@ def test_what_is_loaded_while_a_tile_is_classified_is_in_the_closure(sky, bundle
 
 def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_is_not(copy: Path) -> None:
     assert version_of(copy.parent) == code_version()
-    edit(copy / "progress.py", "mend what the reasons say", "mend whatever the reasons say")
-    edit(copy / "cli.py", "nothing was left to do", "nothing is left to do")
+    edit(copy / "run" / "progress.py", "mend what the reasons say", "mend whatever the reasons say")
+    edit(copy / "cli" / "run.py", "nothing was left to do", "nothing is left to do")
     (copy / "unused.py").write_text("x = 1\n")
     assert version_of(copy.parent) == code_version()
     seen = {code_version()}
-    changes = {"schema.py": "def conform(", "store.py": "def commit_tile(", "sources/tables.py": "def read_table("}
+    changes = {"schema.py": "def conform(", "run/commits.py": "def commit_tile(", "sources/tables.py": "def read_table("}
     for module, old in changes.items():
         edit(copy / module, old, f"# another comment\n{old}")
         seen.add(version_of(copy.parent))
     assert len(seen) == 4
+
+
+def test_a_root_that_is_no_module_is_an_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no module skyclass.stages"):
+        row_sources(("stages",))
 
 
 def test_the_version_is_the_same_from_an_archive(copy: Path, tmp_path: Path) -> None:
