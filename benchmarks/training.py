@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from skyclass.images.composite import ATLAS_ZERO_POINT_MAG, composite
 from skyclass.model.bundle import Cut
 from skyclass.model.classifier import resolve_device, set_threads
-from skyclass.training.dataset import Dataset
-from skyclass.training.job import Job, Position, composite_settings, prepare
-from skyclass.training.journal import Asked, Journal
-from skyclass.training.parallel import Group
-from skyclass.training.recipe import train_config
-from skyclass.training.train import train_epoch
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.fit.ddp import Group
+from skyclass.training.fit.job import Job, Position, composite_settings, prepare
+from skyclass.training.fit.log import Asked, Journal
+from skyclass.training.fit.recipe import train_config
+from skyclass.training.fit.train import train_epoch
 
 from .measure import commit, cores, cpu_model
 

@@ -16,7 +16,7 @@ from skyclass.model.bundle import Cut
 from skyclass.networks import build
 from skyclass.report import save_figure
 from skyclass.training import analyses, pictures
-from skyclass.training.dataset import Dataset
+from skyclass.training.data.dataset import Dataset
 from skyclass.types import CLASSES
 
 BANDS = ("w1", "w2", "w3", "w4")

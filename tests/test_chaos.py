@@ -48,7 +48,7 @@ from skyclass.run.config import RunConfig
 from skyclass.run.plan import begin, count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.sky.regions import Cone
-from skyclass.training.calibration import fields_of
+from skyclass.training.evaluation.calibration import fields_of
 from skyclass.types import Flag, Strip
 
 cloudpickle.register_pickle_by_value(traps)

@@ -17,8 +17,8 @@ from skyclass.model.bundle import Cut, load_bundle
 from skyclass.model.classifier import Preprocess
 from skyclass.networks import build
 from skyclass.training.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
-from skyclass.training.dataset import Dataset
-from skyclass.training.scores import balanced_accuracy, confusion
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.metrics import balanced_accuracy, confusion
 from skyclass.training.small import (
     fit_small,
     logits_small,

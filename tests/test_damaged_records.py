@@ -29,9 +29,9 @@ from skyclass.run.finish import verify
 from skyclass.run.lease import hold_lease
 from skyclass.settings import read_toml
 from skyclass.sources.layouts import open_catalog
-from skyclass.training.choose import dataset_config
-from skyclass.training.labels import labels_config
-from skyclass.training.recipe import train_config
+from skyclass.training.data.labels import labels_config
+from skyclass.training.data.select import dataset_config
+from skyclass.training.fit.recipe import train_config
 
 TEXT = 'catalog = "größe"\n'
 

@@ -17,8 +17,9 @@ from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
 from skyclass.model.photometry import PhotometrySettings
 from skyclass.networks import build
-from skyclass.training.bootstrap import bootstrap, differences, interval, resamples, strata
-from skyclass.training.calibration import (
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.bootstrap import bootstrap, differences, interval, resamples, strata
+from skyclass.training.evaluation.calibration import (
     adapt,
     calibrate,
     estimate_prior,
@@ -27,8 +28,7 @@ from skyclass.training.calibration import (
     negative_log_likelihood,
     softmax,
 )
-from skyclass.training.dataset import Dataset
-from skyclass.training.evaluate import (
+from skyclass.training.evaluation.evaluate import (
     evaluate,
     evaluate_models,
     galactic_latitude_deg,
@@ -38,7 +38,7 @@ from skyclass.training.evaluate import (
     training_log,
     write_evaluation,
 )
-from skyclass.training.scores import (
+from skyclass.training.evaluation.metrics import (
     balanced_accuracy,
     calibration_error,
     calibration_floor,

@@ -31,8 +31,8 @@ from skyclass.errors import CatalogError, ConfigError, SkyclassError
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.regions import Box
 from skyclass.sources.layouts import open_catalog
-from skyclass.training import services as module
-from skyclass.training.labels import (
+from skyclass.training.data import services as module
+from skyclass.training.data.labels import (
     LABEL_SCHEMA,
     LabelsConfig,
     fetch_labels,
@@ -40,7 +40,7 @@ from skyclass.training.labels import (
     labels_config,
     match_offline,
 )
-from skyclass.training.services import ServiceError, sdss_query
+from skyclass.training.data.services import ServiceError, sdss_query
 
 ARCSEC = 1 / 3600
 CLASS_OF = {"GALAXY": "galaxy", "QSO": "quasar", "STAR": "star"}

@@ -26,9 +26,9 @@ from test_train import blobs, written
 from skyclass.engine.cluster import connect
 from skyclass.errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from skyclass.model.bundle import load_bundle
-from skyclass.training import launch as launch_module
-from skyclass.training.dataset import save_dataset
-from skyclass.training.launch import (
+from skyclass.training.data.dataset import save_dataset
+from skyclass.training.fit import launch as launch_module
+from skyclass.training.fit.launch import (
     Machine,
     all_devices,
     by_machine,
@@ -40,14 +40,14 @@ from skyclass.training.launch import (
     private_folder,
     raise_unless_done,
 )
-from skyclass.training.rank import RENDEZVOUS, RENDEZVOUS_HOST, Ending, Inbox, Job, rank_environment, read_text
-from skyclass.training.rank import verdict as verdict_of
+from skyclass.training.fit.rank import RENDEZVOUS, RENDEZVOUS_HOST, Ending, Inbox, Job, rank_environment, read_text
+from skyclass.training.fit.rank import verdict as verdict_of
 
 RANK = """
 import json, os, signal, sys, time
 from datetime import timedelta
 from pathlib import Path
-from skyclass.training.rank import crash_reporter, end, report_life, reporter
+from skyclass.training.fit.rank import crash_reporter, end, report_life, reporter
 
 report = reporter(int(sys.argv[1]))
 report_life(report)
@@ -63,7 +63,7 @@ def once():
     return True
 if plan["sum"]:
     import torch, torch.distributed as dist
-    from skyclass.training.parallel import rendezvous_store
+    from skyclass.training.fit.ddp import rendezvous_store
     wait = timedelta(seconds=60)
     dist.init_process_group("gloo", store=rendezvous_store(rank, world, wait), rank=rank, world_size=world)
 for step in range(plan["steps"]):

@@ -19,7 +19,7 @@ from one_machine_slurm import missing, slurm
 from test_train import blobs, written
 
 from skyclass.model.bundle import load_bundle, load_weights
-from skyclass.training.dataset import save_dataset
+from skyclass.training.data.dataset import save_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(bool(missing()), reason=missing())]
 

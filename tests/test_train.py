@@ -26,14 +26,21 @@ from skyclass.images.composite import composite
 from skyclass.model.bundle import Cut, load_bundle, load_weights, save_bundle
 from skyclass.model.classifier import Preprocess, load_classifier
 from skyclass.networks import build
-from skyclass.training.augment import Draw, augment, draw
-from skyclass.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from skyclass.training.dataset import Dataset, save_dataset
-from skyclass.training.evaluate import evaluate
-from skyclass.training.job import Position, bundle_fields, class_weights, composite_settings, input_statistics, prepare
-from skyclass.training.parallel import Group, place
-from skyclass.training.recipe import TrainConfig, rate_factor, train_config
-from skyclass.training.train import batches, close_epoch, logits_of, train, unknown, validate
+from skyclass.training.data.dataset import Dataset, save_dataset
+from skyclass.training.evaluation.evaluate import evaluate
+from skyclass.training.fit.augment import Draw, augment, draw
+from skyclass.training.fit.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from skyclass.training.fit.ddp import Group, place
+from skyclass.training.fit.job import (
+    Position,
+    bundle_fields,
+    class_weights,
+    composite_settings,
+    input_statistics,
+    prepare,
+)
+from skyclass.training.fit.recipe import TrainConfig, rate_factor, train_config
+from skyclass.training.fit.train import batches, close_epoch, logits_of, train, unknown, validate
 
 BANDS = ("w1", "w2", "w3")
 ZERO_POINTS = (20.5, 19.5, 18.0)

@@ -27,9 +27,9 @@ from skyclass.model.bundle import load_bundle
 from skyclass.run import forecast
 from skyclass.run.config import RunConfig
 from skyclass.run.plan import count_here, survey
-from skyclass.training.dataset import load_dataset
-from skyclass.training.labels import label_provenance
-from skyclass.training.watch import say_steps, show_cutting
+from skyclass.training.data.dataset import load_dataset
+from skyclass.training.data.labels import label_provenance
+from skyclass.training.fit.watch import say_steps, show_cutting
 
 HERE = ("--device", "cpu", "--precision", "fp32")
 

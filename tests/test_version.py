@@ -79,7 +79,11 @@ def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_i
     (copy / "unused.py").write_text("x = 1\n")
     assert version_of(copy.parent) == code_version()
     seen = {code_version()}
-    changes = {"schema.py": "def conform(", "run/commits.py": "def commit_tile(", "sources/tables.py": "def read_table("}
+    changes = {
+        "schema.py": "def conform(",
+        "run/commits.py": "def commit_tile(",
+        "sources/tables.py": "def read_table(",
+    }
     for module, old in changes.items():
         edit(copy / module, old, f"# another comment\n{old}")
         seen.add(version_of(copy.parent))

@@ -14,8 +14,8 @@ from skyclass.model.bundle import load_bundle
 from skyclass.model.classifier import Preprocess
 from skyclass.report import save_figure
 from skyclass.training import analyses, classic, pictures
-from skyclass.training.dataset import composites
-from skyclass.training.evaluate import probabilities_of
+from skyclass.training.data.dataset import composites
+from skyclass.training.evaluation.evaluate import probabilities_of
 
 from .study import BANDS, SIZES, Study
 from .tables import Records

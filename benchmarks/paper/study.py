@@ -27,15 +27,15 @@ from skyclass.model.classifier import set_threads
 from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
 from skyclass.training import classic, selfsup, small
-from skyclass.training.bootstrap import bootstrap, interval
-from skyclass.training.calibration import calibrate, softmax
-from skyclass.training.choose import DatasetConfig
-from skyclass.training.dataset import Dataset, build_dataset, composites, load_dataset
-from skyclass.training.evaluate import evaluate, probabilities_of, training_log
-from skyclass.training.job import input_statistics
-from skyclass.training.recipe import TrainConfig, train_config
-from skyclass.training.scores import scores
-from skyclass.training.train import train
+from skyclass.training.data.dataset import Dataset, build_dataset, composites, load_dataset
+from skyclass.training.data.select import DatasetConfig
+from skyclass.training.evaluation.bootstrap import bootstrap, interval
+from skyclass.training.evaluation.calibration import calibrate, softmax
+from skyclass.training.evaluation.evaluate import evaluate, probabilities_of, training_log
+from skyclass.training.evaluation.metrics import scores
+from skyclass.training.fit.job import input_statistics
+from skyclass.training.fit.recipe import TrainConfig, train_config
+from skyclass.training.fit.train import train
 from skyclass.types import Float32, Int64
 
 BANDS = ("w1", "w2", "w3")

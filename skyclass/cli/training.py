@@ -32,8 +32,8 @@ from .parameters import needs_cluster, parse_box, parse_counts
 @click.option("--timeout", "timeout_s", type=float, help="Seconds that a service may be silent.  [default: 600]")
 def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     """Fetch a label table: SDSS spectra matched to AllWISE. The same command goes on where it was stopped."""
-    from ..training.labels import fetch_labels, labels_config
-    from ..training.watch import say_steps
+    from ..training.data.labels import fetch_labels, labels_config
+    from ..training.fit.watch import say_steps
 
     data = read_toml(labels_toml) if labels_toml else {}
     data |= {key: value for key, value in flags.items() if value is not None}
@@ -69,9 +69,9 @@ def dataset(
     **flags: Any,
 ) -> int:
     """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
-    from ..training.choose import dataset_config
-    from ..training.dataset import build_dataset, summary
-    from ..training.watch import show_cutting
+    from ..training.data.dataset import build_dataset, summary
+    from ..training.data.select import dataset_config
+    from ..training.fit.watch import show_cutting
 
     data = read_toml(dataset_toml) if dataset_toml else {}
     data |= {key: value for key, value in flags.items() if value is not None}
@@ -119,9 +119,9 @@ def evaluate(
         raise ConfigError("--kind, --prior: of a calibration, and none is asked for; give --calibrate BUNDLE")
     from ..model.bundle import load_bundle
     from ..report import RESULTS
-    from ..training.calibration import calibrate as fit
-    from ..training.dataset import load_dataset
-    from ..training.evaluate import check_fit, check_folder, evaluate_models, write_evaluation
+    from ..training.data.dataset import load_dataset
+    from ..training.evaluation.calibration import calibrate as fit
+    from ..training.evaluation.evaluate import check_fit, check_folder, evaluate_models, write_evaluation
 
     check_folder(Path(output))
     data, bundles = load_dataset(models[-1]), [load_bundle(name) for name in models[:-1]]
@@ -150,20 +150,20 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
 
     Works the same under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN.toml`.
     """
-    from ..training.recipe import train_config
-    from ..training.watch import show_training
+    from ..training.fit.recipe import train_config
+    from ..training.fit.watch import show_training
 
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     run, is_first = train_config(read_toml(train_toml)), is_first_rank()
     if cluster:
         load_dask()
         from ..engine.cluster import connect
-        from ..training.launch import launch
+        from ..training.fit.launch import launch
 
         with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, show_training() as watch:
             launch(Path(train_toml), client, nodes, ranks_per_node, echo=partial(say, err=True), watch=watch)
     else:
-        from ..training.train import train as train_here
+        from ..training.fit.train import train as train_here
 
         with show_training() if is_first else nullcontext() as watch:
             train_here(run, watch)

@@ -13,7 +13,7 @@ from ..engine.engine import classify
 from ..run.config import RunConfig
 from ..run.finish import verify
 from ..text import shell_command, table_text
-from ..training.scores import colour_cuts
+from ..training.evaluation.metrics import colour_cuts
 from ..types import CLASSES
 from . import MockReport
 

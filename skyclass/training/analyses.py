@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from ..errors import CatalogError, ConfigError
 from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .classic import train_extra
-from .dataset import Dataset
-from .journal import read_log
+from .data.dataset import Dataset
+from .fit.log import read_log
 
 SNR_LEVELS = (2.0, 3.0, 5.0)
 APERTURE_PX = 3.0

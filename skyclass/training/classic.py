@@ -24,7 +24,7 @@ from ..model.bundle import Bundle, Preprocessing, load_weights
 from ..model.classifier import Preprocess, resolve_device
 from ..networks import INPUTS, build
 from ..types import CLASSES, Float16, Float32, Int64
-from .dataset import Dataset, composites
+from .data.dataset import Dataset, composites
 
 TREES = 400
 LEAF_ROWS = 3

@@ -21,9 +21,9 @@ from ..model.photometry import scale_of, scaled
 from ..networks import build
 from ..report import wilson
 from ..types import CLASSES, Bool, Float32, Float64, Int64
-from .dataset import class_counts
-from .job import class_weights
-from .scores import colour_cuts, confusion, confusion_scores
+from .data.dataset import class_counts
+from .evaluation.metrics import colour_cuts, confusion, confusion_scores
+from .fit.job import class_weights
 
 PATIENCE = 12
 """Epochs without a better validation loss after which training ends."""

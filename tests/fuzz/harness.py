@@ -72,9 +72,9 @@ def preload() -> None:
     import skyclass.run.forecast
     import skyclass.run.lease
     import skyclass.run.pipeline
-    import skyclass.training.dataset
-    import skyclass.training.evaluate
-    import skyclass.training.train
+    import skyclass.training.data.dataset
+    import skyclass.training.evaluation.evaluate
+    import skyclass.training.fit.train
     import skyclass.version  # noqa: F401
 
     skyclass.version.code_version()  # parses all modules, once

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..types import CLASSES, Float32, Float64, Int64
-from .scores import confusion, numbers, numbers_of, plain, precisions_at, sample, table_rates
+from ...types import CLASSES, Float32, Float64, Int64
+from .metrics import confusion, numbers, numbers_of, plain, precisions_at, sample, table_rates
 
 DRAWS = 1000
 LEVEL = 0.95

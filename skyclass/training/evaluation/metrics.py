@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError
-from ..types import CLASSES, Float32, Float64, Int64
+from ...errors import ConfigError
+from ...types import CLASSES, Float32, Float64, Int64
 
 BINS = 15
 """Bins of the calibration error and of the reliability diagram (Guo et al. 2017)."""

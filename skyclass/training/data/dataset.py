@@ -26,18 +26,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import ConfigError
-from ..files import replacing, sha256_of, storing, write_json
-from ..images.composite import CompositeSettings, composite
-from ..images.cutouts import mark
-from ..model.bundle import Cut
-from ..run.plan import absolute
-from ..schema import bad_bits, bad_value_counts, bad_values_text
-from ..types import CLASSES, Bool, Flag, Float16, Float32, Int64
-from ..version import code_version
-from .choose import Chosen, DatasetConfig, choose, dataset_config
+from ...errors import ConfigError
+from ...files import replacing, sha256_of, storing, write_json
+from ...images.composite import CompositeSettings, composite
+from ...images.cutouts import mark
+from ...model.bundle import Cut
+from ...run.plan import absolute
+from ...schema import bad_bits, bad_value_counts, bad_values_text
+from ...types import CLASSES, Bool, Flag, Float16, Float32, Int64
+from ...version import code_version
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
 from .examples import class_counts, refuse_empty_classes
+from .select import Chosen, DatasetConfig, choose, dataset_config
 from .splits import NO_SPLIT, SPLITS, split_table
 
 __all__ = [

@@ -1,8 +1,8 @@
 """The ranks of one node of a launched training, seen from both ends of the pipe between them.
 
 `run_node` is the Dask task that starts the ranks of a node, publishes what they report and ends them. `main` is a
-rank: `python -m skyclass.training.rank REPORT_FD TRAIN.toml` trains as `skyclass train` does. It reports JSON lines:
-`{}` as a sign of life, `{"watch": record}` for a record of the training, `{"error": text, "lost_peer": bool}`
+rank: `python -m skyclass.training.fit.rank REPORT_FD TRAIN.toml` trains as `skyclass train` does. It reports JSON
+lines: `{}` as a sign of life, `{"watch": record}` for a record of the training, `{"error": text, "lost_peer": bool}`
 when it fails.
 """
 
@@ -278,8 +278,8 @@ def main(report_fd: int, train_toml: str) -> int:
     report = reporter(report_fd)
     report_life(report)
     sys.excepthook = crash_reporter(report)
-    from ..errors import PeerLost, SkyclassError
-    from ..settings import read_toml  # here, not above: torch takes long to import, and the signs of life come first
+    from ...errors import PeerLost, SkyclassError
+    from ...settings import read_toml  # here, not above: torch takes long to import, and the signs of life come first
     from .recipe import train_config
     from .train import train
 

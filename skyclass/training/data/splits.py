@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ..sky.healpix import healpix, healpix29, unit_vectors
-from ..types import CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64
+from ...sky.healpix import healpix, healpix29, unit_vectors
+from ...types import CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64
 
 SPLITS = ("train", "val", "test")
 NO_SPLIT = "none"

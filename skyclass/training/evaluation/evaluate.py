@@ -17,20 +17,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from .. import __version__
-from ..errors import ConfigError
-from ..files import write_bytes
-from ..model.bundle import Bundle, load_bundle
-from ..model.classifier import load_classifier
-from ..model.photometry import columns_of, features
-from ..model.photometry import numbers as floats
-from ..networks import INPUTS
-from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
+from ... import __version__
+from ...errors import ConfigError
+from ...files import write_bytes
+from ...model.bundle import Bundle, load_bundle
+from ...model.classifier import load_classifier
+from ...model.photometry import columns_of, features
+from ...model.photometry import numbers as floats
+from ...networks import INPUTS
+from ...types import CLASSES, Bool, Float16, Float32, Float64, Int64
+from ..classic import train_extra
+from ..data.dataset import Dataset, class_counts, composites, rows_digest
+from ..fit.log import read_log
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
-from .classic import train_extra
-from .dataset import Dataset, class_counts, composites, rows_digest
-from .journal import read_log
-from .scores import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
+from .metrics import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
 
 BATCH = 4096
 """Images given to the network at a time: 30 MB."""
@@ -395,7 +395,7 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> Path:
     The JSON comes last, so a folder that has one is whole. An earlier evaluation there is replaced; a folder with
     anything else raises `ConfigError`.
     """
-    from .. import report
+    from ... import report
 
     target = Path(folder)
     check_folder(target)
@@ -412,7 +412,7 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> Path:
 
 def check_folder(target: Path) -> None:
     """Raise `ConfigError` unless an evaluation may be written there: nothing, an evaluation, or part of one."""
-    from .. import report
+    from ... import report
 
     own = {report.RESULTS, "evaluation.md", "report.html", *(f"{name}.png" for name in report.EVALUATION_FIGURES)}
     there = {p.name for p in target.iterdir()} if target.is_dir() else {target.name} if target.exists() else set()

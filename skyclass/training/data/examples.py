@@ -20,15 +20,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ..errors import CatalogError, ConfigError
-from ..locations import user_path
-from ..schema import SOURCE_SCHEMA
-from ..sky.healpix import healpix, separation_deg, unit_vectors
-from ..sky.regions import Pixels
-from ..sources.layouts import Catalog, open_catalog
-from ..sources.partitions import read_partition
-from ..sources.tables import read_table, standardise
-from ..types import CLASSES, Bool, Float64, Int64
+from ...errors import CatalogError, ConfigError
+from ...locations import user_path
+from ...schema import SOURCE_SCHEMA
+from ...sky.healpix import healpix, separation_deg, unit_vectors
+from ...sky.regions import Pixels
+from ...sources.layouts import Catalog, open_catalog
+from ...sources.partitions import read_partition
+from ...sources.tables import read_table, standardise
+from ...types import CLASSES, Bool, Float64, Int64
 from .splits import chord
 
 SAME_ARCSEC = 1.0

@@ -30,8 +30,8 @@ from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: i
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import ConfigError, PeerLost
-from ..model.classifier import resolve_device
+from ...errors import ConfigError, PeerLost
+from ...model.classifier import resolve_device
 from .rank import RENDEZVOUS, RENDEZVOUS_HOST
 
 TIMEOUT_S = 90

@@ -25,19 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError, Interrupted
-from ..model.bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
-from ..model.photometry import COLUMNS, PhotometrySettings, features, standardise
-from ..types import CLASSES, Float32, Int64
+from ...errors import ConfigError, Interrupted
+from ...model.bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
+from ...model.photometry import COLUMNS, PhotometrySettings, features, standardise
+from ...types import CLASSES, Float32, Int64
+from ..data.dataset import Dataset, composites, load_dataset
+from ..evaluation.calibration import fit_temperature
+from ..evaluation.metrics import balanced_accuracy, calibration_error, confusion
 from .augment import Draw, augment, draw
-from .calibration import fit_temperature
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .dataset import Dataset, composites, load_dataset
+from .ddp import joined
 from .job import Job, Position, bundle_fields, composite_settings, folder_of, prepare
-from .journal import Asked, Journal, Watch, stop_signals
-from .parallel import joined
+from .log import Asked, Journal, Watch, stop_signals
 from .recipe import TrainConfig, rate_factor
-from .scores import balanced_accuracy, calibration_error, confusion
 
 log = logging.getLogger(__name__)
 VALIDATION_BATCH = 256

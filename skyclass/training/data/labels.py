@@ -26,16 +26,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .. import __version__
-from ..errors import CatalogError, ConfigError, SkyclassError
-from ..files import replacing, write_json
-from ..schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
-from ..settings import build
-from ..sky.healpix import healpix, separation_deg, unit_vectors
-from ..sky.regions import Box, Region
-from ..sources.layouts import Catalog, open_catalog
-from ..sources.partitions import read_partition
-from ..types import CLASSES, Bool, Float64, Int32, Int64
+from ... import __version__
+from ...errors import CatalogError, ConfigError, SkyclassError
+from ...files import replacing, write_json
+from ...schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
+from ...settings import build
+from ...sky.healpix import healpix, separation_deg, unit_vectors
+from ...sky.regions import Box, Region
+from ...sources.layouts import Catalog, open_catalog
+from ...sources.partitions import read_partition
+from ...types import CLASSES, Bool, Float64, Int32, Int64
 from .services import (
     ALLWISE,
     MATCH_SCHEMA,

@@ -27,12 +27,12 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, Worker
 from distributed.comm.addressing import get_address_host
 
-from ..engine.cluster import count_gpus
-from ..errors import ClusterLost, ConfigError, Interrupted, SkyclassError
-from ..settings import read_toml
+from ...engine.cluster import count_gpus
+from ...errors import ClusterLost, ConfigError, Interrupted, SkyclassError
+from ...settings import read_toml
 from .rank import TICK_S, Ending, Job, Node, Report, run_node, verdict
 
-RANK = ("-m", "skyclass.training.rank")
+RANK = ("-m", "skyclass.training.fit.rank")
 CALL_S = 60
 """How long a scheduler or worker may take to answer a question of the driver."""
 PEER_GRACE_S = 5.0
@@ -100,7 +100,7 @@ def launch(
 
 def check_training(file: Path) -> Any:
     """Return the `TrainConfig` of a file; `ConfigError` when it, or the dataset that it names, cannot be used."""
-    from .dataset import load_dataset  # here, not above: workers need neither torch nor these
+    from ..data.dataset import load_dataset  # here, not above: workers need neither torch nor these
     from .recipe import train_config
 
     run = train_config(read_toml(str(file)))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.classifier import FLOAT16_MAX, Preprocess
-from ..types import Float32
+from ...model.classifier import FLOAT16_MAX, Preprocess
+from ...types import Float32
 from .recipe import TrainConfig
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ConfigError
-from ..model.bundle import Bundle, check_target, load_weights, save_bundle
-from ..types import CLASSES, Float64, Int64
-from .dataset import Dataset, class_counts
+from ...errors import ConfigError
+from ...model.bundle import Bundle, check_target, load_weights, save_bundle
+from ...types import CLASSES, Float64, Int64
+from ..data.dataset import Dataset, class_counts
 from .evaluate import is_simulated, logits_of, pixels_digest, rows_of
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.05, 20.0

@@ -20,14 +20,14 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import SkyclassError, TileFault
-from ..files import replacing
-from ..images.archive import open_archive
-from ..images.atlas import AtlasArchive
-from ..images.composite import ATLAS_ZERO_POINT_MAG, flux_scale
-from ..images.cutouts import cut
-from ..sky.tile_wcs import tile_pixels
-from ..types import Flag, Float32, Float64, Int32, Int64, Tile
+from ...errors import SkyclassError, TileFault
+from ...files import replacing
+from ...images.archive import open_archive
+from ...images.atlas import AtlasArchive
+from ...images.composite import ATLAS_ZERO_POINT_MAG, flux_scale
+from ...images.cutouts import cut
+from ...sky.tile_wcs import tile_pixels
+from ...types import Flag, Float32, Float64, Int32, Int64, Tile
 
 STRIP_SOURCES = 2048
 """Cutouts in memory at a time: 45 MB in four bands."""
@@ -186,8 +186,8 @@ def _workers(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
     if client is None:
         yield starmap
         return
-    from ..engine.engine import dask_faults, spread
-    from ..engine.workers import await_workers
+    from ...engine.engine import dask_faults, spread
+    from ...engine.workers import await_workers
 
     await_workers(client)
     try:

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
-from ..errors import ConfigError
-from ..images.composite import CompositeSettings, atlas_settings
-from ..model.bundle import Preprocessing, load_bundle, load_weights
-from ..model.classifier import Preprocess, resolve_precision
-from ..model.photometry import PhotometrySettings, features, scale_of, standardise
-from ..networks import build, channels_last
-from ..networks.fusion import FusionNet
-from ..types import CLASSES, Float16, Float32, Int64
-from .dataset import Dataset, class_counts, rows_digest
-from .parallel import Group, synced
+from ... import __version__
+from ...errors import ConfigError
+from ...images.composite import CompositeSettings, atlas_settings
+from ...model.bundle import Preprocessing, load_bundle, load_weights
+from ...model.classifier import Preprocess, resolve_precision
+from ...model.photometry import PhotometrySettings, features, scale_of, standardise
+from ...networks import build, channels_last
+from ...networks.fusion import FusionNet
+from ...types import CLASSES, Float16, Float32, Int64
+from ..data.dataset import Dataset, class_counts, rows_digest
+from .ddp import Group, synced
 from .recipe import TrainConfig
 
 LISTEN_STEPS = 8

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..errors import StoreError
-from ..files import replacing
+from ...errors import StoreError
+from ...files import replacing
 
 log = logging.getLogger(__name__)
 

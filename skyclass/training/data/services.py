@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from ..errors import SkyclassError
-from ..schema import PHYSICAL_RANGES, SOURCE_SCHEMA
-from ..sky.regions import Box
+from ...errors import SkyclassError
+from ...schema import PHYSICAL_RANGES, SOURCE_SCHEMA
+from ...sky.regions import Box
 
 if TYPE_CHECKING:
     from requests import Response

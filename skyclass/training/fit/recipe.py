@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import settings
-from ..errors import ConfigError
-from ..model.photometry import FEATURES
-from ..networks import INPUTS, NETWORKS
-from ..types import BANDS
+from ... import settings
+from ...errors import ConfigError
+from ...model.photometry import FEATURES
+from ...networks import INPUTS, NETWORKS
+from ...types import BANDS
 
 SIDES_PX = (32, 512)
 """Least and largest input of a network: below, five halvings leave nothing; above, memory ends first."""

@@ -1,0 +1,1 @@
+"""Labels, selections, cutouts and splits: what a training set is made of."""

@@ -1,0 +1,1 @@
+"""Metrics, intervals, calibration: how good a model is."""
