@@ -59,7 +59,9 @@ def start_faults(what: str) -> Iterator[None]:
     try:
         yield
     except START_FAULTS as error:
-        raise NotStarted(f"{what}: {first_cause(error)}; {REMEDY}, or run without a local cluster") from error
+        raise NotStarted(
+            f"{what}: {first_cause(error)}; {REMEDY}, or run without Dask (classify --cluster none)"
+        ) from error
 
 
 def first_cause(error: BaseException) -> str:

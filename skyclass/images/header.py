@@ -133,7 +133,7 @@ def _content_fault(head: bytes, size_bytes: int) -> str:
         return f"{size_bytes:,} bytes, more than any Atlas image has: fetch it again"
     for magic, (kind, program) in COMPRESSED.items():
         if head.startswith(magic):
-            return f"{kind} content: rows cannot be read from it, unpack it with {program} first"
+            return f"{kind} content, which skyclass does not read: unpack it with {program}"
     if head.lstrip()[:1] == b"<":
         return "an HTML or XML page, not FITS (an error page saved under this name?): fetch it again"
     if not head.startswith(b"SIMPLE  ="):
@@ -201,7 +201,7 @@ def _extension_problem(cards: Cards, extension: str) -> str:
     """Return why pixels cannot be read from an extension of this type, or ""."""
     if cards.get("ZIMAGE") is True:
         kind = str(cards.get("ZCMPTYPE", "unknown")).strip()
-        return f"the image is in extension 1, compressed ({kind}): rows cannot be read from it, unpack it with funpack"
+        return f"the image is in extension 1, compressed ({kind}), which skyclass does not read: unpack it with funpack"
     if extension in ("", "IMAGE") and cards.get("NAXIS") != 0:
         return ""
     content = f"a {extension}" if cards.get("NAXIS") != 0 else "empty too"
