@@ -108,9 +108,9 @@ class Tile:
 
     `shape` is (rows, columns); `crpix` is the 1-based FITS pixel of `crval_deg`; `zero_point_mag` is
     Vega and stands in the order of `bands`, the bands that were asked for. `files` are the files of `bands`, in the
-    same order: two tiles are equal only if their files are the same ones (see `identity.py`). `repr` omits them.
+    same order: two tiles are equal only if their files are the same ones (see `images/identity.py`). `repr` omits them.
     `others` are further image sets of the same tile, on the same pixel grid but with other footprints, as in a folder
-    with one cutout for each source (see `image_sets.py`). Each source is cut from the set that covers it best.
+    with one cutout for each source (see `images/image_sets.py`). Each source is cut from the set that covers it best.
     """
 
     coadd_id: str

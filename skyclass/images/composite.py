@@ -1,7 +1,7 @@
 """Cutouts in DN -> composites for a network: sky subtraction, zero points, stretch. Pure.
 
 A composite keeps its native size (about 37 x 37) and is float16 with NaN where there is no pixel: small on the
-wire, exact enough for the network, which resizes and normalises on its own device (`infer.py`).
+wire, exact enough for the network, which resizes and normalises on its own device (`model/classifier.py`).
 """
 
 from __future__ import annotations
