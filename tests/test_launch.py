@@ -40,8 +40,8 @@ from skyclass.training.fit.launch import (
     private_folder,
     raise_unless_done,
 )
-from skyclass.training.fit.rank import RENDEZVOUS, RENDEZVOUS_HOST, Ending, Inbox, Job, rank_environment, read_text
-from skyclass.training.fit.rank import verdict as verdict_of
+from skyclass.training.fit.node import RENDEZVOUS, RENDEZVOUS_HOST, Ending, Inbox, Job, rank_environment, read_text
+from skyclass.training.fit.node import verdict as verdict_of
 
 RANK = """
 import json, os, signal, sys, time

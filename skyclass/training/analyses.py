@@ -26,7 +26,7 @@ from ..errors import CatalogError, ConfigError
 from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from .classic import train_extra
 from .data.dataset import Dataset
-from .fit.log import read_log
+from .evaluation.training_log import read_log
 
 SNR_LEVELS = (2.0, 3.0, 5.0)
 APERTURE_PX = 3.0

@@ -28,9 +28,9 @@ from ...networks import INPUTS
 from ...types import CLASSES, Bool, Float16, Float32, Float64, Int64
 from ..classic import train_extra
 from ..data.dataset import Dataset, class_counts, composites, rows_digest
-from ..fit.log import read_log
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .metrics import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
+from .training_log import read_log
 
 BATCH = 4096
 """Images given to the network at a time: 30 MB."""

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import ConfigError, PeerLost
 from ...model.classifier import resolve_device
-from .rank import RENDEZVOUS, RENDEZVOUS_HOST
+from .node import RENDEZVOUS, RENDEZVOUS_HOST
 
 TIMEOUT_S = 90
 """How long a rank waits for another before it gives up: a dead node is told within two minutes."""

@@ -30,7 +30,7 @@ from distributed.comm.addressing import get_address_host
 from ...engine.cluster import count_gpus
 from ...errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from ...settings import read_toml
-from .rank import TICK_S, Ending, Job, Node, Report, run_node, verdict
+from .node import TICK_S, Ending, Job, Node, Report, run_node, verdict
 
 RANK = ("-m", "skyclass.training.fit.rank")
 CALL_S = 60

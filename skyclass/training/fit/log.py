@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
 from .job import Job, Position
 
 log = logging.getLogger(__name__)
@@ -52,19 +51,6 @@ class Journal:
             self.board.flush()
         if self.watch:
             self.watch(record)
-
-
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of OUT.jsonl; a last line that a crash has torn is left out. Raises `ConfigError`."""
-    lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise ConfigError(f"{path} is not a log of JSON lines: {error} in line {number}") from error
-    return records
 
 
 def tensorboard(folder: str) -> Any:
