@@ -25,6 +25,7 @@ lint: $(READY)
 	$(BIN)/ruff check skyclass tests benchmarks
 	$(BIN)/ruff format --check skyclass tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(READY)
 	$(BIN)/skyclass bench

@@ -10,9 +10,8 @@ import click
 from ..errors import ConfigError, NotPublished
 from ..text import table_text
 from ..types import BANDS
-from .output import say, saying_what_is_there
+from .output import print_quarantined, say, saying_what_is_there
 from .parameters import overwrite_option, parse_cone
-from .run import _print_quarantined
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +40,7 @@ def cutouts(
         raise ConfigError(f"--bands {bands}: unknown {', '.join(unknown)}; choose from {', '.join(BANDS)}")
     report = write_cutouts(catalog, images, output, size, names, allow_truncated)
     say(report.summary)
-    return _print_quarantined(
+    return print_quarantined(
         report.quarantined, "repair what the reasons say, then run the same command with --overwrite"
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import click
 
 from ..errors import NotPublished
 from ..text import printable
+
+EXIT_QUARANTINED = 3
 
 
 def say(*lines: str, err: bool = False) -> None:
@@ -25,3 +27,12 @@ def saying_what_is_there(path: str) -> Iterator[None]:
         from ..run.next_step import not_published
 
         raise not_published(path, error) from error
+
+
+def print_quarantined(quarantined: Mapping[str, str], remedy: str) -> int:
+    """Print why tiles were not used, and return the exit code."""
+    for tile, reason in quarantined.items():
+        say(f"quarantined {tile}: {reason}")
+    if quarantined:
+        say(f"to do these again: {remedy}")
+    return EXIT_QUARANTINED if quarantined else 0

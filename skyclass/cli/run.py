@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +13,10 @@ from ..engine.dask_config import load_dask
 from ..run.config import RunConfig, run_config
 from ..settings import read_toml
 from ..types import CLASSES, Flag
-from .output import say
+from .output import EXIT_QUARANTINED, print_quarantined, say
 from .parameters import parse_cone
 
 F = TypeVar("F", bound=Callable[..., Any])
-EXIT_QUARANTINED = 3
 
 
 def run_options(command: F) -> F:
@@ -105,16 +104,7 @@ def _print_report(report: Any, run: RunConfig) -> None:
             f"{report.model_faults:,} sources have no class because {report.model_id} gave no probabilities for their "
             "images (flag 512, MODEL_FAULT): choose another model"
         )
-    _print_quarantined(report.quarantined, report.remedy)
-
-
-def _print_quarantined(quarantined: Mapping[str, str], remedy: str) -> int:
-    """Print why tiles were not used, and return the exit code."""
-    for tile, reason in quarantined.items():
-        say(f"quarantined {tile}: {reason}")
-    if quarantined:
-        say(f"to do these again: {remedy}")
-    return EXIT_QUARANTINED if quarantined else 0
+    print_quarantined(report.quarantined, report.remedy)
 
 
 def _of_inputs(report: Any) -> list[str]:
