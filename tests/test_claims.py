@@ -189,8 +189,8 @@ def test_what_a_dead_claimant_leaves_is_litter_and_no_commit(tmp_path: Path) -> 
 
 
 CLASSIFY = """
+from skyclass.engine.engine import classify
 from skyclass.run.config import RunConfig
-from skyclass.engine import classify
 from skyclass.run.progress import quiet
 import sys
 catalog, images, out, model = sys.argv[1:]
