@@ -189,6 +189,7 @@ def test_the_scheduler_is_killed_and_another_cluster_finishes(run, many, undistu
 
 
 @pytest.mark.fault(9)
+@pytest.mark.timeout(1900)
 @pytest.mark.parametrize("stride", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_driver_is_killed_before_any_call_that_reaches_the_disk(
     run, many, bundle, chaos: Chaos, tmp_path, stride: int
@@ -201,7 +202,7 @@ def test_the_driver_is_killed_before_any_call_that_reaches_the_disk(
     toml = tmp_path / "run.toml"
     toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in facts.items()))
     command = [sys.executable, str(Path(__file__).parent / "crashes.py"), str(toml), str(stride)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     whole, *crashes = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(crashes) == -(-whole["calls"] // stride) > 3

@@ -45,7 +45,6 @@ from skyclass.training.fit.node import verdict as verdict_of
 
 RANK = """
 import json, os, signal, sys, time
-from datetime import timedelta
 from pathlib import Path
 from skyclass.training.fit.rank import crash_reporter, end, report_life, reporter
 
@@ -61,24 +60,30 @@ def once():
     except FileExistsError:
         return False
     return True
+def take_steps():
+    for step in range(plan["steps"]):
+        total = torch.tensor([rank + 1.0]) if plan["sum"] else None
+        if plan["sum"]:
+            dist.all_reduce(total)
+        print("step", step, "total", total, flush=True)
+        if plan["signal"] and rank == world - 1 and step == 1 and once():
+            os.kill(os.getpid(), plan["signal"])
+        if plan["fails"] == rank:
+            report({"error": "class star is empty"})
+            end(plan["code"])
+        time.sleep(plan["pause_s"])
 if plan["sum"]:
     import torch, torch.distributed as dist
-    from skyclass.training.fit.ddp import rendezvous_store
-    wait = timedelta(seconds=60)
-    dist.init_process_group("gloo", store=rendezvous_store(rank, world, wait), rank=rank, world_size=world)
-for step in range(plan["steps"]):
-    total = torch.tensor([rank + 1.0]) if plan["sum"] else None
-    if plan["sum"]:
-        dist.all_reduce(total)
-    print("step", step, "total", total, flush=True)
-    if plan["signal"] and rank == world - 1 and step == 1 and once():
-        os.kill(os.getpid(), plan["signal"])
-    if plan["fails"] == rank:
-        report({"error": "class star is empty"})
-        end(plan["code"])
-    time.sleep(plan["pause_s"])
-if plan["sum"]:
-    dist.destroy_process_group()
+    from skyclass.errors import PeerLost
+    from skyclass.training.fit.ddp import joined
+    try:
+        with joined("cpu"):
+            take_steps()
+    except PeerLost as error:
+        report({"error": str(error), "lost_peer": True})
+        end(error.exit_code)
+else:
+    take_steps()
 end(0)
 """
 PLAN = {"sum": False, "steps": 3, "signal": 0, "fails": None, "code": 2, "pause_s": 0.1}
@@ -143,7 +148,7 @@ def ranks_with(word: str) -> list[psutil.Process]:
 def test_a_killed_rank_ends_the_attempt_and_all_start_again(go: Go, tmp_path: Path) -> None:
     lines: Lines = []
     go(lines, nodes=2, sum=True, signal=signal.SIGKILL)
-    assert any("rank 1 on tls://" in line or "rank 1 on tcp://" in line for line in lines)
+    assert any("rank 1 on tls://" in line or "rank 1 on tcp://" in line for line in lines), lines
     assert any("was killed by SIGKILL; all ranks start again" in line and "(1 of 3)" in line for line in lines)
     for rank in range(2):
         ends = [line for line in lines if line.startswith(f"[rank {rank}] step 2 total")]
