@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -224,6 +225,16 @@ def test_a_driver_is_killed_while_it_writes_the_prepared_table(run, many, tmp_pa
     (sources / "part0.parquet").unlink()
     assert pipeline.classify(run).sources_in == len(rows_of(run)) == 20
     assert not left.exists()
+
+
+@pytest.mark.fault(9)
+def test_a_driver_is_killed_before_the_link_to_its_publication(run):
+    pipeline.classify(run)
+    folder = RunFolder(run.out)
+    folder.catalog.unlink()
+    report = pipeline.classify(run)
+    assert report.tiles_resumed == 12 and os.readlink(folder.catalog) == "catalogs/000001"
+    assert len(list((folder.path / "catalogs").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

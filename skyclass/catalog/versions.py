@@ -151,6 +151,14 @@ def make_current(run: Path, building: Path) -> Path:
     return target
 
 
+def restore_link(run: Path) -> None:
+    """Make `catalog` name the newest publication where there is no such entry: a kill or a copy has left it out."""
+    current = current_publication(run)
+    if current and not os.path.lexists(run / CURRENT):
+        with storing(run / CURRENT):
+            _point(run, f"{PUBLICATIONS}/{current.name}")
+
+
 def _next_publication(run: Path) -> Path:
     number = max((int(path.name) for path in publications(run)), default=0) + 1
     return run / PUBLICATIONS / f"{number:06d}"

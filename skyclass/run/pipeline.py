@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import starmap
 
+from ..catalog.versions import restore_link
 from ..errors import TileFault
 from ..files import write_json
 from ..types import TilePlan
@@ -62,4 +63,5 @@ def finish(line: Line, tally: Tally, each: Each = starmap) -> RunReport:
     if tally.is_new or not is_published(line.folder):
         write_json(line.folder.report_path, report.to_dict())
         publish(line.folder, each=each, fence=tally.lease.check)
+    restore_link(line.folder.path)
     return report
