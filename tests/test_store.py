@@ -24,7 +24,7 @@ from skyclass.errors import CommitConflict, RunMismatch, StoreError
 from skyclass.files import read_json, replacing, write_json
 from skyclass.run import commits as store
 from skyclass.run.commits import RunFolder
-from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, SORT_KEYS
+from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY, SORT_KEYS
 from skyclass.types import Flag
 
 TILE = "1500p015_ac51"
@@ -176,6 +176,38 @@ def test_a_torn_tile_is_no_commit_and_is_made_again(folder: RunFolder) -> None:
         assert not store.committed(folder)
         assert store.commit_tile(folder, TILE, rows) == commit
     assert store.committed(folder) == {TILE: commit}
+
+
+def test_a_tile_saved_again_with_other_values_is_found_and_made_again(folder: RunFolder) -> None:
+    rows = class_rows(TILE, 50, 150, 1.5)
+    commit = store.commit_tile(folder, TILE, rows)
+    store.journal_commit(folder, commit)
+    path = folder.tile_path(TILE)
+    index = rows.schema.get_field_index("p_star")
+    changed = pq.read_table(path).set_column(index, "p_star", pa.array(np.full(50, 0.5, np.float32)))
+    footer = {FOOTER_KEY: pq.read_metadata(path).metadata[FOOTER_KEY]}
+    pq.write_table(changed.replace_schema_metadata(footer), path)
+    assert path.stat().st_size != commit.nbytes and store.read_commit(path) is not None
+    assert store.committed(folder) == {TILE: commit}
+    with pytest.raises(StoreError, match=f"1 tiles in .* were changed after their commit .{TILE}.*run the same"):
+        store.refuse_changed(folder, store.committed(folder).values())
+    assert not store.committed(folder)
+    assert store.commit_tile(folder, TILE, rows) == commit
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+def test_the_rows_of_another_tile_are_no_commit(folder: RunFolder, journaled: bool) -> None:
+    rows, others = class_rows(TILE, 50, 150, 1.5), class_rows("1515p015_ac51", 20, 151.5, 1.5)
+    commit, other = store.commit_tile(folder, TILE, rows), store.commit_tile(folder, "1515p015_ac51", others)
+    if journaled:
+        store.journal_commit(folder, commit)
+    folder.tile_path(TILE).write_bytes(folder.tile_path("1515p015_ac51").read_bytes())
+    if journaled:
+        with pytest.raises(StoreError, match=f"changed after their commit .{TILE}."):
+            store.refuse_changed(folder, store.committed(folder).values())
+    assert store.committed(folder) == {"1515p015_ac51": other}
+    assert store.commit_tile(folder, TILE, rows) == commit
+    assert store.committed(folder) == {"1515p015_ac51": other, TILE: commit}
 
 
 def test_the_journal_is_a_cache_and_survives_a_torn_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ from ..images.identity import FileRecord
 from ..regular import open_regular, regular_opener
 from ..schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from ..types import NO_TILE, TILE_NAME, Json
+
+log = logging.getLogger(__name__)
 
 FILE_FIELDS = {"size_bytes", "mtime_ns", "inode", "tag", "data_offset", "header_sha256"}
 """What a commit records of each image file at least (see identity.py)."""
@@ -316,9 +319,9 @@ def _footer(path: Path) -> Json | None:
 
 
 def read_commit(path: Path) -> Commit | None:
-    """Return the commit that a tile's file stands for, hashed; None where the file is not whole."""
+    """Return the commit that a tile's file holds, hashed; None where it is not whole, or holds another tile's rows."""
     words = _footer(path)
-    if words is None:
+    if words is None or words.get("coadd_id") != path.stem:
         return None
     return _commit_of(words | {"file": _relative(path), "sha256": sha256_of(path), "nbytes": path.stat().st_size})
 
@@ -332,19 +335,29 @@ def standing_commit(folder: RunFolder, coadd_id: str) -> Commit | None:
 def committed(folder: RunFolder) -> dict[str, Commit]:
     """Return the commits of a run by tile, sorted. The files are the truth.
 
-    A file that the journal knows with its size is not opened again; any other is read and hashed; one
-    that is not whole is no commit, and its tile is done again.
+    A file that the journal knows with its size is not opened again; any other is read and hashed; one that is not
+    whole is no commit, and its tile is done again. A whole file whose bytes are not those in the journal was changed
+    after its commit: the commit of the journal is returned, and `refuse_changed` finds the difference.
     """
     events = [event for event in read_journal(folder) if event.get("event") in ("commit", "retry")]
     known = {event["file"]: event for event in events if isinstance(event.get("file"), str)}
     found: dict[str, Commit] = {}
     for path in sorted(folder.tiles.glob("[!.]*.parquet")):
         event = known.get(_relative(path))
-        fresh = event is not None and event["event"] == "commit" and event.get("nbytes") == path.stat().st_size
-        commit = (_commit_of(event) if event is not None and fresh else None) or read_commit(path)
-        if commit is not None:
-            found[commit.coadd_id] = commit
+        recorded = _commit_of(event) if event is not None and event["event"] == "commit" else None
+        if recorded is None or recorded.nbytes != path.stat().st_size:
+            recorded = _changed_commit(path, recorded) if recorded else read_commit(path)
+        if recorded is not None:
+            found[recorded.coadd_id] = recorded
     return found
+
+
+def _changed_commit(path: Path, recorded: Commit) -> Commit | None:
+    """Return the recorded commit of a tile whose file has another size; None where the file is not a whole tile."""
+    if _footer(path) is None:
+        log.warning("%s is damaged: check the disk; the tile is classified again", path)
+        return None
+    return recorded
 
 
 def retry_quarantined(folder: RunFolder) -> list[str]:

@@ -136,8 +136,8 @@ def finish_catalog(
 def _conserve(rows: int, expected_rows: int, where: str) -> None:
     if rows != expected_rows:
         raise RowsLost(
-            f"{expected_rows:,} rows planned, {rows:,} in {where}: nothing was published. If tiles are not "
-            "committed yet, run the same command again; if all are, this is a defect to report"
+            f"{expected_rows:,} rows planned, {rows:,} in {where}: nothing was published. Classify "
+            "into this folder again, which completes the tiles that are missing; if it ends here again, report a defect"
         )
 
 
