@@ -215,6 +215,19 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> ClassCatalog:
     return open_catalog(folder.path)
 
 
+def test_an_export_never_changes_a_publication(catalog: ClassCatalog, tmp_path: Path) -> None:
+    file = catalog.root / catalog.manifest.files[0].path
+    before, link = file.read_bytes(), tmp_path / "link"
+    link.symlink_to(catalog.root.parent.parent / "catalog")
+    for path in (file, link / catalog.manifest.files[0].path, catalog.root / "new.parquet"):
+        with pytest.raises(ConfigError, match="is inside the class catalogue .*/catalogs/000001, whose files never"):
+            catalog.export(path, overwrite=True)
+    assert file.read_bytes() == before and not (catalog.root / "new.parquet").exists()
+    outside = catalog.root.parent / "beside.parquet"
+    assert catalog.export(outside).is_file()
+    outside.unlink()
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "fits", "vot", "xml"])
 def test_every_value_of_a_class_catalogue_comes_back(catalog: ClassCatalog, tmp_path: Path, ending: str) -> None:
     table = catalog.cone(150, 2, "30arcmin").to_arrow()

@@ -26,12 +26,15 @@ from ..errors import ConfigError
 from ..files import replacing
 from ..types import Json
 from .hats import file_metadata, text_sizes
+from .versions import enclosing_publication
 
 Write = Callable[[Path, pa.Schema, Iterator[pa.Table], Json], None]
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise `ConfigError` where `path` is taken: a folder never gives way, a file only with `overwrite`."""
+    """Raise `ConfigError` where `path` is a folder, an existing file without `overwrite`, or inside a publication."""
+    if root := enclosing_publication(path):
+        raise ConfigError(f"{path} is inside the class catalogue {root}, whose files never change: give another path")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: give the name of a file")
     if path.exists() and not overwrite:

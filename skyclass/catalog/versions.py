@@ -76,6 +76,14 @@ def publications(run: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.name))
 
 
+def enclosing_publication(path: Path) -> Path | None:
+    """Return the publication that a path is inside of, or None. Links are followed."""
+    for folder in path.resolve().parents:
+        if folder.parent.name == PUBLICATIONS and _NUMBER.fullmatch(folder.name) and _publication_at(folder):
+            return folder
+    return None
+
+
 def superseded_publications(run: Path) -> list[Path]:
     """Return the publications that are not the current one; none where there is no current one."""
     current = current_publication(run)
