@@ -376,3 +376,14 @@ def test_lsdb_finds_the_same_cone(catalog: ClassCatalog) -> None:
         frame = theirs.cone_search(150, 2, 1800).compute()
     assert sorted(frame["source_id"]) == ids(catalog.cone(150, 2, "30arcmin").to_arrow())
     assert theirs.hc_structure.catalog_info.total_rows == catalog.count()
+
+
+def test_a_damaged_file_of_the_catalogue_is_told_as_such(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path / "run")
+    publish(folder)
+    classes = open_catalog(folder.path)
+    path = classes.root / classes.manifest.files[0].path
+    path.write_bytes(path.read_bytes()[:3000])
+    for question in ("SELECT * FROM classes", "SELECT count(*) FROM classes WHERE p_star > 0.5"):
+        with pytest.raises(StoreError, match=rf"damaged .*{path.name}.*run 'skyclass verify', then publish the run"):
+            classes.sql(question)

@@ -68,7 +68,7 @@ def has_subquery(expression: str) -> bool:
 def answering(question: str, root: Path | None = None) -> Iterator[None]:
     """Turn an error of DuckDB into a `ConfigError` that lists the columns.
 
-    It is a `StoreError` where files below `root` are gone.
+    An error about a file of the catalogue at `root` is a `StoreError` instead.
     """
     try:
         yield
@@ -76,6 +76,8 @@ def answering(question: str, root: Path | None = None) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         if root and "No files found" in reason:
             raise unreadable(root, "a file of the catalogue is gone") from error
+        if root and str(root) in reason and str(root) not in question:
+            raise unreadable(root, f"a file of the catalogue is damaged ({reason})") from error
         raise ConfigError(f"cannot answer {question!r}: {reason}. Columns: {column_list()}") from error
 
 

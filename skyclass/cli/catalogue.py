@@ -54,6 +54,8 @@ def verify(catalogue: str) -> int:
     with saying_what_is_there(catalogue):
         report = verify_catalogue(catalogue)
     say(*str(report).rstrip("\n").split("\n"))
+    if not report.ok:
+        say("to replace it: `skyclass publish RUN_FOLDER` makes a new publication from the committed tiles of its run")
     return 0 if report.ok else 1
 
 

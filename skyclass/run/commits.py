@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from ..catalog.versions import CURRENT, unfinished_publications
 from ..claims import claim
-from ..errors import CommitConflict, RunMismatch, StoreError
+from ..errors import CommitConflict, NotPublished, RunMismatch, StoreError
 from ..files import (
     beside,
     parquet_bytes,
@@ -186,14 +186,17 @@ def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limi
 
 def read_run(folder: RunFolder) -> Json:
     """Return run.json: `run_id`, `created`, `fingerprint`, `info`; raise `StoreError` where it is none."""
-    run = read_json(folder.run_path)
+    remedy = "restore it from a copy, or classify into another folder"
+    try:
+        run = read_json(folder.run_path)
+    except NotPublished:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{error}: {remedy}") from error
     if run.get("format") != RUN_FORMAT:
         raise StoreError(f"{folder.run_path} is {run.get('format')!r}, this version reads {RUN_FORMAT!r}")
     if damaged := _damaged_fields(run):
-        raise StoreError(
-            f"{folder.run_path} is damaged ({', '.join(damaged)}): restore it from a copy, or classify into another "
-            "folder"
-        )
+        raise StoreError(f"{folder.run_path} is damaged ({', '.join(damaged)}): {remedy}")
     return run
 
 
