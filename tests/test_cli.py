@@ -86,7 +86,9 @@ def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
-    assert skyclass("verify", out / "catalog").returncode == 1
+    failed = skyclass("verify", out / "catalog")
+    assert failed.returncode == 1 and "skyclass publish RUN_FOLDER" in failed.stdout
+    assert skyclass("publish", out).returncode == 0 and skyclass("verify", out).returncode == 0
 
 
 def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
@@ -280,6 +282,8 @@ def test_a_login_on_the_command_line_is_refused_and_not_repeated(words):
     with pytest.raises(ConfigError, match=r"--out = https://\*\*\*@host/c") as second:
         cli([*words, "--out=https://me:hunter2@host/c"], standalone_mode=False)
     assert "hunter2" not in f"{caught.value} {second.value}"
+    option = words[-1] if words[-1].startswith("--") else "argument"
+    assert str(caught.value).startswith(f"{option} = https://***@host/c: ")
 
 
 def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):

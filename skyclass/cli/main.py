@@ -86,9 +86,9 @@ def _fail(error: SkyclassError) -> NoReturn:
 
 
 def print_any_character() -> None:
-    """Let output show what its encoding lacks as escapes, and warnings what a terminal should not see.
+    """Escape characters that the encoding of the output lacks, and control characters in log messages.
 
-    Warnings of astropy are left out: they repeat cards of damaged headers as they are, and errors name what is wrong.
+    Warnings of astropy are not shown: they print cards of damaged headers unescaped, and skyclass names such faults.
     """
     warnings.filterwarnings("ignore", module=r"astropy\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -112,16 +112,18 @@ class Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run the command that the arguments name."""
         words = sys.argv[1:] if args is None else list(args)
-        for word in words:
-            name, value = _named(word)
+        for before, word in zip(["", *words], words, strict=False):
+            name, value = _named(word, before)
             refuse_logins({name: value})
         return super().main(words, *others, **options)
 
 
-def _named(word: str) -> tuple[str, str]:
-    """Return the option and the value of a word of the command line."""
+def _named(word: str, before: str) -> tuple[str, str]:
+    """Return the option and the value of a word of the command line, given the word before it."""
     option, equals, value = word.partition("=")
-    return (option, value) if equals and option.startswith("-") else ("argument", word)
+    if equals and option.startswith("-"):
+        return option, value
+    return (before if before.startswith("-") else "argument"), word
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -14,13 +14,13 @@ EXIT_QUARANTINED = 3
 
 
 def say(*lines: str, err: bool = False) -> None:
-    """Print lines, whatever the ids and file names in them hold."""
+    """Print lines; control characters in ids and file names are escaped."""
     click.echo("\n".join(map(printable, lines)), err=err)
 
 
 @contextmanager
 def saying_what_is_there(path: str) -> Iterator[None]:
-    """Turn `NotPublished` into one that says what is at a path, and which command makes a class catalogue of it."""
+    """Add to `NotPublished` what the path holds, and the command that publishes its class catalogue."""
     try:
         yield
     except NotPublished as error:

@@ -101,8 +101,11 @@ class Plan:
 
 
 def without_tile_lines(n_sources: int) -> list[str]:
-    """Return what is to be said of sources without a tile, nothing where there are none."""
-    return [f"{n_sources:,} sources are on no tile of the images: their rows have no class"] if n_sources else []
+    """Return the line of a report on sources without a tile, none where there are no such sources."""
+    if not n_sources:
+        return []
+    why = "they are outside the images, or their coadd_id is invalid"
+    return [f"{n_sources:,} sources have no tile: {why}; their rows have no class"]
 
 
 def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
