@@ -4,7 +4,7 @@ run.json          the fingerprint and what the run was told           written on
 partitions.json   the digests of the catalogue's files, by name        written once, before run.json
 sources/          a user's table of positions, made ready             written once
 tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
-journal.jsonl     what the driver saw, in order: a cache, never the truth
+journal.jsonl     the commits in the order in which the driver saw them, with the SHA-256 of each tile's file
 leases/           the one driver that works here: see lease.py
 tmp/              attempts; harmless when left behind
 report.json       what the run came to
@@ -117,9 +117,6 @@ class RunFolder:
         with storing(self.path):
             for part in (self.path, self.tiles, self.tmp):
                 part.mkdir(parents=True, exist_ok=True)
-
-
-# --- writing ---------------------------------------------------------------------------------------
 
 
 # --- the run ---------------------------------------------------------------------------------------
@@ -479,6 +476,3 @@ def read_journal(folder: RunFolder) -> list[Json]:
         if isinstance(event, dict):
             events.append(event)
     return events
-
-
-# --- the published catalogue -----------------------------------------------------------------------
