@@ -18,6 +18,15 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 tile" and "2,000 tiles".
+
+    >>> counted(1, "tile"), counted(2000, "tile")
+    ('1 tile', '2,000 tiles')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def shell_command(words: Iterable[object]) -> str:
     """Return a command in one line that a POSIX shell reads as exactly these words.
 

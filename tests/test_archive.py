@@ -95,6 +95,16 @@ def test_a_layout_archive_lists_nothing_and_pickles_small(tmp_path: Path) -> Non
     assert pickle.loads(pickle.dumps(archive)).tile("0111m015_ac51", ("w1",)).bands == ("w1",)
 
 
+def test_a_tile_with_several_damaged_bands_names_each(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, bands=(1, 2, 3))
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    (folder / "0098p408_ac51-w2-int-3.fits").write_bytes(b"no FITS")
+    (folder / "0098p408_ac51-w3-int-3.fits").unlink()
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", archive.bands))
+    assert (fault.kind, fault.band) == ("bad", "w2")
+    assert "w2-int-3.fits is refused" in fault.reason and "; w3: missing band" in fault.reason
+
+
 def test_what_is_missing_says_so(tmp_path: Path) -> None:
     folder = write_layout(tmp_path, bands=(1, 2))
     archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])

@@ -80,7 +80,7 @@ def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
     nothing = skyclass("query", out / "catalog", "--where", "p_star > 2", "--columns", "source_id,w1snr")
     assert nothing.stdout == "source_id  w1snr\n0 rows\n"
     counted = skyclass("query", out / "catalog", "--sql", "SELECT count(*) AS n FROM classes")
-    assert str(sky.n_sources) in counted.stdout
+    assert str(sky.n_sources) in counted.stdout and counted.stdout.endswith("\n1 row\n")
 
     file = next((out / "catalog").rglob("Npix=*.parquet"))
     damaged = bytearray(file.read_bytes())
@@ -174,7 +174,7 @@ def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
     assert skyclass("verify", out).returncode == 0
     (out / "tmp" / "half.parquet").write_bytes(b"half")
     done = skyclass("gc", out)
-    assert done.returncode == 0 and "1 leftovers removed" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 leftover and 0 earlier publications removed" in done.stdout, done.stderr
     assert skyclass("verify", out).returncode == 0
     assert skyclass("gc", tmp_path).returncode == 2
 
@@ -240,6 +240,7 @@ def test_wrong_usage_is_told_all_at_once(tmp_path):
         "workers = 0: must be from 1",
     ):
         assert word in done.stderr
+    assert done.stderr.startswith(f"skyclass: {toml}: run: "), done.stderr
     assert skyclass("classify", "--nonsense").returncode == 2
     assert skyclass("classify", "--catalog", "x", "--images", "y").returncode == 2
 
@@ -299,7 +300,7 @@ def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
         words = ("--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz", "--overwrite")
         done = skyclass("cutouts", *words)
         assert done.returncode == 3, done.stderr
-        assert "10 cutouts" in done.stdout and "5 lack an image" in done.stdout and "to do these again: " in done.stdout
+        assert "10 cutouts" in done.stdout and "in some band: 5" in done.stdout and "to do these again: " in done.stdout
         with np.load(tmp_path / "c.npz") as data:
             assert np.isfinite(data["cutouts"][:5]).all() and np.isnan(data["cutouts"][5:]).all()
             return done, data["flags"], data["x"]
@@ -323,7 +324,7 @@ def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
         path.write_bytes(b"")
     (tmp_path / "c.npz").unlink()
     done = skyclass("cutouts", "--catalog", tmp_path / "t.parquet", "--images", images, "-o", tmp_path / "c.npz")
-    assert done.returncode == 2 and "none of the 2 tiles looked at is usable: " in done.stderr
+    assert done.returncode == 2 and "of 2 tiles looked at, none is usable: " in done.stderr
     assert "empty file" in done.stderr and not (tmp_path / "c.npz").exists()
 
 

@@ -153,7 +153,7 @@ def test_gc_removes_earlier_publications(tmp_path: Path, capsys: pytest.CaptureF
         publish(folder)
     (folder.tmp / "half.parquet").write_bytes(b"half")
     assert skyclass("gc", tmp_path) == 0
-    assert capsys.readouterr().out.startswith("1 leftovers removed, 2 earlier publications removed, ")
+    assert capsys.readouterr().out.startswith("1 leftover and 2 earlier publications removed, ")
     assert [path.name for path in (tmp_path / "catalogs").iterdir()] == ["000003"]
     assert skyclass("verify", tmp_path) == 0 and open_catalog(tmp_path).count() == len(rows)
     assert json.loads((folder.catalog / "manifest.json").read_text())["rows"] == len(rows)

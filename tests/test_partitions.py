@@ -596,7 +596,7 @@ def test_plan_and_classify_count_sources_without_a_tile_alike(run, sky, tmp_path
     planned = CliRunner().invoke(cli, ["plan", *options])
     done = CliRunner().invoke(cli, ["classify", *options, "--out", run.out, "--cluster", "none"])
     assert (planned.exit_code, done.exit_code) == (0, 0), planned.output + done.output
-    words = "5 sources have no tile"
+    words = "sources without a tile: 5;"
     n_tiles = len(sky.coadd_ids)
     assert words in planned.output and f"on {n_tiles} tiles, " in planned.output
     assert words in done.output and f"\n{n_tiles} tiles (0 from" in done.output

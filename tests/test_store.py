@@ -189,7 +189,7 @@ def test_a_tile_saved_again_with_other_values_is_found_and_made_again(folder: Ru
     pq.write_table(changed.replace_schema_metadata(footer), path)
     assert path.stat().st_size != commit.nbytes and store.read_commit(path) is not None
     assert store.committed(folder) == {TILE: commit}
-    with pytest.raises(StoreError, match=f"1 tiles in .* were changed after their commit .{TILE}.*run the same"):
+    with pytest.raises(StoreError, match=f"changed after their commit: 1 tile .{TILE}.*run the same"):
         store.refuse_changed(folder, store.committed(folder).values())
     assert not store.committed(folder)
     assert store.commit_tile(folder, TILE, rows) == commit
@@ -203,7 +203,7 @@ def test_the_rows_of_another_tile_are_no_commit(folder: RunFolder, journaled: bo
         store.journal_commit(folder, commit)
     folder.tile_path(TILE).write_bytes(folder.tile_path("1515p015_ac51").read_bytes())
     if journaled:
-        with pytest.raises(StoreError, match=f"changed after their commit .{TILE}."):
+        with pytest.raises(StoreError, match=f"changed after their commit: 1 tile .{TILE}."):
             store.refuse_changed(folder, store.committed(folder).values())
     assert store.committed(folder) == {"1515p015_ac51": other}
     assert store.commit_tile(folder, TILE, rows) == commit

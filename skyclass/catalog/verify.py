@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..files import sha256_of
 from ..schema import CLASS_SCHEMA, SORT_KEYS, class_counts, flagged
-from ..text import printable
+from ..text import counted, printable
 from .duckdb import connect, parquet_scan
 from .manifest import MANIFEST_NAME, PIXEL_SHIFT, Manifest, PixelRecord, manifest_of, read_manifest
 
@@ -37,8 +37,10 @@ class VerifyReport:
     def __str__(self) -> str:
         """Return what was found, a problem a line."""
         if self.ok:
-            return f"{self.rows:,} rows in {self.files} files, as planned and as published: nothing lost, no key twice"
-        return "\n".join(map(printable, [f"{self.catalog} has {len(self.problems)} problems:", *self.problems]))
+            amount = f"{counted(self.rows, 'row')} in {counted(self.files, 'file')}"
+            return f"{amount}, as planned and as published: nothing lost, no key twice"
+        heading = f"{self.catalog} has {counted(len(self.problems), 'problem')}:"
+        return "\n".join(map(printable, [heading, *self.problems]))
 
 
 def verify_publication(root: Path, planned_rows: int | None = None) -> VerifyReport:

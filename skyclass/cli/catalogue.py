@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ConfigError, NotPublished
-from ..text import table_text
+from ..text import counted, table_text
 from ..types import BANDS
 from .output import print_quarantined, say, saying_what_is_there
 from .parameters import overwrite_option, parse_cone
@@ -93,15 +93,17 @@ def query(
     if output is not None:
         if sql is not None:
             answer = classes.sql_arrow(sql)
-            say(f"{len(answer):,} rows written to {export_table(answer, output, overwrite)}")
+            say(f"{counted(len(answer), 'row')} written to {export_table(answer, output, overwrite)}")
         else:
             written = classes.export(output, overwrite)
-            say(f"{classes.count():,} rows written to {written}")
+            say(f"{counted(classes.count(), 'row')} written to {written}")
     elif sql is not None:
-        click.echo(shown(classes.sql_arrow(sql)))
+        answer = classes.sql_arrow(sql)
+        click.echo(shown(answer))
+        say(counted(len(answer), "row"))
     else:
         click.echo(shown(classes.sql_arrow(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
-        say(f"{classes.count():,} rows")
+        say(counted(classes.count(), "row"))
     return 0
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import click
 
-from ..errors import NotPublished
+from ..errors import ConfigError, NotPublished
 from ..text import printable
 
 EXIT_QUARANTINED = 3
@@ -16,6 +16,17 @@ EXIT_QUARANTINED = 3
 def say(*lines: str, err: bool = False) -> None:
     """Print lines; control characters in ids and file names are escaped."""
     click.echo("\n".join(map(printable, lines)), err=err)
+
+
+@contextmanager
+def naming_file(path: str | None) -> Iterator[None]:
+    """Put the name of the configuration file, where there is one, before the message of a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        if path is None:
+            raise
+        raise ConfigError(f"{path}: {error.message}", error.details) from error
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from .. import __version__
 from ..engine.dask_config import load_dask
 from ..run.config import RunConfig, run_config
 from ..settings import read_toml
+from ..text import counted
 from ..types import CLASSES, Flag
-from .output import EXIT_QUARANTINED, print_quarantined, say
+from .output import EXIT_QUARANTINED, naming_file, print_quarantined, say
 from .parameters import parse_cone
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,7 +58,8 @@ def _run(run_toml: str | None, cone: str | None, flags: dict[str, Any]) -> RunCo
     data |= {key: value for key, value in flags.items() if value is not None}
     if cone:
         data["region"] = parse_cone(cone)
-    return run_config(data)
+    with naming_file(run_toml):
+        return run_config(data)
 
 
 @click.command()
@@ -88,10 +90,10 @@ def _classify(run: RunConfig) -> Any:
 def _print_report(report: Any, run: RunConfig) -> None:
     faults = f" + {report.model_faults:,} without probabilities" if report.model_faults else ""
     lines = [
-        f"{report.sources_in:,} sources in = {report.classified:,} classified "
+        f"{counted(report.sources_in, 'source')} in = {report.classified:,} classified "
         f"+ {report.without_class - report.model_faults:,} without an image{faults}; {report.flagged:,} flagged",
         "classes: " + ", ".join(f"{report.class_counts.get(c, 0):,} {c}" for c in CLASSES),
-        f"{report.tiles} tiles ({report.tiles_resumed} from an earlier run), "
+        f"{counted(report.tiles, 'tile')} ({report.tiles_resumed} from an earlier run), "
         f"{report.tile_bytes_read / 1e6:,.0f} MB read of {report.tile_bytes / 1e6:,.0f} MB of tiles",
         _pace(report),
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
@@ -170,5 +172,6 @@ def gc(directory: str) -> int:
     with hold_lease(folder):
         leftovers, earlier = litter(folder), superseded_publications(folder.path)
         nbytes = sum(map(remove, leftovers + earlier))
-    say(f"{len(leftovers)} leftovers removed, {len(earlier)} earlier publications removed, {nbytes / 1e6:,.1f} MB")
+    amount = f"{counted(len(leftovers), 'leftover')} and {counted(len(earlier), 'earlier publication')}"
+    say(f"{amount} removed, {nbytes / 1e6:,.1f} MB")
     return 0

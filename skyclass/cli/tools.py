@@ -10,7 +10,7 @@ import click
 
 from ..engine.dask_config import load_dask
 from ..errors import ConfigError
-from ..text import shell_command
+from ..text import counted, shell_command
 from .output import say
 
 
@@ -43,7 +43,8 @@ def mock(
     if replaced:
         say(f"the simulated sky that was in {made.directory} before is gone")
     counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())
-    say(f"SIMULATED sky in {made.directory}: {made.n_sources:,} sources ({counts}) on {', '.join(made.coadd_ids)}")
+    n_sources = counted(made.n_sources, "source")
+    say(f"SIMULATED sky in {made.directory}: {n_sources} ({counts}) on {', '.join(made.coadd_ids)}")
     (ra, dec), options = made.center, ["--catalog", made.catalog, "--images", made.images]
     say(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
     click.echo(shell_command(["skyclass", "classify", *options, "--out", "classes"]))

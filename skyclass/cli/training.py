@@ -13,7 +13,7 @@ import click
 from ..engine.dask_config import load_dask
 from ..errors import ConfigError
 from ..settings import read_toml
-from .output import say
+from .output import naming_file, say
 from .parameters import needs_cluster, parse_box, parse_counts
 
 
@@ -39,7 +39,9 @@ def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     data |= {key: value for key, value in flags.items() if value is not None}
     if region:
         data["region"] = parse_box(region)
-    say(f"label table written to {fetch_labels(labels_config(data), say_steps)}")
+    with naming_file(labels_toml):
+        config = labels_config(data)
+    say(f"label table written to {fetch_labels(config, say_steps)}")
     return 0
 
 
@@ -80,7 +82,8 @@ def dataset(
     needs_cluster(cluster, {"--workers": workers})
     if workers is not None and cluster != "local":
         raise ConfigError(f"--workers {workers}: {cluster} has the workers it has; the number is for --cluster local")
-    config = dataset_config(data)
+    with naming_file(dataset_toml):
+        config = dataset_config(data)
     with show_cutting() as watch:
         if cluster:
             load_dask()
@@ -154,7 +157,9 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     from ..training.fit.watch import show_training
 
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
-    run, is_first = train_config(read_toml(train_toml)), is_first_rank()
+    data, is_first = read_toml(train_toml), is_first_rank()
+    with naming_file(train_toml):
+        run = train_config(data)
     if cluster:
         load_dask()
         from ..engine.cluster import connect

@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
@@ -31,11 +31,13 @@ from numpy.typing import ArrayLike
 from ..errors import ArchiveError, ConfigError, TileFault
 from ..locations import refuse_logins, user_path, without_secrets
 from ..regular import open_regular, read_small
+from ..text import counted
 from ..types import BANDS, Archive, FileStamp, Float32, Tile
 from .atlas import (
     AtlasArchive,
     check_pixels,
     check_rows,
+    each_band,
     layout_path,
     names_near,
     own_image,
@@ -204,7 +206,7 @@ class LocalArchive:
 
     def _image_sets(self, coadd_id: str, bands: tuple[str, ...]) -> list[list[AtlasImage]]:
         """Return the image sets of a tile, or raise the `TileFault` that says why there is none."""
-        images = [self._images(coadd_id, band) for band in bands]
+        images = each_band(bands, partial(self._images, coadd_id))
         if all(len(of_band) == 1 for of_band in images):
             return [list(chain.from_iterable(images))]
         return image_sets(chain.from_iterable(images), bands)
@@ -269,7 +271,7 @@ def require_usable_tile(archive: Archive, location: str, coadd_ids: Sequence[str
     reasons = "; ".join(map(str, faults[:5]))
     nowhere = location.startswith(SCHEMES) and all(fault.kind == "missing_tile" for fault in faults)
     hint = f"; {LAYOUT_HINT}" if nowhere else ""
-    raise ArchiveError(f"{location}: none of the {len(faults)} tiles looked at is usable: {reasons}{hint}")
+    raise ArchiveError(f"{location}: of {counted(len(faults), 'tile')} looked at, none is usable: {reasons}{hint}")
 
 
 def _local_root(location: str) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,8 @@ from ..errors import TileFault
 from ..sky.healpix import healpix, pixel_centres, pixel_radius_deg, unit_vectors
 from ..types import BANDS, Archive, Float32, Float64, Tile
 from .header import TILE_NAME, AtlasImage, Refusal
+
+T = TypeVar("T")
 
 MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
@@ -61,6 +63,22 @@ def own_image(image: AtlasImage | Refusal, coadd_id: str, band: str) -> AtlasIma
         reason = f"{image.path} says in its header that it is {claim}: fetch it again"
         raise TileFault(coadd_id, reason, band)
     return image
+
+
+def each_band(bands: Sequence[str], image_of: Callable[[str], T]) -> list[T]:
+    """Return the image of each band; raise one `TileFault` that names every band without a good one."""
+    images, faults = [], []
+    for band in bands:
+        try:
+            images.append(image_of(band))
+        except TileFault as fault:
+            faults.append(fault)
+    if len(faults) > 1 and faults[0].kind != "missing_tile":
+        others = "; ".join(f"{fault.band}: {fault.reason}" for fault in faults[1:])
+        raise TileFault(faults[0].coadd_id, f"{faults[0].reason}; {others}", faults[0].band, faults[0].kind)
+    if faults:
+        raise faults[0]
+    return images
 
 
 def raise_missing(root: str, coadd_id: str, band: str, present: Sequence[str]) -> NoReturn:

@@ -18,6 +18,7 @@ from ..sources.assign import with_tiles
 from ..sources.layouts import open_catalog
 from ..sources.partitions import read_partition
 from ..sources.tables import standardise_table
+from ..text import counted
 from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 from .archive import open_archive, require_usable_tile
 from .atlas import AtlasArchive
@@ -70,8 +71,8 @@ def write_cutouts(
             valid_frac=batch.valid_frac,
         )
     missing = int(((batch.flags & int(Flag.NO_IMAGE)) != 0).sum())
-    summary = f"{len(table):,} cutouts of {size_px} x {size_px} pixels in {', '.join(bands)} written to {path}"
-    return CutoutReport(summary + (f"; {missing:,} lack an image in some band" if missing else ""), faults)
+    summary = f"{counted(len(table), 'cutout')} of {size_px} x {size_px} pixels in {', '.join(bands)} written to {path}"
+    return CutoutReport(summary + (f"; without an image in some band: {missing:,}" if missing else ""), faults)
 
 
 def parse_size(size: str) -> int:

@@ -35,6 +35,7 @@ from ..types import BANDS, FileStamp, Float32, Tile
 from .atlas import (
     check_pixels,
     check_rows,
+    each_band,
     layout_path,
     names_near,
     own_image,
@@ -118,7 +119,7 @@ class RemoteArchive:
         """
         if not bands:
             raise ValueError("no band was asked for")
-        return tile_of([self._image(coadd_id, band, verify) for band in bands], self.root)
+        return tile_of(each_band(bands, lambda band: self._image(coadd_id, band, verify)), self.root)
 
     def bands_of(self, coadd_id: str) -> tuple[str, ...]:
         """Return the bands, of all four, of which the archive has a file; () if it has no such tile."""

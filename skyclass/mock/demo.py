@@ -12,7 +12,7 @@ from ..catalog.query import ClassCatalog, open_catalog
 from ..engine.engine import classify
 from ..run.config import RunConfig
 from ..run.finish import verify
-from ..text import shell_command, table_text
+from ..text import counted, shell_command, table_text
 from ..training.evaluation.metrics import colour_cuts
 from ..types import CLASSES
 from . import MockReport
@@ -71,4 +71,4 @@ def example_query(classes: ClassCatalog, catalogue: Path) -> str:
     found = classes.cone(middle["ra"], middle["dec"], "15arcmin").where(condition).select(columns).to_pandas()
     options = ["--cone", cone, "--where", condition, "--columns", ",".join(columns)]
     command = shell_command(["skyclass", "query", catalogue, *options])
-    return f"5. {command}\n{table_text(found.head(8))}\n   {len(found)} rows"
+    return f"5. {command}\n{table_text(found.head(8))}\n   {counted(len(found), 'row')}"

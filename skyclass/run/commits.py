@@ -47,6 +47,7 @@ from ..files import (
 from ..images.identity import FileRecord
 from ..regular import open_regular, regular_opener
 from ..schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
+from ..text import counted
 from ..types import NO_TILE, TILE_NAME, Json
 
 log = logging.getLogger(__name__)
@@ -387,8 +388,8 @@ def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
     if changed:
         names = ", ".join(c.coadd_id for c in changed[:5])
         raise StoreError(
-            f"{len(changed)} tiles in {folder.tiles} were changed after their commit ({names}): nothing was published. "
-            "They are taken back: check the disk, then run the same command again"
+            f"{folder.tiles}: changed after their commit: {counted(len(changed), 'tile')} ({names}); nothing was "
+            "published. They are taken back: check the disk, then run the same command again"
         )
 
 

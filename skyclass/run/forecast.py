@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import TileFault
 from ..model.classifier import load_classifier, set_threads
+from ..text import counted
 from .config import RunConfig
 from .context import Line, strips_of
 from .plan import Plan, count_here, survey, without_tile_lines
@@ -28,9 +29,10 @@ def forecast(run: RunConfig) -> list[str]:
     takes = f"{hours:,.1f} process hours" if hours > 1 else f"{60 * hours:.1f} process minutes"
     crowded = plan.on_tiles[0]
     return [
-        f"{plan.n_sources:,} sources on {len(plan.on_tiles):,} tiles, {len(strips):,} strips",
+        f"{counted(plan.n_sources, 'source')} on {counted(len(plan.on_tiles), 'tile')}, "
+        f"{counted(len(strips), 'strip')}",
         *without_tile_lines(plan.without_tile),
-        f"most crowded tile: {crowded.coadd_id} with {crowded.n_sources:,} sources",
+        f"most crowded tile: {crowded.coadd_id} with {counted(crowded.n_sources, 'source')}",
         f"{tile_bytes(line, plan) / 1e9:,.2f} GB of tile pixels at most",
         f"up to {strip_bytes(line, largest) / 1e9:.1f} GB of memory a worker",
         f"{rate:,.0f} sources/s in the network of one process here (just measured): {takes}",

@@ -105,7 +105,7 @@ def without_tile_lines(n_sources: int) -> list[str]:
     if not n_sources:
         return []
     why = "they are outside the images, or their coadd_id is invalid"
-    return [f"{n_sources:,} sources have no tile: {why}; their rows have no class"]
+    return [f"sources without a tile: {n_sources:,}; {why}; their rows have no class"]
 
 
 def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
