@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.paper import analyses, pictures
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
 from skyclass.model.bundle import Cut
 from skyclass.networks import build
 from skyclass.report import save_figure
-from skyclass.training import analyses, pictures
 from skyclass.training.data.dataset import Dataset
 from skyclass.types import CLASSES
 

@@ -11,15 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from skyclass.errors import CatalogError, ConfigError
-from skyclass.images.composite import atlas_settings, composite
-from skyclass.model.bundle import Cut, load_bundle
-from skyclass.model.classifier import Preprocess
-from skyclass.networks import build
-from skyclass.training.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
-from skyclass.training.data.dataset import Dataset
-from skyclass.training.evaluation.metrics import balanced_accuracy, confusion
-from skyclass.training.small import (
+from benchmarks.paper.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
+from benchmarks.paper.small import (
     fit_small,
     logits_small,
     read_colours,
@@ -29,6 +22,15 @@ from skyclass.training.small import (
     seeded,
     split_rows,
 )
+from benchmarks.paper.spectrum import SpectrumNet
+from skyclass.errors import CatalogError, ConfigError
+from skyclass.images.composite import atlas_settings, composite
+from skyclass.model.bundle import Cut, load_bundle
+from skyclass.model.classifier import Preprocess
+from skyclass.networks import build
+from skyclass.networks.colour import ColourNet
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.metrics import balanced_accuracy, confusion
 
 TABLES = Path(__file__).parents[2] / "shared" / "data" / "tables"
 BANDS = ("w1", "w2", "w3")
@@ -124,7 +126,7 @@ def test_a_small_network_learns_stops_early_and_follows_its_seed():
     sets = [scaled(part, scale) for part in (x, x_val)]
 
     def fit(seed):
-        network = seeded("colour", seed, features=4)
+        network = seeded(ColourNet, seed, features=4)
         fit_small(network, sets[0], y, val=(sets[1], y_val), epochs=30, batch_size=64, seed=seed)
         return logits_small(network, sets[1])
 
@@ -140,7 +142,7 @@ def test_a_small_network_of_spectra_learns():
     wave = np.arange(128)
     lines = np.exp(-((wave - np.array([30, 64, 100])[labels, None]) ** 2) / 20)
     spectra = scaled((lines + rng.normal(0, 0.1, lines.shape)).astype(np.float32), (tuple([0.0] * 128), (1.0,) * 128))
-    network = fit_small(seeded("spectrum", 0), spectra, labels, epochs=6, batch_size=32)
+    network = fit_small(seeded(SpectrumNet, 0), spectra, labels, epochs=6, batch_size=32)
     assert score(labels, logits_small(network, spectra)) > 0.9
 
 

@@ -142,7 +142,7 @@ def test_networks_and_photometry_that_do_not_fit_are_refused(
         load_classifier(save_bundle(tmp_path / "without", FIELDS | {"network": "fusion"}, state), "cpu")
     with pytest.raises(BundleError, match="has photometry settings.*takes images"):
         load_classifier(save_bundle(tmp_path / "with", FIELDS | {"photometry": PHOTOMETRY}, state), "cpu")
-    with pytest.raises(ConfigError, match="spectra.*choose a model"):
+    with pytest.raises(ConfigError, match="network .spectrum. is unknown: use one of"):
         load_classifier(save_bundle(tmp_path / "spectrum", FIELDS | {"network": "spectrum"}, state), "cpu")
 
 

@@ -17,7 +17,7 @@ from skyclass.model.classifier import resolve_precision
 from skyclass.networks import INPUTS, NETWORKS, build, channels_last, fuse, macs, parameters, to_bf16
 
 IMAGE_NETWORKS = [name for name, inputs in INPUTS.items() if inputs == ("images",)]
-SHAPES = {"images": (3, 64, 64), "photometry": (2,), "spectra": (256,)}
+SHAPES = {"images": (3, 64, 64), "photometry": (2,)}
 
 COUNTS = {
     "iicnet": (1_748_407, (216_770_440, 1_698_239_200), (218_657_315, 1_713_019_475)),
@@ -213,7 +213,7 @@ def test_no_strided_point_convolution_of_few_channels() -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", [*IMAGE_NETWORKS, "spectrum", "fusion"])
+@pytest.mark.parametrize("name", [*IMAGE_NETWORKS, "fusion"])
 def test_the_embedding_is_what_the_last_layer_sees(name: str) -> None:
     network, inputs = built(name), inputs_of(name, n=2)
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
@@ -232,12 +232,6 @@ def test_fusion_looks_at_both_of_its_inputs() -> None:
     assert not torch.equal(logits, network(images, photometry.flip(0)))
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("length", [32, 100, 1024])
-def test_a_spectrum_may_have_any_length(length: int) -> None:
-    assert built("spectrum")(torch.randn(2, length)).shape == (2, 3)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "named"),
     [
@@ -252,7 +246,6 @@ def test_a_spectrum_may_have_any_length(length: int) -> None:
         ("colour", {"hidden": ()}, "hidden"),
         ("fusion", {"head": ()}, "embedding"),
         ("fusion", {"features": 0}, "features"),
-        ("spectrum", {"widths": ()}, "widths"),
     ],
 )
 def test_mistakes_name_the_choices(name: str, options: dict[str, Any], named: str) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.paper.selfsup import Views, linear_probe, nt_xent, pretrain, random_state, transfer, view
 from skyclass.errors import ConfigError
 from skyclass.model.bundle import Preprocessing
 from skyclass.networks import build
 from skyclass.training.evaluation.metrics import balanced_accuracy, confusion
-from skyclass.training.selfsup import Views, linear_probe, nt_xent, pretrain, random_state, transfer, view
 
 SMALL = Preprocessing(16, (0.2, 0.2, 0.2), (1.0, 1.0, 1.0))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.paper.spectra import LENGTH, WAVELENGTH_A, _depth, galaxies, quasars, simulate_spectra, stars
+from benchmarks.paper.spectrum import SpectrumNet
 from skyclass.errors import ConfigError
-from skyclass.mock.spectra import LENGTH, WAVELENGTH_A, _depth, galaxies, quasars, simulate_spectra, stars
-from skyclass.networks import build
 from skyclass.types import Float64
 
 
@@ -74,7 +74,7 @@ def test_a_straight_line_does_not_solve_it(sample: tuple[np.ndarray, np.ndarray]
 def test_the_network_learns_from_them(sample: tuple[np.ndarray, np.ndarray]) -> None:
     spectra, labels = (torch.from_numpy(a) for a in sample)
     torch.manual_seed(0)
-    network = build("spectrum", widths=(16, 32, 64, 64))
+    network = SpectrumNet(widths=(16, 32, 64, 64))
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for rows in torch.randperm(1500).split(32) + torch.randperm(1500).split(32):
         optimiser.zero_grad()
@@ -85,6 +85,16 @@ def test_the_network_learns_from_them(sample: tuple[np.ndarray, np.ndarray]) -> 
     assert accuracy > 0.75
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [32, 100, 1024])
+def test_a_spectrum_may_have_any_length(length: int) -> None:
+    network, spectra = SpectrumNet().eval(), torch.randn(2, length)
+    assert network(spectra).shape == (2, 3)
+    torch.testing.assert_close(network.head[-1](network.embed(spectra)), network(spectra))
+
+
 def test_mistakes_name_the_choices() -> None:
+    with pytest.raises(ConfigError, match="widths"):
+        SpectrumNet(widths=())
     with pytest.raises(ConfigError, match="natural, balanced"):
         simulate_spectra(3, 0, mix="even")  # type: ignore[arg-type]

@@ -21,12 +21,11 @@ import pyarrow as pa
 
 from skyclass.images.composite import atlas_settings
 from skyclass.mock import write_mock
-from skyclass.mock.spectra import simulate_spectra
 from skyclass.model.bundle import Bundle
 from skyclass.model.classifier import set_threads
 from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
-from skyclass.training import classic, selfsup, small
+from skyclass.networks.colour import ColourNet
 from skyclass.training.data.dataset import Dataset, build_dataset, composites, load_dataset
 from skyclass.training.data.select import DatasetConfig
 from skyclass.training.evaluation.bootstrap import bootstrap, interval
@@ -37,6 +36,10 @@ from skyclass.training.fit.job import input_statistics
 from skyclass.training.fit.recipe import TrainConfig, train_config
 from skyclass.training.fit.train import train
 from skyclass.types import Float32, Int64
+
+from . import classic, selfsup, small
+from .spectra import simulate_spectra
+from .spectrum import SpectrumNet
 
 BANDS = ("w1", "w2", "w3")
 ALL_FEATURES = tuple(FEATURES)
@@ -390,7 +393,7 @@ def colours(study: Study, seed: int) -> dict[str, Any]:
     scale = scale_of(x[train_rows])
     x = scaled(x, scale)
     network = small.fit_small(
-        small.seeded("colour", seed), x[train_rows], data.labels[train_rows], val=(x[val], data.labels[val]), seed=seed
+        small.seeded(ColourNet, seed), x[train_rows], data.labels[train_rows], val=(x[val], data.labels[val]), seed=seed
     )
     p = softmax(small.logits_small(network, x[test])).astype(np.float32)
     return rated(data.labels[test], p, train_rows=len(train_rows), epochs="60 at most, early stopping")
@@ -403,7 +406,7 @@ def spectra(study: Study, seed: int) -> dict[str, Any]:
     train_rows, val, test = np.split(np.random.default_rng(seed).permutation(len(labels)), np.cumsum(counts)[:-1])
     epochs = 12
     network = small.fit_small(
-        small.seeded("spectrum", seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
+        small.seeded(SpectrumNet, seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
         epochs=epochs, seed=seed, learning_rate=1e-3,
     )  # fmt: skip
     p = softmax(small.logits_small(network, flux[test])).astype(np.float32)

@@ -344,13 +344,8 @@ def set_threads(n: int) -> None:
 
 
 def _inputs(bundle: Bundle) -> tuple[str, ...]:
-    """Return what the network takes; `BundleError` when the bundle does not describe it, `ConfigError` for spectra."""
+    """Return what the network takes; `BundleError` when the bundle does not describe it."""
     inputs = INPUTS.get(bundle.network, ("images",))
-    if foreign := [name for name in inputs if name not in ON_THE_WIRE]:
-        raise ConfigError(
-            f"network {bundle.network!r} of {bundle.path} takes {', '.join(foreign)}, which a catalogue run does not "
-            "have: choose a model of images or photometry"
-        )
     if ("photometry" in inputs) != (bundle.photometry is not None):
         has = "photometry settings" if bundle.photometry else "no photometry settings"
         raise BundleError(

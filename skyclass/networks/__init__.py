@@ -1,7 +1,7 @@
 """The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, 3) logits.
 
 `NETWORKS` has the reconstruction of IICnet, the six networks it is compared with in table 3 of Zhao et al.
-2023, and those of its sections on colours and spectra. `INPUTS` says what each is called with.
+2023, and those on colours and on images with colours. `INPUTS` says what each is called with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from .iicnet import IICnet
 from .mobilenet import MobileNet
 from .repvgg import RepVGG
 from .resnet34 import ResNet34
-from .spectrum import SpectrumNet
 from .vgg16 import VGG16
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -36,16 +35,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "repvgg": RepVGG,
     "colour": ColourNet,
     "fusion": FusionNet,
-    "spectrum": SpectrumNet,
 }
 
 INPUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(NETWORKS, ("images",)),
     "colour": ("photometry",),
     "fusion": ("images", "photometry"),
-    "spectrum": ("spectra",),
 }
-"""What `network(*inputs)` takes: images (N, bands, S, S), photometry (N, F), spectra (N, L)."""
+"""What `network(*inputs)` takes: images (N, bands, S, S), photometry (N, F)."""
 
 FULL_PRECISION = ("head", "colour")
 """Parts that stay in float32: the logits keep their digits, and photometry is not rounded to three."""

@@ -26,8 +26,8 @@ from ...model.photometry import columns_of, features
 from ...model.photometry import numbers as floats
 from ...networks import INPUTS
 from ...types import CLASSES, Bool, Float16, Float32, Float64, Int64
-from ..classic import train_extra
 from ..data.dataset import Dataset, class_counts, composites, rows_digest
+from ..extra import train_extra
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .metrics import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
 from .training_log import read_log
@@ -177,8 +177,6 @@ def check_fit(bundles: Sequence[Bundle], dataset: Dataset) -> None:
 def _misfits(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
     needs = INPUTS.get(bundle.network, ("images",))
     mine, theirs = bundle.cut, dataset.cut
-    if "spectra" in needs:
-        yield f"network {bundle.network!r} looks at spectra, and a dataset has none"
     if "images" in needs:
         if (mine.size_px, mine.pixel_scale_arcsec) != (theirs.size_px, theirs.pixel_scale_arcsec):
             yield (

@@ -121,7 +121,7 @@ def _problems(run: TrainConfig) -> Iterator[str]:
     choices = {
         "recipe": RECIPES,
         "schedule": SCHEDULES,
-        "network": [name for name, inputs in INPUTS.items() if "spectra" not in inputs and name in NETWORKS],
+        "network": NETWORKS,
     }
     for name, known in choices.items():
         if getattr(run, name) not in known:

@@ -10,8 +10,7 @@ scikit-learn is imported where it is used; it comes with the extra `train`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import BundleError, ConfigError
-from ..model.bundle import Bundle, Preprocessing, load_weights
-from ..model.classifier import Preprocess, resolve_device
-from ..networks import INPUTS, build
-from ..types import CLASSES, Float16, Float32, Int64
-from .data.dataset import Dataset, composites
+from skyclass.errors import BundleError, ConfigError
+from skyclass.model.bundle import Bundle, Preprocessing, load_weights
+from skyclass.model.classifier import Preprocess, resolve_device
+from skyclass.networks import INPUTS, build
+from skyclass.training.data.dataset import Dataset, composites
+from skyclass.training.extra import train_extra
+from skyclass.types import CLASSES, Float16, Float32, Int64
 
 TREES = 400
 LEAF_ROWS = 3
@@ -183,15 +183,6 @@ def check_rows(x: Float32, y: Int64) -> None:
         problems.append("the labels hold fewer than two classes")
     if problems:
         raise ConfigError("classic method: " + "; ".join(problems))
-
-
-@contextmanager
-def train_extra(what: str) -> Iterator[None]:
-    """Turn a missing library into a `ConfigError` that says how to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{what} needs {error.name}: pip install 'skyclass[train]'") from error
 
 
 def _imputer() -> Any:

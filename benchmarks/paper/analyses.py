@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CatalogError, ConfigError
-from ..types import CLASSES, Bool, Float16, Float32, Float64, Int64
-from .classic import train_extra
-from .data.dataset import Dataset
-from .evaluation.training_log import read_log
+from skyclass.errors import CatalogError, ConfigError
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.training_log import read_log
+from skyclass.training.extra import train_extra
+from skyclass.types import CLASSES, Bool, Float16, Float32, Float64, Int64
 
 SNR_LEVELS = (2.0, 3.0, 5.0)
 APERTURE_PX = 3.0

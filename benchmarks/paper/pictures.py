@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..types import CLASSES, PIXEL_SCALE_ARCSEC, Float16, Float32, Int64
+from skyclass.training.extra import train_extra
+from skyclass.types import CLASSES, PIXEL_SCALE_ARCSEC, Float16, Float32, Int64
+
 from .analyses import SNR_LEVELS
-from .classic import train_extra
 
 INK, FAINT = "#333333", "#999999"
 COLOURS = dict(zip(CLASSES, ("#0072b2", "#d55e00", "#009e73"), strict=True))

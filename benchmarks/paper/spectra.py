@@ -20,9 +20,8 @@ from typing import cast
 import numpy as np
 
 from skyclass.errors import ConfigError
+from skyclass.mock.population import MIXES, Mix, class_fractions
 from skyclass.types import CLASSES, Float32, Float64, Int64
-
-from .population import MIXES, Mix, class_fractions
 
 LENGTH = 1024
 WAVELENGTH_A: Float64 = np.geomspace(3800.0, 9200.0, LENGTH)

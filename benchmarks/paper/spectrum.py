@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .blocks import BN_MOMENTUM, dense, full_precision, initialise
+from skyclass.errors import ConfigError
+from skyclass.networks.blocks import BN_MOMENTUM, dense, full_precision, initialise
 
 WIDTHS = (32, 64, 128, 128, 256)
 KERNEL = 7

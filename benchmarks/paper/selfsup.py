@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError
-from ..model.bundle import Preprocessing
-from ..model.classifier import FLOAT16_MAX, Preprocess, resolve_device, resolve_precision
-from ..networks import INPUTS, build, channels_last
-from ..types import Float16, Float32, Int64
+from skyclass.errors import ConfigError
+from skyclass.model.bundle import Preprocessing
+from skyclass.model.classifier import FLOAT16_MAX, Preprocess, resolve_device, resolve_precision
+from skyclass.networks import INPUTS, build, channels_last
+from skyclass.types import Float16, Float32, Int64
+
 from .classic import embed_images, fit_logistic
 
 TEMPERATURE = 0.2

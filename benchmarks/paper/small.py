@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CatalogError, ConfigError
-from ..model.photometry import scale_of, scaled
-from ..networks import build
-from ..report import wilson
-from ..types import CLASSES, Bool, Float32, Float64, Int64
-from .data.dataset import class_counts
-from .evaluation.metrics import colour_cuts, confusion, confusion_scores
-from .fit.job import class_weights
+from skyclass.errors import CatalogError, ConfigError
+from skyclass.model.photometry import scale_of, scaled
+from skyclass.networks.colour import ColourNet
+from skyclass.report import wilson
+from skyclass.training.data.dataset import class_counts
+from skyclass.training.evaluation.metrics import colour_cuts, confusion, confusion_scores
+from skyclass.training.fit.job import class_weights
+from skyclass.types import CLASSES, Bool, Float32, Float64, Int64
 
 PATIENCE = 12
 """Epochs without a better validation loss after which training ends."""
@@ -96,11 +97,11 @@ def logits_small(network: nn.Module, inputs: Float32) -> Float32:
     return result
 
 
-def seeded(name: str, seed: int, **options: object) -> nn.Module:
-    """Return `networks.build(name, **options)` with weights that follow from `seed`; torch's own state is kept."""
+def seeded(network: Callable[..., nn.Module], seed: int, **options: object) -> nn.Module:
+    """Return `network(**options)` with weights that follow from `seed`; the state of torch's generator is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(name, **options)
+        return network(**options)
 
 
 def real_tables(folder: str | Path, seed: int, *, epochs: int = 60) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def real_tables(folder: str | Path, seed: int, *, epochs: int = 60) -> dict[str,
     parts = split_rows(labels, seed)
     scale = scale_of(colours[parts["train"]])
     sets = {name: (scaled(colours[index], scale), labels[index]) for name, index in parts.items()}
-    network = seeded("colour", seed, features=colours.shape[1])
+    network = seeded(ColourNet, seed, features=colours.shape[1])
     fit_small(network, *sets["train"], val=sets["val"], epochs=epochs, seed=seed)
     true, seen = labels[parts["test"]], colours[parts["test"]]
     given = {"colour_network": logits_small(network, sets["test"][0]).argmax(1), "colour_cuts": _cuts(seen)}
