@@ -5,27 +5,51 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= skyclass-demo
 EDITABLE := --config-settings editable_mode=compat --editable  # or a folder above, called skyclass too, hides the package
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint bench rivals scale paper chaos fuzz slurm clean
+.PHONY: demo test lint lint-project wheel bench rivals scale paper chaos fuzz slurm clean
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[dev]'
-	touch $@
+	@echo "Installing skyclass into $(VENV): once, some minutes, about 2 GB."
+	@echo "  1 of 3: a virtual environment with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "  2 of 3: PyTorch, the largest download"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@echo "  3 of 3: skyclass, Dask, astropy and the tools of the tests"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[dev]'
+	@echo "Installed. Later calls start at once."
+	@touch $@
 
 demo: $(READY)
 	$(BIN)/skyclass demo $(DEMO)
 
 test: $(READY) lint
+	@echo "The test suite; each dot is a passed test."
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-lint: $(READY)
+lint: $(READY) lint-project
+	@echo "Style, types and the import directions of the packages."
 	$(BIN)/ruff check skyclass tests benchmarks
 	$(BIN)/ruff format --check skyclass tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The workflow, the issue forms, the citation and the hooks against their schemas; the workflow for unsafe steps too.
+lint-project: $(READY)
+	@echo "Workflow and metadata files."
+	@$(BIN)/zizmor --offline --quiet .github
+	@$(SCHEMA) vendor.github-workflows .github/workflows/ci.yml
+	@$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/docs.yml \
+		.github/ISSUE_TEMPLATE/feature.yml
+	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(SCHEMA) vendor.citation-file-format CITATION.cff
+	@$(BIN)/pre-commit validate-config
+
+# dist/skyclass-*.whl, and the same wheel run in a folder outside the checkout.
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pytest -q tests/test_wheel.py
 
 bench: $(READY)
 	$(BIN)/skyclass bench
@@ -60,4 +84,4 @@ slurm: $(READY)
 	$(BIN)/python -m pytest -m slow tests/test_slurm.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
