@@ -31,16 +31,17 @@ from skyclass.errors import CatalogError, ConfigError, SkyclassError
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.regions import Box
 from skyclass.sources.layouts import open_catalog
-from skyclass.training.data import services as module
+from skyclass.training.data import service as service_module
+from skyclass.training.data.allwise import match_offline
 from skyclass.training.data.labels import (
     LABEL_SCHEMA,
     LabelsConfig,
     fetch_labels,
     label_provenance,
     labels_config,
-    match_offline,
 )
-from skyclass.training.data.services import ServiceError, sdss_query
+from skyclass.training.data.sdss import SpectrumQuery
+from skyclass.training.data.service import ServiceError
 
 ARCSEC = 1 / 3600
 CLASS_OF = {"GALAXY": "galaxy", "QSO": "quasar", "STAR": "star"}
@@ -248,7 +249,7 @@ def test_region_sample_and_limit_are_asked_of_the_server(services, config, tmp_p
 
 
 def test_the_query_fits_into_an_address_and_wraps_at_ra_zero():
-    query = sdss_query(LabelsConfig(out="x.parquet", region=Box(350, 10, -1, 1), one_in=4), "quasar", (2**63, 12), 99)
+    query = SpectrumQuery(2.0, 5.0, one_in=4, box=Box(350, 10, -1, 1)).sql("quasar", 99, (2**63, 12))
     assert query.startswith("SELECT TOP 99 s.specObjID AS specobjid") and "s.class = 'QSO'" in query
     assert "(s.ra >= 350.0 OR s.ra <= 10.0) AND s.dec BETWEEN -1.0 AND 1.0" in query
     assert f"s.specObjID >= {2**63} AND (s.specObjID > {2**63} OR w.cntr > 12)" in query
@@ -300,7 +301,7 @@ def test_a_machine_without_the_network_is_told_so_and_not_to_ask_for_fewer_rows(
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
         message = message_of(replace(config, sdss_url=nobody, retries=1))
-    assert "no answer in 2 attempts" in message and "the service cannot be reached: run this where" in message
+    assert "no answer in 2 attempts" in message and "the service cannot be reached: run this on" in message
     assert "page_rows" not in message
 
 
@@ -313,11 +314,12 @@ def test_a_service_that_never_answers_is_left_after_the_time_limit(services, con
 
 def test_waits_double_and_retry_after_goes_first(services, config, monkeypatch):
     waits: list[float] = []
-    monkeypatch.setattr(module, "sleep", waits.append)
+    monkeypatch.setattr(service_module, "sleep", waits.append)
     services.faults["sdss"].extend([unavailable(), unavailable("7"), unavailable("99999"), unavailable()])
     fetch_labels(replace(config, retries=4, backoff_s=3.0))
     assert waits == [3.0, 7.0, 300.0, 24.0]
-    assert module._retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0 and module._retry_after_s("soon") is None
+    assert service_module.retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert service_module.retry_after_s("soon") is None
 
 
 # --- faults that stay ------------------------------------------------------------------------------
@@ -381,7 +383,7 @@ def test_a_download_that_broke_goes_on_page_by_page(services, config, tmp_path):
     n_cleaned = counts["spectra"] - counts["conflicting_class_in_sdss"] - counts["repeated_spectra"]
     services.asked.clear()
     services.faults["sdss"].extend([None] * 4 + [unavailable()] * 3)
-    assert "pages that came are kept" in message_of(config)
+    assert "the downloaded pages are kept" in message_of(config)
     services.faults["tap"].extend([None] + [hang_up] * 3)
     message_of(replace(config, page_rows=6))  # the way out of a slow page may change its size
     path = fetch_labels(replace(config, upload_rows=11))

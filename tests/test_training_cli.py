@@ -29,7 +29,7 @@ from skyclass.run.config import RunConfig
 from skyclass.run.plan import count_here, survey
 from skyclass.training.data.dataset import load_dataset
 from skyclass.training.data.labels import label_provenance
-from skyclass.training.fit.watch import say_steps, show_cutting
+from skyclass.training.progress import dataset_progress, print_labels_progress
 
 HERE = ("--device", "cpu", "--precision", "fp32")
 
@@ -180,10 +180,10 @@ def test_labels_are_fetched_by_flags_online_and_offline(tmp_path):
 
 def test_words_of_services_and_tiles_are_printed_as_they_are(capsys):
     reason = "[Microsoft][SQL Server] deadlock, " + 9 * "and so on " + "[/b]"
-    say_steps({"step": "wait", "service": "SDSS", "seconds": 3.0, "reason": reason})
+    print_labels_progress({"step": "wait", "service": "SDSS", "seconds": 3.0, "reason": reason})
     assert capsys.readouterr().err == f"wait: service SDSS, seconds 3.0, reason {reason}\n"
-    with show_cutting() as watch:
-        watch({"done": 3, "total": 9, "faults": [f"tile 0000p000_ac51 w1: {reason}"]})
+    with dataset_progress() as report:
+        report({"done": 3, "total": 9, "faults": [f"tile 0000p000_ac51 w1: {reason}"]})
     assert f"left out: tile 0000p000_ac51 w1: {reason}\n" in capsys.readouterr().err
 
 

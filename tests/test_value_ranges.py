@@ -20,9 +20,9 @@ from skyclass.run import pipeline
 from skyclass.schema import PHYSICAL_RANGES, SOURCE_SCHEMA, bad_value_counts, conform_sources, without_bad_values
 from skyclass.sources.tables import standardise_table
 from skyclass.training.data.dataset import build_dataset, summary
-from skyclass.training.data.labels import clean
+from skyclass.training.data.label_table import clean_spectra
+from skyclass.training.data.sdss import SPECTRUM_SCHEMA
 from skyclass.training.data.select import DatasetConfig
-from skyclass.training.data.services import SPECTRUM_SCHEMA
 from skyclass.types import Flag
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -208,6 +208,6 @@ def test_labels_count_what_they_read_as_missing() -> None:
               "match_dist": [0.1] * n, "cntr": [11, 12, 13], "ra": [1.0, 2, 3], "dec": [0.0] * n,
               "w1mpro": [14.0] * n, "w2mpro": [14.0] * n, "w3mpro": [9999.0, 12.0, -9.99], "w1snr": [20.0] * n,
               "w2snr": [20.0] * n, "w3snr": [9999.0, 3.0, -9999.0]}  # fmt: skip
-    cleaned, counts = clean(pa.table(values, schema=SPECTRUM_SCHEMA))
+    cleaned, counts = clean_spectra(pa.table(values, schema=SPECTRUM_SCHEMA))
     assert cleaned["w3mpro"].to_pylist() == [None, 12.0, None] and cleaned["w3snr"].to_pylist() == [None, 3.0, None]
     assert counts["bad_w3mpro_in_sdss"] == 2 and counts["bad_w3snr_in_sdss"] == 2

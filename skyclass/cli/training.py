@@ -33,7 +33,7 @@ from .parameters import needs_cluster, parse_box, parse_counts
 def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     """Fetch a label table: SDSS spectra matched to AllWISE. The same command goes on where it was stopped."""
     from ..training.data.labels import fetch_labels, labels_config
-    from ..training.fit.watch import say_steps
+    from ..training.progress import print_labels_progress
 
     data = read_toml(labels_toml) if labels_toml else {}
     data |= {key: value for key, value in flags.items() if value is not None}
@@ -41,7 +41,7 @@ def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
         data["region"] = parse_box(region)
     with naming_file(labels_toml):
         config = labels_config(data)
-    say(f"label table written to {fetch_labels(config, say_steps)}")
+    say(f"label table written to {fetch_labels(config, print_labels_progress)}")
     return 0
 
 
@@ -73,7 +73,7 @@ def dataset(
     """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
     from ..training.data.dataset import build_dataset, summary
     from ..training.data.select import dataset_config
-    from ..training.fit.watch import show_cutting
+    from ..training.progress import dataset_progress
 
     data = read_toml(dataset_toml) if dataset_toml else {}
     data |= {key: value for key, value in flags.items() if value is not None}
@@ -84,15 +84,15 @@ def dataset(
         raise ConfigError(f"--workers {workers}: {cluster} has the workers it has; the number is for --cluster local")
     with naming_file(dataset_toml):
         config = dataset_config(data)
-    with show_cutting() as watch:
+    with dataset_progress() as progress:
         if cluster:
             load_dask()
             from ..engine.cluster import connect
 
             with connect(cluster, workers, gpus=0) as client:
-                made = build_dataset(config, client, watch)
+                made = build_dataset(config, client, progress)
         else:
-            made = build_dataset(config, None, watch)
+            made = build_dataset(config, None, progress)
     say(f"dataset written to {config.out}", *summary(made).rstrip("\n").split("\n"))
     return 0
 
@@ -154,7 +154,7 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
     Works the same under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN.toml`.
     """
     from ..training.fit.recipe import train_config
-    from ..training.fit.watch import show_training
+    from ..training.progress import training_progress
 
     needs_cluster(cluster, {"--nodes": nodes, "--ranks-per-node": ranks_per_node})
     data, is_first = read_toml(train_toml), is_first_rank()
@@ -165,12 +165,12 @@ def train(train_toml: str, cluster: str | None, nodes: int | None, ranks_per_nod
         from ..engine.cluster import connect
         from ..training.fit.launch import launch
 
-        with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, show_training() as watch:
+        with connect(cluster, nodes if cluster == "local" else None, gpus=0) as client, training_progress() as watch:
             launch(Path(train_toml), client, nodes, ranks_per_node, echo=partial(say, err=True), watch=watch)
     else:
         from ..training.fit.train import train as train_here
 
-        with show_training() if is_first else nullcontext() as watch:
+        with training_progress() if is_first else nullcontext() as watch:
             train_here(run, watch)
     if is_first:
         from ..model.bundle import load_bundle

@@ -1,67 +1,50 @@
 """Labels of the sky: spectroscopic classes of SDSS for sources of AllWISE, in one Parquet table.
 
-    SkyServer   SpecObj x WISE_xmatch x WISE_allsky, class by class, page by page      (astroquery.sdss)
-    clean       values outside their physical range to null, one row a WISE source, conflicting classes dropped
-    re-match    the 2012 All-Sky positions of SDSS (`_ab41`) to AllWISE (`_ac51`): by upload to IRSA's TAP
-                service, or offline against a local copy of the catalogue
-    write       labels with AllWISE position, tile and photometry; the file remembers query, cuts and counts
+    sdss.py         SpecObj x WISE_xmatch x WISE_allsky, class by class, page by page
+    label_table.py  clean: implausible values become null, one row for each All-Sky source, conflicting classes dropped
+    irsa.py         match the 2012 All-Sky positions of SDSS (`_ab41`) to AllWISE (`_ac51`) by upload to IRSA,
+    allwise.py      or offline with a local copy of the catalogue
+    label_table.py  one label for each AllWISE source, with its position, tile and photometry
 
-Pages are kept in a folder beside the table until it is written: the same command goes on from them.
+The table stores its queries, cuts and counts. Pages stay in a folder beside it until it is written, so that the same
+command continues an interrupted download.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ... import __version__
 from ...errors import CatalogError, ConfigError, SkyclassError
 from ...files import replacing, write_json
-from ...schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
 from ...settings import build
-from ...sky.healpix import healpix, separation_deg, unit_vectors
 from ...sky.regions import Box, Region
-from ...sources.layouts import Catalog, open_catalog
-from ...sources.partitions import read_partition
-from ...types import CLASSES, Bool, Float64, Int32, Int64
-from .services import (
-    ALLWISE,
-    MATCH_SCHEMA,
-    PHOTOMETRY,
-    SDSS_CLASSES,
-    SPECTRUM_SCHEMA,
-    Progress,
-    ServiceError,
-    irsa_page,
-    irsa_query,
-    sdss_address,
-    sdss_page,
-    sdss_query,
-    tap_address,
-)
+from ...sources.layouts import open_catalog
+from ...types import CLASSES
+from ..progress import Progress, no_progress
+from .allwise import MATCH_SCHEMA, match_offline, nearest_sources
+from .irsa import TapService, candidate_query, irsa_address
+from .label_table import LABEL_SCHEMA, clean_spectra, label_table
+from .sdss import FIRST_KEY, SPECTRUM_SCHEMA, SkyServer, SpectrumQuery, sdss_address
+from .service import RetryPolicy
+
+__all__ = ["LABEL_SCHEMA", "LabelsConfig", "fetch_labels", "label_provenance", "labels_config"]
 
 METADATA_KEY = b"skyclass.labels"
-
-LABEL_SCHEMA = pa.schema(
-    [
-        *(SOURCE_SCHEMA.field(name) for name in ("ra", "dec")), ("class", pa.string()),
-        *(SOURCE_SCHEMA.field(name) for name in ("source_id", "coadd_id", *PHOTOMETRY)),
-        ("specobjid", pa.uint64()), ("z", pa.float64()), ("subclass", pa.string()), ("match_arcsec", pa.float64()),
-    ]
-)  # fmt: skip
-"""The label table: position (deg), tile and photometry (Vega mag) of AllWISE; class and z of SDSS."""
+RESUMABLE = frozenset(
+    {"out", "catalog", "page_rows", "upload_rows", "sdss_url", "tap_url", "timeout_s", "retries", "backoff_s"}
+)
+"""Settings that may change between attempts: they decide neither the spectra nor their order, and cure faults."""
 
 
 @dataclass(frozen=True)
@@ -126,285 +109,131 @@ def labels_config(data: Mapping[str, Any]) -> LabelsConfig:
     return build(LabelsConfig, data, "labels")
 
 
-def fetch_labels(config: LabelsConfig, progress: Progress | None = None) -> Path:
-    """Download, clean and re-match the labels; return the path of the Parquet table (`LABEL_SCHEMA`).
+def fetch_labels(config: LabelsConfig, progress: Progress = no_progress) -> Path:
+    """Download, clean and match the labels; return the path of the Parquet table (`LABEL_SCHEMA`).
 
-    `progress` gets dicts with "step": "sdss" {class, page, rows}, "match" {done, total}, "wait" {service,
-    seconds, reason}, "write" {counts}. Interrupted or failed, the same call goes on from the pages it has.
-    Raises `ConfigError` for wrong input (`out` exists, pages of another query), `ServiceError` when a
-    service gives no usable answer, `CatalogError` for a local catalogue that is no AllWISE, `SkyclassError`
-    when no label is left.
+    The same call continues after an interruption or a failure from the pages that it has. `progress` gets dicts with
+    "step": "sdss" {class, page, rows}, "match" {done, total}, "wait" {service, seconds, reason}, "write" {out, counts}.
+    Raises `ConfigError` for wrong input (`out` exists, pages of another query), `ServiceError` when a service gives no
+    usable answer, `CatalogError` for a local catalogue of another release, `SkyclassError` when no label is left.
     """
-    tell = progress or _tell_nobody
     out = Path(config.out)
     if out.exists():
         raise ConfigError(f"{out} exists: remove it, or choose another `out`")
-    source = open_catalog(config.catalog) if config.catalog else None  # found wanting before hours of download
-    folder = _pages_folder(config, out)
-    spectra = _download(config, folder, tell)
-    cleaned, counts = clean(spectra)
-    if source:
-        found = match_offline(cleaned, source, config.max_match_arcsec, tell)
+    catalog = open_catalog(config.catalog) if config.catalog else None  # errors come before hours of download
+    folder = _page_folder(config, out)
+    cleaned, counts = clean_spectra(_download(config, folder, progress))
+    if catalog:
+        matches = match_offline(cleaned, catalog, config.max_match_arcsec, progress)
     else:
-        found = _match_irsa(cleaned, config, folder, tell)
-    table, counts = finish(cleaned, found, config.min_snr, counts)
+        matches = _match_by_upload(cleaned, config, folder, progress)
+    table, counts = label_table(cleaned, matches, config.min_snr, counts)
     if not len(table):
+        drops = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items())
         raise SkyclassError(
-            f"{out}: no label is left, nothing is written ({_counted(counts)}); give a `catalog` that covers the "
-            f"sources, or remove {folder} and widen the cuts"
+            f"{out}: no label is left, nothing is written ({drops}); give a `catalog` that covers the sources, or "
+            f"remove {folder} and widen the cuts"
         )
     _write(table.replace_schema_metadata({METADATA_KEY: json.dumps(_provenance(config, counts))}), out)
     shutil.rmtree(folder)
-    tell({"step": "write", "out": str(out), "counts": counts})
+    progress({"step": "write", "out": str(out), "counts": counts})
     return out
 
 
 def label_provenance(path: str | Path) -> dict[str, Any]:
-    """Return what a label table remembers: date, services, queries, cuts, counts. {} for a foreign table."""
+    """Return date, services, queries, cuts and counts of a label table; {} for a table of another program."""
     stored = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
     return dict(json.loads(stored))
 
 
-# --- cleaning: pure --------------------------------------------------------------------------------
+# --- services --------------------------------------------------------------------------------------
 
 
-def clean(spectra: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Return one row for each All-Sky source, our class names, bad values null; and what was dropped.
-
-    `spectra` has `SPECTRUM_SCHEMA`. A source with spectra of different classes goes; of several spectra of
-    one class the nearest stays. Sorted by specobjid.
-    """
-    counts = {"spectra": len(spectra)}
-    names = pa.array(list(SDSS_CLASSES.values()))
-    place = pc.index_in(pc.utf8_upper(pc.utf8_trim_whitespace(spectra["class"])), names)
-    counts["of_another_class"] = place.null_count
-    known = spectra.set_column(1, "class", pa.array(CLASSES).take(place)).filter(pc.is_valid(place))
-    known, bits = without_bad_values(known)
-    counts |= _bad_counts(bits, "sdss")
-    kept, conflicting = one_each(known, "cntr", "match_dist")
-    counts["conflicting_class_in_sdss"] = conflicting
-    counts["repeated_spectra"] = len(known) - conflicting - len(kept)
-    return kept, counts
+def _spectrum_query(config: LabelsConfig) -> SpectrumQuery:
+    box = config.region if isinstance(config.region, Box) else None
+    return SpectrumQuery(config.max_match_arcsec, config.min_snr, config.one_in, box)
 
 
-def finish(
-    cleaned: pa.Table, found: pa.Table, min_snr: float, counts: Mapping[str, int]
-) -> tuple[pa.Table, dict[str, int]]:
-    """Return the label table (`LABEL_SCHEMA`, by specobjid) of cleaned spectra and their AllWISE sources.
-
-    `found` has `MATCH_SCHEMA`. Each AllWISE source gets one label: the nearest; none where labels of different
-    classes meet on it. Sources that AllWISE measures at or below `min_snr` in W1 or W2, or not at all, go.
-    """
-    counts = dict(counts) | {"without_allwise_source": len(cleaned) - len(found)}
-    rows = cleaned.take(found["label_row"])
-    own = {name: rows[name] for name in ("class", "specobjid", "z", "subclass")}
-    table = pa.table([own[name] if name in own else found[name] for name in LABEL_SCHEMA.names], schema=LABEL_SCHEMA)
-    table, bits = without_bad_values(table)
-    counts |= _bad_counts(bits, "allwise")
-    bright = pc.and_(pc.greater(table["w1snr"], min_snr), pc.greater(table["w2snr"], min_snr)).fill_null(False)
-    measured = table.filter(bright)
-    counts["below_min_snr_in_allwise"] = len(table) - len(measured)
-    labels, conflicting = one_each(measured, "source_id", "match_arcsec")
-    counts["conflicting_class_in_allwise"] = conflicting
-    counts["sharing_an_allwise_source"] = len(measured) - conflicting - len(labels)
-    per_class = Counter(labels["class"].to_pylist())
-    return labels, counts | {"labels": len(labels)} | {name: per_class[name] for name in CLASSES}
+def _retry_policy(config: LabelsConfig) -> RetryPolicy:
+    return RetryPolicy(config.timeout_s, config.retries, config.backoff_s)
 
 
-def _bad_counts(bits: Int32, service: str) -> dict[str, int]:
-    """Return how many values of each column of a service were outside their physical range."""
-    return {f"bad_{name}_in_{service}": n for name, n in bad_value_counts(bits).items()}
-
-
-def one_each(table: pa.Table, key: str, distance: str) -> tuple[pa.Table, int]:
-    """Return the nearest row of each value of `key`, by specobjid, and how many rows conflict in class.
-
-    Rows of a value that stands with more than one class are all left out; null values belong to nobody.
-    """
-    table = table.filter(pc.is_valid(table[key]))
-    if not len(table):
-        return table, 0
-    group = pc.dictionary_encode(table[key].combine_chunks()).indices.to_numpy()
-    label = pc.index_in(table["class"], pa.array(CLASSES)).to_numpy()
-    order = np.lexsort((table["specobjid"].to_numpy(), table[distance].to_numpy(), group))
-    first = np.flatnonzero(np.r_[True, np.diff(group[order]) > 0])
-    size = np.diff(np.r_[first, len(order)])
-    agreed = np.minimum.reduceat(label[order], first) == np.maximum.reduceat(label[order], first)
-    kept = table.take(order[first[agreed]]).sort_by([("specobjid", "ascending"), (key, "ascending")])
-    return kept.combine_chunks(), int(size[~agreed].sum())
-
-
-def _download(config: LabelsConfig, folder: Path, tell: Progress) -> pa.Table:
-    """Return all spectra (`SPECTRUM_SCHEMA`), from the pages in the folder and then from SkyServer."""
-    for name in CLASSES:
-        _download_class(config, name, folder, tell)
-    pages = [_read_page(path) for name in CLASSES for path in _pages(folder, name)]
+def _download(config: LabelsConfig, folder: Path, progress: Progress) -> pa.Table:
+    """Return all spectra (`SPECTRUM_SCHEMA`): the pages in the folder, and the missing ones from SkyServer."""
+    server = SkyServer(sdss_address(config.sdss_url), config.data_release, _retry_policy(config))
+    for class_name in CLASSES:
+        _download_class(config, server, class_name, folder, progress)
+    pages = [_read_page(path) for class_name in CLASSES for path in _page_paths(folder, class_name)]
     return pa.concat_tables(pages, promote_options="none") if pages else SPECTRUM_SCHEMA.empty_table()
 
 
-def _download_class(config: LabelsConfig, name: str, folder: Path, tell: Progress) -> None:
-    """Write the missing pages of a class. Only an empty page is the end: a server may cut a page silently."""
-    held = [_read_page(path) for path in _pages(folder, name)]
-    n_rows, n_pages = sum(len(page) for page in held), len(held)
-    after = next((_last_key(page) for page in reversed(held) if len(page)), (0, 0))
-    done = bool(held) and not len(held[-1])
-    while not done and (config.per_class is None or n_rows < config.per_class):
-        rows = config.page_rows if config.per_class is None else min(config.page_rows, config.per_class - n_rows)
-        page = sdss_page(config, name, after, rows, tell)
-        _write(page, folder / f"{name}-{n_pages:06d}.parquet")
-        done, n_pages, n_rows = not len(page), n_pages + 1, n_rows + len(page)
-        after = after if done else _last_key(page)
-        tell({"step": "sdss", "class": name, "page": n_pages, "rows": n_rows})
+def _download_class(config: LabelsConfig, server: SkyServer, class_name: str, folder: Path, progress: Progress) -> None:
+    """Write the missing pages of a class. Only an empty page is the last: a server may shorten a page silently."""
+    pages = [_read_page(path) for path in _page_paths(folder, class_name)]
+    n_rows, n_pages = sum(len(page) for page in pages), len(pages)
+    last_key = next((_last_key(page) for page in reversed(pages) if len(page)), FIRST_KEY)
+    complete = bool(pages) and not len(pages[-1])
+    while not complete and (config.per_class is None or n_rows < config.per_class):
+        limit = config.page_rows if config.per_class is None else min(config.page_rows, config.per_class - n_rows)
+        page = server.page(_spectrum_query(config), class_name, limit, last_key, progress)
+        _write(page, folder / f"{class_name}-{n_pages:06d}.parquet")
+        complete, n_pages, n_rows = not len(page), n_pages + 1, n_rows + len(page)
+        last_key = last_key if complete else _last_key(page)
+        progress({"step": "sdss", "class": class_name, "page": n_pages, "rows": n_rows})
 
 
 def _last_key(page: pa.Table) -> tuple[int, int]:
     return page["specobjid"][-1].as_py(), page["cntr"][-1].as_py()
 
 
-def _match_irsa(cleaned: pa.Table, config: LabelsConfig, folder: Path, tell: Progress) -> pa.Table:
-    """Return the nearest AllWISE source of each row (`MATCH_SCHEMA`), from pages in the folder, then from IRSA."""
-    done = 0
-    while path := next(iter(folder.glob(f"match-{done:09d}-*.parquet")), None):
-        done = int(path.stem.rpartition("-")[2])
-    while done < len(cleaned):
-        stop = min(done + config.upload_rows, len(cleaned))
-        page = nearest(cleaned, irsa_page(cleaned, done, stop, config, tell), config.max_match_arcsec)
-        _write(page, folder / f"match-{done:09d}-{stop:09d}.parquet")
-        done = stop
-        tell({"step": "match", "done": done, "total": len(cleaned)})
+def _match_by_upload(cleaned: pa.Table, config: LabelsConfig, folder: Path, progress: Progress) -> pa.Table:
+    """Return (`MATCH_SCHEMA`) the nearest AllWISE source of each row: pages in the folder, the others from IRSA."""
+    service = TapService(irsa_address(config.tap_url), _retry_policy(config))
+    start = 0
+    while path := next(iter(folder.glob(f"match-{start:09d}-*.parquet")), None):
+        start = int(path.stem.rpartition("-")[2])
+    while start < len(cleaned):
+        stop = min(start + config.upload_rows, len(cleaned))
+        candidates = service.candidates(cleaned, start, stop, config.max_match_arcsec, progress)
+        page = nearest_sources(cleaned, candidates, config.max_match_arcsec)
+        _write(page, folder / f"match-{start:09d}-{stop:09d}.parquet")
+        start = stop
+        progress({"step": "match", "done": start, "total": len(cleaned)})
     pages = [_read_page(path) for path in sorted(folder.glob("match-*.parquet"))]
     return pa.concat_tables([MATCH_SCHEMA.empty_table(), *pages])
 
 
-def nearest(cleaned: pa.Table, candidates: pa.Table, max_match_arcsec: float) -> pa.Table:
-    """Return (`MATCH_SCHEMA`) the candidate nearest to each row of `cleaned`, none beyond the radius.
-
-    `candidates` has `label_row`, the row of `cleaned` that each was found for, and the columns `ALLWISE`.
-    """
-    row = candidates["label_row"].to_numpy()
-    if len(row) and (candidates["label_row"].null_count or row.min() < 0 or row.max() >= len(cleaned)):
-        raise ServiceError(f"IRSA TAP returned a label_row that was not uploaded ({row.min()}..{row.max()})")
-    place = cleaned.take(pa.array(row))
-    arcsec = 3600 * separation_deg(place["ra"], place["dec"], candidates["ra"], candidates["dec"])
-    table = candidates.append_column("match_arcsec", pa.array(arcsec)).select(MATCH_SCHEMA.names)
-    order = np.lexsort((arcsec, row))
-    order = order[arcsec[order] <= max_match_arcsec]
-    return table.take(order[np.r_[True, np.diff(row[order]) > 0]] if len(order) else order).combine_chunks()
+# --- files -----------------------------------------------------------------------------------------
 
 
-# --- AllWISE, offline ------------------------------------------------------------------------------
-
-
-def match_offline(
-    cleaned: pa.Table, source: Catalog, max_match_arcsec: float, progress: Progress | None = None
-) -> pa.Table:
-    """Return the nearest source of a local AllWISE catalogue for each row of `cleaned` (`MATCH_SCHEMA`).
-
-    Partitions that no position comes near are not read; one is in memory at a time. Raises `CatalogError` when the
-    catalogue is another release than AllWISE.
-    """
-    tell = progress or _tell_nobody
-    ra, dec = cleaned["ra"].to_numpy(), cleaned["dec"].to_numpy()
-    best_arcsec, found = np.full(len(ra), np.inf), [MATCH_SCHEMA.empty_table()]
-    near = _rows_by_pixel(ra, dec, source, max_match_arcsec)
-    wanted = [i for i, part in enumerate(source.partitions) if part.order < 0 or part.pixel in near[part.order]]
-    for done, i in enumerate(wanted, 1):
-        part = source.partitions[i]
-        rows = np.arange(len(ra)) if part.order < 0 else near[part.order][part.pixel]
-        here = _nearest_in(cleaned, rows, read_partition(source, i), max_match_arcsec)
-        here = here.filter(pa.array(here["match_arcsec"].to_numpy() < best_arcsec[here["label_row"].to_numpy()]))
-        best_arcsec[here["label_row"].to_numpy()] = here["match_arcsec"].to_numpy()
-        found.append(here)
-        tell({"step": "match", "done": done, "total": len(wanted)})
-    table = pa.concat_tables(found).combine_chunks()
-    # A row that a later partition improved on is still there, with its larger distance.
-    final = table["match_arcsec"].to_numpy() == best_arcsec[table["label_row"].to_numpy()]
-    return _allwise_only(table.filter(pa.array(final)).sort_by("label_row"), source.root)
-
-
-def _rows_by_pixel(ra: Float64, dec: Float64, source: Catalog, radius_arcsec: float) -> dict[int, dict[int, Int64]]:
-    """Return, by order and pixel of the catalogue's partitions, the positions within reach of the pixel.
-
-    A position reaches the pixels of itself and of eight points on a circle whose octagon encloses the radius.
-    """
-    centre, north = unit_vectors(ra, dec), unit_vectors(ra, dec + 90.0)
-    east = unit_vectors(ra + 90.0, np.zeros_like(dec))
-    angle, reach = np.arange(8)[:, None, None] * np.pi / 4, np.tan(np.radians(1.1 * radius_arcsec / 3600))
-    x, y, z = np.moveaxis(centre + reach * (np.cos(angle) * east + np.sin(angle) * north), -1, 0)
-    lon = np.vstack([ra, np.degrees(np.arctan2(y, x))])
-    lat = np.vstack([dec, np.degrees(np.arctan2(z, np.hypot(x, y)))])
-    orders = {part.order for part in source.partitions if part.order >= 0}
-    return {order: _grouped(healpix(order, lon, lat)) for order in orders}
-
-
-def _grouped(pixels: Int64) -> dict[int, Int64]:
-    """Return pixel -> the columns of `pixels` (points, positions) in which it stands."""
-    columns = np.broadcast_to(np.arange(pixels.shape[1]), pixels.shape)
-    pairs = np.unique(np.column_stack([pixels.ravel(), columns.ravel()]), axis=0)
-    values, first = np.unique(pairs[:, 0], return_index=True)
-    return dict(zip(values.tolist(), np.split(pairs[:, 1], first[1:]), strict=False))
-
-
-def _nearest_in(cleaned: pa.Table, positions: Int64, rows: pa.Table, radius_arcsec: float) -> pa.Table:
-    """Return (`MATCH_SCHEMA`) the nearest of `rows` for each of the positions that has one within the radius."""
-    from scipy.spatial import cKDTree
-
-    if not len(rows) or not len(positions):
-        return MATCH_SCHEMA.empty_table()
-    tree = cKDTree(unit_vectors(rows["ra"].to_numpy(), rows["dec"].to_numpy()))
-    asked = cleaned.take(pa.array(positions))
-    chord = 2 * np.sin(np.radians(radius_arcsec / 3600) / 2) * (1 + 1e-9)
-    _, index = tree.query(unit_vectors(asked["ra"], asked["dec"]), distance_upper_bound=chord)
-    hit = index < len(rows)
-    candidates = rows.take(pa.array(index[hit])).select(ALLWISE)
-    return nearest(cleaned, candidates.append_column("label_row", pa.array(positions[hit])), radius_arcsec)
-
-
-def _allwise_only(found: pa.Table, where: str) -> pa.Table:
-    """Return the matches, or refuse a catalogue whose tiles are of another release, such as All-Sky (`_ab41`)."""
-    tiles = found["coadd_id"].drop_null()
-    strange: Bool = pc.invert(pc.match_substring_regex(tiles, r"^\d{4}[pm]\d{3}_ac\d+$"))
-    if pc.any(strange).as_py():
-        raise CatalogError(
-            f"{where}: coadd_id {tiles.filter(strange)[0]} is no tile of AllWISE (such as 0098p408_ac51); labels "
-            "need positions and tiles of AllWISE, not of the 2012 All-Sky release (_ab41)"
-        )
-    return found
-
-
-# --- pages and files -------------------------------------------------------------------------------
-
-
-def _pages_folder(config: LabelsConfig, out: Path) -> Path:
-    """Return the folder of pages, made if absent; `ConfigError` when its pages answer another question."""
+def _page_folder(config: LabelsConfig, out: Path) -> Path:
+    """Return the folder of pages, created if absent; `ConfigError` when its pages answer another query."""
     folder = out.with_name(out.name + ".pages")
-    # What decides neither the spectra nor their order may change between attempts: it is the way out of faults.
-    free = {"out", "catalog", "page_rows", "upload_rows", "sdss_url", "tap_url", "timeout_s", "retries", "backoff_s"}
-    asked = {key: value for key, value in _plain_config(config).items() if key not in free}
-    asked["query"] = sdss_query(replace(config, page_rows=1), CLASSES[0])
-    note = folder / "query.json"
-    if note.is_file():
-        held = json.loads(note.read_text())
-        if changed := sorted(key for key in asked if held.get(key) != asked[key]):
-            raise ConfigError(
-                f"{folder} holds pages of another question ({', '.join(changed)} changed): remove the folder to "
-                "start anew, or choose another `out`"
-            )
+    settings = {key: value for key, value in _plain_config(config).items() if key not in RESUMABLE}
+    settings["query"] = _spectrum_query(config).sql(CLASSES[0], n_rows=1)
+    record = folder / "query.json"
+    if not record.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, settings)
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(note, asked)
+    stored = json.loads(record.read_text())
+    if changed := sorted(key for key in settings if stored.get(key) != settings[key]):
+        raise ConfigError(
+            f"{folder} holds pages of another query ({', '.join(changed)} changed): remove the folder to start again, "
+            "or choose another `out`"
+        )
     return folder
 
 
-def _pages(folder: Path, name: str) -> list[Path]:
-    return sorted(folder.glob(f"{name}-*.parquet"))
+def _page_paths(folder: Path, class_name: str) -> list[Path]:
+    return sorted(folder.glob(f"{class_name}-*.parquet"))
 
 
 def _read_page(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise CatalogError(f"{path}: this page cannot be read ({error}); remove its folder to start anew") from error
+        raise CatalogError(f"{path}: this page cannot be read ({error}); remove its folder to start again") from error
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -413,19 +242,20 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def _provenance(config: LabelsConfig, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return what the table remembers of its making, plain JSON types."""
+    """Return what the table stores of its making, as JSON types."""
+    query, settings = _spectrum_query(config), _plain_config(config)
+    cuts = ("min_snr", "max_match_arcsec", "per_class", "one_in", "region")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "skyclass": __version__,
         "data_release": config.data_release,
-        "sdss": sdss_address(config),
-        "sdss_query": {name: sdss_query(config, name) for name in CLASSES},
-        "allwise": config.catalog or tap_address(config),
-        "allwise_query": None if config.catalog else irsa_query(config.max_match_arcsec),
-        "cuts": {key: _plain_config(config)[key] for key in ("min_snr", "max_match_arcsec", "per_class", "one_in",
-                                                             "region")} | {"zWarning": 0},
+        "sdss": sdss_address(config.sdss_url),
+        "sdss_query": {name: query.sql(name, config.page_rows) for name in CLASSES},
+        "allwise": config.catalog or irsa_address(config.tap_url),
+        "allwise_query": None if config.catalog else candidate_query(config.max_match_arcsec),
+        "cuts": {key: settings[key] for key in cuts} | {"zWarning": 0},
         "counts": dict(counts),
-    }  # fmt: skip
+    }
 
 
 def _plain_config(config: LabelsConfig) -> dict[str, Any]:
@@ -433,14 +263,6 @@ def _plain_config(config: LabelsConfig) -> dict[str, Any]:
     return values | {"region": config.region.to_dict() if config.region else None}
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items())
-
-
 def _is_address(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and bool(parts.netloc)
-
-
-def _tell_nobody(event: Mapping[str, Any]) -> None:
-    """Hear what happens and do nothing."""
