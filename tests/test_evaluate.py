@@ -289,6 +289,30 @@ def test_the_fitted_loss_is_the_least() -> None:
     assert least < negative_log_likelihood(logits / fit_temperature(logits, labels, weights), labels, weights)
 
 
+# n, seed, scale and shift of the logits, class weights -> temperature; temperature and biases fitted together.
+# Values of golden-section search and of Newton's method with the exact Hessian.
+FITTED = [
+    ((400, 100, 1.7, (0, 0, 0), None), 1.723321, (1.637155, -0.232267, 0.013355, 0.218911)),
+    ((3000, 101, 0.4, (0.9, -0.6, -0.3), None), 1.168468, (0.407982, -2.162239, 1.41185, 0.75039)),
+    ((1000, 103, 8.0, (0, 0, 0), (1, 1, 1)), 7.718977, (7.69881, -0.027223, -0.018127, 0.04535)),
+    ((60, 104, 0.1, (1, 0, -1), (1, 2, 3)), 20.0, (0.104785, -10.476602, 0.391361, 10.085241)),
+    ((2000, 105, 30.0, (0, 0, 0), None), 20.0, (20.0, -0.071363, 0.084198, -0.012835)),
+    ((2000, 106, 0.02, (0, 0, 0), None), 0.05, (0.05, 0.211357, -0.215523, 0.004165)),
+]
+
+
+@pytest.mark.parametrize(("drawn", "temperature", "both"), FITTED)
+def test_the_fits_agree_with_other_methods_to_six_digits(
+    drawn: tuple[int, int, float, tuple[float, ...], Any], temperature: float, both: tuple[float, ...]
+) -> None:
+    n, seed, scale, shift, weights = drawn
+    labels, logits = drawn_logits(n, seed)
+    logits = logits * scale + np.array(shift)
+    assert fit_temperature(logits, labels, weights) == pytest.approx(temperature, abs=1.5e-6)
+    fitted, bias = fit_bias_and_temperature(logits, labels, weights)
+    assert (fitted, *bias) == pytest.approx(both, abs=1.5e-6)
+
+
 def test_temperatures_stay_in_range() -> None:
     labels = np.tile([0, 1, 2], 50)
     perfect, upside_down = np.eye(3)[labels] / 2, -np.eye(3)[labels] / 2
