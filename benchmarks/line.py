@@ -17,8 +17,9 @@ from skyclass.run.config import RunConfig
 from skyclass.run.context import Line
 from skyclass.run.lease import hold_lease
 from skyclass.run.pipeline import classify_tile, finish
-from skyclass.run.plan import begin, count_here, survey
-from skyclass.run.progress import RunReport, Silent, Tally
+from skyclass.run.prepare import begin, count_here, survey
+from skyclass.run.progress import Silent
+from skyclass.run.report import RunReport, Tally
 from skyclass.run.stages import cut_and_composite, open_tile, tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile

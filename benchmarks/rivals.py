@@ -40,7 +40,7 @@ from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
 from skyclass.run.config import RunConfig
 from skyclass.run.context import Line, strips_of
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.run.stages import cut_strip, open_tile, tile_sources
 from skyclass.types import CLASSES, Float16, Strip

@@ -21,12 +21,13 @@ from skyclass.mock import write_mock
 from skyclass.model.classifier import cached_classifier
 from skyclass.model.malloc import keep_memory
 from skyclass.run import pipeline
-from skyclass.run.commits import RunFolder
 from skyclass.run.config import RunConfig
 from skyclass.run.context import Line, strips_of
-from skyclass.run.finish import publish
-from skyclass.run.plan import begin, count_here, survey
-from skyclass.run.progress import RunReport, quiet
+from skyclass.run.finish import publish_run
+from skyclass.run.folder import RunFolder
+from skyclass.run.prepare import begin, count_here, survey
+from skyclass.run.progress import quiet
+from skyclass.run.report import RunReport
 from skyclass.run.stages import (
     StripResult,
     commit_strips,
@@ -232,7 +233,7 @@ def time_commit(bench: Bench, line: Line) -> Amount:
 
 def time_publish(bench: Bench) -> Amount:
     """Publish the class catalogue of a finished run; bytes are those of its Parquet files."""
-    publish(bench.line.folder)
+    publish_run(bench.line.folder)
     files = RunFolder(bench.line.folder.catalog).path.rglob("*.parquet")
     return bench.amount(sum(path.stat().st_size for path in files))
 

@@ -35,7 +35,7 @@ from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
 from skyclass.run.lease import hold_lease
 from skyclass.run.plan import Plan
-from skyclass.run.progress import Tally
+from skyclass.run.report import Tally
 from skyclass.types import TilePlan
 
 from . import crowd

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -151,3 +153,26 @@ def _sorting(schema: pa.Schema) -> Any:
     if not set(SORT_KEYS) <= set(schema.names):
         return None
     return pq.SortingColumn.from_ordering(schema, [(key, "ascending") for key in SORT_KEYS])
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return the files of a folder that a kill left under the temporary names of `replacing`."""
+    return [path for path in folder.glob(".*") if re.match(r"\.[0-9a-f]{32}\.", path.name)]
+
+
+def remove(path: Path) -> int:
+    """Remove a file or folder and return how many bytes it had."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    files = [p for p in path.rglob("*") if p.is_file()] if is_folder else [path]
+    nbytes = sum(p.lstat().st_size for p in files)
+    with storing(path):
+        shutil.rmtree(path) if is_folder else path.unlink()
+    return nbytes
+
+
+def content_digest(table: pa.Table) -> str:
+    """Return a hash of the content of a table, whatever its chunks."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()[:16]

@@ -50,3 +50,8 @@ def user_path(location: str) -> Path:
 def is_storable(text: str) -> bool:
     """Return whether text can be part of a path and of a record: UTF-8 without NUL."""
     return "\0" not in text and not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+
+
+def absolute(location: str) -> str:
+    """Return a local path that means the same in every process; a URL as it is."""
+    return location if "://" in location else str(user_path(location).absolute())

@@ -6,6 +6,7 @@ Frozen and inert: nothing here opens a file, reads a clock or knows Dask.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ PIXEL_SCALE_ARCSEC = 1.375
 """Pixel of an AllWISE Atlas image (Explanatory Supplement, section II.3)."""
 
 Json = dict[str, Any]
+
+ParallelMap = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterable[Any]]
+"""Yields work(*item) for items, in any order, as `itertools.starmap` does in one process."""
 FloatArray = NDArray[np.floating]
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
+from skyclass.run.commits import commit_tile, journal_commit
+from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.schema import CLASS_SCHEMA
 from skyclass.sky.healpix import healpix29
 from skyclass.types import CLASSES

@@ -18,8 +18,8 @@ from distributed.security import Security
 
 from skyclass.engine.dask_config import dask_environment
 from skyclass.engine.tls import tls_environment
-from skyclass.run.commits import RunFolder
 from skyclass.run.config import RunConfig
+from skyclass.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 SECURITY = Security.temporary()

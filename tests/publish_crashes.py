@@ -14,9 +14,9 @@ from pathlib import Path
 from crashes import child
 
 from skyclass.catalog.query import open_catalog
-from skyclass.run import commits as store
-from skyclass.run.commits import RunFolder
-from skyclass.run.finish import publish, verify
+from skyclass.run import folder
+from skyclass.run.finish import publish_run, verify
+from skyclass.run.folder import RunFolder
 
 SWITCH_CALLS = 12
 """Of so many calls at the end each is tried, of those before, which write file after file, every fourth."""
@@ -33,8 +33,8 @@ def main() -> None:
         ended, _ = attempt(run, copy, step)
         facts = {"step": step, "call": calls[step - 1], "ended": ended, "problems": verify(copy).problems}
         facts |= {"current": open_catalog(copy).root.name, "p_star": p_star(copy)}
-        facts["resumed"], _ = child(partial(publish, copy), 0)
-        facts |= {"then": p_star(copy), "leftovers": [path.suffix for path in store.litter(RunFolder(copy))]}
+        facts["resumed"], _ = child(partial(publish_run, copy), 0)
+        facts |= {"then": p_star(copy), "leftovers": [path.suffix for path in folder.litter(RunFolder(copy))]}
         print(json.dumps(facts), flush=True)
 
 
@@ -42,7 +42,7 @@ def attempt(run: Path, copy: Path, step: int) -> tuple[int, list[str]]:
     """Publish a fresh copy of the run in a child that dies at a step."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy, symlinks=True)
-    return child(partial(publish, copy), step)
+    return child(partial(publish_run, copy), step)
 
 
 def p_star(run: Path) -> float:

@@ -44,9 +44,9 @@ from skyclass.files import beside
 from skyclass.mock import write_mock
 from skyclass.model.bundle import load_bundle, load_weights, save_bundle
 from skyclass.run import config, pipeline, stages
-from skyclass.run.commits import RunFolder
 from skyclass.run.config import RunConfig
-from skyclass.run.plan import begin, count_here, survey
+from skyclass.run.folder import RunFolder, fingerprint
+from skyclass.run.prepare import begin, count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.sky.regions import Cone
 from skyclass.training.evaluation.calibration import fields_of
@@ -268,7 +268,7 @@ def test_no_gpu_worker_ever_joins(run, monkeypatch):
 
 
 @pytest.mark.fault(11)
-@pytest.mark.parametrize("field", config.fingerprint("", None, "", "", ""))
+@pytest.mark.parametrize("field", fingerprint("", None, "", "", ""))
 def test_a_run_is_resumed_with_one_field_changed(run, many, bundle, tmp_path, monkeypatch, field: str):
     table = pq.read_table(many.catalog).select(["source_id", "coadd_id", "ra", "dec"]).slice(0, 30)
     own = tmp_path / "own.parquet"

@@ -38,11 +38,11 @@ from skyclass.engine.cluster import connect, worker_pool
 from skyclass.errors import ClusterLost, Interrupted
 from skyclass.mock import write_mock
 from skyclass.run import pipeline
-from skyclass.run.commits import RunFolder
 from skyclass.run.config import RunConfig
 from skyclass.run.context import strips_of
+from skyclass.run.folder import RunFolder
 from skyclass.run.forecast import strip_bytes
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.progress import quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]

@@ -19,9 +19,9 @@ from skyclass import claims
 from skyclass.claims import claim, marker_of, probe
 from skyclass.errors import StoreError
 from skyclass.files import beside, sync_folder
-from skyclass.run import commits as store
 from skyclass.run import lease
-from skyclass.run.commits import RunFolder
+from skyclass.run.commits import commit_tile, committed
+from skyclass.run.folder import RunFolder, litter
 from skyclass.run.lease import hold_lease
 
 TILE = "1500p015_ac51"
@@ -158,10 +158,10 @@ def test_a_file_system_that_can_neither_is_refused_and_what_it_lacks_is_named(tm
 def test_tiles_and_leases_work_on_every_such_file_system(tmp_path: Path, links: str) -> None:
     folder = RunFolder(tmp_path / "run")
     with hold_lease(folder) as held:
-        commit = store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
-        assert store.commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5)) == commit
+        commit = commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
+        assert commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5)) == commit
         held.check()
-    assert store.committed(folder) == {TILE: commit} and not store.litter(folder)
+    assert committed(folder) == {TILE: commit} and not litter(folder)
     with hold_lease(folder) as held:
         assert held.epoch == 2
 
@@ -181,11 +181,11 @@ def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path: Path, 
 def test_what_a_dead_claimant_leaves_is_litter_and_no_commit(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with hold_lease(folder):
-        commit = store.commit_tile(folder, TILE, class_rows(TILE, 5, 150, 1.5))
+        commit = commit_tile(folder, TILE, class_rows(TILE, 5, 150, 1.5))
     left = [beside(folder.tile_path("x")), marker_of(folder.tile_path("x")), beside(folder.leases / "lease")]
     for path in left:
         path.write_bytes(folder.tile_path(TILE).read_bytes())
-    assert store.committed(folder) == {TILE: commit} and store.litter(folder) == sorted(left)
+    assert committed(folder) == {TILE: commit} and litter(folder) == sorted(left)
 
 
 CLASSIFY = """

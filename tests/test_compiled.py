@@ -21,7 +21,7 @@ from skyclass.engine.tls import tls_environment
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
-from skyclass.run import context, pipeline, plan
+from skyclass.run import context, pipeline, plan, prepare
 from skyclass.run.progress import quiet
 
 __all__ = ["cuda_graphs"]
@@ -164,7 +164,7 @@ def test_a_run_with_a_shared_cache_goes_on_uncompiled(run, tmp_path, monkeypatch
     (tmp_path / "shared").chmod(0o777)
     monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "shared"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
     infer.cached_classifier.cache_clear()
     with caplog.at_level(logging.WARNING):
         pipeline.classify(run)
@@ -184,7 +184,7 @@ def no_compiler(tmp_path, monkeypatch):
 
 def test_without_a_compiler_a_large_run_goes_on_uncompiled(run, no_compiler, monkeypatch, caplog):
     plain = pipeline.classify(run)
-    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
     other = dataclasses.replace(run, out=f"{run.out}-auto")
     with caplog.at_level(logging.WARNING):
         report = pipeline.classify(other)
@@ -239,16 +239,16 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
 
 
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
-    line, counted, _ = plan.survey(run, plan.count_here)
-    monkeypatch.setattr(plan, "COMPILE_FROM", 1)
+    line, counted, _ = prepare.survey(run, prepare.count_here)
+    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
     monkeypatch.setattr(plan, "resolve_device", lambda device: "cuda")
-    assert plan.settle_network(run, line, counted, plan.warm_here) == line and not caplog.text
+    assert prepare.settle_network(run, line, counted, prepare.warm_here) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
     monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[-1]))
-    insists = plan.settle_network(dataclasses.replace(run, compile="on"), line, counted, plan.warm_here)
+    insists = prepare.settle_network(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_here)
     assert asked == [True] and insists == dataclasses.replace(line, compile="on")
-    assert plan.settle_network(run, line, many, plan.warm_here) == insists, "of so many it pays"
+    assert prepare.settle_network(run, line, many, prepare.warm_here) == insists, "of so many it pays"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -20,12 +20,12 @@ from skyclass.images.archive import open_archive
 from skyclass.images.export import parse_size
 from skyclass.locations import user_path
 from skyclass.mock import write_mock
-from skyclass.run import commits as store
 from skyclass.run import lease as leases
 from skyclass.run import pipeline
-from skyclass.run.commits import RunFolder, committed, read_run
+from skyclass.run.commits import FOOTER_KEY, committed, pq
 from skyclass.run.config import RunConfig, run_config
 from skyclass.run.finish import verify
+from skyclass.run.folder import RunFolder, read_run
 from skyclass.run.lease import hold_lease
 from skyclass.settings import read_toml
 from skyclass.sources.layouts import open_catalog
@@ -112,10 +112,10 @@ def test_a_tile_whose_footer_is_damaged_is_done_again(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 7, 150.0, 1.5),))
     folder.journal_path.unlink()
     path = folder.tile_path("1500p015_ac51")
-    footer = json.loads(store.pq.read_metadata(path).metadata[store.FOOTER_KEY])
-    table = store.pq.read_table(path)
+    footer = json.loads(pq.read_metadata(path).metadata[FOOTER_KEY])
+    table = pq.read_table(path)
     for damaged in ([1], footer | {"classes": 5}, footer | {"rows": -1}, {"rows": 7}, footer | {"coadd_id": None}):
-        store.pq.write_table(table.replace_schema_metadata({store.FOOTER_KEY: json.dumps(damaged)}), path)
+        pq.write_table(table.replace_schema_metadata({FOOTER_KEY: json.dumps(damaged)}), path)
         assert committed(folder) == {}
 
 
@@ -194,10 +194,10 @@ def skyclass_as_another_user(*words: object) -> subprocess.CompletedProcess[str]
     [("verify", "catalog/manifest.json"), ("query", "catalog"), ("query", "."), ("publish", "run.json"), ("gc", ".")],
 )
 def test_a_run_folder_that_may_not_be_read_is_named(tmp_path: Path, verb: str, name: str) -> None:
-    from skyclass.run.finish import publish
+    from skyclass.run.finish import publish_run
 
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 5, 150.0, 1.5),))
-    publish(folder)
+    publish_run(folder)
     for parent in [*tmp_path.parents][:4]:
         parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o755)

@@ -20,10 +20,11 @@ from skyclass.engine.cluster import connect, worker_pool
 from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.run import pipeline, stages
-from skyclass.run.commits import RunFolder, committed
+from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
 from skyclass.run.context import Line
-from skyclass.run.plan import count_here, survey
+from skyclass.run.folder import RunFolder
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip

@@ -21,7 +21,7 @@ from class_rows import make_run
 from skyclass.catalog.export import export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
-from skyclass.run.finish import publish
+from skyclass.run.finish import publish_run
 from skyclass.schema import CLASS_SCHEMA, COLUMNS
 
 NUMBERS: dict[str, tuple[pa.DataType, list[Any]]] = {
@@ -211,7 +211,7 @@ def test_a_file_is_replaced_only_on_request(tmp_path: Path, ending: str) -> None
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> ClassCatalog:
     folder, _ = make_run(tmp_path_factory.mktemp("run"))
-    publish(folder)
+    publish_run(folder)
     return open_catalog(folder.path)
 
 

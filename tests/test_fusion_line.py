@@ -22,7 +22,7 @@ from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import COLUMNS, features
 from skyclass.run import config, pipeline, stages
 from skyclass.run.context import strips_of
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.types import CLASSES, FAULT_FLAGS
 

@@ -22,9 +22,11 @@ from skyclass.images import archive
 from skyclass.images.header import BLOCK_BYTES
 from skyclass.mock import write_mock
 from skyclass.run import pipeline, stages
-from skyclass.run.commits import RunFolder, committed, read_commit, take_back
+from skyclass.run.commits import committed, read_commit, take_back
 from skyclass.run.config import RunConfig
-from skyclass.run.progress import RunReport, quiet
+from skyclass.run.folder import RunFolder
+from skyclass.run.progress import quiet
+from skyclass.run.report import RunReport
 from skyclass.types import Flag
 
 SIZE_PX = 256

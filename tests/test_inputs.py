@@ -19,9 +19,10 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError, InputChanged, RunMismatch
 from skyclass.run import pipeline, stages
-from skyclass.run.commits import RunFolder, committed, take_back
+from skyclass.run.commits import committed, take_back
 from skyclass.run.config import RunConfig
-from skyclass.run.plan import count_here, survey
+from skyclass.run.folder import RunFolder
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.progress import quiet
 from skyclass.sources.footers import partition_digest, unchanged
 

@@ -18,7 +18,7 @@ from class_rows import make_run
 
 from skyclass.errors import LeaseHeld, LeaseLost
 from skyclass.run import lease as module
-from skyclass.run.commits import RunFolder
+from skyclass.run.folder import RunFolder
 from skyclass.run.lease import hold_lease, newest_epoch
 
 DRIVER = """
@@ -210,20 +210,20 @@ def test_a_pipe_or_device_in_the_run_folder_blocks_nobody(tmp_path: Path, name: 
     make(path)
     code = """
         import sys
-        from skyclass.run import commits as store
-        from skyclass.run import lease
+        from skyclass.run import commits, lease
+        from skyclass.run.folder import RunFolder, start_or_resume
         from skyclass.errors import StoreError
         from skyclass.files import write_json
         lease.SILENT_S = 1.0
-        folder = store.RunFolder(sys.argv[1])
+        folder = RunFolder(sys.argv[1])
         try:
             with lease.hold_lease(folder):
-                store.start_or_resume(folder, {"catalog": "another"}, {})
+                start_or_resume(folder, {"catalog": "another"}, {})
         except StoreError as error:
             print(type(error).__name__, error)
         try:
-            commits = store.committed(folder)
-            store.journal_commit(folder, *commits.values())
+            done = commits.committed(folder)
+            commits.journal_commit(folder, *done.values())
         except StoreError as error:
             print(type(error).__name__, error)
         write_json(folder.report_path, {"a": 1})

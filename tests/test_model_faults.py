@@ -28,8 +28,9 @@ from skyclass.model.photometry import PhotometrySettings
 from skyclass.model.probabilities import is_distribution, trial_composites, trial_photometry
 from skyclass.networks import build
 from skyclass.run import pipeline
-from skyclass.run.commits import RunFolder, committed
+from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
+from skyclass.run.folder import RunFolder
 from skyclass.run.progress import quiet
 from skyclass.types import CLASSES, Flag
 

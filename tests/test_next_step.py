@@ -15,9 +15,10 @@ from class_rows import FINGERPRINT, TILES, class_rows, make_run
 from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
-from skyclass.run.commits import RunFolder, commit_tile, journal_commit, start_or_resume
+from skyclass.run.commits import commit_tile, journal_commit
 from skyclass.run.config import RunConfig
-from skyclass.run.finish import publish
+from skyclass.run.finish import publish_run
+from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
 from skyclass.sky.regions import Box, Cone
 
@@ -91,7 +92,7 @@ def test_a_missing_folder_and_an_input_catalogue_are_told(sky: Any, tmp_path: Pa
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, pa.Table]:
     folder, rows = make_run(tmp_path_factory.mktemp("run"), TILES[3:])
-    publish(folder)
+    publish_run(folder)
     return folder, rows
 
 
@@ -121,7 +122,7 @@ def test_cutouts_and_reports_overwrite_on_request_only(sky: Any, tmp_path: Path,
     assert re.search(r"^c.npz exists: .*--overwrite", message(*cutouts))
     assert "c.npz exists" not in message(*cutouts, "--overwrite"), "and then there is no tile for the position"
     folder, _ = make_run(tmp_path / "run", TILES[3:])
-    publish(folder)
+    publish_run(folder)
     assert "report.html exists" in message("report", folder.path)
     assert "page.html exists" in message("report", folder.path, "-o", "page.html")
     assert {Path(name).read_text() for name in ("c.npz", "report.html", "page.html")} == {"precious"}
@@ -133,7 +134,7 @@ def test_query_prints_no_control_characters(tmp_path: Path, capsys: pytest.Captu
     rows = class_rows("1500p015_ac51", 2, 150, 1.5)
     ids = pa.array(["\x1b[2Jevil", "two\nlines"])
     commit_tile(folder, "1500p015_ac51", rows.set_column(1, rows.schema.field("source_id"), ids))
-    publish(folder)
+    publish_run(folder)
     assert skyclass("query", tmp_path, "--columns", "source_id") == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and r"\x1b[2Jevil" in shown and r"two\nlines" in shown
@@ -150,7 +151,7 @@ def test_a_class_that_does_not_exist_is_told_by_the_command_line(published: tupl
 def test_gc_removes_earlier_publications(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, rows = make_run(tmp_path, TILES[3:])
     for _ in range(3):
-        publish(folder)
+        publish_run(folder)
     (folder.tmp / "half.parquet").write_bytes(b"half")
     assert skyclass("gc", tmp_path) == 0
     assert capsys.readouterr().out.startswith("1 leftover and 2 earlier publications removed, ")

@@ -24,7 +24,7 @@ from runs import rows_of, run_on
 from skyclass.cli.main import cli
 from skyclass.errors import ArchiveError, CatalogError, Interrupted
 from skyclass.run import pipeline
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky.healpix import healpix
 from skyclass.sky.regions import Pixels

@@ -26,13 +26,13 @@ from class_rows import TILES, class_rows, make_run
 
 from skyclass.catalog import versions
 from skyclass.catalog.manifest import Manifest, pixel_path, read_manifest, write_manifest
+from skyclass.catalog.publish import files_by_pixel, finish_publication, write_pixel
 from skyclass.catalog.query import open_catalog
 from skyclass.errors import LeaseLost, RowsLost, RunMismatch, StoreError
-from skyclass.files import parquet_bytes, sha256_of
-from skyclass.run import commits as store
-from skyclass.run import finish as publishing
-from skyclass.run.commits import RunFolder
-from skyclass.run.finish import publish, verify
+from skyclass.files import parquet_bytes, remove, sha256_of
+from skyclass.run.commits import commit_tile, committed, journal_commit, take_back
+from skyclass.run.finish import catalog_rows, is_published, publish_run, verify
+from skyclass.run.folder import RunFolder, litter, read_run
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
 from skyclass.sky.healpix import healpix
 
@@ -40,7 +40,7 @@ from skyclass.sky.healpix import healpix
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, pa.Table]:
     folder, rows = make_run(tmp_path_factory.mktemp("run"))
-    publish(folder)
+    publish_run(folder)
     return folder, rows
 
 
@@ -79,7 +79,7 @@ def test_files_carry_units_ucds_and_provenance(published: tuple[RunFolder, pa.Ta
         found = {f.name: (str(f.unit or ""), f.ucd, " ".join(f.description.split())) for f in fields}
         assert found == COLUMNS
         assert "simulated" in document.get_first_table().description
-        assert json.loads(words[b"skyclass"])["fingerprint"] == store.read_run(folder)["fingerprint"]
+        assert json.loads(words[b"skyclass"])["fingerprint"] == read_run(folder)["fingerprint"]
     readme = (folder.catalog / "README.txt").read_text()
     assert "22 % pure" in readme and "simulated" in readme and "CENTRE_MISSING" in readme
 
@@ -98,7 +98,7 @@ def content(root: Path) -> dict[Path, bytes]:
 def test_publishing_again_gives_the_same_bytes_in_a_new_folder(copied: Path) -> None:
     first, before, done = copied.resolve(), content(copied), []
     (copied / "stray").touch()
-    publish(copied.parent, progress=lambda *step: done.append(step))
+    publish_run(copied.parent, progress=lambda *step: done.append(step))
     assert content(copied) == before and copied.resolve() != first
     assert copied.is_symlink() and os.readlink(copied) == "catalogs/000002"
     assert content(first) == before | {Path("stray"): b""}, "an earlier publication stays as it is"
@@ -111,9 +111,9 @@ def test_publishing_again_gives_the_same_bytes_in_a_new_folder(copied: Path) -> 
 def reclassified(folder: RunFolder, tile: tuple[str, int, float, float], seed: int) -> pa.Table:
     """Give a committed tile other rows, as a retry of quarantined tiles does, and return them."""
     name, n, ra, dec = tile
-    store.take_back(folder, store.committed(folder)[name], "for a test")
+    take_back(folder, committed(folder)[name], "for a test")
     rows = class_rows(name, n, ra, dec, seed=seed)
-    store.journal_commit(folder, store.commit_tile(folder, name, rows))
+    journal_commit(folder, commit_tile(folder, name, rows))
     return rows
 
 
@@ -123,18 +123,18 @@ def by_id(table: pa.Table) -> pa.Table:
 
 def test_an_open_reader_keeps_its_publication_until_gc(tmp_path: Path) -> None:
     folder, rows = make_run(tmp_path, TILES[3:])
-    publish(folder)
+    publish_run(folder)
     old = open_catalog(folder.path)
     assert by_id(old.to_arrow()).equals(rows_of := by_id(rows))
     for seed in range(10, 13):
         new_rows = by_id(reclassified(folder, TILES[3], seed))
-        publish(folder)
+        publish_run(folder)
         assert by_id(old.to_arrow()).equals(rows_of) and old.count() == len(rows)
         assert old.sql("SELECT sum(p_star) AS s FROM classes")["s"][0] == pytest.approx(pc.sum(rows["p_star"]).as_py())
         new = open_catalog(folder.catalog)
         assert by_id(new.to_arrow()).equals(new_rows) and not new_rows.equals(rows_of)
     for path in versions.superseded_publications(folder.path):
-        store.remove(path)
+        remove(path)
     assert [path.name for path in versions.publications(folder.path)] == ["000004"]
     assert by_id(new.to_arrow()).equals(new_rows) and verify(folder.path).ok
     with pytest.raises(StoreError, match="000001 is gone: .*skyclass gc.*open the catalogue again"):
@@ -146,7 +146,7 @@ def test_an_open_reader_keeps_its_publication_until_gc(tmp_path: Path) -> None:
 def test_readers_beside_many_publications_see_one_state_each(tmp_path: Path) -> None:
     """Each catalogue that is opened while another thread publishes holds the rows of one state, whole."""
     folder, rows = make_run(tmp_path, TILES[3:])
-    publish(folder)
+    publish_run(folder)
     states, ended, mixed, n_read = [by_id(rows)], threading.Event(), [], 0
 
     def read() -> None:
@@ -162,7 +162,7 @@ def test_readers_beside_many_publications_see_one_state_each(tmp_path: Path) -> 
     reader.start()
     for seed in range(20, 30):
         states.append(by_id(reclassified(folder, TILES[3], seed)))
-        publish(folder)
+        publish_run(folder)
     ended.set()
     reader.join()
     assert n_read >= 10 and not mixed
@@ -171,22 +171,22 @@ def test_readers_beside_many_publications_see_one_state_each(tmp_path: Path) -> 
 def test_a_catalogue_of_earlier_tiles_is_not_taken_for_published(tmp_path: Path) -> None:
     """A driver killed between the commits of a retry and its publication: same run, same number of rows."""
     folder, _ = make_run(tmp_path, TILES[3:])
-    publish(folder)
-    assert publishing.is_published(folder)
+    publish_run(folder)
+    assert is_published(folder)
     rows = reclassified(folder, TILES[3], 99)
-    assert not publishing.is_published(folder)
-    publish(folder)
-    assert publishing.is_published(folder) and by_id(open_catalog(folder.path).to_arrow()).equals(by_id(rows))
+    assert not is_published(folder)
+    publish_run(folder)
+    assert is_published(folder) and by_id(open_catalog(folder.path).to_arrow()).equals(by_id(rows))
     manifest = folder.catalog / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
-    assert not publishing.is_published(folder)
+    assert not is_published(folder)
 
 
 @pytest.mark.parametrize("command", ["cp -r", "cp -rL", "mv", "rsync -r"])
 def test_copied_and_moved_run_folders_work(tmp_path: Path, command: str) -> None:
     folder, rows = make_run(tmp_path / "run", TILES[3:])
-    publish(folder)
-    publish(folder)
+    publish_run(folder)
+    publish_run(folder)
     copy = RunFolder(tmp_path / "elsewhere" / "run")
     copy.path.parent.mkdir()
     words = "cp -r" if command == "rsync -r" else command
@@ -196,10 +196,10 @@ def test_copied_and_moved_run_folders_work(tmp_path: Path, command: str) -> None
     for path in (copy.path, copy.catalog):
         assert verify(path).ok and by_id(open_catalog(path).to_arrow()).equals(by_id(rows))
     assert copy.path in open_catalog(copy.path).root.parents
-    publish(copy)
-    assert publishing.is_published(copy) and copy.catalog.is_symlink() and verify(copy.catalog).ok
+    publish_run(copy)
+    assert is_published(copy) and copy.catalog.is_symlink() and verify(copy.catalog).ok
     for path in versions.superseded_publications(copy.path):
-        store.remove(path)
+        remove(path)
     assert verify(copy.path).ok and len(versions.publications(copy.path)) == 1
 
 
@@ -213,14 +213,14 @@ def test_a_file_system_without_symlinks_gets_a_text_file(
 
     monkeypatch.setattr(os, "symlink", symlink)
     for number in (1, 2):
-        publish(folder)
+        publish_run(folder)
         assert folder.catalog.read_text() == f"catalogs/{number:06d}" and not folder.catalog.is_symlink()
         assert f"other tools open {tmp_path}/catalogs/{number:06d}" in caplog.text
     for path in (folder.path, folder.catalog, tmp_path / "catalogs/000002"):
         assert verify(path).ok and open_catalog(path).count() == len(rows)
-    assert publishing.is_published(folder)
+    assert is_published(folder)
     monkeypatch.undo()
-    publish(folder)
+    publish_run(folder)
     assert os.readlink(folder.catalog) == "catalogs/000003" and verify(folder.path).ok
 
 
@@ -238,15 +238,15 @@ def test_what_is_no_catalogue_of_skyclass_is_never_replaced(tmp_path: Path, made
         (folder.path / ("catalogs" if made == "catalogs" else "catalog")).write_text("data")
     before = content(tmp_path)
     with pytest.raises(RunMismatch, match="move it away"):
-        publish(folder)
+        publish_run(folder)
     assert content(tmp_path) == before and folder.catalog.is_symlink() == (made == "link")
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = make_run(tmp_path, TILES[3:])
-    publish(folder)
+    publish_run(folder)
     before = {path for path in tmp_path.rglob("*")}
-    tile_bytes = sum(commit.nbytes for commit in store.committed(folder).values())
+    tile_bytes = sum(commit.nbytes for commit in committed(folder).values())
     n_files = len(read_manifest(folder.catalog).files)
     needed = tile_bytes * 11 // 10 + 32_768 * n_files
     published = sum(path.stat().st_size for path in (tmp_path / "catalogs").rglob("*") if path.is_file())
@@ -255,28 +255,28 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=needed - 1))
     publish_again = f"needs {needed:,} bytes and {needed - 1:,} are available: nothing was published"
     with pytest.raises(StoreError, match=publish_again):
-        publish(folder)
+        publish_run(folder)
     assert {path for path in tmp_path.rglob("*")} == before
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=needed))
-    publish(folder)
+    publish_run(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
     with pytest.raises(StoreError, match="'skyclass gc' removes 1 earlier publications"):
-        publish(folder)
+        publish_run(folder)
 
 
 def test_a_driver_that_lost_its_lease_does_not_switch(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path, TILES[3:])
-    publish(folder)
+    publish_run(folder)
 
     def fence() -> None:
         raise LeaseLost("another driver has taken over")
 
     with pytest.raises(LeaseLost):
-        publish(folder, fence=fence)
+        publish_run(folder, fence=fence)
     assert os.readlink(folder.catalog) == "catalogs/000001" and len(versions.publications(tmp_path)) == 1
-    assert [path.suffix for path in store.litter(folder)] == [".building"]
-    publish(folder)
-    assert not store.litter(folder) and os.readlink(folder.catalog) == "catalogs/000002"
+    assert [path.suffix for path in litter(folder)] == [".building"]
+    publish_run(folder)
+    assert not litter(folder) and os.readlink(folder.catalog) == "catalogs/000002"
 
 
 @pytest.mark.fault(9)
@@ -284,7 +284,7 @@ def test_a_kill_at_every_step_of_a_publication(tmp_path: Path) -> None:
     """Before and after each call that reaches the disk the run folder holds the old or the new rows, whole."""
     tile = ("0000m015_ac51", 20, 0.0, -1.5)
     folder, rows = make_run(tmp_path / "run", (tile,))
-    publish(folder)
+    publish_run(folder)
     new_rows = by_id(reclassified(folder, tile, 7))
     command = [sys.executable, str(Path(__file__).parent / "publish_crashes.py"), str(folder.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
@@ -303,16 +303,17 @@ def test_a_missing_tile_is_never_published(copied: Path) -> None:
     manifest = (copied / "manifest.json").read_bytes()
     RunFolder(copied.parent).tile_path(TILES[0][0]).unlink()
     with pytest.raises(RowsLost, match="13,500 rows planned, 10,500 in the 3 committed tiles"):
-        publish(copied.parent)
+        publish_run(copied.parent)
     assert (copied / "manifest.json").read_bytes() == manifest
 
 
 def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
-    building, plan = versions.begin_publication(folder.path), publishing.publish_plan(folder)
-    records = [publishing.publish_pixel(folder, building, pixel, files) for pixel, files in plan]
+    rows = catalog_rows(folder, committed(folder), 13_500)
+    building = versions.begin_publication(folder.path)
+    records = [write_pixel(rows.provenance, building, *item) for item in files_by_pixel(rows.files)]
     with pytest.raises(RowsLost):
-        publishing.finish_catalog(folder, building, records[1:], 13_500, "")
+        finish_publication(rows, building, records[1:])
     assert verify(copied).ok
 
 
@@ -321,9 +322,9 @@ def test_a_lost_file_is_never_published(copied: Path) -> None:
 def test_repeated_source_ids_are_refused(tmp_path: Path, dec: float) -> None:
     folder, _ = make_run(tmp_path, TILES[:1])
     twin = class_rows(TILES[0][0], 5, 150.0, dec)
-    store.commit_tile(folder, "1500p090_ac51", twin)
+    commit_tile(folder, "1500p090_ac51", twin)
     with pytest.raises(StoreError, match=f"source_id is not unique: '{TILES[0][0]}-00000"):
-        publish(folder, expected_rows=TILES[0][1] + 5)
+        publish_run(folder, n_expected=TILES[0][1] + 5)
     assert not folder.catalog.exists()
 
 

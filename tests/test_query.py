@@ -24,7 +24,7 @@ from skyclass.catalog import query
 from skyclass.catalog.export import export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
-from skyclass.run.finish import publish
+from skyclass.run.finish import publish_run
 from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 
@@ -32,7 +32,7 @@ from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 @pytest.fixture(scope="module")
 def rows_and_catalog(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, ClassCatalog]:
     folder, rows = make_run(tmp_path_factory.mktemp("run"))
-    publish(folder)
+    publish_run(folder)
     return rows, open_catalog(folder.path)
 
 
@@ -283,7 +283,7 @@ def test_the_connection_is_locked_and_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["run [1]", "it's", "a*b?", "ünï"])
 def test_any_name_of_a_folder_can_be_queried(tmp_path: Path, name: str) -> None:
     folder, rows = make_run(tmp_path / name, TILES[3:])
-    publish(folder)
+    publish_run(folder)
     classes = open_catalog(folder.path)
     assert classes.sql("SELECT count(*) AS n FROM classes")["n"][0] == len(rows)
     assert classes.where("w1mpro < (SELECT 99 FROM classes LIMIT 1)").count() == len(rows)
@@ -380,7 +380,7 @@ def test_lsdb_finds_the_same_cone(catalog: ClassCatalog) -> None:
 
 def test_a_damaged_file_of_the_catalogue_is_told_as_such(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run")
-    publish(folder)
+    publish_run(folder)
     classes = open_catalog(folder.path)
     path = classes.root / classes.manifest.files[0].path
     path.write_bytes(path.read_bytes()[:3000])

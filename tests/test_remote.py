@@ -44,8 +44,9 @@ from skyclass.images.archive import open_archive
 from skyclass.images.atlas import names_near, ra_names_near
 from skyclass.images.identity import compare_records, file_record
 from skyclass.run import pipeline
-from skyclass.run.commits import RunFolder, committed
+from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig, run_config
+from skyclass.run.folder import RunFolder
 from skyclass.run.forecast import forecast
 from skyclass.run.progress import quiet
 from skyclass.sources.layouts import open_catalog as open_sources

@@ -29,7 +29,7 @@ from skyclass.report import (
     wilson,
     write_html,
 )
-from skyclass.run.finish import publish
+from skyclass.run.finish import publish_run
 from skyclass.types import CLASSES, Flag
 
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `train`")
@@ -217,7 +217,7 @@ def test_wilsons_interval() -> None:
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     tiles = (("1500p015_ac51", 1500, 150.0, 1.5), ("1515p015_ac51", 800, 151.5, 1.5))
     folder, rows = make_run(tmp_path_factory.mktemp("catalogue") / "run", tiles)
-    publish(folder)
+    publish_run(folder)
     return folder.path, rows
 
 
@@ -249,12 +249,12 @@ def test_statistics_of_a_catalogue_count_every_row(catalogue: tuple[Path, pa.Tab
 
 def test_the_middle_of_a_field_across_ra_zero_and_of_the_whole_sky(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "zero", (("0000p000_ac51", 400, 0.0, 60.0),))
-    publish(folder)
+    publish_run(folder)
     sky = catalogue_statistics(open_catalog(folder.path))["sky"]
     assert sky["kind"] == "field" and min(sky["ra"], 360 - sky["ra"]) < 0.2 and sky["cell_deg"] < 1
     spread = tuple((f"{i:04d}p000_ac51", 60, 36.0 * i, -70.0 + 14 * i) for i in range(10))
     folder, _ = make_run(tmp_path / "wide", spread)
-    publish(folder)
+    publish_run(folder)
     wide = catalogue_statistics(open_catalog(folder.path))["sky"]
     assert wide["kind"] == "all" and sum(r["n"] for r in wide["cells"]) == 600
     assert png(report.all_sky_figure(wide)).startswith(PNG)
@@ -271,7 +271,7 @@ def test_one_page_holds_a_catalogue(catalogue: tuple[Path, pa.Table], tmp_path: 
 
 def test_a_catalogue_where_nothing_has_a_class_is_drawn_too(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 1, 150.0, 1.5),))
-    publish(folder)
+    publish_run(folder)
     classes = open_catalog(folder.path).where("class IS NULL AND class IS NOT NULL")
     statistics = catalogue_statistics(classes)
     assert statistics["rows"] == 0 and catalogue_tables(statistics)[0].rows == ()

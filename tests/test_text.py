@@ -12,7 +12,7 @@ import pytest
 from class_rows import make_run
 
 from skyclass.errors import ArchiveDown, RunMismatch, TileFault
-from skyclass.run.finish import publish
+from skyclass.run.finish import publish_run
 from skyclass.text import printable, shell_command, table_text
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\x9be\udcfff\u00a0"
@@ -62,7 +62,7 @@ def skyclass(*words: object) -> subprocess.CompletedProcess:
 
 def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
     folder, rows = make_run(tmp_path / "a\x1b[31m\nb", (("1500p015_ac51", 40, 150.0, 1.5),))
-    publish(folder)
+    publish_run(folder)
     catalog = folder.catalog
     listed = skyclass(
         "query", catalog, "--sql", 'SELECT source_id || chr(27) || chr(10) AS "i\x07d" FROM classes LIMIT 2'
@@ -85,7 +85,7 @@ def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
 
 def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 4, 150.0, 1.5),))
-    publish(folder)
+    publish_run(folder)
     import os
 
     done = subprocess.run(

@@ -26,7 +26,7 @@ from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
 from skyclass.run import forecast
 from skyclass.run.config import RunConfig
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.training.data.dataset import load_dataset
 from skyclass.training.data.labels import label_provenance
 from skyclass.training.progress import dataset_progress, print_labels_progress

@@ -145,8 +145,8 @@ def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
 @click.argument("directory")
 def publish(directory: str) -> int:
     """Publish the class catalogue of a finished run folder (again)."""
-    from ..run.commits import RunFolder, read_run
-    from ..run.finish import publish as publish_run
+    from ..run.finish import publish_run
+    from ..run.folder import RunFolder, read_run
     from ..run.lease import hold_lease
 
     folder = RunFolder(Path(directory))
@@ -164,7 +164,8 @@ def gc(directory: str) -> int:
     Tiles and the current publication stay. Programs that have an earlier publication open lose it.
     """
     from ..catalog.versions import superseded_publications
-    from ..run.commits import RunFolder, litter, read_run, remove
+    from ..files import remove
+    from ..run.folder import RunFolder, litter, read_run
     from ..run.lease import hold_lease
 
     folder = RunFolder(Path(directory))

@@ -34,8 +34,9 @@ from ..run.config import RunConfig
 from ..run.context import Line, strips_of
 from ..run.lease import hold_lease
 from ..run.pipeline import finish, pending
-from ..run.plan import begin, earlier, settle_network, survey
-from ..run.progress import RunReport, Tally, Watch, show
+from ..run.prepare import begin, earlier, settle_network, survey
+from ..run.progress import Watch, show
+from ..run.report import RunReport, Tally
 from ..run.stages import (
     COUNT_SCHEMA,
     TILE_ATTEMPTS,

@@ -18,7 +18,7 @@ from distributed.worker import Worker
 from ..errors import ClusterLost, ConfigError
 from ..model.classifier import cuda_is_there, set_threads
 from ..run.context import Line
-from ..run.plan import warm_here
+from ..run.prepare import warm_here
 from ..run.stages import STAGES
 from ..version import versions
 

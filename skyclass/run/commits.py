@@ -1,16 +1,4 @@
-"""The run folder: paths, identity, commits, journal. No other module names a path in it.
-
-run.json          the fingerprint and what the run was told           written once
-partitions.json   the digests of the catalogue's files, by name        written once, before run.json
-sources/          a user's table of positions, made ready             written once
-tiles/ID.parquet  the rows of a tile; the file is the claim           create-if-absent
-journal.jsonl     the commits in the order in which the driver saw them, with the SHA-256 of each tile's file
-leases/           the one driver that works here: see lease.py
-tmp/              attempts; harmless when left behind
-report.json       what the run came to
-catalogs/         publications of the class catalogue, each a folder: see catalog/versions.py
-catalog           link to the current publication
-"""
+"""Commits of tiles, the journal of commits, and the tiles that are taken back."""
 
 from __future__ import annotations
 
@@ -18,206 +6,43 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..catalog.versions import CURRENT, unfinished_publications
 from ..claims import claim
-from ..errors import CommitConflict, NotPublished, RunMismatch, StoreError
+from ..errors import CommitConflict, StoreError
 from ..files import (
     beside,
     parquet_bytes,
-    read_json,
     read_whole,
     sha256_of,
     storing,
     sync_folder,
     write_durably,
-    write_json,
 )
 from ..images.identity import FileRecord
 from ..regular import open_regular, regular_opener
 from ..schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
 from ..text import counted
-from ..types import NO_TILE, TILE_NAME, Json
+from ..types import Json
+from .folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 FILE_FIELDS = {"size_bytes", "mtime_ns", "inode", "tag", "data_offset", "header_sha256"}
 """What a commit records of each image file at least (see identity.py)."""
 
-RUN_FORMAT = "skyclass run 1"
-
 
 # --- paths -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where everything of a run lies. Making one touches no disk."""
-
-    path: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
-
-    @property
-    def run_path(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def partitions_path(self) -> Path:
-        return self.path / "partitions.json"
-
-    @property
-    def sources(self) -> Path:
-        """The user's table of positions, prepared; absent where the catalogue needs no preparation."""
-        return self.path / "sources"
-
-    @property
-    def journal_path(self) -> Path:
-        return self.path / "journal.jsonl"
-
-    @property
-    def leases(self) -> Path:
-        return self.path / "leases"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.json"
-
-    @property
-    def tiles(self) -> Path:
-        return self.path / "tiles"
-
-    @property
-    def tmp(self) -> Path:
-        return self.path / "tmp"
-
-    @property
-    def catalog(self) -> Path:
-        return self.path / CURRENT
-
-    def tile_path(self, coadd_id: str) -> Path:
-        """Return the file of a tile; raise `StoreError` where the name could leave the folder."""
-        if coadd_id != NO_TILE and not TILE_NAME.fullmatch(coadd_id):
-            raise StoreError(f"tile {coadd_id!r} cannot be a file name: use up to 100 letters, digits, '.', '_', '-'")
-        return self.tiles / f"{coadd_id}.parquet"
-
-    def make(self) -> None:
-        """Make the folder and its parts; raise `StoreError` where that is not allowed."""
-        with storing(self.path):
-            for part in (self.path, self.tiles, self.tmp):
-                part.mkdir(parents=True, exist_ok=True)
-
-
 # --- the run ---------------------------------------------------------------------------------------
-
-
-def start_or_resume(
-    folder: RunFolder,
-    fingerprint: Mapping[str, str],
-    info: Mapping[str, Any],
-    partitions: Mapping[str, Sequence[Any]] = MappingProxyType({}),
-) -> str:
-    """Return the run id of `folder`: a new run is recorded, a run with equal fingerprint goes on.
-
-    `info` is provenance (versions, inputs, hashes, `label`: words on what the model was trained on);
-    it is kept from the first start and goes into every published file. `partitions` are the digests of the catalogue's
-    files by name. Raises `RunMismatch` naming every field that differs, and the files where the catalogue does.
-    """
-    folder.make()
-    if folder.run_path.exists():
-        found = read_run(folder)
-        _refuse_mismatch(folder, found["fingerprint"], fingerprint, partitions)
-        return str(found["run_id"])
-    write_json(folder.partitions_path, {name: list(digest) for name, digest in partitions.items()})
-    run_id = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    run = {"format": RUN_FORMAT, "run_id": run_id, "created": created}
-    write_json(folder.run_path, {**run, "fingerprint": dict(fingerprint), "info": dict(info)})
-    return run_id
-
-
-IN_WORDS = {
-    "catalog": " (the content of the partitions, or of the table with the tile of each source)",
-    "plan": " (which sources lie on which tiles: the catalogue, the region or the set of images is another)",
-    "model": " (weights, cut, composite, preprocessing or calibration)",
-    "code": " (skyclass itself)",
-}
-"""What fields of a fingerprint stand for that are told as digests."""
-
-
-def _refuse_mismatch(
-    folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str], partitions: Mapping[str, Sequence[Any]]
-) -> None:
-    fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if fields:
-        there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
-        lines = [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
-        lines += _partition_changes(folder, partitions) if "catalog" in fields else []
-        raise RunMismatch(
-            f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
-            f"differs in {len(fields)} field(s):",
-            lines,
-        )
-
-
-def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limit: int = 5) -> list[str]:
-    """Return the partitions that differ from those that the run was begun with, one a line."""
-    old = read_json(folder.partitions_path) if folder.partitions_path.exists() else {}
-    states = {name: "is missing" for name in old.keys() - new.keys()}
-    states |= {name: "is new" for name in new.keys() - old.keys()}
-    states |= {name: "was replaced" for name in old.keys() & new.keys() if list(new[name]) != list(old[name])}
-    lines = [f"  {name} {states[name]}" for name in sorted(states)[:limit]]
-    return [*lines, f"  and {len(states) - limit} more partitions"] if len(states) > limit else lines
-
-
-def read_run(folder: RunFolder) -> Json:
-    """Return run.json: `run_id`, `created`, `fingerprint`, `info`; raise `StoreError` where it is none."""
-    remedy = "restore it from a copy, or classify into another folder"
-    try:
-        run = read_json(folder.run_path)
-    except NotPublished:
-        raise
-    except StoreError as error:
-        raise StoreError(f"{error}: {remedy}") from error
-    if run.get("format") != RUN_FORMAT:
-        raise StoreError(f"{folder.run_path} is {run.get('format')!r}, this version reads {RUN_FORMAT!r}")
-    if damaged := _damaged_fields(run):
-        raise StoreError(f"{folder.run_path} is damaged ({', '.join(damaged)}): {remedy}")
-    return run
-
-
-def _damaged_fields(run: Json) -> list[str]:
-    """Return the fields of run.json that are absent or of another type."""
-    info, fingerprint = run.get("info"), run.get("fingerprint")
-    model = info.get("model", {}) if isinstance(info, dict) else {}
-    sound = {
-        "run_id": isinstance(run.get("run_id"), str) and run["run_id"] != "",
-        "created": isinstance(run.get("created"), str),
-        "fingerprint": isinstance(fingerprint, dict) and all(isinstance(v, str) for v in fingerprint.values()),
-        "info": isinstance(info, dict),
-        "info.model": isinstance(model, dict) and isinstance(model.get("training", {}), dict),
-    }
-    return [name for name, is_sound in sound.items() if not is_sound]
-
-
-def expected_rows(folder: RunFolder) -> int:
-    """Return the rows that the plan counted: `n_sources` of the run's info; `StoreError` if absent."""
-    rows = read_run(folder)["info"].get("n_sources")
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
-        raise StoreError(f"{folder.run_path} has no n_sources in its info: run the classification first")
-    return rows
 
 
 # --- commit ----------------------------------------------------------------------------------------
@@ -391,36 +216,6 @@ def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
             f"{folder.tiles}: changed after their commit: {counted(len(changed), 'tile')} ({names}); nothing was "
             "published. They are taken back: check the disk, then run the same command again"
         )
-
-
-def litter(folder: RunFolder) -> list[Path]:
-    """Return what killed drivers and workers left behind: attempts, half a catalogue, names that were never renamed.
-
-    Only for who holds the lease: of a run at work these are its hands.
-    """
-    left = [
-        *folder.tmp.glob("*"),
-        *unfinished_publications(folder.path),
-        *unfinished(folder.path),
-        *unfinished(folder.sources),
-    ]
-    left += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
-    return sorted(path for path in left if os.path.lexists(path))
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """Return the files of a folder that a kill left under the temporary names of `replacing`."""
-    return [path for path in folder.glob(".*") if re.match(r"\.[0-9a-f]{32}\.", path.name)]
-
-
-def remove(path: Path) -> int:
-    """Remove a file or folder and return how many bytes it had."""
-    is_folder = path.is_dir() and not path.is_symlink()
-    files = [p for p in path.rglob("*") if p.is_file()] if is_folder else [path]
-    nbytes = sum(p.lstat().st_size for p in files)
-    with storing(path):
-        shutil.rmtree(path) if is_folder else path.unlink()
-    return nbytes
 
 
 def _commit_of(values: Json) -> Commit | None:

@@ -1,8 +1,7 @@
-"""Configuration of a run: frozen, inert, from TOML, a dict or keywords; and the fingerprint of a run."""
+"""Configuration of a run: frozen, inert, from TOML, a dict or keywords."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from ..errors import ConfigError
 from ..locations import refuse_logins
 from ..settings import build
 from ..sky.regions import Region
-from ..version import code_version
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,3 @@ def run_config(data: Mapping[str, Any]) -> RunConfig:
 
 
 MOST_WORKERS = 10_000
-
-
-def fingerprint(catalog: str, region: Region | None, model: str, precision: str, plan: str) -> dict[str, str]:
-    """Return what decides the rows of a run, field by field: resuming with another value is refused.
-
-    Contents, never paths: inputs may be moved. What the images hold is recorded at the commit of each tile.
-    """
-    return {
-        "catalog": catalog,  # the partitions, or a user's table with its tiles
-        "region": json.dumps(region.to_dict()) if region else "all",
-        "plan": plan,  # how many sources on which tiles
-        "model": model,  # weights, cut, composite, preprocessing and calibration
-        "precision": precision,
-        "code": code_version(),
-    }

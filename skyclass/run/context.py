@@ -16,7 +16,7 @@ from ..sky.regions import Region
 from ..sources.layouts import Catalog, open_catalog
 from ..sources.partitions import nameless_positions
 from ..types import Classifier, Strip, Tile, TilePlan
-from .commits import RunFolder
+from .folder import RunFolder
 
 
 @dataclass(frozen=True)

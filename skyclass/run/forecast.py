@@ -11,7 +11,8 @@ from ..model.classifier import load_classifier, set_threads
 from ..text import counted
 from .config import RunConfig
 from .context import Line, strips_of
-from .plan import Plan, count_here, survey, without_tile_lines
+from .plan import Plan, without_tile_lines
+from .prepare import count_here, survey
 
 PROBE_IMAGES = 256
 BYTES_PER_PIXEL = 4

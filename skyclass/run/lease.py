@@ -26,7 +26,7 @@ from typing import Any
 from ..claims import claim, probe
 from ..errors import LeaseHeld, LeaseLost
 from ..files import beside, read_whole, storing, sync_folder, write_durably
-from .commits import RunFolder
+from .folder import RunFolder
 
 log = logging.getLogger(__name__)
 

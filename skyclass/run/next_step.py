@@ -10,8 +10,9 @@ from ..errors import CatalogError, NotPublished
 from ..sky.regions import Cone
 from ..sources.layouts import open_catalog
 from ..text import shell_command
-from .commits import RunFolder, committed, expected_rows, read_run
+from .commits import committed
 from .config import RunConfig, run_config
+from .folder import RunFolder, expected_rows, read_run
 
 
 def not_published(path: str, error: NotPublished) -> NotPublished:

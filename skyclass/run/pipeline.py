@@ -1,7 +1,6 @@
-"""THE STRAIGHT LINE: catalogue -> cutouts -> composites -> network -> class catalogue, in plain Python.
+"""The plain pipeline: catalogue -> cutouts -> composites -> network -> class catalogue, in one process without Dask.
 
-No Dask here: this is what a notebook steps through and what every parallel run is compared with. The same
-functions, in `stages.py`, are what `engine.py` places on workers.
+Every parallel run gives the same rows: the engine places the same functions of `stages.py` on workers.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from itertools import starmap
 from ..catalog.versions import restore_link
 from ..errors import TileFault
 from ..files import write_json
-from ..types import TilePlan
+from ..types import ParallelMap, TilePlan
 from .config import RunConfig
 from .context import Line, strips_of
-from .finish import Each, is_published, publish
+from .finish import is_published, publish_run
 from .lease import hold_lease
-from .plan import Plan, begin, count_here, earlier, settle_network, survey, warm_here
-from .progress import RunReport, Tally, Watch, quiet
+from .plan import Plan
+from .prepare import begin, count_here, earlier, settle_network, survey, warm_here
+from .progress import Watch, quiet
+from .report import RunReport, Tally
 from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer_strip, kept_changing, next_attempt
 
 
@@ -56,12 +57,12 @@ def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
     return [tile for tile in plan.tiles if tile.coadd_id not in tally.commits]
 
 
-def finish(line: Line, tally: Tally, each: Each = starmap) -> RunReport:
-    """Return the report after the row check; publish what is new, its files made by `each`."""
+def finish(line: Line, tally: Tally, parallel_map: ParallelMap = starmap) -> RunReport:
+    """Return the report after the row check; publish what is new, its files written through `parallel_map`."""
     report = tally.report()
     tally.lease.check()
     if tally.is_new or not is_published(line.folder):
         write_json(line.folder.report_path, report.to_dict())
-        publish(line.folder, each=each, fence=tally.lease.check)
+        publish_run(line.folder, parallel_map=parallel_map, fence=tally.lease.check)
     restore_link(line.folder.path)
     return report

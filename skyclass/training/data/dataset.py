@@ -30,8 +30,8 @@ from ...errors import ConfigError
 from ...files import replacing, sha256_of, storing, write_json
 from ...images.composite import CompositeSettings, composite
 from ...images.cutouts import mark
+from ...locations import absolute
 from ...model.bundle import Cut
-from ...run.plan import absolute
 from ...schema import bad_bits, bad_value_counts, bad_values_text
 from ...types import CLASSES, Bool, Flag, Float16, Float32, Int64
 from ...version import code_version

@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from ... import settings
 from ...errors import ArchiveError, CatalogError, ConfigError
-from ...files import sha256_of
+from ...files import content_digest, sha256_of
 from ...images.archive import open_archive, require_usable_tile
 from ...images.atlas import AtlasArchive
 from ...locations import user_path
-from ...run.plan import content_digest
 from ...sources.assign import with_tiles
 from ...types import BANDS, CLASSES, Int64
 from .examples import (

@@ -1,0 +1,180 @@
+"""Publish a class catalogue: one sorted file per HEALPix pixel, the manifest last, then one atomic switch.
+
+Nothing here knows a run or Dask. `publish_catalog` calls `write_pixel` for each pixel through the parallel map that it
+is given: `itertools.starmap` in one process, a map over the workers of a cluster elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from itertools import starmap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import RowsLost, StoreError
+from ..files import parquet_bytes, write_bytes
+from ..schema import CLASS_SCHEMA, class_counts, conform, flagged
+from ..types import Json, ParallelMap
+from .hats import file_metadata, sidecar_files, text_sizes
+from .manifest import MANIFEST_NAME, PIXEL_SHIFT, PixelRecord, manifest_of, pixel_path, write_manifest
+from .verify import quoted, repeated_ids
+from .versions import CURRENT, PUBLICATIONS, begin_publication, make_current, superseded_publications
+
+FOOTER_BYTES = 32_768
+"""Upper limit of the header, provenance and statistics of a published file."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CatalogRows:
+    """The rows of a class catalogue before its publication. The files together hold each source once.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the link `catalog` and of the publications.
+    tmp : Path
+        Scratch folder.
+    files : tuple of Path
+        Parquet files in `CLASS_SCHEMA`.
+    nbytes : int
+        Bytes of the files.
+    n_rows : int
+        Rows that the published files must hold together.
+    digest : str
+        Digest of the content of the files; it goes into the manifest.
+    provenance : dict
+        `run_id`, `fingerprint` and `info`; equal runs have equal provenance, so no time is in it.
+    created : str
+        Time at which the run began (ISO 8601).
+    """
+
+    folder: Path
+    tmp: Path
+    files: tuple[Path, ...]
+    nbytes: int
+    n_rows: int
+    digest: str
+    provenance: Json
+    created: str
+
+
+def publish_catalog(
+    rows: CatalogRows,
+    progress: Progress | None = None,
+    parallel_map: ParallelMap = starmap,
+    fence: Callable[[], None] = lambda: None,
+) -> Path:
+    """Return the manifest of a new publication of the rows, which is the current one from now on.
+
+    Parameters
+    ----------
+    rows : CatalogRows
+        The rows, and the folder that receives the publication. Readers of earlier publications keep theirs.
+    progress : callable, optional
+        Called with (files done, files in total) after each file.
+    parallel_map : callable
+        Yields `work(*item)` for items, in any order.
+    fence : callable
+        Called before the switch; raises where the caller no longer owns the folder.
+
+    Raises
+    ------
+    RowsLost
+        If the published files do not hold `rows.n_rows` rows. The earlier publication stays the current one.
+    StoreError
+        If the disk is too small, or a source id occurs twice.
+    """
+    pixels = files_by_pixel(rows.files)
+    check_space(rows, len(pixels))
+    building = begin_publication(rows.folder)
+    records: list[PixelRecord] = []
+    for record in parallel_map(partial(write_pixel, rows.provenance, building), pixels):
+        records.append(record)
+        if progress:
+            progress(len(records), len(pixels))
+    finish_publication(rows, building, records)
+    fence()
+    make_current(rows.folder, building)
+    return rows.folder / CURRENT / MANIFEST_NAME
+
+
+def files_by_pixel(files: Iterable[Path]) -> list[tuple[int, tuple[str, ...]]]:
+    """Return (order-5 pixel, files with rows in it), sorted by pixel. One column of each file is read."""
+    by_pixel: dict[int, list[str]] = defaultdict(list)
+    for path in files:
+        column = pq.read_table(path, columns=["_healpix_29"])["_healpix_29"]
+        for pixel in np.unique(column.to_numpy() >> PIXEL_SHIFT).tolist():
+            by_pixel[pixel].append(str(path))
+    return [(pixel, tuple(by_pixel[pixel])) for pixel in sorted(by_pixel)]
+
+
+def write_pixel(provenance: Json, building: Path, pixel: int, files: Sequence[str]) -> PixelRecord:
+    """Return the record of one file below `building`: the rows of an order-5 pixel, sorted. Safe to repeat."""
+    low, high = pixel << PIXEL_SHIFT, (pixel + 1) << PIXEL_SHIFT
+    inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
+    rows = conform(pa.concat_tables([pq.read_table(path, schema=CLASS_SCHEMA, filters=inside) for path in files]))
+    footer = file_metadata(CLASS_SCHEMA, provenance, text_sizes(rows))
+    data = parquet_bytes(rows, footer, store_schema=False)
+    path = pixel_path(pixel)
+    write_bytes(Path(building) / path, data)
+    span = pc.min_max(rows["_healpix_29"]).as_py()
+    return PixelRecord(
+        pixel, path, len(rows), sha256(data).hexdigest(), len(data), class_counts(rows),
+        flagged(rows), span["min"], span["max"],
+    )  # fmt: skip
+
+
+def finish_publication(rows: CatalogRows, building: Path, records: Iterable[PixelRecord]) -> None:
+    """Check the files in `building`, and write the files beside them, the manifest last.
+
+    Raises `RowsLost` unless the files together hold `rows.n_rows`, and `StoreError` where a source id occurs twice.
+    """
+    records = sorted(records, key=lambda record: record.pixel)
+    require_rows(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
+    if repeated := repeated_ids(building, records, rows.tmp):
+        raise StoreError(
+            f"source_id is not unique: {quoted(repeated)} occur more than once; give each source of the input "
+            "its own source_id"
+        )
+    sidecars = sidecar_files(records, rows.provenance, rows.created)
+    for name, data in sidecars.items():
+        write_bytes(building / name, data)
+    digests = {name: sha256(data).hexdigest() for name, data in sidecars.items()}
+    write_manifest(building, manifest_of(records, rows.n_rows, rows.provenance, digests, rows.digest))
+
+
+def require_rows(n_rows: int, n_expected: int, source: str) -> None:
+    """Raise `RowsLost` unless `source` holds as many rows as planned."""
+    if n_rows != n_expected:
+        raise RowsLost(
+            f"{n_expected:,} rows planned, {n_rows:,} in {source}: nothing was published. Classify "
+            "into this folder again, which completes the tiles that are missing; if it ends here again, report a defect"
+        )
+
+
+def check_space(rows: CatalogRows, n_files: int) -> None:
+    """Raise `StoreError` where a publication does not fit on the disk.
+
+    A published file compresses as the files that its rows come from do, within a tenth.
+    """
+    target = rows.folder / PUBLICATIONS  # may be a link to another disk
+    disk = shutil.disk_usage(target if target.exists() else rows.folder)
+    n_needed = rows.nbytes * 11 // 10 + FOOTER_BYTES * n_files
+    if disk.total and disk.free < n_needed:  # some network file systems report no sizes
+        earlier = superseded_publications(rows.folder)
+        hint = f"'skyclass gc' removes {len(earlier)} earlier publications; " if earlier else ""
+        raise StoreError(
+            f"{target}: the class catalogue needs {n_needed:,} bytes and {disk.free:,} are "
+            f"available: nothing was published. {hint}free space, then run the same command again"
+        )

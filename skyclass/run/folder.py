@@ -1,0 +1,220 @@
+"""The run folder: its paths, and the identity of a run. No other module names a path in it.
+
+run.json          the fingerprint and the provenance of the run         written once
+partitions.json   the digests of the catalogue's files, by name         written once, before run.json
+sources/          a user's table of positions, with its tiles           written once
+tiles/ID.parquet  the rows of a tile; the file is the claim             created if absent
+journal.jsonl     the commits in the order in which the driver saw them, with the SHA-256 of each tile's file
+leases/           the one driver that works here: see lease.py
+tmp/              scratch files; harmless when they are left behind
+report.json       the report of the run
+catalogs/         publications of the class catalogue, each a folder: see catalog/versions.py
+catalog           link to the current publication
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..catalog.versions import CURRENT, unfinished_publications
+from ..errors import NotPublished, RunMismatch, StoreError
+from ..files import read_json, storing, unfinished, write_json
+from ..sky.regions import Region
+from ..types import NO_TILE, TILE_NAME, Json
+from ..version import code_version
+
+RUN_FORMAT = "skyclass run 1"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies. Making one touches no disk."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def run_path(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def partitions_path(self) -> Path:
+        return self.path / "partitions.json"
+
+    @property
+    def sources(self) -> Path:
+        """The user's table of positions, prepared; absent where the catalogue needs no preparation."""
+        return self.path / "sources"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def leases(self) -> Path:
+        return self.path / "leases"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def tiles(self) -> Path:
+        return self.path / "tiles"
+
+    @property
+    def tmp(self) -> Path:
+        return self.path / "tmp"
+
+    @property
+    def catalog(self) -> Path:
+        return self.path / CURRENT
+
+    def tile_path(self, coadd_id: str) -> Path:
+        """Return the file of a tile; raise `StoreError` where the name could leave the folder."""
+        if coadd_id != NO_TILE and not TILE_NAME.fullmatch(coadd_id):
+            raise StoreError(f"tile {coadd_id!r} cannot be a file name: use up to 100 letters, digits, '.', '_', '-'")
+        return self.tiles / f"{coadd_id}.parquet"
+
+    def make(self) -> None:
+        """Make the folder and its parts; raise `StoreError` where that is not allowed."""
+        with storing(self.path):
+            for part in (self.path, self.tiles, self.tmp):
+                part.mkdir(parents=True, exist_ok=True)
+
+
+def start_or_resume(
+    folder: RunFolder,
+    fingerprint: Mapping[str, str],
+    info: Mapping[str, Any],
+    partitions: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> str:
+    """Return the run id of `folder`: a new run is recorded, a run with equal fingerprint goes on.
+
+    `info` is provenance (versions, inputs, hashes, `label`: words on what the model was trained on);
+    it is kept from the first start and goes into every published file. `partitions` are the digests of the catalogue's
+    files by name. Raises `RunMismatch` naming every field that differs, and the files where the catalogue does.
+    """
+    folder.make()
+    if folder.run_path.exists():
+        found = read_run(folder)
+        _refuse_mismatch(folder, found["fingerprint"], fingerprint, partitions)
+        return str(found["run_id"])
+    write_json(folder.partitions_path, {name: list(digest) for name, digest in partitions.items()})
+    run_id = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    run = {"format": RUN_FORMAT, "run_id": run_id, "created": created}
+    write_json(folder.run_path, {**run, "fingerprint": dict(fingerprint), "info": dict(info)})
+    return run_id
+
+
+IN_WORDS = {
+    "catalog": " (the content of the partitions, or of the table with the tile of each source)",
+    "plan": " (which sources lie on which tiles: the catalogue, the region or the set of images is another)",
+    "model": " (weights, cut, composite, preprocessing or calibration)",
+    "code": " (skyclass itself)",
+}
+"""What fields of a fingerprint stand for that are told as digests."""
+
+
+def _refuse_mismatch(
+    folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str], partitions: Mapping[str, Sequence[Any]]
+) -> None:
+    fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if fields:
+        there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
+        lines = [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
+        lines += _partition_changes(folder, partitions) if "catalog" in fields else []
+        raise RunMismatch(
+            f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
+            f"differs in {len(fields)} field(s):",
+            lines,
+        )
+
+
+def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limit: int = 5) -> list[str]:
+    """Return the partitions that differ from those that the run was begun with, one a line."""
+    old = read_json(folder.partitions_path) if folder.partitions_path.exists() else {}
+    states = {name: "is missing" for name in old.keys() - new.keys()}
+    states |= {name: "is new" for name in new.keys() - old.keys()}
+    states |= {name: "was replaced" for name in old.keys() & new.keys() if list(new[name]) != list(old[name])}
+    lines = [f"  {name} {states[name]}" for name in sorted(states)[:limit]]
+    return [*lines, f"  and {len(states) - limit} more partitions"] if len(states) > limit else lines
+
+
+def read_run(folder: RunFolder) -> Json:
+    """Return run.json: `run_id`, `created`, `fingerprint`, `info`; raise `StoreError` where it is none."""
+    remedy = "restore it from a copy, or classify into another folder"
+    try:
+        run = read_json(folder.run_path)
+    except NotPublished:
+        raise
+    except StoreError as error:
+        raise StoreError(f"{error}: {remedy}") from error
+    if run.get("format") != RUN_FORMAT:
+        raise StoreError(f"{folder.run_path} is {run.get('format')!r}, this version reads {RUN_FORMAT!r}")
+    if damaged := _damaged_fields(run):
+        raise StoreError(f"{folder.run_path} is damaged ({', '.join(damaged)}): {remedy}")
+    return run
+
+
+def _damaged_fields(run: Json) -> list[str]:
+    """Return the fields of run.json that are absent or of another type."""
+    info, fingerprint = run.get("info"), run.get("fingerprint")
+    model = info.get("model", {}) if isinstance(info, dict) else {}
+    sound = {
+        "run_id": isinstance(run.get("run_id"), str) and run["run_id"] != "",
+        "created": isinstance(run.get("created"), str),
+        "fingerprint": isinstance(fingerprint, dict) and all(isinstance(v, str) for v in fingerprint.values()),
+        "info": isinstance(info, dict),
+        "info.model": isinstance(model, dict) and isinstance(model.get("training", {}), dict),
+    }
+    return [name for name, is_sound in sound.items() if not is_sound]
+
+
+def expected_rows(folder: RunFolder) -> int:
+    """Return the rows that the plan counted: `n_sources` of the run's info; `StoreError` if absent."""
+    rows = read_run(folder)["info"].get("n_sources")
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
+        raise StoreError(f"{folder.run_path} has no n_sources in its info: run the classification first")
+    return rows
+
+
+def litter(folder: RunFolder) -> list[Path]:
+    """Return what killed drivers and workers left behind: attempts, half a catalogue, names that were never renamed.
+
+    Only for who holds the lease: of a run at work these are its hands.
+    """
+    left = [
+        *folder.tmp.glob("*"),
+        *unfinished_publications(folder.path),
+        *unfinished(folder.path),
+        *unfinished(folder.sources),
+    ]
+    left += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
+    return sorted(path for path in left if os.path.lexists(path))
+
+
+def fingerprint(catalog: str, region: Region | None, model: str, precision: str, plan: str) -> dict[str, str]:
+    """Return what decides the rows of a run, field by field: resuming with another value is refused.
+
+    Contents, never paths: inputs may be moved. What the images hold is recorded at the commit of each tile.
+    """
+    return {
+        "catalog": catalog,  # the partitions, or a user's table with its tiles
+        "region": json.dumps(region.to_dict()) if region else "all",
+        "plan": plan,  # how many sources on which tiles
+        "model": model,  # weights, cut, composite, preprocessing and calibration
+        "precision": precision,
+        "code": code_version(),
+    }

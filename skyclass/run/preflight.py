@@ -1,0 +1,100 @@
+"""Checks of the inputs before a run writes anything: photometry, partitions, model, and images."""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from ..errors import ArchiveDown, ArchiveError, CatalogError
+from ..images.archive import require_usable_tile
+from ..model.bundle import Bundle
+from ..model.classifier import cuda_is_there
+from ..model.photometry import columns_of
+from ..sources.footers import PartitionDigest
+from ..sources.layouts import Catalog
+from ..sources.partitions import read_partition
+from ..types import Archive
+from .context import Line
+from .folder import RunFolder
+from .plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def archive_up(folder: RunFolder) -> Iterator[None]:
+    """Turn an archive that does not answer into an `ArchiveError` while there is nothing yet to resume."""
+    try:
+        yield
+    except ArchiveDown as error:
+        if folder.journal_path.exists():
+            raise
+        raise ArchiveError(
+            f"the image archive does not answer: {error.trouble}; nothing was begun: try again later, or mirror the "
+            "tiles and give that folder"
+        ) from error
+
+
+def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = None) -> None:
+    """Raise `CatalogError` when a catalogue lacks photometry that the model's features are made of.
+
+    A survey's catalogue must have every column. A user's table (`table` holds its rows) may lack some, though not
+    all: the features made of them count as the training mean, and a warning says so.
+    """
+    if bundle.photometry is None:
+        return
+    needed = columns_of(bundle.photometry.features)
+    own = catalog.kind in ("table", "prepared")  # conformed: what the user's file lacks is null
+    if own:
+        rows = read_partition(catalog, 0) if table is None else table
+        absent = [name for name in needed if rows[name].null_count == len(rows)]
+    else:
+        absent = missing_columns(catalog, needed)
+    if not absent:
+        return
+    lack = f"{catalog.root} has no value in {', '.join(absent)}"
+    if own and len(absent) < len(needed):
+        log.warning("%s: %s takes the training mean of the features made of them", lack, bundle.model_id)
+        return
+    raise CatalogError(
+        f"{lack}: {bundle.model_id} needs the photometry {', '.join(needed)}; give a catalogue with these columns "
+        "(AllWISE has them), or choose a model of images alone, such as iicnet-mock"
+    )
+
+
+def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
+    """Return those of the names that the first partition of a catalogue has no column of; only its schema is read."""
+    present = set(ds.dataset(catalog.partitions[0].path, format="parquet", partitioning=None).schema.names)
+    return [name for name in names if name not in present]
+
+
+def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> None:
+    """Raise `CatalogError` for two partitions with the same bytes: each of their sources would have two rows."""
+    first: dict[PartitionDigest, str] = {}
+    for i, digest in digests.items():
+        path = catalog.partitions[i].path
+        other = first.setdefault(digest, path)
+        if other != path and filecmp.cmp(other, path, shallow=False):
+            raise CatalogError(f"{path} is a copy of {other}: remove one of them")
+
+
+def refuse_faulty_model(line: Line) -> None:
+    """Raise `BundleError` before any work for a model that gives no probabilities; tried on the CPU of this process.
+
+    A GPU is left to the workers.
+    """
+    on_cuda = line.device.startswith("cuda") or (line.device == "auto" and cuda_is_there())
+    here = replace(line, device="cpu", precision="fp32") if on_cuda else line
+    _ = here.classifier  # loading tries it
+
+
+def preflight(line: Line, archive: Archive, plan: Plan) -> None:
+    """Raise `ArchiveError` when none of the first tiles of the plan is usable; one message with the reasons."""
+    names = [tile.coadd_id for tile in plan.on_tiles]
+    require_usable_tile(archive, line.images, names, line.bundle.bands)

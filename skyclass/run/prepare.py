@@ -1,0 +1,188 @@
+"""Preparation of a run: plan it, open or resume its folder, load its commits, choose precision and compilation.
+
+Every fault of the configuration surfaces here, before any task is submitted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from uuid import uuid4
+
+import pyarrow as pa
+
+from ..errors import CannotCompile, CatalogError, ConfigError, RunMismatch
+from ..files import content_digest, parquet_bytes, remove, unfinished, write_bytes
+from ..images.archive import open_archive
+from ..images.atlas import AtlasArchive
+from ..images.records import compare_files
+from ..locations import absolute
+from ..model.bundle import load_bundle
+from ..model.classifier import resolve_device, resolve_precision
+from ..sky.regions import in_words
+from ..sources.assign import with_tiles
+from ..sources.layouts import gaps, open_catalog
+from ..sources.tables import standardise_table
+from .commits import Commit, committed, journal_commit, retry_quarantined
+from .config import RunConfig
+from .context import Line
+from .finish import check_output_folder
+from .folder import fingerprint, start_or_resume
+from .plan import Plan, catalog_digest, make_plan, partition_digests, partition_names, table_counts
+from .preflight import archive_up, check_photometry, preflight, refuse_copies, refuse_faulty_model
+from .stages import count_partition
+
+log = logging.getLogger(__name__)
+
+COMPILE_FROM = 50_000
+"""Sources from which compiling the network, a quarter of a minute on each kind of machine, pays."""
+COMPILE_ON_CUDA_FROM = 5_000_000
+"""The same for a GPU: it takes 20 s, and saves 5 us a source on an H100."""
+ON_CUDA = "on CUDA it runs as it is"
+CHECKING_THREADS = 16
+"""Files that are looked at together: a network file system takes a millisecond for each."""
+TOLD = 5
+CountTiles = Callable[["Line", Iterable[int]], pa.Table]
+
+
+def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
+    """Return the line with its run id, the run folder begun or, with the same fingerprint, resumed.
+
+    The caller holds the lease. Raises `RunMismatch` for the folder of another run.
+    """
+    bundle = line.bundle
+    arithmetic = line.precision + (", compiled" if line.compile != "off" else "")
+    fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
+    info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
+    info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
+    run_id = start_or_resume(line.folder, fields, info, partition_names(line, plan) if table is None else {})
+    if table is not None:
+        for left in unfinished(line.folder.sources):  # by a killed driver; the folder is read as a catalogue
+            remove(left)
+        write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
+    return replace(line, run_id=run_id)
+
+
+def earlier(run: RunConfig, line: Line) -> dict[str, Commit]:
+    """Return what earlier drivers of this run have committed; quarantined tiles only if they are not to be retried."""
+    if run.retry_quarantined:
+        retry_quarantined(line.folder)
+    commits = committed(line.folder)
+    with archive_up(line.folder):
+        check_images(run, line, commits)
+    return {name: replace(commit, images={}) for name, commit in commits.items()}
+
+
+def check_images(run: RunConfig, line: Line, commits: Mapping[str, Commit]) -> None:
+    """Raise `RunMismatch` for committed tiles whose images are others now; the files of copies are recorded anew."""
+    compare = partial(compare_files, line.archive, line.bundle.bands)
+    recorded = [commit for commit in commits.values() if commit.images]
+    with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+        found = list(pool.map(lambda commit: compare(commit.coadd_id, commit.images), recorded))
+    if changed := [comparison for comparison in found if comparison.difference]:
+        more = [f"and {len(changed) - TOLD} more"] if len(changed) > TOLD else []
+        raise RunMismatch(
+            f"{line.folder.path}: {len(changed)} committed tiles were made from other images than those at "
+            f"{run.images}; put the earlier images back to resume the run, or give another output folder:",
+            [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:TOLD]] + more,
+        )
+    for commit, comparison in zip(recorded, found, strict=True):
+        if comparison.record != commit.images:
+            journal_commit(line.folder, replace(commit, images=comparison.record))
+
+
+def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:
+    """Return line, plan and, for a table of positions, its rows with their tiles. Writes nothing.
+
+    `count` gives the sources by tile of some partitions, here or on a cluster.
+    """
+    bundle, catalog = load_bundle(run.model), open_catalog(run.catalog, run.region)
+    archive = open_archive(run.images, tuple(bundle.bands))
+    catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
+    model = run.model if bundle.is_packaged else str(bundle.path.absolute())
+    precision = settled_precision(run)
+    line = Line(catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex)
+    check_output_folder(line.folder)
+    refuse_faulty_model(line)
+    table = None
+    if catalog.kind == "table":
+        with archive_up(line.folder):
+            table = tiled_table(run, archive)
+        check_photometry(bundle, catalog, table)
+        line = replace(line, catalog=str(line.folder.sources), region=None)
+        plan = make_plan(line, table_counts(table), content_digest(table))
+    else:
+        if not catalog.partitions:
+            raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
+        check_photometry(bundle, catalog)
+        if run.region and (missing := gaps(catalog, run.region)):
+            log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
+        with archive_up(line.folder):
+            counts = count(line, range(len(catalog.partitions)))
+        digests = partition_digests(counts)
+        refuse_copies(catalog, digests)
+        plan = make_plan(line, counts, catalog_digest(digests.values()), digests)
+    with archive_up(line.folder):
+        preflight(line, archive, plan)
+    return line, plan, table
+
+
+def settled_precision(run: RunConfig) -> str:
+    """Return fp32 or bf16, settled once by the driver, so that no two workers of a run differ.
+
+    CUDA devices that only a joined cluster has are taken to multiply bf16. Raises `ConfigError` for a device
+    that is not there.
+    """
+    if run.device.startswith("cuda") and "://" in run.cluster:
+        return "bf16" if run.precision == "auto" else run.precision
+    return resolve_precision(resolve_device(run.device), run.precision)
+
+
+def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line], list[str]]) -> Line:
+    """Return the line whose network is compiled if the run asks for it, or is large enough, and all who infer can.
+
+    `warm` loads the network of a line wherever it will run, and returns why that fails, reason by reason. Raises
+    `ConfigError` where a run that insists on it cannot be compiled.
+    """
+    if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
+        return line
+    everywhere = run.compile == "on" or plan.n_sources >= COMPILE_ON_CUDA_FROM
+    asked = replace(line, compile="on" if everywhere else "auto")
+    faults = warm(asked)
+    if not faults:
+        return asked
+    words = f"the network is not compiled: {'; '.join(faults)}"
+    if run.compile == "on":
+        raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
+    if set(faults) != {ON_CUDA}:
+        log.warning(words)
+    return line
+
+
+def warm_here(line: Line) -> list[str]:
+    """Return [] once the network of a line is loaded in this process, or why it is not."""
+    if line.compile == "auto" and resolve_device(line.device) != "cpu":
+        return [ON_CUDA]
+    try:
+        _ = line.classifier
+    except CannotCompile as error:
+        return [str(error)]
+    return []
+
+
+def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
+    """Return (coadd_id, partition, n) of partitions, counted in this process."""
+    return pa.concat_tables([count_partition(line, i) for i in partitions])
+
+
+def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
+    """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
+    table = standardise_table(run.catalog, run.allow_truncated)
+    if run.region:
+        table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
+    if not len(table):
+        raise CatalogError(f"{run.catalog}: no source in the {in_words(run.region)}; nothing to classify")
+    return with_tiles(table, archive).sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])

@@ -1,0 +1,179 @@
+"""The state of a run while it works, and the report that it ends with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ..errors import RowsLost
+from ..schema import UNCLASSIFIED
+from ..types import NO_TILE, Flag, Strip
+from .commits import Commit, journal_commit
+from .context import Line
+from .lease import Lease
+from .plan import Plan
+from .progress import Silent, Watcher
+from .stages import STAGES, Timing
+
+REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What came of a run. `sources_in` = classified + without a class, checked."""
+
+    run_id: str
+    model_id: str
+    sources_in: int
+    classified: int
+    without_class: int
+    flagged: int
+    class_counts: dict[str, int]
+    flag_counts: dict[str, int]
+    """Flag -> sources that carry it; flags that none carries are left out."""
+    bad_values: dict[str, int]
+    """Column -> values outside its physical range, and names that no tile can have, which were read as missing."""
+    without_tile: int
+    """Sources that no tile covers, or with a name of a tile that no tile can have."""
+    tiles: int
+    tiles_resumed: int
+    quarantined: dict[str, str]
+    """Tile -> what is wrong with it, and the way out."""
+    remedy: str
+    tile_bytes: int
+    tile_bytes_read: int
+    wall_seconds: float
+    sources_per_second: float
+    stage_seconds: dict[str, float]
+    """Stage -> seconds of work, all workers together."""
+    pool_busy: dict[str, float]
+    """Pool of workers -> share of its time at work; for the rest it waited: for others, or for the run to begin."""
+    bound_by: str
+    """The stage that took most of the busiest pool's time: the one to make faster, or to give more workers."""
+    simulated_model: bool
+
+    @property
+    def model_faults(self) -> int:
+        """Sources with an image for which the model gave no probabilities."""
+        return self.flag_counts.get(str(Flag.MODEL_FAULT.name), 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+@dataclass
+class Tally:
+    """Running counts of one driver."""
+
+    line: Line
+    plan: Plan
+    lease: Lease
+    watcher: Watcher = field(default_factory=lambda: Silent())
+    began: float = field(default_factory=time.perf_counter)
+    commits: dict[str, Commit] = field(default_factory=dict)
+    resumed: frozenset[str] = frozenset()
+    """Tiles that an earlier driver committed."""
+    n_classified_now: int = 0
+    seen: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    """Tile -> first source of a strip -> its sources, of the strips that are done."""
+    bytes_read: int = 0
+    bytes_of_tiles: int = 0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    pools: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=lambda: {"this process": (1, STAGES)})
+    """Pool of workers -> how many threads it has, and which stages are theirs."""
+
+    def resume(self, commits: dict[str, Commit]) -> int:
+        """Take over what an earlier driver committed; return the sources that are left to do."""
+        self.commits |= commits
+        self.resumed = frozenset(commits)
+        return self.plan.n_sources - sum(c.rows for c in commits.values())
+
+    def strip(self, strip: Strip) -> None:
+        """Count a finished strip, once however often it was done."""
+        tile, n_sources = strip.tile.coadd_id, strip.stop - strip.start
+        if tile in self.commits or strip.start in self.seen[tile]:  # a commit counts all its rows
+            return
+        self.seen[tile][strip.start] = n_sources
+        self._advance(n_sources)
+
+    def again(self, coadd_id: str) -> None:
+        """Take back the strips of a tile that is begun again."""
+        self._advance(-sum(self.seen.pop(coadd_id, {}).values()))
+
+    def _advance(self, n_sources: int) -> None:
+        if n_sources:
+            self.n_classified_now += n_sources
+            self.watcher.advance(n_sources)
+
+    def time(self, timing: Timing) -> None:
+        """Count seconds and bytes."""
+        self.seconds[timing.stage] += timing.seconds
+        self.bytes_read += timing.bytes_read
+        self.bytes_of_tiles += timing.bytes_of_tile
+
+    def commit(self, commit: Commit, timings: Iterable[Timing]) -> None:
+        """Write a commit into the journal and count it, with those of its sources that were not counted yet.
+
+        Raises `LeaseLost` when another driver does that now.
+        """
+        self.lease.check()
+        journal_commit(self.line.folder, commit)
+        self.commits[commit.coadd_id] = replace(commit, images={})  # of the whole sky these are many megabytes
+        self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
+        for timing in timings:
+            self.time(timing)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this driver committed anything itself."""
+        return len(self.commits) > len(self.resumed)
+
+    def busy(self, wall: float) -> tuple[dict[str, float], str]:
+        """Return the share of `wall` seconds that each pool was at work, and the longest stage of the busiest."""
+        spent = {pool: {s: self.seconds.get(s, 0.0) for s in stages} for pool, (_, stages) in self.pools.items()}
+        shares = {pool: sum(spent[pool].values()) / (slots * wall) for pool, (slots, _) in self.pools.items()}
+        busiest = spent[max(shares, key=shares.__getitem__)]
+        return {pool: round(share, 3) for pool, share in shares.items()}, max(busiest, key=busiest.__getitem__)
+
+    def report(self) -> RunReport:
+        """Return the report; `RowsLost` unless rows in = rows out, to the last row."""
+        commits = self.commits.values()
+        rows_out = sum(c.rows for c in commits)
+        if rows_out != self.plan.n_sources:
+            raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.line.out}")
+        classes, flags, bad_values = Counter[str](), Counter[str](), Counter[str]()
+        for c in commits:
+            classes.update(c.classes)
+            flags.update(c.flags)
+            bad_values.update(c.bad_values)
+        without_class = classes.pop(UNCLASSIFIED, 0)
+        wall = time.perf_counter() - self.began
+        pool_busy, bound_by = self.busy(wall)
+        return RunReport(
+            run_id=self.line.run_id,
+            model_id=self.line.bundle.model_id,
+            sources_in=self.plan.n_sources,
+            classified=classes.total(),
+            without_class=without_class,
+            flagged=sum(c.n_flagged for c in commits),
+            class_counts=dict(sorted(classes.items())),
+            flag_counts=dict(sorted(flags.items())),
+            bad_values=dict(sorted(bad_values.items())),
+            without_tile=self.plan.without_tile,
+            tiles=len(self.commits.keys() - {NO_TILE}),
+            tiles_resumed=len(self.resumed - {NO_TILE}),
+            quarantined={c.coadd_id: c.fault for c in sorted(commits, key=lambda c: c.coadd_id) if c.fault},
+            remedy=REMEDY if any(c.fault for c in commits) else "",
+            tile_bytes=self.bytes_of_tiles,
+            tile_bytes_read=self.bytes_read,
+            wall_seconds=round(wall, 3),
+            sources_per_second=round(self.n_classified_now / wall, 1),
+            stage_seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            pool_busy=pool_busy,
+            bound_by=bound_by,
+            simulated_model=bool(self.line.bundle.training.get("simulated", False)),
+        )
