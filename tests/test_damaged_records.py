@@ -29,8 +29,7 @@ from skyclass.run.folder import RunFolder, read_run
 from skyclass.run.lease import hold_lease
 from skyclass.settings import read_toml
 from skyclass.sources.layouts import open_catalog
-from skyclass.training.data.labels import labels_config
-from skyclass.training.data.select import dataset_config
+from skyclass.training.data.config import dataset_config, labels_config
 from skyclass.training.fit.recipe import train_config
 
 TEXT = 'catalog = "größe"\n'

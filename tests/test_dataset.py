@@ -35,9 +35,9 @@ from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.training.data import cutting, splits
 from skyclass.training.data import dataset as module
 from skyclass.training.data import select as choose
+from skyclass.training.data.config import DatasetConfig, dataset_config
 from skyclass.training.data.dataset import Dataset, build_dataset, composites, load_dataset, save_dataset, summary
 from skyclass.training.data.examples import Labels, match_catalog, one_to_one
-from skyclass.training.data.select import DatasetConfig, dataset_config
 from skyclass.types import BANDS, CLASSES, Flag, Tile
 
 SIZE = 13

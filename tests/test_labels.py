@@ -33,12 +33,11 @@ from skyclass.sky.regions import Box
 from skyclass.sources.layouts import open_catalog
 from skyclass.training.data import service as service_module
 from skyclass.training.data.allwise import match_offline
+from skyclass.training.data.config import LabelsConfig, labels_config
 from skyclass.training.data.labels import (
     LABEL_SCHEMA,
-    LabelsConfig,
     fetch_labels,
     label_provenance,
-    labels_config,
 )
 from skyclass.training.data.sdss import SpectrumQuery
 from skyclass.training.data.service import ServiceError

@@ -32,7 +32,8 @@ from .parameters import needs_cluster, parse_box, parse_counts
 @click.option("--timeout", "timeout_s", type=float, help="Seconds that a service may be silent.  [default: 600]")
 def labels(labels_toml: str | None, region: str | None, **flags: Any) -> int:
     """Fetch a label table: SDSS spectra matched to AllWISE. The same command goes on where it was stopped."""
-    from ..training.data.labels import fetch_labels, labels_config
+    from ..training.data.config import labels_config
+    from ..training.data.labels import fetch_labels
     from ..training.progress import print_labels_progress
 
     data = read_toml(labels_toml) if labels_toml else {}
@@ -71,8 +72,8 @@ def dataset(
     **flags: Any,
 ) -> int:
     """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
+    from ..training.data.config import dataset_config
     from ..training.data.dataset import build_dataset, summary
-    from ..training.data.select import dataset_config
     from ..training.progress import dataset_progress
 
     data = read_toml(dataset_toml) if dataset_toml else {}

@@ -1,81 +1,103 @@
-"""Configuration of a run: frozen, inert, from TOML, a dict or keywords."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ..errors import ConfigError
-from ..locations import refuse_logins
-from ..settings import build
+from pydantic import AfterValidator, Field
+
+from ..settings import FROM_MAPPING, MAX_INTEGER, build, configuration
 from ..sky.regions import Region
 
+MAX_WORKERS = 10_000
 
-@dataclass(frozen=True)
+
+def _check_device(device: str) -> str:
+    if device.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ValueError("choose auto, cpu or cuda")
+    return device
+
+
+def _check_cluster(cluster: str) -> str:
+    if cluster not in ("local", "none") and "://" not in cluster:
+        raise ValueError("choose local, none or an address such as tcp://HOST:8786")
+    return cluster
+
+
+def check_folder(out: str) -> str:
+    """Return a folder to write to; raise `ValueError` for a URL."""
+    if "://" in out:
+        raise ValueError("skyclass writes to a folder of a shared or local disk, not to a URL")
+    return out
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Annotated[str, AfterValidator(_check_device)]
+Cluster = Annotated[str, AfterValidator(_check_cluster)]
+
+
+@configuration(
+    "run",
+    {
+        "catalog": "Input and output",
+        "model": "Sources and model",
+        "device": "Where and how fast it runs",
+        "allow_truncated": "Faulty input",
+    },
+)
 class RunConfig:
-    """One classification run. Field names are the keys of RUN.toml and, with dashes, the flags of `classify`.
+    """One classification run: the keys of RUN.toml, and with dashes the options of `skyclass classify`.
 
-    What changes a row is in the fingerprint; how fast it is computed is not.
+    A configuration is frozen and checked when it is made; `ConfigError` lists every problem. The catalogue, the region,
+    the model and the precision decide the rows; the other keys decide where, and how fast, skyclass computes them.
+
+    Examples
+    --------
+    >>> run = RunConfig(catalog="mock/catalog", images="mock/images", out="classes", workers=2)
+    >>> run.model
+    'iicnet-mock'
     """
 
-    catalog: str
-    """AllWISE partitions (hive folder), a HATS catalogue, or a table of positions with `ra`, `dec` in degrees."""
-    images: str
-    """Folder of Atlas tiles: the archive's layout, or any folder of Atlas FITS files."""
-    out: str
-    """Run folder; the same command on it resumes."""
-    model: str = "iicnet-mock"
-    """Name of a shipped model bundle, or the folder of one."""
-    region: Region | None = None
-    """Classify only sources inside; partitions outside are never opened."""
-    precision: str = "auto"
-    """auto, fp32 or bf16."""
-    device: str = "auto"
-    """auto, cpu or cuda, for each worker."""
-    compile: str = "auto"
-    """Whether the network is compiled for what infers: on, off, or auto, where it pays."""
-    cluster: str = "local"
-    """local, none (plain Python, no Dask), or the address of a scheduler, such as tcp://127.0.0.1:8786."""
-    workers: int | None = None
-    """CPU worker processes of a local cluster; the number of cores when absent."""
+    catalog: Annotated[str, Field(min_length=1, examples=["mock/catalog"])]
+    """AllWISE partitions (hive folder), a HATS catalogue, or a table of positions with ra and dec in degrees."""
+    images: Annotated[str, Field(min_length=1, examples=["mock/images"])]
+    """Folder of Atlas tiles, in the layout of the archive or any other, or its address: s3://, https://."""
+    out: Annotated[str, Field(min_length=1, examples=["classes"]), AfterValidator(check_folder)]
+    """Run folder. The same command with the same folder resumes the run."""
+    model: Annotated[str, Field(min_length=1)] = "iicnet-mock"
+    """Name of a shipped model bundle, or the folder of a bundle."""
+    region: Annotated[
+        Annotated[Region, *FROM_MAPPING] | None,
+        Field(examples=[{"kind": "cone", "ra": 150.1, "dec": 2.2, "radius": "30arcmin"}]),
+    ] = None
+    """Part of the sky: skyclass classifies the sources inside, and opens no partition outside. All sources when
+    absent."""
+    precision: Precision = "auto"
+    """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
+    device: Device = "auto"
+    """Device of each worker: auto, cpu or cuda."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch compiles the network. auto: where the compilation takes less time than it saves."""
+    cluster: Cluster = "local"
+    """local: a cluster on this machine. none: plain Python, without Dask. Else the address of a Dask scheduler, such as
+    tcp://127.0.0.1:8786."""
+    workers: Annotated[int | None, Field(ge=1, le=MAX_WORKERS, examples=[4])] = None
+    """Number of CPU worker processes of a local cluster; one for each core when absent."""
     memory_limit: str = "3GB"
-    """Memory of each local worker, after which it is restarted."""
-    strip_sources: int = 16_384
-    """Most sources of one strip: one unit of work."""
+    """Memory of each worker of a local cluster. Dask restarts a worker that needs more."""
+    strip_sources: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 16_384
+    """Largest number of sources in a strip, the unit of work."""
     allow_truncated: bool = False
     """Accept a VOTable that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
     retry_quarantined: bool = False
-    """Do tiles again that an earlier call has quarantined, as when damaged images were fetched anew."""
-
-    def __post_init__(self) -> None:
-        refuse_logins(vars(self))
-        problems = [f"{name} is empty" for name in ("catalog", "images", "out", "model") if not getattr(self, name)]
-        if self.precision not in ("auto", "fp32", "bf16"):
-            problems.append(f"precision = {self.precision!r}: choose auto, fp32 or bf16")
-        if self.compile not in ("auto", "on", "off"):
-            problems.append(f"compile = {self.compile!r}: choose auto, on or off")
-        if self.device.split(":")[0] not in ("auto", "cpu", "cuda"):
-            problems.append(f"device = {self.device!r}: choose auto, cpu or cuda")
-        if self.cluster not in ("local", "none") and "://" not in self.cluster:
-            problems.append(f"cluster = {self.cluster!r}: choose local, none or an address like tcp://HOST:8786")
-        if "://" in self.out:
-            problems.append(f"out = {self.out!r}: runs are written to a folder of a shared or local disk")
-        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
-            problems.append(f"workers = {self.workers}: must be from 1 to {MOST_WORKERS}")
-        if self.strip_sources < 1:
-            problems.append(f"strip_sources = {self.strip_sources}: must be at least 1")
-        if problems:
-            raise ConfigError("; ".join(problems))
+    """Repeat tiles that an earlier call quarantined, for example after damaged images were downloaded again."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self) | {"region": self.region.to_dict() if self.region else None}
+        return vars(self) | {"region": self.region.to_dict() if self.region else None}
 
 
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Return the run that a mapping describes; a `region` may be a dict such as {kind = "cone", ...}."""
-    return build(RunConfig, data, "run")
-
-
-MOST_WORKERS = 10_000
+    return build(RunConfig, data)

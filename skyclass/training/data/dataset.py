@@ -35,18 +35,17 @@ from ...model.bundle import Cut
 from ...schema import bad_bits, bad_value_counts, bad_values_text
 from ...types import CLASSES, Bool, Flag, Float16, Float32, Int64
 from ...version import code_version
+from .config import DatasetConfig
 from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
 from .examples import class_counts, refuse_empty_classes
-from .select import Chosen, DatasetConfig, choose, dataset_config
+from .select import Chosen, choose
 from .splits import NO_SPLIT, SPLITS, split_table
 
 __all__ = [
     "Dataset",
-    "DatasetConfig",
     "build_dataset",
     "class_counts",
     "composites",
-    "dataset_config",
     "load_dataset",
     "save_dataset",
     "summary",

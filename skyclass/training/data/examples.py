@@ -29,14 +29,13 @@ from ...sources.layouts import Catalog, open_catalog
 from ...sources.partitions import read_partition
 from ...sources.tables import read_table, standardise
 from ...types import CLASSES, Bool, Float64, Int64
+from .config import MAX_MATCH_ARCSEC
 from .splits import chord
 
 SAME_ARCSEC = 1.0
 """Rows closer than this are one source: a sixth of the W1 beam."""
 
 LOOK_ORDER = 8
-LOOK_ARCSEC = 60.0
-"""How far from a label's position its source may be listed, when both carry its `source_id`."""
 
 EXAMPLES = 5
 """Sources that a refusal names."""
@@ -288,7 +287,7 @@ def _near(table: pa.Table) -> Pixels:
     centre = unit_vectors(table["ra"].to_numpy(), table["dec"].to_numpy())
     east = np.stack([-centre[:, 1], centre[:, 0], np.zeros(len(centre))], axis=1) + 1e-12  # any direction at a pole
     east /= np.linalg.norm(east, axis=1, keepdims=True)
-    north, step = np.cross(centre, east), np.radians(LOOK_ARCSEC / 3600)
+    north, step = np.cross(centre, east), np.radians(MAX_MATCH_ARCSEC / 3600)
     looks = [centre + step * (i * east + j * north) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     around = [
         healpix(

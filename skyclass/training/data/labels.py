@@ -15,11 +15,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,86 +25,24 @@ import pyarrow.parquet as pq
 from ... import __version__
 from ...errors import CatalogError, ConfigError, SkyclassError
 from ...files import replacing, write_json
-from ...settings import build
-from ...sky.regions import Box, Region
+from ...sky.regions import Box
 from ...sources.layouts import open_catalog
 from ...types import CLASSES
 from ..progress import Progress, no_progress
 from .allwise import MATCH_SCHEMA, match_offline, nearest_sources
+from .config import LabelsConfig
 from .irsa import TapService, candidate_query, irsa_address
 from .label_table import LABEL_SCHEMA, clean_spectra, label_table
 from .sdss import FIRST_KEY, SPECTRUM_SCHEMA, SkyServer, SpectrumQuery, sdss_address
 from .service import RetryPolicy
 
-__all__ = ["LABEL_SCHEMA", "LabelsConfig", "fetch_labels", "label_provenance", "labels_config"]
+__all__ = ["LABEL_SCHEMA", "fetch_labels", "label_provenance"]
 
 METADATA_KEY = b"skyclass.labels"
 RESUMABLE = frozenset(
     {"out", "catalog", "page_rows", "upload_rows", "sdss_url", "tap_url", "timeout_s", "retries", "backoff_s"}
 )
 """Settings that may change between attempts: they decide neither the spectra nor their order, and cure faults."""
-
-
-@dataclass(frozen=True)
-class LabelsConfig:
-    """One label table. Field names are the keys of LABELS.toml."""
-
-    out: str
-    """Parquet file to write; pages of an unfinished download are kept in OUT.pages."""
-    catalog: str | None = None
-    """Local AllWISE catalogue to match with; IRSA's TAP service when absent."""
-    data_release: int = 17
-    """SDSS data release; its SkyServer must have WISE_xmatch and WISE_allsky (DR9 and later)."""
-    per_class: int | None = None
-    """Most spectra of a class to download, in the order of specObjID: the oldest plates. See `one_in`."""
-    one_in: int = 1
-    """Take one of so many spectra, spread evenly over plates and fibres."""
-    region: Region | None = None
-    """Only spectra in this box of RA and Dec."""
-    min_snr: float = 5.0
-    """W1 and W2 must be above this S/N, in All-Sky and in AllWISE."""
-    max_match_arcsec: float = 2.0
-    """Largest distance from SDSS to All-Sky, and from there to AllWISE."""
-    page_rows: int = 20_000
-    """Spectra asked for at a time; SkyServer gives at most 500,000 and 600 s to a query."""
-    upload_rows: int = 2_000
-    """Positions uploaded to IRSA at a time."""
-    sdss_url: str | None = None
-    """SkyServer of a mirror; astroquery's setting when absent."""
-    tap_url: str | None = None
-    """TAP service of a mirror of IRSA; astroquery's setting when absent."""
-    timeout_s: float = 600.0
-    """How long a service may be silent."""
-    retries: int = 5
-    """Further attempts at one page, each after a longer wait."""
-    backoff_s: float = 2.0
-    """First wait; doubled each time. A Retry-After of the service goes first."""
-
-    def __post_init__(self) -> None:
-        positive = ("data_release", "one_in", "max_match_arcsec", "page_rows", "upload_rows", "timeout_s")
-        problems = [f"{name} = {getattr(self, name)}: must be above 0" for name in positive if getattr(self, name) <= 0]
-        not_negative = ("min_snr", "retries", "backoff_s")
-        problems += [f"{name} = {getattr(self, name)}: is negative" for name in not_negative if getattr(self, name) < 0]
-        problems += [f"{name} = {url!r}: is no http(s) address" for name, url in self._urls() if not _is_address(url)]
-        if not self.out.endswith(".parquet"):
-            problems.append(f"out = {self.out!r}: name a .parquet file")
-        if self.per_class is not None and self.per_class < 1:
-            problems.append(f"per_class = {self.per_class}: must be at least 1, or absent for all")
-        if 0 < self.data_release < 9:
-            problems.append(f"data_release = {self.data_release}: has no WISE tables, choose 9 or later")
-        if self.region is not None and not isinstance(self.region, Box):
-            problems.append("region: SDSS is asked for a box only, {kind = 'box', ra_min, ra_max, dec_min, dec_max}")
-        if problems:
-            raise ConfigError("labels: " + "; ".join(problems))
-
-    def _urls(self) -> list[tuple[str, str]]:
-        pairs = (("sdss_url", self.sdss_url), ("tap_url", self.tap_url))
-        return [(name, url) for name, url in pairs if url is not None]
-
-
-def labels_config(data: Mapping[str, Any]) -> LabelsConfig:
-    """Return the label table that a mapping describes; a `region` may be a dict such as {kind = "box", ...}."""
-    return build(LabelsConfig, data, "labels")
 
 
 def fetch_labels(config: LabelsConfig, progress: Progress = no_progress) -> Path:
@@ -259,10 +195,4 @@ def _provenance(config: LabelsConfig, counts: Mapping[str, int]) -> dict[str, An
 
 
 def _plain_config(config: LabelsConfig) -> dict[str, Any]:
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return values | {"region": config.region.to_dict() if config.region else None}
-
-
-def _is_address(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
+    return vars(config) | {"region": config.region.to_dict() if config.region else None}

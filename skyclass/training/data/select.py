@@ -1,26 +1,24 @@
-"""Which sources go into a training set: the configuration, and every refusal before a pixel is read."""
+"""Which sources go into a training set; every refusal comes before a pixel is read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ... import settings
 from ...errors import ArchiveError, CatalogError, ConfigError
 from ...files import content_digest, sha256_of
 from ...images.archive import open_archive, require_usable_tile
 from ...images.atlas import AtlasArchive
 from ...locations import user_path
 from ...sources.assign import with_tiles
-from ...types import BANDS, CLASSES, Int64
+from ...types import BANDS, Int64
+from .config import PRESETS, DatasetConfig
 from .examples import (
-    LOOK_ARCSEC,
     Labels,
     brighter,
     class_counts,
@@ -33,88 +31,7 @@ from .examples import (
     settle_simulated,
     without_duplicates,
 )
-from .splits import SPLITS, Split, draw, split_sky, split_table
-
-MAX_PIXELS = 1024
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "counts": {"galaxy": 7298, "quasar": 7215, "star": 7223},
-        "min_w1snr": 5.0,
-        "min_w2snr": 5.0,
-    },
-}
-"""The set of Zhao et al. 2023 (RAA 23, 085010)."""
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """How a training set is made. Field names are the keys of DATASET.toml, and most are flags of `dataset` too."""
-
-    out: str
-    """Folder of the dataset; must not exist."""
-    labels: str
-    """Table with `ra`, `dec` (degrees), `class`, and optionally `source_id`, `coadd_id` and photometry."""
-    images: str
-    """Folder of Atlas tiles."""
-    catalog: str | None = None
-    """Catalogue that gives positions, tiles and photometry of the labelled sources; without one the label table does.
-    Matched by `source_id`, or where the labels have none by position."""
-    bands: tuple[str, ...] = BANDS
-    size_px: int = 37
-    """Native pixels on a side of a cutout: 37 are 51 arcsec."""
-    preset: str | None = None
-    """paper: 7,298 galaxies, 7,215 quasars and 7,223 stars with W1 and W2 S/N above 5 where known."""
-    counts: dict[str, Any] | None = None
-    """Sources to draw of each class, such as {quasar = 500}; all of a class that is not named."""
-    seed: int = 0
-    """Decides the draw and the splits."""
-    match_radius_arcsec: float = 2.0
-    """Largest distance of a label from its source, matched by position or by `source_id`."""
-    min_w1snr: float | None = None
-    min_w2snr: float | None = None
-    """Sources with a known S/N at or below are left out."""
-    split: tuple[float, ...] = (8.0, 1.0, 1.0)
-    """Shares of training, validation and test."""
-    simulated: bool | None = None
-    """Whether the images are simulated. Required where the files do not say so themselves."""
-    allow_truncated: bool = False
-    """Accept VOTables that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
-
-    def __post_init__(self) -> None:
-        if problems := _problems(self):
-            raise ConfigError("dataset: " + "; ".join(problems))
-
-
-def _problems(c: DatasetConfig) -> list[str]:
-    """Return everything that is wrong with a configuration."""
-    empty = [name for name in ("out", "labels", "images") if not getattr(c, name)]
-    numbers = [s for s in c.split if isinstance(s, int | float)]
-    shares_fit = len(numbers) == len(c.split) == len(SPLITS) and min(numbers) >= 0 and numbers[0] > 0
-    counts = c.counts or {}
-    counts_fit = set(counts) <= set(CLASSES) and all(type(n) is int and n > 0 for n in counts.values())
-    bands_fit = bool(c.bands) and set(c.bands) <= set(BANDS) and len(set(c.bands)) == len(c.bands)
-    checks = [
-        (not empty, f"{', '.join(empty)} is empty"),
-        ("://" not in c.out, f"out = {c.out!r}: datasets are written to a folder of a shared or local disk"),
-        (bands_fit, f"bands = {c.bands}: give one or more of {', '.join(BANDS)}, each once"),
-        (c.seed >= 0, f"seed = {c.seed}: must be 0 or more"),
-        (0 < c.size_px <= MAX_PIXELS, f"size_px = {c.size_px}: choose 1 to {MAX_PIXELS}"),
-        (c.preset in (None, *PRESETS), f"preset = {c.preset!r}: choose one of {', '.join(PRESETS)}"),
-        (not (c.preset and c.counts), "preset and counts both say how many: give one of them"),
-        (counts_fit, f"counts = {counts}: give whole numbers above 0 for {', '.join(CLASSES)}"),
-        (
-            0 < c.match_radius_arcsec <= LOOK_ARCSEC,
-            f"match_radius_arcsec = {c.match_radius_arcsec}: 0 to {LOOK_ARCSEC}",
-        ),
-        (shares_fit, f"split = {c.split}: give three shares, train above 0, such as (8, 1, 1)"),
-    ]
-    return [message for fits, message in checks if not fits]
-
-
-def dataset_config(data: Mapping[str, Any]) -> DatasetConfig:
-    """Return the configuration that a mapping (DATASET.toml) describes; all problems in one `ConfigError`."""
-    return settings.build(DatasetConfig, data, "dataset")
+from .splits import Split, draw, split_sky, split_table
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ... import __version__
 from ...errors import ConfigError
-from ...images.composite import CompositeSettings, atlas_settings
+from ...images.composite import CompositeSettings
 from ...model.bundle import Preprocessing, load_bundle, load_weights
 from ...model.classifier import Preprocess, resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
@@ -27,12 +27,15 @@ from ...networks.fusion import FusionNet
 from ...types import CLASSES, Float16, Float32, Int64
 from ..data.dataset import Dataset, class_counts, rows_digest
 from .ddp import Group, synced
-from .recipe import TrainConfig
+from .recipe import TrainConfig, changed_composite
 
 LISTEN_STEPS = 8
 STATISTICS_ROWS = 8192
 """Images that give the mean and scatter of the network's input: enough for three digits."""
-NEUTRAL = ("out", "dataset", "label", "device", "checkpoint_minutes", "start_from")
+NEUTRAL = (
+    *("out", "dataset", "label", "device", "checkpoint_minutes", "start_from"),
+    *("cluster", "nodes", "ranks_per_node"),
+)
 """Settings that do not change the weights: a training may be resumed with others."""
 
 
@@ -93,10 +96,7 @@ class Position:
 
 def composite_settings(run: TrainConfig) -> CompositeSettings:
     """Return the composite settings of a run: those of Atlas images with its changes."""
-    try:
-        return CompositeSettings.from_dict(atlas_settings(run.bands).to_dict() | run.composite)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ConfigError(f"composite = {run.composite}: a value is of the wrong kind ({error})") from error
+    return changed_composite(run.bands, run.composite)
 
 
 def prepare(

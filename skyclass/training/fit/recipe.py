@@ -1,18 +1,22 @@
-"""What TRAIN.toml says: the settings of one training run, and the two recipes that fill in what it leaves out."""
+"""The configuration of a training run, and the two recipes that supply the defaults of some keys."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from ... import settings
+from pydantic import AfterValidator, Field, ValidationInfo
+
 from ...errors import ConfigError
+from ...images.composite import CompositeSettings, atlas_settings
 from ...model.photometry import FEATURES
-from ...networks import INPUTS, NETWORKS
+from ...run.config import MAX_WORKERS, Cluster, Device, Precision
+from ...settings import FROM_LIST, MAX_INTEGER, build, configuration
 from ...types import BANDS
+from ..data.config import Bands
 
 SIDES_PX = (32, 512)
 """Least and largest input of a network: below, five halvings leave nothing; above, memory ends first."""
@@ -26,84 +30,179 @@ RECIPES: dict[str, dict[str, Any]] = {
 """paper: Adam at 1e-4, halved after 50 epochs, 200 epochs (Zhao et al. 2023); its batch size and augmentation are not
 stated. modern: AdamW and one cosine cycle (Smith & Topin 2019, arXiv:1708.07120): as good in a sixth of the time."""
 
-SCHEDULES = ("halve", "cosine")
 HALVING_EPOCH = 50
 WARM_UP = 0.1
 """Share of the steps in which the rate of a cosine cycle rises."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Field names are the keys of TRAIN.toml; the defaults are the recipe "paper".
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError("use letters, digits, '.', '_' and '-'; the name becomes part of model_id")
+    return name
 
-    `recipe` only names a recipe here: `train_config` is what fills in its values.
+
+def _check_network(network: str) -> str:
+    from ...networks import NETWORKS  # here, not above: torch takes long to import, and help texts need no network
+
+    if network not in NETWORKS:
+        raise ValueError(f"choose {', '.join(NETWORKS)}")
+    return network
+
+
+def _inputs(network: str) -> tuple[str, ...]:
+    from ...networks import INPUTS
+
+    return INPUTS[network]
+
+
+def _check_features(features: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    network = info.data.get("network")
+    takes_photometry = network is not None and "photometry" in _inputs(network)
+    if unknown := [feature for feature in features if feature not in FEATURES]:
+        raise ValueError(f"{', '.join(unknown)} unknown: choose from {', '.join(FEATURES)}")
+    if len(set(features)) < len(features):
+        raise ValueError("name each feature once")
+    if takes_photometry and not features:
+        raise ValueError(f'network {network!r} needs features, such as ["w1-w2", "w2-w3"] ({", ".join(FEATURES)})')
+    if features and network is not None and not takes_photometry:
+        raise ValueError(f"network {network!r} takes no features: choose colour or fusion, or leave them out")
+    return features
+
+
+def _check_composite(changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    try:
+        changed_composite(info.data.get("bands", BANDS), changes)
+    except (ConfigError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(str(error)) from error
+    return changes
+
+
+def _check_frozen(frozen: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    if frozen and not info.data.get("start_from", "unknown"):
+        raise ValueError("random weights would stay as they are: set start_from")
+    return frozen
+
+
+def _check_hidden_share(share: float, info: ValidationInfo) -> float:
+    network = info.data.get("network")
+    if share and network is not None and "photometry" not in _inputs(network):
+        raise ValueError(f"network {network!r} sees no photometry to hide")
+    return share
+
+
+def _check_needs_cluster(number: int | None, info: ValidationInfo) -> int | None:
+    if number is not None and info.data.get("cluster") == "none":
+        raise ValueError("this needs a cluster: set cluster to local or to an address")
+    return number
+
+
+def changed_composite(bands: tuple[str, ...], changes: dict[str, Any]) -> CompositeSettings:
+    """Return the composite settings of Atlas images in some bands, changed; `ConfigError` where changes do not fit."""
+    return CompositeSettings.from_dict(atlas_settings(bands).to_dict() | changes)
+
+
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+@configuration(
+    "training",
+    {
+        "out": "Input and output",
+        "recipe": "Recipe and provenance",
+        "network": "Network and its input",
+        "start_from": "Initial weights",
+        "epochs": "Optimisation",
+        "flips": "Augmentation",
+        "patience": "Stopping and resuming",
+        "device": "Where and how it runs",
+    },
+)
+class TrainConfig:
+    """One training run: the keys of TRAIN.toml, and with dashes the options of `skyclass train`.
+
+    The defaults are those of the recipe "paper". `train_config` replaces them by the defaults of another recipe; here
+    `recipe` is only a name.
     """
 
-    out: str
-    """Folder of the model bundle. Beside it: OUT.jsonl (a record an epoch), OUT.tensorboard and OUT.checkpoints."""
-    dataset: str
-    """Dataset folder, as `skyclass dataset` makes it."""
-    recipe: str = "paper"
-    """paper or modern: the values of the keys that TRAIN.toml does not name."""
-    name: str = "iicnet"
-    """Name of the model, the first part of `model_id`."""
+    out: Annotated[str, Field(examples=["model"])]
+    """Folder of the model bundle. Beside it: OUT.jsonl (one record for each epoch), OUT.tensorboard and
+    OUT.checkpoints."""
+    dataset: Annotated[str, Field(examples=["dataset"])]
+    """Dataset folder that skyclass dataset has made."""
+    recipe: Literal["paper", "modern"] = "paper"
+    """Defaults of epochs, learning_rate, weight_decay, schedule and shift_px. paper: those of Zhao et al. 2023. modern:
+    30 epochs of one learning-rate cycle."""
+    name: Annotated[str, AfterValidator(_check_name)] = "iicnet"
+    """Name of the model, the first part of model_id."""
     label: str = ""
-    """Provenance for people, such as "simulated sky, seed 1" or "SDSS DR17 on AllWISE"."""
-    network: str = "iicnet"
+    """Description of the training data for readers, such as "SDSS DR17 on AllWISE"."""
+    network: Annotated[str, AfterValidator(_check_network)] = "iicnet"
+    """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour or fusion."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the network, such as {bn = "all"}."""
-    bands: tuple[str, ...] = ("w1", "w2", "w3")
-    features: tuple[str, ...] = ()
-    """What of the photometry the networks colour and fusion see, such as ["w1-w2", "w2-w3"]."""
-    composite: dict[str, Any] = field(default_factory=dict)
-    """Changes to the default composite settings of Atlas images."""
-    input_px: int = 80
+    """Options of the network, such as bn = "all"."""
+    bands: Bands = ("w1", "w2", "w3")
+    """Bands of the images that the network sees."""
+    features: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_features)] = ()
+    """Photometry that the networks colour and fusion see, such as w1-w2 and w2-w3."""
+    composite: Annotated[dict[str, Any], AfterValidator(_check_composite)] = field(default_factory=dict)
+    """Changes to the composite settings of Atlas images, such as stretch = "linear"."""
+    input_px: Annotated[int, Field(ge=SIDES_PX[0], le=SIDES_PX[1])] = 80
+    """Pixels on a side of the network's input."""
     start_from: str = ""
-    """Bundle whose weights to start from, instead of random ones; fusion may start from iicnet. A shipped name, or a
-    folder: write ./iicnet-mock for the folder of that name."""
-    frozen: tuple[str, ...] = ()
-    """Parts of the network that keep the weights of `start_from`, such as ["images"] of fusion."""
-    epochs: int = 200
-    batch_size: int = 64
+    """Bundle whose weights replace the random ones at the start: a shipped name, or a folder (write ./iicnet-mock for
+    the folder of that name). fusion may start from iicnet."""
+    frozen: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_frozen)] = ()
+    """Parts of the network that keep the weights of start_from, such as images of fusion."""
+    epochs: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 200
+    """Number of passes over the training set."""
+    batch_size: Annotated[int, Field(ge=1, le=MAX_INTEGER)] = 64
     """Images in one step, on all devices together."""
-    learning_rate: float = 1e-4
-    """Highest rate of the schedule."""
-    weight_decay: float = 0.0
-    """0: Adam; more: AdamW."""
-    schedule: str = "halve"
-    """halve: constant, half of it after 50 epochs. cosine: one cycle with a linear rise."""
+    learning_rate: Annotated[float, Field(gt=0, le=HIGHEST_RATE)] = 1e-4
+    """Highest learning rate of the schedule."""
+    weight_decay: NotNegative = 0.0
+    """Weight decay of AdamW; the optimiser is Adam where it is 0."""
+    schedule: Literal["halve", "cosine"] = "halve"
+    """halve: constant, and half after 50 epochs. cosine: one cycle with a linear rise."""
     balanced: bool = True
-    """Weigh the classes equally in the loss and in the calibration, whatever their numbers."""
+    """Give the classes equal weight in the loss and in the calibration, whatever their numbers."""
     flips: bool = True
     """Show each image in a random one of its eight flips and quarter turns."""
-    rotate_deg: float = 0.0
-    """Turn each image by up to this angle besides."""
-    shift_px: float = 0.0
-    """Move each image by up to so many native pixels, fractions included, along each axis."""
-    noise: float = 0.0
+    rotate_deg: NotNegative = 0.0
+    """Rotate each image by up to this angle in degrees."""
+    shift_px: NotNegative = 0.0
+    """Shift each image by up to this many native pixels, fractions included, along each axis."""
+    noise: NotNegative = 0.0
     """Scatter of the noise added to each native pixel of a composite: 1 is about that of an Atlas image."""
-    hide_photometry: float = 0.0
+    hide_photometry: Annotated[float, Field(ge=0, lt=1), AfterValidator(_check_hidden_share)] = 0.0
     """Share of the sources shown without photometry, so that images alone suffice where a catalogue has none."""
-    patience: int = 0
-    """Stop after so many epochs without a better validation loss; 0: never."""
-    checkpoint_minutes: float = 10.0
-    """Time between two checkpoints within an epoch; there is always one at its end."""
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
-            raise ConfigError("training: " + "; ".join(problems))
+    patience: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
+    """Stop after this many epochs without a lower validation loss; 0: never."""
+    checkpoint_minutes: NotNegative = 10.0
+    """Minutes between two checkpoints within an epoch. Each epoch ends with a checkpoint."""
+    seed: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
+    """Seed of the initial weights, the order of the sources and the augmentation."""
+    device: Device = "auto"
+    """Device of each rank: auto, cpu or cuda."""
+    precision: Precision = "auto"
+    """Arithmetic of the network: fp32, bf16, or auto: bf16 where the hardware multiplies it."""
+    cluster: Cluster = "none"
+    """none: this process, or the ranks that torchrun or srun start. local: processes on this machine. Else the address
+    of a Dask scheduler, such as tcp://127.0.0.1:8786: ranks on its machines."""
+    nodes: Annotated[int | None, Field(ge=1, le=MAX_WORKERS, examples=[2]), AfterValidator(_check_needs_cluster)] = None
+    """Number of machines of the cluster to use; all when absent."""
+    ranks_per_node: Annotated[
+        int | None, Field(ge=1, le=MAX_WORKERS, examples=[4]), AfterValidator(_check_needs_cluster)
+    ] = None
+    """Processes on each machine of the cluster; its number of GPUs, or 1, when absent."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """What the network takes: images, photometry, or both."""
-        return INPUTS[self.network]
+        return _inputs(self.network)
 
     @property
     def augments(self) -> bool:
-        """True when an image is shown otherwise than it is."""
+        """True when training changes the images that it shows."""
         return bool(self.flips or self.rotate_deg or self.shift_px or self.noise)
 
     @property
@@ -117,51 +216,10 @@ class TrainConfig:
         return follows | self.options
 
 
-def _problems(run: TrainConfig) -> Iterator[str]:
-    choices = {
-        "recipe": RECIPES,
-        "schedule": SCHEDULES,
-        "network": NETWORKS,
-    }
-    for name, known in choices.items():
-        if getattr(run, name) not in known:
-            yield f"{name} = {getattr(run, name)!r}: choose {', '.join(known)}"
-    for name, known in {"bands": BANDS, "features": FEATURES}.items():
-        if unknown := [value for value in getattr(run, name) if not isinstance(value, str) or value not in known]:
-            yield f"{name}: {', '.join(map(str, unknown))} unknown (known: {', '.join(known)})"
-        elif len(set(getattr(run, name))) < len(getattr(run, name)):
-            yield f"{name} = {list(getattr(run, name))}: one stands there twice"
-    if not run.bands:
-        yield f"bands = []: give one or more of {', '.join(BANDS)}"
-    if not NAME.fullmatch(run.name):
-        yield f"name = {run.name!r}: use letters, digits, '.', '_' and '-'; it becomes part of model_id"
-    if not SIDES_PX[0] <= run.input_px <= SIDES_PX[1]:
-        yield f"input_px = {run.input_px}: choose {SIDES_PX[0]} to {SIDES_PX[1]}"
-    for name in ("epochs", "batch_size"):
-        if getattr(run, name) <= 0:
-            yield f"{name} = {getattr(run, name)}: must be positive"
-    if not 0 < run.learning_rate <= HIGHEST_RATE:
-        yield f"learning_rate = {run.learning_rate:g}: must lie above 0 and not above {HIGHEST_RATE:g}"
-    for name in ("weight_decay", "rotate_deg", "shift_px", "noise", "patience", "checkpoint_minutes", "seed"):
-        if not 0 <= getattr(run, name) < math.inf:
-            yield f"{name} = {getattr(run, name)}: must be a number and not negative"
-    if not 0 <= run.hide_photometry < 1:
-        yield f"hide_photometry = {run.hide_photometry}: must lie from 0 to below 1"
-    if run.frozen and not run.start_from:
-        yield f"frozen = {list(run.frozen)}: random weights would stay as they are; say start_from"
-    takes_photometry = "photometry" in INPUTS.get(run.network, ())
-    if takes_photometry and not run.features:
-        yield f'network = {run.network!r} needs features, such as ["w1-w2", "w2-w3"] (known: {", ".join(FEATURES)})'
-    if run.hide_photometry and not takes_photometry:
-        yield f"network = {run.network!r} sees no photometry to hide"
-    if run.features and not takes_photometry:
-        yield f"network = {run.network!r} takes no features: choose colour or fusion, or leave them out"
-
-
 def train_config(data: Mapping[str, Any]) -> TrainConfig:
-    """Return the training run that a mapping (TRAIN.toml) describes; `ConfigError` tells all mistakes."""
+    """Return the training run that a mapping (TRAIN.toml) describes; `ConfigError` lists every problem."""
     defaults = RECIPES.get(str(data.get("recipe", "paper")), {})
-    return settings.build(TrainConfig, {**defaults, **data}, "training")
+    return build(TrainConfig, {**defaults, **data})
 
 
 def rate_factor(run: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
