@@ -26,6 +26,7 @@ from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
 from skyclass.run.finish import publish_run
 from skyclass.schema import CLASS_SCHEMA, class_counts
+from skyclass.sky.moc import read_moc
 from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 
 
@@ -87,6 +88,14 @@ def test_regions_and_conditions_together(rows: pa.Table, catalog: ClassCatalog, 
     small = catalog.region(region).cone(150, 2, 1.0)
     both = inside & Cone(150, 2, 1.0).contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     assert ids(small.to_arrow()) == ids(rows.filter(pa.array(both)))
+
+
+def test_a_moc_file_selects_the_sources_in_its_cells(rows: pa.Table, catalog: ClassCatalog, tmp_path: Path) -> None:
+    cells = Cone(150, 2, "20arcmin").cover(9)
+    (tmp_path / "field.moc").write_text("9/" + " ".join(map(str, cells)))
+    selected = catalog.region(read_moc(tmp_path / "field.moc")).to_arrow()
+    assert 0 < len(selected) < len(rows)
+    assert ids(selected) == ids(catalog.region(Pixels(9, tuple(map(int, cells)))).to_arrow())
 
 
 def test_only_the_files_and_row_groups_of_the_cover_are_read(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,8 @@ from hypothesis import strategies as st
 
 from skyclass.errors import ConfigError
 from skyclass.sky.healpix import healpix, healpix29, parse_angle, pixel_centres, pixel_radius_deg, separation_deg
-from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region, region_from_dict
+from skyclass.sky.moc import Moc, read_moc
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region, region_from_dict, region_identity
 from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
 from skyclass.types import Tile
 
@@ -58,7 +63,52 @@ def points_inside(region: Region, n: int = 4000) -> tuple[np.ndarray, np.ndarray
     return ra[inside], dec[inside]
 
 
-@pytest.mark.parametrize("region", REGIONS, ids=lambda r: type(r).__name__)
+def on_borders(region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """Positions on the borders of a region, where rounding and the borders of pixels matter."""
+    if isinstance(region, Cone):
+        angle = np.linspace(0, 2 * math.pi, 721)
+        d, lat = math.radians(region.radius_deg), math.radians(region.dec)
+        z = np.sin(lat) * np.cos(d) + np.cos(lat) * np.sin(d) * np.cos(angle)
+        dec = np.degrees(np.arcsin(np.clip(z, -1, 1)))
+        east = np.arctan2(np.sin(angle) * np.sin(d) * np.cos(lat), np.cos(d) - np.sin(lat) * z)
+        return region.ra + np.degrees(east), dec
+    if isinstance(region, Box):
+        ra = region.ra_min + np.linspace(0, region.width_deg, 500)
+        dec = np.linspace(region.dec_min, region.dec_max, 500)
+        sides = np.repeat([region.ra_min, region.ra_max], 500), np.repeat([region.dec_min, region.dec_max], 500)
+        return np.r_[sides[0], ra, ra], np.r_[dec, dec, sides[1]]
+    if isinstance(region, Polygon):
+        corners = region._corners()
+        share = np.linspace(0, 1, 200)[:, None, None]
+        ends = corners * (1 - share) + np.roll(corners, -1, axis=0) * share
+        x, y, z = (ends / np.linalg.norm(ends, axis=-1, keepdims=True)).reshape(-1, 3).T
+        return np.degrees(np.arctan2(y, x)), np.degrees(np.arcsin(z))
+    return np.zeros(0), np.zeros(0)
+
+
+MERIDIANS = [
+    Polygon(((315, -62.7), (0, -62.7), (0, -4.2), (315, -4.2))),
+    Polygon(((270, 50), (0, 50), (0, 80), (270, 80))),
+    Box(270, 360, 50, 80),
+    Box(0, 360, -89.2, -50.1),
+    Box(337.6, 67.6, 9.7, 69.3),
+    Box(231.4, 321.4, 3.3, 61.4),
+    Cone(0, 90, 48.18968510422141),
+]
+"""Regions whose borders coincide with borders of pixels, or whose cover other software gets wrong."""
+
+
+@pytest.mark.parametrize("region", [*REGIONS, *MERIDIANS], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("order", [0, 3, 6, 8])
+def test_cover_holds_positions_on_the_border(region: Region, order: int) -> None:
+    ra, dec = on_borders(region)
+    exact = np.array([0.0, 90, 180, 270]).repeat(200), np.tile(np.linspace(-90, 90, 200), 4)
+    ra, dec = np.r_[ra, exact[0]], np.r_[dec, exact[1]]
+    inside = region.contains(ra, dec)
+    assert np.isin(healpix(order, ra[inside], dec[inside]), region.cover(order)).all()
+
+
+@pytest.mark.parametrize("region", [*REGIONS, *MERIDIANS], ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("order", [0, 2, 5, 7])
 def test_cover_holds_every_point_of_the_region(region: Region, order: int) -> None:
     ra, dec = points_inside(region)
@@ -229,3 +279,147 @@ def test_tile_pixels_far_side_and_edges() -> None:
         edge_distance_px(tile, [2048, 0.5, 1, 4096, np.nan], [2048, 9, 9, 9, 9]),
         [2047.5, 0, 0.5, -0.5, -np.inf],
     )
+
+
+# --- MOC files -------------------------------------------------------------------------------------
+
+MOC_TEXT = "3/1 5-6 767 5/4000-4010 12/200000000"
+
+
+@pytest.fixture(scope="module")
+def mocs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One MOC in the three formats."""
+    from mocpy import MOC
+
+    folder, moc = tmp_path_factory.mktemp("moc"), MOC.from_string(MOC_TEXT)
+    paths = {form: folder / f"moc.{form}" for form in ("fits", "json", "ascii")}
+    for form, path in paths.items():
+        moc.save(path, format=form)
+    return paths
+
+
+def test_the_formats_of_a_moc_give_one_region(mocs: dict[str, Path]) -> None:
+    regions = {form: read_moc(path) for form, path in mocs.items()}
+    assert len(set(regions.values())) == 1 and len({hash(region) for region in regions.values()}) == 1
+    region = regions["fits"]
+    assert isinstance(region, Region) and region.order == 12
+    assert region != read_other(mocs["ascii"].with_name("other"), "3/1 5-6 767")
+    assert region_from_dict({"kind": "moc", "path": str(mocs["json"])}) == region
+    assert region_from_dict(json.loads(json.dumps(region.to_dict()))) == region
+
+
+def read_other(path: Path, text: str) -> Moc:
+    path.write_text(text)
+    return read_moc(path)
+
+
+def test_a_moc_contains_what_mocpy_says(mocs: dict[str, Path]) -> None:
+    from astropy import units as u
+    from mocpy import MOC
+
+    region, moc = read_moc(mocs["fits"]), MOC.from_string(MOC_TEXT)
+    ra, dec = random_sky(100_000)
+    near = pixel_centres(14, np.repeat(region.cover(9), 50) * 4**5 + np.tile(np.arange(50) * 20, len(region.cover(9))))
+    ra, dec = np.r_[ra, near[0]], np.r_[dec, near[1]]
+    truth = moc.contains_lonlat(ra * u.deg, dec * u.deg)
+    assert 0 < truth.sum() < len(ra)
+    np.testing.assert_array_equal(region.contains(ra, dec), truth)
+    assert region.contains(*pixel_centres(12, [200_000_000])).all()
+    assert not region.contains(*pixel_centres(12, [200_000_001])).any()
+    assert region.contains(1.0, 1.0).shape == ()
+
+
+@pytest.mark.parametrize("order", [0, 2, 3, 5, 9])
+def test_the_cover_of_a_moc_is_exact(mocs: dict[str, Path], order: int) -> None:
+    from mocpy import MOC
+
+    truth = MOC.from_string(MOC_TEXT).degrade_to_order(order).flatten()
+    np.testing.assert_array_equal(read_moc(mocs["ascii"]).cover(order), np.unique(truth).astype(np.int64))
+
+
+def test_the_cover_of_a_moc_holds_its_positions_below_its_order(tmp_path: Path) -> None:
+    region = read_other(tmp_path / "moc", "0/4 2/0 3/767")
+    np.testing.assert_array_equal(region.cover(4), np.r_[0:16, 4 * 256 : 5 * 256, 767 * 4 : 768 * 4])
+    ra, dec = points_inside(region)
+    assert np.isin(healpix(6, ra, dec), region.cover(6)).all()
+
+
+def test_a_moc_travels_without_its_file_and_is_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cells = np.flatnonzero(rng.random(100_000) < 0.5)
+    (tmp_path / "moc").write_text("8/" + " ".join(map(str, cells)))
+    region = read_moc(tmp_path / "moc")
+    (tmp_path / "moc").unlink()
+    wire = pickle.dumps(region)
+    assert len(wire) < 2 * len(cells)
+    code = (
+        "import pickle, sys, json; region = pickle.load(sys.stdin.buffer);"
+        "print(json.dumps([region.cover(8).tolist(), hash(region) == hash(pickle.loads(pickle.dumps(region))),"
+        " 'mocpy' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=wire, capture_output=True, check=True)
+    assert json.loads(done.stdout) == [cells.tolist(), True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is no MOC"),
+        (b"ra,dec\n1,2\n", "is no MOC"),
+        (b"\xff\xfe\x00", "is no MOC"),
+        (b"SIMPLE  =                    T" + b" " * 50, "is no MOC"),
+        (b'{"5": [1, "x"]}', "order 5 holds other values"),
+        (b'{"3": [768]}', "from 0 to 767"),
+        (b'{"ra": [1]}', "'ra' is not an order"),
+        (b"{", "is no MOC"),
+        (b'{"5": []}', "has no cells"),
+        (b"99/1", "'99' is not an order"),
+        (b"3/768", "cells that order 3 does not have"),
+        (b"3/1 1", "is no MOC"),
+    ],
+)
+def test_files_that_are_no_moc_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_moc(tmp_path / "file")
+    assert str(tmp_path / "file") in str(caught.value)
+
+
+def test_other_mocs_and_tables_are_refused(tmp_path: Path, mocs: dict[str, Path]) -> None:
+    from astropy.table import Table
+    from mocpy import TimeMOC
+
+    TimeMOC.from_string("10/1-3").save(tmp_path / "time.fits", format="fits")
+    Table({"ra": [1.0]}).write(tmp_path / "table.fits")
+    for name in ("time.fits", "table.fits"):
+        with pytest.raises(ConfigError, match=f"{name} is no MOC .*give a spatial MOC"):
+            read_moc(tmp_path / name)
+    with pytest.raises(ConfigError, match="absent cannot be read: No such file"):
+        read_moc(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_moc(tmp_path)
+    with pytest.raises(ConfigError, match="has changed: its digest is .*, and it was 0123"):
+        region_from_dict({"kind": "moc", "path": str(mocs["fits"]), "digest": "0123"})
+    with pytest.raises(ConfigError, match="moc takes path, digest"):
+        region_from_dict({"kind": "moc", "file": "x"})
+    with pytest.raises(ConfigError, match="moc path is 5"):
+        region_from_dict({"kind": "moc", "path": 5})
+
+
+def test_a_moc_is_identified_by_its_cells_and_not_by_its_path(mocs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(mocs["fits"].read_bytes())
+    regions = read_moc(mocs["fits"]), read_moc(tmp_path / "copy"), read_other(tmp_path / "other", "3/1")
+    one, copy, other = map(region_identity, regions)
+    assert one == copy != other and regions[0].digest in one
+    assert region_identity(Cone(1, 2, 3)) == json.dumps(Cone(1, 2, 3).to_dict()) and region_identity(None) == "all"
+
+
+def test_the_command_line_starts_without_astronomical_libraries() -> None:
+    code = (
+        "import sys; from skyclass.cli.main import cli; from skyclass.cli.parameters import parse_cone;"
+        "parse_cone('1,2,3deg'); import skyclass.sky.regions;"
+        "heavy = ('astropy', 'astropy_healpix', 'mocpy', 'scipy', 'matplotlib', 'jinja2');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

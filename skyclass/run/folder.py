@@ -27,7 +27,7 @@ from typing import Any
 from ..catalog.versions import CURRENT, unfinished_publications
 from ..errors import NotPublished, RunMismatch, StoreError
 from ..files import read_json, storing, unfinished, write_json
-from ..sky.regions import Region
+from ..sky.regions import Region, region_identity
 from ..types import NO_TILE, TILE_NAME, Json
 from ..version import code_version
 
@@ -212,7 +212,7 @@ def fingerprint(catalog: str, region: Region | None, model: str, precision: str,
     """
     return {
         "catalog": catalog,  # the partitions, or a user's table with its tiles
-        "region": json.dumps(region.to_dict()) if region else "all",
+        "region": region_identity(region),
         "plan": plan,  # how many sources on which tiles
         "model": model,  # weights, cut, composite, preprocessing and calibration
         "precision": precision,

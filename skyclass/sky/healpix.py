@@ -1,4 +1,8 @@
-"""HEALPix pixels, angles and distances. Pure, batched."""
+"""HEALPix pixels, angles and distances, for arrays of positions.
+
+astropy and astropy_healpix are imported by the functions that use them: the command line needs `parse_angle` at once,
+and they take most of a second to import.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,6 @@ import re
 from typing import Any, cast
 
 import numpy as np
-from astropy import units as u
-from astropy_healpix import healpix_to_lonlat, lonlat_to_healpix
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError
@@ -17,7 +19,7 @@ from ..types import Float64, Int64
 MAX_ORDER = 29
 """Deepest HEALPix order that fits an int64 (Gorski et al. 2005, ApJ 622, 759)."""
 ROUNDING_DEG = 1e-9
-"""Slack of the cover: far above the rounding of a double, far below any pixel we ask for."""
+"""Slack of covers: far above the rounding error of a double, far below the pixels of any cover."""
 _UNITS_IN_DEG = {
     "": 1.0, "d": 1.0, "deg": 1.0, "degree": 1.0, "degrees": 1.0,
     "arcmin": 1 / 60, "arcminute": 1 / 60, "arcminutes": 1 / 60,
@@ -31,8 +33,11 @@ def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
 
     Positions must be finite and dec within [-90, 90]; RA is taken modulo 360.
     """
+    from astropy import units as u
+    from astropy_healpix import lonlat_to_healpix
+
     ra, dec = np.asarray(ra_deg, np.float64), np.asarray(dec_deg, np.float64)
-    # Twice, because the remainder of a tiny negative RA rounds to 360 itself.
+    # Twice, because the remainder of a tiny negative RA rounds to 360.
     lon = np.mod(np.mod(ra, 360.0), 360.0)
     pixels = lonlat_to_healpix(lon * u.deg, dec * u.deg, 2**order, order="nested")
     return cast(Int64, np.asarray(pixels, np.int64))
@@ -41,13 +46,16 @@ def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
 def healpix29(ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
     """Return the NESTED order-29 pixel of each position: the column `_healpix_29` of HATS (IVOA note).
 
-    Equal to the index of `hats` but for positions exactly on a pixel border, where either side is right.
+    It differs from the index of `hats` only for positions exactly on a pixel border, where both sides are right.
     """
     return healpix(MAX_ORDER, ra_deg, dec_deg)
 
 
 def pixel_centres(order: int, pixels: ArrayLike) -> tuple[Float64, Float64]:
     """Return (ra, dec) in degrees of the centres of NESTED pixels."""
+    from astropy import units as u
+    from astropy_healpix import healpix_to_lonlat
+
     lon, lat = healpix_to_lonlat(np.asarray(pixels, np.int64), 2**order, order="nested")
     return np.asarray(lon.to_value(u.deg), np.float64), np.asarray(lat.to_value(u.deg), np.float64)
 
@@ -64,17 +72,19 @@ def pixel_radius_deg(order: int) -> float:
 
 
 def separation_deg(ra1: ArrayLike, dec1: ArrayLike, ra2: ArrayLike, dec2: ArrayLike) -> Float64:
-    """Return the great-circle distance in degrees; broadcasts. Exact at all distances (Vincenty 1975)."""
+    """Return the great-circle distance in degrees, accurate at all distances; the positions broadcast."""
+    from astropy.coordinates import angular_separation
+
     lon1, lat1, lon2, lat2 = (np.radians(np.asarray(a, np.float64)) for a in (ra1, dec1, ra2, dec2))
-    dlon = lon2 - lon1
-    east = np.cos(lat2) * np.sin(dlon)
-    north = np.cos(lat1) * np.sin(lat2) - np.sin(lat1) * np.cos(lat2) * np.cos(dlon)
-    along = np.sin(lat1) * np.sin(lat2) + np.cos(lat1) * np.cos(lat2) * np.cos(dlon)
-    return cast(Float64, np.degrees(np.arctan2(np.hypot(east, north), along)))
+    return cast(Float64, np.degrees(angular_separation(lon1, lat1, lon2, lat2)))
 
 
 def parse_angle(angle: str | float) -> float:
-    """Return an angle in degrees from "30arcmin", "2deg", "50arcsec", "0.5" or a bare number (degrees)."""
+    """Return an angle in degrees from "30arcmin", "2deg", "50arcsec", "0.5" or a bare number (degrees).
+
+    astropy's `Angle` is no substitute: it refuses "1e-1deg", "2 arcminutes" and "2DEG", and reads "1 2" as 1 degree
+    and 2 minutes.
+    """
     match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", str(angle))
     factor = _UNITS_IN_DEG.get(match[2].lower()) if match else None
     try:

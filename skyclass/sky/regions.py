@@ -1,8 +1,13 @@
-"""Regions of the sky: which positions are inside, and which HEALPix pixels cover them. Pure, batched."""
+"""Regions of the sky: the positions that they contain, and the HEALPix pixels that cover them.
+
+The covers are computed here and not by a library: `MOC.from_zone` of mocpy 0.21 loses pixels that contain positions of
+a box, and `MOC.from_polygon` loses pixels along meridians that are pixel borders.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -23,13 +28,14 @@ from .healpix import (
     separation_deg,
     unit_vectors,
 )
+from .moc import read_moc
 
 REFINED_PIXELS = 64
-"""A cover of at most so many pixels is made tighter by looking three orders deeper."""
+"""A cover of at most this many pixels is made tighter by a search three orders deeper."""
 
 
 def _descend(order: int, touches: Callable[[Float64, Float64, float], Bool]) -> Int64:
-    """Return the sorted pixels of `order` left when `touches(ra, dec, radius)` prunes every level."""
+    """Return the sorted pixels of `order` that remain when `touches(ra, dec, radius)` prunes every level."""
     pixels = np.arange(12, dtype=np.int64)
     depth = order
     for level in range(min(order + 3, MAX_ORDER) + 1):
@@ -43,17 +49,17 @@ def _descend(order: int, touches: Callable[[Float64, Float64, float], Bool]) -> 
 
 
 def _set(region: object, **values: object) -> None:
-    """Set fields of a frozen dataclass while it is being made."""
+    """Set fields of a frozen dataclass during its construction."""
     for name, value in values.items():
         object.__setattr__(region, name, value)
 
 
 @runtime_checkable
 class Region(Protocol):
-    """A piece of sky: `Cone`, `Box`, `Polygon` or `Pixels`."""
+    """A part of the sky: `Cone`, `Box`, `Polygon`, `Pixels` or `Moc`."""
 
     def __hash__(self) -> int:
-        """Return equal numbers for equal regions: they are keys of caches."""
+        """Return equal numbers for equal regions: regions are keys of caches."""
         ...
 
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
@@ -61,19 +67,35 @@ class Region(Protocol):
         ...
 
     def cover(self, order: int) -> Int64:
-        """Return sorted NESTED pixels of `order` that together hold the region (a superset)."""
+        """Return the sorted NESTED pixels of `order` that cover the region; some may lie outside."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that `region_from_dict` turns back into an equal region."""
+        """Return plain values from which `region_from_dict` makes an equal region."""
         ...
 
 
 @dataclass(frozen=True)
 class Cone:
-    """A circle on the sky: centre `ra`, `dec` in degrees, `radius` in degrees or as "30arcmin".
+    """A circle on the sky; its border belongs to it.
 
-    The border belongs to the cone. Raises `ConfigError` on a bad centre or a radius outside (0, 180].
+    Parameters
+    ----------
+    ra, dec : float
+        Centre, ICRS, in degrees.
+    radius : float or str
+        Radius in degrees, or with a unit, such as "30arcmin"; above 0 and at most 180 degrees.
+
+    Raises
+    ------
+    ConfigError
+        A value is no number or out of range.
+
+    Examples
+    --------
+    >>> cone = Cone(150.1, 2.2, "30arcmin")
+    >>> cone.contains([150.2, 151.0], [2.2, 2.2]).tolist()
+    [True, False]
     """
 
     ra: float
@@ -103,9 +125,24 @@ class Cone:
 
 @dataclass(frozen=True)
 class Box:
-    """A range of RA and Dec in degrees, borders included; `ra_min` > `ra_max` wraps through RA 0.
+    """A range of RA and Dec; its borders belong to it.
 
-    RA runs eastwards from `ra_min` to `ra_max`; 0 to 360 is the whole circle.
+    RA runs eastwards from `ra_min` to `ra_max`: 350 to 10 contains RA 0, and 0 to 360 is the whole circle.
+
+    Parameters
+    ----------
+    ra_min, ra_max, dec_min, dec_max : float
+        Limits, ICRS, in degrees.
+
+    Raises
+    ------
+    ConfigError
+        A limit is no number or out of range, or the box is empty.
+
+    Examples
+    --------
+    >>> Box(350, 10, -5, 5).contains([0, 20], [0, 0]).tolist()
+    [True, False]
     """
 
     ra_min: float
@@ -131,7 +168,7 @@ class Box:
     def contains(self, ra: ArrayLike, dec: ArrayLike) -> Bool:
         ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
         east_deg = np.mod(ra - self.ra_min, 360.0)
-        # The border itself may round to just below 360 or just above the width.
+        # A position on the border may round to just below 360 or just above the width.
         in_ra = (east_deg <= self.width_deg) | (ra == self.ra_min) | (ra == self.ra_max)
         return cast(Bool, in_ra & (dec >= self.dec_min) & (dec <= self.dec_max))
 
@@ -140,7 +177,7 @@ class Box:
 
         def touches(ra: Float64, dec: Float64, pixel_deg: float) -> Bool:
             off_deg = np.abs(np.mod(ra - self.ra_min - half_deg + 180.0, 360.0) - 180.0)
-            # A circle of radius r at dec spans asin(sin r / cos dec) in RA; near a pole, all of it.
+            # A circle of radius r at dec spans asin(sin r / cos dec) in RA; near a pole, all of RA.
             polar = np.abs(dec) + pixel_deg >= 90
             ratio = np.sin(np.radians(pixel_deg)) / np.cos(np.radians(np.where(polar, 0.0, dec)))
             span_deg = np.where(polar, 180.0, np.degrees(np.arcsin(np.minimum(ratio, 1.0))))
@@ -156,10 +193,25 @@ class Box:
 
 @dataclass(frozen=True)
 class Polygon:
-    """A simple polygon with great-circle edges; `vertices` are (ra, dec) in degrees, in either sense.
+    """A polygon whose edges are great circles.
 
-    The inside is the side that fits in a circle of less than 89 degrees around the mean vertex; a
-    larger polygon is refused. Where edges cross each other the even-odd rule decides.
+    The inside is the side that fits in a circle of 89 degrees around the mean vertex. Where edges cross each other,
+    the even-odd rule decides.
+
+    Parameters
+    ----------
+    vertices : tuple of (float, float)
+        Three or more (ra, dec), ICRS, in degrees, in either sense.
+
+    Raises
+    ------
+    ConfigError
+        A vertex is out of range, or the polygon has no area or is too large.
+
+    Examples
+    --------
+    >>> Polygon(((359, -1), (1, -1), (0, 1))).contains([0, 5], [0, 0]).tolist()
+    [True, False]
     """
 
     vertices: tuple[tuple[float, float], ...]
@@ -219,8 +271,8 @@ class Polygon:
 
     def cover(self, order: int) -> Int64:
         def touches(ra: Float64, dec: Float64, pixel_deg: float) -> Bool:
-            near = _edge_separation_deg(self._corners(), unit_vectors(ra, dec)) <= pixel_deg
-            return near | self.contains(ra, dec)
+            on_edge = _edge_separation_deg(self._corners(), unit_vectors(ra, dec)) <= pixel_deg
+            return on_edge | self.contains(ra, dec)
 
         return _descend(order, touches)
 
@@ -230,7 +282,25 @@ class Polygon:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A set of NESTED HEALPix pixels of one `order`; `pixels` is kept sorted and unique."""
+    """A set of HEALPix pixels of one order.
+
+    Parameters
+    ----------
+    order : int
+        HEALPix order, 0 to 29.
+    pixels : tuple of int
+        NESTED pixel numbers; stored sorted, without duplicates.
+
+    Raises
+    ------
+    ConfigError
+        There is no pixel, or one that the order does not have.
+
+    Examples
+    --------
+    >>> Pixels(5, (4000, 4001)).cover(4).tolist()
+    [1000]
+    """
 
     order: int
     pixels: tuple[int, ...]
@@ -259,38 +329,56 @@ class Pixels:
         return {"kind": "pixels", "order": self.order, "pixels": list(self.pixels)}
 
 
+KINDS: dict[str, Callable[..., Region]] = {
+    "cone": Cone,
+    "box": Box,
+    "polygon": Polygon,
+    "pixels": Pixels,
+    "moc": read_moc,
+}
+"""The `kind` of a region in RUN.toml -> what makes it from its other fields."""
+
+
 def in_words(region: Region | None) -> str:
-    """Return a region with the names of RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
+    """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
     if region is None:
         return "catalogue"
     return "region {" + ", ".join(f"{name} = {value}" for name, value in region.to_dict().items()) + "}"
 
 
+def region_identity(region: Region | None) -> str:
+    """Return what identifies a region: its values; of a MOC file the digest and not the path, as files may move."""
+    values = region.to_dict() if region else {}
+    return json.dumps({name: value for name, value in values.items() if name != "path"}) if values else "all"
+
+
 def region_from_dict(values: Mapping[str, Any]) -> Region:
-    """Return the region that `to_dict` described; raise `ConfigError` on an unknown kind or field."""
-    kinds: dict[str, Callable[..., Region]] = {"cone": Cone, "box": Box, "polygon": Polygon, "pixels": Pixels}
+    """Return the region of a `to_dict` or of RUN.toml; raise `ConfigError` for an unknown kind or field.
+
+    {"kind": "moc", "path": "field.fits"} reads a MOC file.
+    """
     fields = {name: value for name, value in values.items() if name != "kind"}
     kind = values.get("kind")
-    if kind not in kinds:
-        raise ConfigError(f"region kind is {kind!r}: it must be one of {', '.join(kinds)}")
+    if kind not in KINDS:
+        raise ConfigError(f"region kind is {kind!r}: it must be one of {', '.join(KINDS)}")
     try:
-        return kinds[kind](**fields)
+        return KINDS[kind](**fields)
     except TypeError as error:
-        takes = ", ".join(inspect.signature(kinds[kind]).parameters)
+        takes = ", ".join(inspect.signature(KINDS[kind]).parameters)
         raise ConfigError(f"region {kind} takes {takes}; given are {', '.join(sorted(fields))}") from error
 
 
 def _edge_separation_deg(corners: Float64, points: Float64) -> Float64:
     """Return the distance (N,) in degrees of unit vectors (N, 3) to the nearest polygon edge."""
-    best = np.full(len(points), 180.0)
+    nearest = np.full(len(points), 180.0)
     for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         to_corner = np.degrees(2 * np.arcsin(np.minimum(np.linalg.norm(points - a, axis=1) / 2, 1)))
-        best = np.minimum(best, to_corner)
+        nearest = np.minimum(nearest, to_corner)
         normal = np.cross(a, b)
         length = np.linalg.norm(normal)
         if length > 0:
             normal /= length
             over_edge = (points @ np.cross(normal, a) >= 0) & (points @ np.cross(b, normal) >= 0)
             to_circle = np.degrees(np.arcsin(np.minimum(np.abs(points @ normal), 1)))
-            best = np.where(over_edge, np.minimum(best, to_circle), best)
-    return best
+            nearest = np.where(over_edge, np.minimum(nearest, to_circle), nearest)
+    return nearest
