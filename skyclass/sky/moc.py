@@ -50,7 +50,7 @@ class Moc:
         starts, stops = _unpacked(self.packed)
         pixels = healpix(self.order, ra, dec)
         last = np.searchsorted(starts, pixels, side="right") - 1
-        return cast(Bool, (last >= 0) & (pixels < stops[last]))
+        return (last >= 0) & (pixels < stops[last])
 
     def cover(self, order: int) -> Int64:
         starts, stops = _unpacked(self.packed)
