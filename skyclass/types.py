@@ -114,7 +114,7 @@ class Tile:
     Vega and stands in the order of `bands`, the bands that were asked for. `files` are the files of `bands`, in the
     same order: two tiles are equal only if their files are the same ones (see `images/identity.py`). `repr` omits them.
     `others` are further image sets of the same tile, on the same pixel grid but with other footprints, as in a folder
-    with one cutout for each source (see `images/image_sets.py`). Each source is cut from the set that covers it best.
+    with one cutout for each source (see `images/tiles.py`). Each source is cut from the set that covers it best.
     """
 
     coadd_id: str

@@ -21,11 +21,13 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import skyclass.images.archive
+import skyclass.images.local
 from skyclass.errors import ArchiveError, ConfigError, TileFault
-from skyclass.images.archive import LocalArchive, describe, open_archive
-from skyclass.images.header import AtlasImage, Refusal
+from skyclass.images.archive import open_archive
+from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.identity import FileRecord, compare_records, file_record, stamp_change
+from skyclass.images.local import LocalSource
+from skyclass.images.source import describe
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 
@@ -90,7 +92,7 @@ def test_the_archive_layout_is_found_below_its_root(tmp_path: Path, prefix: str)
 def test_a_layout_archive_lists_nothing_and_pickles_small(tmp_path: Path) -> None:
     write_layout(tmp_path)
     archive = open_archive(str(tmp_path), ["w1"])
-    assert archive.images is None and len(pickle.dumps(archive)) < 600
+    assert archive.source == LocalSource(str(tmp_path)) and len(pickle.dumps(archive)) < 600
     write_layout(tmp_path, "0111m015_ac51")
     assert pickle.loads(pickle.dumps(archive)).tile("0111m015_ac51", ("w1",)).bands == ("w1",)
 
@@ -148,7 +150,7 @@ def test_damage_becomes_a_fault_with_its_reason(tmp_path: Path, kind: str, layou
     path = folder / "0098p408_ac51-w2-int-3.fits"
     path.write_bytes(damage(path.read_bytes()))
     archive = open_archive(str(tmp_path if layout else folder), ["w1", "w2", "w3"])
-    assert (archive.images is None) == layout
+    assert (archive.source.index is None) == layout
 
     def use() -> None:
         archive.read_rows(archive.tile("0098p408_ac51", archive.bands), "w2", 0, ROWS)
@@ -198,8 +200,8 @@ def test_other_products_are_refused(tmp_path: Path, changes: dict[str, object], 
     for name in [k for k, v in changes.items() if v is None]:
         del header[name]
     path.write_bytes(header.tostring().encode() + pixels_of(1).astype(">f4").tobytes() + bytes(2880))
-    refusal = describe(str(path))
-    assert isinstance(refusal, Refusal) and words in refusal.reason
+    file = describe(LocalSource(str(tmp_path)), path.name)
+    assert isinstance(file, RejectedFile) and words in file.reason
     with pytest.raises(ArchiveError, match="no usable Atlas image"):
         open_archive(str(tmp_path), ["w1"])
 
@@ -278,14 +280,14 @@ def test_a_file_that_changed_after_its_tile_was_opened_is_a_fault(tmp_path: Path
 def test_a_file_that_changes_while_it_is_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
     archive = open_archive(str(tmp_path), ["w1"])
-    tile, read = archive.tile("0098p408_ac51", ("w1",)), skyclass.images.archive._read
+    tile, fill = archive.tile("0098p408_ac51", ("w1",)), skyclass.images.local._fill
 
-    def interrupted(stream: io.FileIO, n_rows: int, columns: int) -> np.ndarray:
-        rows = read(stream, n_rows, columns)
+    def interrupted(stream: io.FileIO, buffer: memoryview) -> int:
+        n_bytes = fill(stream, buffer)
         other_pixels(path, path.read_bytes())
-        return rows
+        return n_bytes
 
-    monkeypatch.setattr(skyclass.images.archive, "_read", interrupted)
+    monkeypatch.setattr(skyclass.images.local, "_fill", interrupted)
     assert fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).kind == "changed"
 
 
@@ -452,7 +454,7 @@ def test_a_header_with_any_bytes_changed_never_raises(
     path = tmp_path_factory.getbasetemp() / "fuzz.fits"
     whole = atlas_bytes()
     path.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
-    assert isinstance(describe(str(path)), AtlasImage | Refusal)
+    assert isinstance(describe(LocalSource(str(path.parent)), path.name), AtlasImage | RejectedFile)
 
 
 def atlas_bytes() -> bytes:
@@ -626,4 +628,4 @@ def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "mixed")
     write_layout(tmp_path / "mixed" / "x")
     archive = open_archive(str(tmp_path / "mixed"), ["w1"])
-    assert isinstance(archive, LocalArchive) and archive.refused == 4
+    assert archive.source.n_rejected == 4

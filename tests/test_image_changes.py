@@ -18,8 +18,8 @@ from runs import rows_of, run_on
 
 from skyclass.engine import engine
 from skyclass.errors import RunMismatch
-from skyclass.images import archive
-from skyclass.images.header import BLOCK_BYTES
+from skyclass.images.atlas import BLOCK_BYTES
+from skyclass.images.local import LocalSource
 from skyclass.mock import write_mock
 from skyclass.run import pipeline, stages
 from skyclass.run.commits import committed, read_commit, take_back
@@ -200,8 +200,10 @@ def test_images_that_were_moved_copied_or_linked_resume(run, small, undisturbed,
     else:
         shutil.copytree(run.images, there, copy_function=shutil.copy2 if how == "copy with times" else shutil.copyfile)
     moved = dataclasses.replace(run, images=str(there))
-    opened, describe = [], archive.describe
-    monkeypatch.setattr(archive, "describe", lambda path: (opened.append(path), describe(path))[1])
+    opened, read = [], LocalSource.read
+    monkeypatch.setattr(
+        LocalSource, "read", lambda self, name, *span: (opened.append(name), read(self, name, *span))[1]
+    )
     assert pipeline.classify(moved).tiles_resumed == 1 and rows_of(moved).equals(undisturbed)
     assert any(done in path for path in opened) == (how == "copy"), "files of the same size and time are not opened"
     opened.clear()

@@ -30,8 +30,8 @@ def dask_setup(worker: Any) -> None:
 
 
 def without_pixels_and_network() -> None:
-    from skyclass.images.archive import LocalArchive
+    from skyclass.images.archive import AtlasArchive
     from skyclass.model.classifier import NetworkClassifier, NullClassifier
 
-    LocalArchive.read_rows = lambda self, tile, band, a, b: np.ones((b - a, tile.shape[1]), np.float32)
+    AtlasArchive.read_rows = lambda self, tile, band, a, b: np.ones((b - a, tile.shape[1]), np.float32)
     NetworkClassifier.predict = lambda self, *given: NullClassifier().predict(*given)

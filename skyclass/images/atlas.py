@@ -1,177 +1,310 @@
-"""What a tile is: its images, its pixels and its name, whether the bytes came from a disk or an archive far away."""
+"""FITS header -> `AtlasImage`, or `RejectedFile` with the reason.
+
+Only AllWISE Atlas intensity images are accepted: an image of another product has another scale or zero point, and
+would give wrong classes without an error. The image may be in the primary HDU or in the first extension. Its WCS may
+have CDELT with or without an identity PC matrix, or a diagonal CD matrix.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import NoReturn, Protocol, TypeVar, cast
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from astropy.io import fits
 
-from ..errors import TileFault
-from ..sky.healpix import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from ..types import BANDS, Archive, Float32, Float64, Tile
-from .header import TILE_NAME, AtlasImage, Refusal
+from ..types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
 
-T = TypeVar("T")
+SCALE_TOLERANCE_ARCSEC = 1e-3
+ROTATION_TOLERANCE_DEG = 1e-6
 
-MIN_FINITE_FRACTION = 0.02
-"""Share of finite pixels in the rows of a strip below which they are refused: the emptiest real cutout known, on M42,
-has 60 %, and a whole strip is wider than any nebula."""
-MAX_ZERO_FRACTION = 0.05
-"""Share of exactly 0.0 pixels in one row above which it is refused, whatever rows are read with it. A partly
-fetched file holds zeroed blocks; a real Atlas image marks missing pixels as NaN and its sky is never exactly 0 in
-float32 (no exact zero in the nine real cutouts these rules were checked on)."""
+CARD_BYTES = 80
+END_CARD = b"END".ljust(CARD_BYTES)
+BLOCK_BYTES = 2880
+MAX_HEADER_BLOCKS = 64
+TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
+IMAGE_NAME = re.compile(r"(\d{4}[pm]\d{3}_[a-z]{2}\d+)-(w[1-4])-int-3")
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x1f\x9d": ("compress", "uncompress"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"PK\x03\x04": ("ZIP", "unzip"),
+}
+"""First bytes of a compressed file -> the name of the format, and the program that unpacks it."""
+AS_SERVED = "use the file as the archive serves it, neither resampled nor edited"
+ATLAS_NAMES = "use the Atlas files named <coadd_id>-w<band>-int-3.fits"
 
-TILE_HALF_DIAGONAL_DEG = 1.11
-"""Half of the 1.5644 degree side of an Atlas tile, times the square root of 2."""
-NAME_ROUNDING_DEG = 0.15
-"""A tile's name truncates RA and Dec of its centre to 0.1 degree each."""
+MAX_SIDE_PX = 8192
+"""Twice the side of an Atlas tile. A larger number is an error in the header, and its array would fill the memory."""
+MAX_FILE_BYTES = 4_000_000_000
 
-
-class AtlasArchive(Archive, Protocol):
-    """An archive that can also say what it holds."""
-
-    def bands_of(self, coadd_id: str) -> tuple[str, ...]:
-        """Return the bands, of all four, of which it has a file; () if it has no such tile."""
-        ...
-
-    def list_tiles(self, near: tuple[ArrayLike, ArrayLike] | None = None) -> list[Tile]:
-        """Return the footprints of the tiles, sorted by name; those near positions (ra, dec in degrees) if given."""
-        ...
-
-    def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
-        """Return the SHA-256 of the pixels of rows `start:stop`, by the names of the tile's files.
-
-        Raises `TileFault` like `read_rows`, but for no value of a pixel. The pixels are the bytes of the file,
-        big-endian float32: equal digests mean equal rows, whichever copy was read.
-        """
-        ...
+Cards = Mapping[str, Any]
 
 
-# --- a tile ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class AtlasImage:
+    """One band of a tile as the header of its file describes it; shape and WCS have the same meaning as in `Tile`.
+
+    `path` is the complete path or URL of the file, for messages. `file.name` is relative to the image source.
+    """
+
+    path: str
+    coadd_id: str
+    band: str
+    shape: tuple[int, int]
+    crval_deg: tuple[float, float]
+    crpix: tuple[float, float]
+    cdelt_deg: tuple[float, float]
+    zero_point_mag: float
+    file: ImageFile
+
+    @property
+    def geometry(self) -> tuple[object, ...]:
+        """Shape and WCS, which are equal in all bands of a tile."""
+        return self.shape, self.crval_deg, self.crpix, self.cdelt_deg
 
 
-def own_image(image: AtlasImage | Refusal, coadd_id: str, band: str) -> AtlasImage:
-    """Return the image if it is good and the one that was asked for, or raise the `TileFault` that says why not."""
-    if isinstance(image, Refusal):
-        raise TileFault(coadd_id, f"{image.path} is refused: {image.reason}", band)
-    if (image.coadd_id, image.band) != (coadd_id, band):
-        claim = f"{image.coadd_id} {image.band}"
-        reason = f"{image.path} says in its header that it is {claim}: fetch it again"
-        raise TileFault(coadd_id, reason, band)
-    return image
+@dataclass(frozen=True)
+class RejectedFile:
+    """A file that cannot be used: the reason with its remedy, and the tile and band that the file claims, or ""."""
+
+    path: str
+    reason: str
+    coadd_id: str = ""
+    band: str = ""
 
 
-def each_band(bands: Sequence[str], image_of: Callable[[str], T]) -> list[T]:
-    """Return the image of each band; raise one `TileFault` that names every band without a good one."""
-    images, faults = [], []
-    for band in bands:
-        try:
-            images.append(image_of(band))
-        except TileFault as fault:
-            faults.append(fault)
-    if len(faults) > 1 and faults[0].kind != "missing_tile":
-        others = "; ".join(f"{fault.band}: {fault.reason}" for fault in faults[1:])
-        raise TileFault(faults[0].coadd_id, f"{faults[0].reason}; {others}", faults[0].band, faults[0].kind)
-    if faults:
-        raise faults[0]
-    return images
+def reject(path: str, reason: str) -> RejectedFile:
+    """Return the rejection of a file whose header is unknown; tile and band are those of its name, if it has them."""
+    match = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
+    return RejectedFile(path, reason, *(match.groups() if match else ()))
 
 
-def raise_missing(root: str, coadd_id: str, band: str, present: Sequence[str]) -> NoReturn:
-    """Raise the `TileFault` of a band that is not there, given those that are."""
-    if present:
-        reason = f"missing band under {root}, which has {', '.join(present)} of this tile: fetch it"
-        raise TileFault(coadd_id, reason, band, "missing_band")
-    raise TileFault(coadd_id, f"missing tile: no image of it under {root}, fetch it", None, "missing_tile")
+def read_header(path: str, name: str, head: bytes, stamp: FileStamp) -> AtlasImage | RejectedFile:
+    """Return the image that these first bytes of a file describe, or the reason why the file is rejected."""
+    if fault := _content_fault(head, stamp.size_bytes):
+        return reject(path, fault)
+    try:
+        return _from_headers(path, ImageFile(name, len(head), hashlib.sha256(head).hexdigest(), stamp), head)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, fits.VerifyError, Warning) as error:
+        return reject(path, f"damaged FITS header ({error}): fetch the file again")
 
 
-def tile_of(images: Sequence[AtlasImage], root: str) -> Tile:
-    """Return the tile of its bands' images below `root`, in their order; `TileFault` unless they share one geometry."""
-    first = images[0]
-    for image in images[1:]:
-        if image.geometry != first.geometry:
-            reason = f"its WCS or shape differs from {first.band}: take all bands from one source"
-            raise TileFault(image.coadd_id, reason, image.band)
-    return Tile(
-        coadd_id=first.coadd_id, bands=tuple(image.band for image in images), shape=first.shape,
-        crval_deg=first.crval_deg, crpix=first.crpix, cdelt_deg=first.cdelt_deg,
-        zero_point_mag=tuple(image.zero_point_mag for image in images),
-        files=tuple(replace(image.file, name=image.path.removeprefix(f"{root}/")) for image in images),
+# --- bytes -----------------------------------------------------------------------------------------
+
+
+def header_blocks(data: bytes) -> bytes:
+    """Return the header at the beginning of `data`, to the end of the block that holds the END card.
+
+    If the primary HDU has no pixels, the header of the first extension is included. Of bytes that are no header, or a
+    header without END, the result holds at most `MAX_HEADER_BLOCKS` blocks.
+    """
+    stream = io.BytesIO(data)
+    head = _blocks(stream, b"SIMPLE")
+    return head + _blocks(stream, b"XTENSION") if re.search(rb"NAXIS   = +0[ /]", head) else head
+
+
+def _blocks(stream: io.BytesIO, first: bytes) -> bytes:
+    head = b""
+    for _ in range(MAX_HEADER_BLOCKS):
+        block = stream.read(BLOCK_BYTES)
+        head += block
+        if len(block) < BLOCK_BYTES or not head.startswith(first) or _has_end(block):
+            break
+    return head
+
+
+def _has_end(block: bytes) -> bool:
+    at = block.find(END_CARD)
+    while at > 0 and at % CARD_BYTES:
+        at = block.find(END_CARD, at + 1)
+    return at >= 0
+
+
+def _content_fault(head: bytes, size_bytes: int) -> str:
+    """Return why bytes are no FITS header, or ""."""
+    if size_bytes == 0:
+        return "empty file: fetch it again"
+    if size_bytes > MAX_FILE_BYTES:
+        return f"{size_bytes:,} bytes, more than any Atlas image has: fetch it again"
+    for magic, (kind, program) in COMPRESSED.items():
+        if head.startswith(magic):
+            return f"{kind} content, which skyclass does not read: unpack it with {program}"
+    if head.lstrip()[:1] == b"<":
+        return "an HTML or XML page, not FITS (an error page saved under this name?): fetch it again"
+    if not head.startswith(b"SIMPLE  ="):
+        return "not a FITS file: fetch it again"
+    if not _has_end(head[-BLOCK_BYTES:]) or len(head) % BLOCK_BYTES:
+        return f"truncated: {size_bytes} bytes end inside the FITS header, fetch it again"
+    return ""
+
+
+# --- cards -----------------------------------------------------------------------------------------
+
+
+def _from_headers(path: str, file: ImageFile, head: bytes) -> AtlasImage | RejectedFile:
+    """Return the image of the primary HDU or, if that HDU has no pixels, of the first extension."""
+    stream = io.BytesIO(head)
+    cards = fits.Header.fromfile(stream)
+    if cards.get("NAXIS") != 0:
+        return _from_cards(path, file, cards, "")
+    if stream.tell() == len(head):
+        return reject(path, "the primary HDU has no pixels, and no extension follows: fetch it again")
+    extension = fits.Header.fromfile(stream)
+    return _from_cards(path, file, ChainMap(extension, cards), str(extension.get("XTENSION", "")).strip())
+
+
+def _from_cards(path: str, file: ImageFile, cards: Cards, extension: str) -> AtlasImage | RejectedFile:
+    """Return the image that the cards describe, or a rejection that names every problem."""
+    is_intensity = str(cards.get("FILETYPE", "")).strip() == "intensity image"
+    coadd_id = str(cards.get("COADDID", "")).strip() if is_intensity else ""
+    band = f"w{number(cards, 'BAND'):.0f}" if coadd_id and number(cards, "BAND") in (1, 2, 3, 4) else ""
+    if problem := _problems(cards, extension) or _size_problem(cards, file):
+        return RejectedFile(path, problem, coadd_id, band)
+    return AtlasImage(
+        path=path, coadd_id=coadd_id, band=band, shape=(int(cards["NAXIS2"]), int(cards["NAXIS1"])),
+        crval_deg=(number(cards, "CRVAL1"), number(cards, "CRVAL2")),
+        crpix=(number(cards, "CRPIX1"), number(cards, "CRPIX2")),
+        cdelt_deg=_scales(cards)[0], zero_point_mag=number(cards, "MAGZP"), file=file,
     )  # fmt: skip
 
 
-def check_rows(tile: Tile, start: int, stop: int) -> None:
-    """Raise `ValueError` if rows `start:stop` are not on the tile."""
-    if not 0 <= start < stop <= tile.shape[0]:
-        raise ValueError(f"rows {start}:{stop} are not in the {tile.shape[0]} rows of {tile.coadd_id}")
+def _problems(cards: Cards, extension: str) -> str:
+    """Return every reason to reject an image with these cards, and the remedy, or ""."""
+    if problem := _extension_problem(cards, extension):
+        return problem
+    wrong_product = _product_problems(cards)
+    problems = wrong_product or [*_format_problems(cards), *_geometry_problems(cards)]
+    where = "in extension 1, " if extension else ""
+    return f"{where}{'; '.join(problems)}: {ATLAS_NAMES if wrong_product else AS_SERVED}" if problems else ""
 
 
-def row_range(tile: Tile, start: int, stop: int | None) -> tuple[int, int]:
-    """Return rows as `start, stop`, where None means to the end; `ValueError` if they are not on the tile."""
-    stop = tile.shape[0] if stop is None else stop
-    check_rows(tile, start, stop)
-    return start, stop
-
-
-def check_pixels(tile: Tile, band: str, start: int, pixels: Float32) -> None:
-    """Raise `TileFault` if rows from `start` on hold too many exact zeros or too few finite pixels."""
-    if np.count_nonzero(pixels == 0) > MAX_ZERO_FRACTION * pixels.shape[1]:  # fewer are no row with too many
-        zero_fraction = np.mean(pixels == 0, axis=1)
-        worst = int(zero_fraction.argmax())
-        if zero_fraction[worst] > MAX_ZERO_FRACTION:
-            share = f"{zero_fraction[worst]:.0%} of row {start + worst}"
-            raise TileFault(tile.coadd_id, f"zeroed pixels: {share} are exactly 0, fetch it again", band)
-    finite = np.count_nonzero(np.isfinite(pixels)) / pixels.size
-    if finite < MIN_FINITE_FRACTION:
-        reason = f"{finite:.1%} of rows {start} to {start + len(pixels)} are finite pixels, fetch it again"
-        raise TileFault(tile.coadd_id, reason, band)
-
-
-# --- names -----------------------------------------------------------------------------------------
-
-
-def layout_path(coadd_id: str, band: str) -> str:
-    """Return the path of a band below the root of the archive layout, or "" for what cannot be a tile's name."""
-    if not TILE_NAME.fullmatch(coadd_id) or band not in BANDS:
+def _size_problem(cards: Cards, file: ImageFile) -> str:
+    """Return why the file cannot hold all pixels of the image, or ""."""
+    needed = file.data_offset + 4 * int(cards["NAXIS1"]) * int(cards["NAXIS2"])
+    if file.stamp.size_bytes >= needed:
         return ""
-    return f"{coadd_id[:2]}/{coadd_id[:4]}/{coadd_id}/{coadd_id}-{band}-int-3.fits"
+    return f"truncated: {file.stamp.size_bytes} bytes, header and pixels need {needed}, fetch it again"
 
 
-def names_near(names: Iterable[str], ra: ArrayLike, dec: ArrayLike) -> list[str]:
-    """Return the tile names whose centre, as the name tells it, lies near any position."""
-    wanted = list(names)
-    places = _places(ra, dec)
-    if not wanted or not len(places[0]):
-        return []
-    sources = unit_vectors(*places)
-    matches = [cast(re.Match[str], TILE_NAME.fullmatch(name)) for name in wanted]
-    centre_ra = np.array([int(m[1]) / 10 + 0.05 for m in matches])
-    centre_dec = np.array([int(m[3]) / 10 * (1 if m[2] == "p" else -1) for m in matches])
-    centres = unit_vectors(centre_ra, centre_dec)
-    near = [bool((sources @ centre).max() >= np.cos(np.radians(_reach_deg()))) for centre in centres]
-    return [name for name, keep in zip(wanted, near, strict=True) if keep]
+def number(cards: Cards, name: str, default: float = np.nan) -> float:
+    """Return the value of a keyword as a number, also if the card holds it as text; NaN for anything else."""
+    value = cards.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return np.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return np.nan
 
 
-def ra_names_near(ra: ArrayLike, dec: ArrayLike) -> set[str]:
-    """Return the first four digits, RA in 0.1 degree, of all names that `names_near` could keep."""
-    digits = np.arange(3600)
-    near = np.zeros(3600, bool)
-    for place_ra, place_dec in zip(*_places(ra, dec), strict=True):
-        spread = np.sin(np.radians(_reach_deg())) / np.cos(np.radians(place_dec))
-        half_width_deg = np.degrees(np.arcsin(spread)) if spread < 1 else 180.0
-        near |= np.abs((digits / 10 + 0.05 - place_ra + 180) % 360 - 180) <= half_width_deg
-    return {f"{number:04d}" for number in digits[near]}
+def _extension_problem(cards: Cards, extension: str) -> str:
+    """Return why pixels cannot be read from an extension of this type, or ""."""
+    if cards.get("ZIMAGE") is True:
+        kind = str(cards.get("ZCMPTYPE", "unknown")).strip()
+        return f"the image is in extension 1, compressed ({kind}), which skyclass does not read: unpack it with funpack"
+    if extension in ("", "IMAGE") and cards.get("NAXIS") != 0:
+        return ""
+    content = f"a {extension}" if cards.get("NAXIS") != 0 else "empty too"
+    return f"the primary HDU has no pixels, and extension 1 is {content}: copy the image to the primary HDU"
 
 
-def _places(ra: ArrayLike, dec: ArrayLike) -> tuple[Float64, Float64]:
-    """Return RA and Dec (degrees) of the HEALPix pixels of order 6 that hold any position."""
-    return pixel_centres(6, np.unique(healpix(6, ra, dec)))
+def _product_problems(cards: Cards) -> list[str]:
+    """Return what shows that the file is not an AllWISE Atlas intensity image but another product."""
+    ctypes = [str(cards.get(name, "none")) for name in ("CTYPE1", "CTYPE2")]
+    filetype = str(cards.get("FILETYPE", "none")).strip()
+    problems = []
+    if any(ctype.endswith("-SIP") for ctype in ctypes) or "A_ORDER" in cards:
+        problems.append("SIP distortion, as in a WISE single exposure")
+    elif [ctype[-3:] for ctype in ctypes] == ["TAN", "TAN"]:
+        problems.append("TAN projection, as in an unWISE coadd (other scale and zero point)")
+    elif ctypes != ["RA---SIN", "DEC--SIN"]:
+        problems.append(f"projection {'/'.join(ctypes)} instead of RA---SIN/DEC--SIN")
+    if filetype != "intensity image":
+        problems.append(f"FILETYPE is '{filetype}' instead of 'intensity image'")
+    if not TILE_NAME.fullmatch(str(cards.get("COADDID", "")).strip()):
+        problems.append(f"COADDID is {cards.get('COADDID', 'missing')}")
+    if number(cards, "BAND") not in (1, 2, 3, 4):
+        problems.append(f"BAND is {cards.get('BAND', 'missing')}")
+    if str(cards.get("BUNIT", "")).strip() != "DN":
+        problems.append(f"BUNIT is {cards.get('BUNIT', 'missing')} instead of DN")
+    return problems
 
 
-def _reach_deg() -> float:
-    """Return how far from such a pixel's centre the centre that a tile's name tells may lie."""
-    return TILE_HALF_DIAGONAL_DEG + NAME_ROUNDING_DEG + pixel_radius_deg(6)
+def _format_problems(cards: Cards) -> list[str]:
+    """Return what is wrong with the pixel format and the zero point."""
+    expected = {"BITPIX": -32, "NAXIS": 2, "BSCALE": 1, "BZERO": 0}
+    defaults = {"BSCALE": 1.0, "BZERO": 0.0}
+    problems = [
+        f"{name} is {cards.get(name, 'missing')} instead of {value}"
+        for name, value in expected.items()
+        if number(cards, name, defaults.get(name, np.nan)) != value
+    ]
+    problems += [
+        f"{name} is {cards.get(name, 'missing')}"
+        for name in ("NAXIS1", "NAXIS2")
+        if not isinstance(cards.get(name), int) or not 1 <= cards[name] <= MAX_SIDE_PX
+    ]
+    return problems + _number_problems(cards, ("MAGZP",))
+
+
+def _number_problems(cards: Cards, names: Iterable[str]) -> list[str]:
+    """Return a problem for each of these keywords that holds no finite number."""
+    return [
+        f"{name} is {cards[name]}, no finite number" if name in cards else f"{name} is missing"
+        for name in names
+        if not np.isfinite(number(cards, name))
+    ]
+
+
+# --- geometry --------------------------------------------------------------------------------------
+
+
+def _geometry_problems(cards: Cards) -> list[str]:
+    """Return what is wrong with the WCS: it must be SIN, north up, with pixels of 1.375 arcsec."""
+    scale_names = () if _has_cd(cards) else ("CDELT1", "CDELT2")
+    problems = _number_problems(cards, ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", *scale_names))
+    if problems:
+        return problems
+    cdelt_deg, off_diagonal_deg = _scales(cards)
+    label = "CD" if _has_cd(cards) else "CDELT"
+    for axis, scale_deg, sign in ((1, cdelt_deg[0], -1), (2, cdelt_deg[1], 1)):
+        scale_arcsec = scale_deg * 3600
+        if not abs(scale_arcsec - sign * PIXEL_SCALE_ARCSEC) <= SCALE_TOLERANCE_ARCSEC:
+            name = f"{label}{axis}_{axis}" if label == "CD" else f"{label}{axis}"
+            problems.append(f"{name} is {scale_arcsec:.5g} arcsec instead of {sign * PIXEL_SCALE_ARCSEC}")
+    rotation_deg = np.degrees(off_diagonal_deg * 3600 / PIXEL_SCALE_ARCSEC)
+    crota_deg = [abs(number(cards, name, 0.0)) for name in ("CROTA1", "CROTA2")] if not _has_cd(cards) else []
+    if not np.max([rotation_deg, *crota_deg]) <= ROTATION_TOLERANCE_DEG:
+        problems.append("the image is rotated or skewed (CROTA2, or the CD or PC matrix)")
+    return problems
+
+
+def _has_cd(cards: Cards) -> bool:
+    return any(f"CD{i}_{j}" in cards for i in (1, 2) for j in (1, 2))
+
+
+def _scales(cards: Cards) -> tuple[tuple[float, float], float]:
+    """Return the pixel scale along both axes and the largest off-diagonal element of the matrix, in degrees.
+
+    A CD matrix takes precedence over CDELT, and absent elements have the defaults of the FITS standard.
+    """
+    if _has_cd(cards):
+        matrix = np.array([[number(cards, f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)])
+    else:
+        cdelt = np.array([[number(cards, f"CDELT{i}", 1.0)] for i in (1, 2)])
+        matrix = cdelt * [[number(cards, _pc_name(cards, i, j), float(i == j)) for j in (1, 2)] for i in (1, 2)]
+    return (float(matrix[0, 0]), float(matrix[1, 1])), float(np.abs([matrix[0, 1], matrix[1, 0]]).max())
+
+
+def _pc_name(cards: Cards, i: int, j: int) -> str:
+    """Return the name of an element of the PC matrix, in the older notation (PC001001) if the file uses it."""
+    older = f"PC{i:03}{j:03}"
+    return older if older in cards else f"PC{i}_{j}"

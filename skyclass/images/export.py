@@ -20,8 +20,7 @@ from ..sources.partitions import read_partition
 from ..sources.tables import standardise_table
 from ..text import counted
 from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
-from .archive import open_archive, require_usable_tile
-from .atlas import AtlasArchive
+from .archive import AtlasArchive, open_archive, require_usable_tile
 from .cutouts import cut
 
 MAX_PIXELS = 1024

@@ -1,8 +1,8 @@
-"""Which files a tile was read from: the faults of a file that changed, and the record that a later run compares.
+"""Identity of image files: the fault of a file that changed, and the record of a tile that a later run compares.
 
-A record is JSON: for each file, by its name below the archive's root, what `FileStamp` and `ImageFile` hold. A file
-that was moved or copied with its times has the same size and header, and another inode or time of change: then only the
-pixels can tell whether it is the same image (`Archive.pixel_sha256`).
+A record is JSON: for each file, by its name below the location of the archive, the fields of its `FileStamp` and
+`ImageFile`. A copy of a file has the same size and header, and another inode or time: then only the pixels show whether
+it is the same image (`AtlasArchive.pixel_sha256`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Comparison = Literal["same", "touched", "changed"]
 
 
 def file_record(tile: Tile) -> FileRecord:
-    """Return which files a tile was read from, as JSON, without the device numbers, which differ between hosts."""
+    """Return the files of a tile as JSON, without the device numbers, which differ between hosts."""
     return {file.name: _file_fields(file) for part in tile.image_sets for file in part.files}
 
 
@@ -29,9 +29,9 @@ def _file_fields(file: ImageFile) -> dict[str, Any]:
 
 
 def compare_records(old: FileRecord, new: FileRecord) -> Comparison:
-    """Return whether the files of two records are the "same" ones, or others.
+    """Return whether two records have the "same" files.
 
-    "touched": names, sizes and headers are equal, and times, inodes or ETags differ, as in a copy: the pixels decide.
+    "touched": names, sizes and headers are equal, and times, inodes or ETags differ, as in a copy; the pixels decide.
     "changed": a name, size or header differs, so that the image differs.
     """
     if old == new:
@@ -44,7 +44,7 @@ def _contents(record: FileRecord) -> dict[str, tuple[Any, Any]]:
 
 
 def image_file(tile: Tile, band: str) -> ImageFile:
-    """Return the file of a band; `ValueError` for a tile that has no such band, or no files at all."""
+    """Return the file of a band; `ValueError` for a tile without this band, or without files."""
     if band not in tile.bands or len(tile.files) != len(tile.bands):
         raise ValueError(
             f"tile {tile.coadd_id} has no file of {band}, only of {', '.join(tile.bands[: len(tile.files)])}"
@@ -53,7 +53,7 @@ def image_file(tile: Tile, band: str) -> ImageFile:
 
 
 def stamp_change(old: FileStamp, new: FileStamp) -> str:
-    """Return what differs between two stamps of one name, or "". Device numbers count where both are known."""
+    """Return the differences between two stamps of one name, or ""; device numbers count if both are known."""
     differences = [
         f"{label} {before} is now {after}"
         for label, before, after in (
@@ -70,6 +70,6 @@ def stamp_change(old: FileStamp, new: FileStamp) -> str:
 
 
 def changed_fault(tile: Tile, band: str, path: str, difference: str) -> TileFault:
-    """Return the fault of a file that is no longer the one that the tile was opened with."""
+    """Return the fault of a file that is no longer the one with which the tile was opened."""
     reason = f"{path} changed during the run ({difference}): run again when nothing writes to the images"
     return TileFault(tile.coadd_id, reason, band, "changed")

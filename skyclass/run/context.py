@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..images.archive import open_archive
-from ..images.atlas import AtlasArchive
+from ..images.archive import AtlasArchive, open_archive
 from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import cached_classifier
 from ..sky.regions import Region

@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from ..errors import CannotCompile, CatalogError, ConfigError, RunMismatch
 from ..files import content_digest, parquet_bytes, remove, unfinished, write_bytes
-from ..images.archive import open_archive
-from ..images.atlas import AtlasArchive
+from ..images.archive import AtlasArchive, open_archive
 from ..images.records import compare_files
 from ..locations import absolute
 from ..model.bundle import load_bundle

@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from ...errors import SkyclassError, TileFault
 from ...files import replacing
-from ...images.archive import open_archive
-from ...images.atlas import AtlasArchive
+from ...images.archive import AtlasArchive, open_archive
 from ...images.composite import ATLAS_ZERO_POINT_MAG, flux_scale
 from ...images.cutouts import cut
 from ...sky.tile_wcs import tile_pixels

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from ...errors import ArchiveError, CatalogError, ConfigError
 from ...files import content_digest, sha256_of
-from ...images.archive import open_archive, require_usable_tile
-from ...images.atlas import AtlasArchive
+from ...images.archive import AtlasArchive, open_archive, require_usable_tile
 from ...locations import user_path
 from ...sources.assign import with_tiles
 from ...types import BANDS, Int64
