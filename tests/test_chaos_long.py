@@ -438,7 +438,7 @@ import distributed
 from skyclass.run.config import RunConfig
 from skyclass.model.classifier import set_threads
 from skyclass.run.context import strips_of
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 from skyclass.run.stages import cut_strip, infer_strip
 import numpy as np
 from dataclasses import replace

@@ -226,7 +226,7 @@ def test_a_partition_that_is_a_folder_is_known_by_all_its_files(tmp_path: Path):
 COUNT = """
 import sys
 from skyclass.run.config import RunConfig
-from skyclass.run.plan import count_here, survey
+from skyclass.run.prepare import count_here, survey
 _, plan, _ = survey(RunConfig(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4]), count_here)
 print(plan.catalog, plan.digest)
 """
