@@ -21,7 +21,7 @@ from skyclass.engine.tls import tls_environment
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
-from skyclass.run import context, pipeline, plan, prepare
+from skyclass.run import context, pipeline, prepare
 from skyclass.run.progress import quiet
 
 __all__ = ["cuda_graphs"]
@@ -241,7 +241,7 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
     line, counted, _ = prepare.survey(run, prepare.count_here)
     monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
-    monkeypatch.setattr(plan, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(prepare, "resolve_device", lambda device: "cuda")
     assert prepare.settle_network(run, line, counted, prepare.warm_here) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
