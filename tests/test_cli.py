@@ -174,7 +174,7 @@ def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
     assert skyclass("verify", out).returncode == 0
     (out / "tmp" / "half.parquet").write_bytes(b"half")
     done = skyclass("gc", out)
-    assert done.returncode == 0 and "1 leftover and 0 earlier publications removed" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 leftover and 1 earlier publication removed" in done.stdout, done.stderr
     assert skyclass("verify", out).returncode == 0
     assert skyclass("gc", tmp_path).returncode == 2
 
