@@ -171,7 +171,7 @@ def remove(path: Path) -> int:
 
 
 def content_digest(table: pa.Table) -> str:
-    """Return a hash of the content of a table, whatever its chunks."""
+    """Return a hash of the content of a table. The division into chunks does not change it."""
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_stream(buffer, table.schema) as stream:
         stream.write_table(table.combine_chunks())

@@ -1,7 +1,7 @@
 """Atlas tiles from any image source: headers, pixels, and every check of them. `open_archive` is the entrance.
 
-A source (`source.py`) returns names and bytes. This module makes tiles and pixels of them, and decides what is a fault
-of a tile. Every read compares the file with the one with which the tile was opened, by its stamp and, unless an ETag
+A source (`source.py`) returns names and bytes. This module turns them into tiles and pixels, and raises the faults of
+a tile. Every read compares the file with the one with which the tile was opened, by its stamp and, unless an ETag
 identifies the content, by its header.
 """
 
@@ -94,8 +94,8 @@ class AtlasArchive:
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
         """Return rows `start:stop` (0-based) of a band: (rows, columns) native float32 DN.
 
-        Raises `TileFault` if the file cannot be read, is no longer the one that `tile` was opened with, or has a row
-        with more than `MAX_ZERO_FRACTION` exact zeros; `ValueError` if the rows are not on the tile.
+        Raises `TileFault` if the file cannot be read, if it changed after `tile` was opened, or if a row has more than
+        `MAX_ZERO_FRACTION` exact zeros. Raises `ValueError` if the rows are not on the tile.
         """
         pixels = self._read(tile, band, start, stop, partial(_decode, shape=(stop - start, tile.shape[1])))
         check_pixels(tile, band, start, pixels)
@@ -126,7 +126,7 @@ class AtlasArchive:
     # --- headers ---
 
     def _images(self, coadd_id: str, band: str, fresh: bool) -> list[AtlasImage]:
-        """Return the good images of a band; `TileFault` if there is none, or one that is damaged or of another tile."""
+        """Return the images of a band; `TileFault` if there are none, or if one is damaged or of another tile."""
         files = [self._describe(name, fresh) for name in self.source.names(coadd_id, band)]
         present = [file for file in files if file is not None]
         if not present:

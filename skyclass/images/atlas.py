@@ -239,7 +239,7 @@ def _product_problems(cards: Cards) -> list[str]:
 
 
 def _format_problems(cards: Cards) -> list[str]:
-    """Return what is wrong with the pixel format and the zero point."""
+    """Return the problems of the pixel format and the zero point."""
     expected = {"BITPIX": -32, "NAXIS": 2, "BSCALE": 1, "BZERO": 0}
     defaults = {"BSCALE": 1.0, "BZERO": 0.0}
     problems = [
@@ -268,7 +268,7 @@ def _number_problems(cards: Cards, names: Iterable[str]) -> list[str]:
 
 
 def _geometry_problems(cards: Cards) -> list[str]:
-    """Return what is wrong with the WCS: it must be SIN, north up, with pixels of 1.375 arcsec."""
+    """Return the problems of the WCS: it must be SIN, north up, with pixels of 1.375 arcsec."""
     scale_names = () if _has_cd(cards) else ("CDELT1", "CDELT2")
     problems = _number_problems(cards, ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", *scale_names))
     if problems:

@@ -18,7 +18,7 @@ MIN_FINITE_FRACTION = 0.02
 """Share of finite pixels below which the rows of a strip are rejected. The emptiest real cutout that is known, on M42,
 has 60 %, and a strip is wider than any nebula."""
 MAX_ZERO_FRACTION = 0.05
-"""Share of exact zeros above which a row is rejected, whatever other rows are read with it. An incompletely copied file
+"""Share of exact zeros above which a row is rejected; each row is judged alone. An incompletely copied file
 holds blocks of zeros; a real Atlas image marks missing pixels with NaN, and its sky is never exactly 0 in float32 (the
 nine real cutouts on which these rules were checked contain no zero)."""
 

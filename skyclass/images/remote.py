@@ -49,7 +49,7 @@ LAST_ATTEMPT_S = 150.0
 """No attempt begins later than this after the first. Together with one complete answer it is shorter than the watchdog
 for strips (`engine.STALL_S`): an outage must end the run before its tiles are taken for stalled and quarantined."""
 UNRANGED_ATTEMPTS = 3
-"""Range requests answered with a complete file after which the server counts as one that ignores ranges."""
+"""Number of range requests that a server may answer with a complete file before a run ends with that reason."""
 
 T = TypeVar("T")
 
@@ -100,8 +100,8 @@ class RemoteSource:
 def open_remote(location: str, bands: tuple[str, ...]) -> RemoteSource:
     """Return the images at a URL, without a request.
 
-    Raises `ArchiveError` for a malformed URL; `ConfigError` if obstore or what it needs for the credentials is not
-    installed, and for a login in the URL or in the endpoint of the environment.
+    Raises `ArchiveError` for a malformed URL. Raises `ConfigError` if obstore, or a library that the credentials need,
+    is not installed, and for a login in the URL or in the endpoint of the environment.
     """
     refuse_logins({"images": location} | {name: os.environ.get(name) for name in ENDPOINTS})
     try:
@@ -163,7 +163,7 @@ def _beginning(source: RemoteSource, name: str) -> Piece | None:
     piece = _ask(source, name, request)
     if piece is not None and bytes(piece.data[:6]) == b"SIMPLE":
         raise ArchiveError(
-            f"images at {source.location}: this server sends whole files whatever part is asked for; mirror the tiles "
+            f"images at {source.location}: this server ignores byte ranges and sends whole files; mirror the tiles "
             "and give that folder"
         )
     return piece

@@ -28,7 +28,7 @@ def publish_run(
 ) -> Path:
     """Return the manifest of the class catalogue, published from the committed tiles of a run.
 
-    The caller holds the lease of the run. `n_expected` is the number of rows; by default the one that the plan counted.
+    The caller holds the lease of the run. `n_expected` is the number of rows; the default is the count of the plan.
     The other parameters, and further errors, are those of `publish_catalog`. Raises `RowsLost` where a tile is missing,
     and `StoreError` where a tile was changed after its commit.
     """

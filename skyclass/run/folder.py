@@ -124,7 +124,7 @@ IN_WORDS = {
     "model": " (weights, cut, composite, preprocessing or calibration)",
     "code": " (skyclass itself)",
 }
-"""What fields of a fingerprint stand for that are told as digests."""
+"""Field of the fingerprint that holds a digest -> the content behind the digest, for messages."""
 
 
 def _refuse_mismatch(
