@@ -43,7 +43,8 @@ from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupte
 from skyclass.files import beside
 from skyclass.mock import write_mock
 from skyclass.model.bundle import load_bundle, load_weights, save_bundle
-from skyclass.run import config, pipeline, stages
+from skyclass.run import folder as run_folder
+from skyclass.run import pipeline, stages
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder, fingerprint
 from skyclass.run.prepare import begin, count_here, survey
@@ -280,7 +281,7 @@ def test_a_run_is_resumed_with_one_field_changed(run, many, bundle, tmp_path, mo
     elif field == "catalog":
         pq.write_table(table.set_column(0, "source_id", pa.array([f"other-{i}" for i in range(30)])), own)
     elif field == "code":
-        monkeypatch.setattr(config, "code_version", lambda: "0.0.9+00000000")
+        monkeypatch.setattr(run_folder, "code_version", lambda: "0.0.9+00000000")
     else:
         run = dataclasses.replace(run, **CHANGED[field](run, tmp_path))
     with pytest.raises(RunMismatch, match=f"\n  {field}: .* there, .* now"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,20 @@ ODD_ANSWERS = [
 @pytest.mark.parametrize("sql", ODD_ANSWERS)
 def test_answers_of_every_type_are_shown(published: tuple[RunFolder, pa.Table], sql: str) -> None:
     assert skyclass("query", published[0].path, "--sql", sql) == 0
+
+
+@pytest.mark.parametrize("recursion_limit", [sys.getrecursionlimit(), 20_000])
+def test_the_depth_of_a_condition_is_limited_alike_in_every_process(
+    published: tuple[RunFolder, pa.Table], recursion_limit: int
+) -> None:
+    """Some libraries raise the recursion limit of the process."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(recursion_limit)
+    try:
+        assert "nested too deeply" in message("query", published[0].path, "--where", "NOT " * 901 + "true")
+        assert skyclass("query", published[0].path, "--where", "NOT " * 100 + "true") == 0
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from .duckdb import connect
 
 _EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
 _CLASS_COLUMN = "class"
+MAX_TREE_DEPTH = 500
+"""Levels in the syntax tree of a query, some two for each level of its text. Python's own limit differs by process."""
 
 
 def check_condition(expression: str, classes: Collection[str]) -> None:
@@ -106,16 +108,21 @@ def _nodes(query: str) -> tuple[dict[str, Any], ...]:
     with connect(None) as connection:
         row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
     try:
-        return tuple(_descend(json.loads(row[0]))) if row else ()
+        return tuple(_tree_nodes(json.loads(row[0]))) if row else ()
     except RecursionError as error:
         raise ConfigError(f"{query[:60]!r}... is nested too deeply: write it with fewer levels") from error
 
 
-def _descend(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _descend(part)
+def _tree_nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield the dicts of a JSON tree, level by level; `RecursionError` for more than `MAX_TREE_DEPTH` levels."""
+    level = [tree]
+    for _ in range(MAX_TREE_DEPTH):
+        yield from (value for value in level if isinstance(value, dict))
+        parts = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [part for values in parts for part in values if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _refuse_unknown_classes(nodes: Collection[dict[str, Any]], classes: Collection[str]) -> None:
