@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 from distributed import Client, LocalCluster
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,12 +32,17 @@ from skyclass.model.bundle import Cut
 from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.tile_wcs import tile_pixels
+from skyclass.training.data import composites as composites_module
+from skyclass.training.data import config as config_module
 from skyclass.training.data import cutting, splits
-from skyclass.training.data import dataset as module
-from skyclass.training.data import select as choose
+from skyclass.training.data import dataset as dataset_module
+from skyclass.training.data.build import build_dataset
+from skyclass.training.data.catalog_match import match_catalog, one_to_one
+from skyclass.training.data.composites import composites
 from skyclass.training.data.config import DatasetConfig, dataset_config
-from skyclass.training.data.dataset import Dataset, build_dataset, composites, load_dataset, save_dataset, summary
-from skyclass.training.data.examples import Labels, match_catalog, one_to_one
+from skyclass.training.data.dataset import Dataset, load_dataset, save_dataset, summary
+from skyclass.training.data.examples import Labels
+from skyclass.training.data.select import select_sources
 from skyclass.types import BANDS, CLASSES, Flag, Tile
 
 SIZE = 13
@@ -124,8 +129,8 @@ def test_shards_that_come_back_in_any_order_give_the_same_bytes(run, monkeypatch
 
 def test_a_folder_that_workers_do_not_share_is_told(run, monkeypatch):
     def elsewhere(work, items):
-        for job, number, shares in items:
-            shard = work(job, number, shares)
+        for job, number, tiles in items:
+            shard = work(job, number, tiles)
             Path(job.scratch, f"shard-{number:06d}.f32").unlink()
             yield shard
 
@@ -135,20 +140,20 @@ def test_a_folder_that_workers_do_not_share_is_told(run, monkeypatch):
     assert list(Path(run.out).parent.iterdir()) == []
 
 
-def test_pieces_of_work_are_whole_tiles_and_cover_every_row_once():
+def test_tasks_are_whole_tiles_and_cover_every_row_once():
     names = ["a"] * 3 + ["b"] * 5000 + [f"c{i:03d}" for i in range(200)]
-    pieces = cutting.shares_of(names)
-    flat = [share for piece in pieces for share in piece]
+    tasks = cutting.plan_tasks(names)
+    flat = [tile_rows for task in tasks for tile_rows in task]
     assert [f for _, f, _ in flat] == [0, *(last for _, _, last in flat[:-1])] and flat[-1][2] == len(names)
     assert all(names[f:last] == [name] * (last - f) for name, f, last in flat)
-    assert all(len(p) <= cutting.TASK_TILES for p in pieces) and len(pieces) == 6
+    assert all(len(task) <= cutting.TASK_TILES for task in tasks) and len(tasks) == 6
 
 
 def test_a_tile_with_another_zero_point_is_brought_to_the_sets():
     tile = Tile("0000p000_ac51", ("w1", "w2"), (9, 9), (0, 0), (5, 5), (-1, 1), (23.0, 19.5))
     pixels = np.ones((1, 2, 1, 1), np.float32)
-    np.testing.assert_allclose(cutting._at_reference(pixels, tile).ravel(), [0.1, 1.0], rtol=1e-6)
-    assert cutting._at_reference(pixels, replace(tile, zero_point_mag=(20.5, 19.5))) is pixels
+    np.testing.assert_allclose(cutting.at_atlas_zero_point(pixels, tile).ravel(), [0.1, 1.0], rtol=1e-6)
+    assert cutting.at_atlas_zero_point(pixels, replace(tile, zero_point_mag=(20.5, 19.5))) is pixels
 
 
 # --- dropped and counted ---------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def test_labels_of_different_classes_that_meet_on_one_source_are_refused(run, sk
         build_dataset(labelled(run, pd.concat([shifted, strange])))
     assert f" {ours} and row-000" in str(caught.value) and f" {other(ours)}; decide" in str(caught.value)
     assert "\n" not in str(caught.value) and not Path(run.out).exists()
-    chosen = choose.choose(labelled(run, pd.concat([shifted, rivals])))  # an equal label: the nearer serves for both
+    chosen = select_sources(labelled(run, pd.concat([shifted, rivals])))  # an equal label: the nearer serves for both
     assert chosen.dropped["source_of_a_nearer_label"] == 1 and len(chosen.table) == len(table)
 
 
@@ -229,7 +234,7 @@ def test_a_name_whose_source_lies_elsewhere_is_refused(run, sky4):
     assert f"{table['source_id'][3]} at " in message and "is 2.5 arcsec from its source" in message
     assert "drop the column source_id" in message and "match_radius_arcsec" in message and "\n" not in message
     near = table.assign(dec=table["dec"] + 1.9 / 3600)
-    assert len(choose.choose(labelled(run, near)).table) == len(table)
+    assert len(select_sources(labelled(run, near)).table) == len(table)
 
 
 def test_the_closest_pair_is_taken_first_and_nobody_twice():
@@ -245,7 +250,7 @@ def test_a_table_of_any_format_gives_the_same_set(run, sky4, tmp_path):
     )
     for name, form in (("t.fits", "fits"), ("t.vot", "votable"), ("t.tbl", "ascii.ipac"), ("t.ecsv", "ascii.ecsv")):
         shouted.write(tmp_path / name, format=form)
-        chosen = choose.choose(replace(run, labels=str(tmp_path / name), catalog=None, simulated=True))
+        chosen = select_sources(replace(run, labels=str(tmp_path / name), catalog=None, simulated=True))
         assert chosen.table["source_id"].to_pylist() == first.rows["source_id"].to_pylist(), name
         assert chosen.table["split"].to_pylist() == first.rows["split"].to_pylist(), name
 
@@ -265,9 +270,9 @@ def test_photometry_of_the_labels_serves_where_there_is_no_catalogue(run, sky4):
 def test_a_draw_goes_by_seed_and_not_by_order(run, sky4):
     counts = {"galaxy": 30, "quasar": 20}
     table = truth(sky4)
-    first = choose.choose(replace(labelled(run, table), catalog=None, counts=counts))
-    again = choose.choose(replace(labelled(run, table.sample(frac=1, random_state=1)), catalog=None, counts=counts))
-    other = choose.choose(replace(labelled(run, table), catalog=None, counts=counts, seed=1))
+    first = select_sources(replace(labelled(run, table), catalog=None, counts=counts))
+    again = select_sources(replace(labelled(run, table.sample(frac=1, random_state=1)), catalog=None, counts=counts))
+    other = select_sources(replace(labelled(run, table), catalog=None, counts=counts, seed=1))
     assert first.table.equals(again.table) and not first.table["source_id"].equals(other.table["source_id"])
     label = first.table["label"].to_numpy()
     assert np.bincount(label).tolist() == [30, 20, (table["class"] == "star").sum()]
@@ -276,7 +281,7 @@ def test_a_draw_goes_by_seed_and_not_by_order(run, sky4):
 def test_the_papers_preset_asks_for_the_papers_numbers_above_its_snr(run, monkeypatch):
     with pytest.raises(CatalogError, match="needs 7,298 galaxy, 7,215 quasar, 7,223 star; there are"):
         build_dataset(replace(run, preset="paper"))
-    monkeypatch.setitem(choose.PRESETS["paper"], "counts", {"galaxy": 40, "quasar": 40, "star": 40})
+    monkeypatch.setitem(config_module.PRESETS["paper"], "counts", {"galaxy": 40, "quasar": 40, "star": 40})
     data = build_dataset(replace(run, preset="paper"))
     assert np.bincount(data.labels).tolist() == [40, 40, 40]
     assert min(data.rows["w1snr"].to_pylist()) > 5 and min(data.rows["w2snr"].to_pylist()) > 5
@@ -366,14 +371,14 @@ def test_other_input_that_cannot_be_right_is_refused(run, sky4, sky, tmp_path):
 def test_a_least_snr_that_nobody_knows_is_not_passed_over(run, sky4, tmp_path):
     bare = replace(labelled(run, truth(sky4)), catalog=None)
     with pytest.raises(ConfigError, match=r"min_w1snr = 5: none of the .* sources has w1snr"):
-        choose.choose(replace(bare, min_w1snr=5.0))
+        select_sources(replace(bare, min_w1snr=5.0))
     rows = pq.read_table(sky4.truth).to_pandas().merge(read_snr(sky4), on="source_id")
     rows.loc[rows.index[:40], "w1snr"] = np.nan
     known = labelled(run, rows[["source_id", "coadd_id", "ra", "dec", "class", "w1snr"]], "snr.csv", catalog=None)
-    assert choose.choose(replace(known, min_w1snr=5.0)).notes == (
+    assert select_sources(replace(known, min_w1snr=5.0)).notes == (
         "40 sources of unknown w1snr were not held to min_w1snr = 5",
     )
-    assert choose.choose(known).notes == ()
+    assert select_sources(known).notes == ()
 
 
 def read_snr(sky4) -> pd.DataFrame:
@@ -387,15 +392,15 @@ def test_whether_data_are_simulated_must_be_known_and_is_never_denied(run, sky4,
     unknown = replace(labelled(run, truth(sky4)), catalog=None, images=str(images), simulated=None)
     with pytest.raises(ConfigError, match="set simulated = false"):
         build_dataset(unknown)
-    assert choose.choose(replace(unknown, simulated=False)).simulated is False
+    assert select_sources(replace(unknown, simulated=False)).simulated is False
     for told in (
         replace(unknown, images=str(sky4.images)),
         replace(unknown, labels=str(sky4.truth)),
         replace(unknown, catalog=str(sky4.catalog)),
     ):
-        assert choose.choose(told).simulated is True
+        assert select_sources(told).simulated is True
         with pytest.raises(ConfigError, match="say that they are simulated"):
-            choose.choose(replace(told, simulated=False))
+            select_sources(replace(told, simulated=False))
 
 
 def test_all_problems_of_a_configuration_stand_in_one_message():
@@ -460,10 +465,10 @@ def test_splits_share_no_sky_and_do_not_depend_on_order(case, random):
 @given(
     st.integers(0, 2**32), st.integers(60, 400), st.sampled_from([(8.0, 1.0, 1.0), (1.0, 1.0, 1.0), (3.0, 1.0, 0.0)])
 )
-def test_pixels_are_dealt_so_that_each_class_has_its_share(seed, n_pixels, fractions):
+def test_pixels_are_assigned_so_that_each_class_has_its_share(seed, n_pixels, fractions):
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rng.gamma(2, 1, (n_pixels, 1)) * [50, 4, 20]).astype(float)
-    side = splits.deal(counts, fractions, rng.permutation(n_pixels))
+    side = splits.assign_splits(counts, fractions, rng.permutation(n_pixels))
     target = np.asarray(fractions) / sum(fractions)
     shares = np.stack([counts[side == k].sum(axis=0) for k in range(3)]) / counts.sum(axis=0)
     assert np.abs(shares - target[:, None]).max() < 0.02 + counts.max(axis=0).max() / counts.sum(axis=0).min()
@@ -473,14 +478,14 @@ def test_pixels_are_dealt_so_that_each_class_has_its_share(seed, n_pixels, fract
 def test_the_order_is_the_coarsest_with_enough_pixels_and_wide_ones():
     rng = np.random.default_rng(0)
     ra, dec = rng.uniform(0, 360, 5000), np.degrees(np.arcsin(rng.uniform(-1, 1, 5000)))
-    assert splits.choose_order(ra, dec, splits.shared_reach_arcsec(37)) == 5
-    assert splits.choose_order(ra / 30, dec / 30, splits.shared_reach_arcsec(37)) == 6
-    assert splits.choose_order(ra / 5000, dec / 5000, splits.shared_reach_arcsec(37)) == 9
-    assert splits.choose_order(ra / 5000, dec / 5000, splits.shared_reach_arcsec(8)) == 11
+    assert splits.split_order(ra, dec, splits.cutout_reach_arcsec(37)) == 5
+    assert splits.split_order(ra / 30, dec / 30, splits.cutout_reach_arcsec(37)) == 6
+    assert splits.split_order(ra / 5000, dec / 5000, splits.cutout_reach_arcsec(37)) == 9
+    assert splits.split_order(ra / 5000, dec / 5000, splits.cutout_reach_arcsec(8)) == 11
 
 
 def test_a_seed_decides_the_splits(run):
-    first, other = (choose.choose(replace(run, seed=seed)).table for seed in (0, 1))
+    first, other = (select_sources(replace(run, seed=seed)).table for seed in (0, 1))
     assert first["source_id"].equals(other["source_id"]) and not first["split"].equals(other["split"])
 
 
@@ -515,8 +520,7 @@ def test_what_a_killed_attempt_left_behind_is_removed_and_what_works_is_not(save
         folder.mkdir()
         (folder / ".lock").touch()
         (folder / "pixels.npy").write_bytes(b"half")
-    with open(busy / ".lock") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(busy / ".lock"):
         save_dataset(tmp_path / "again", saved)
     assert not left.exists() and (busy / "pixels.npy").exists() and len(load_dataset(tmp_path / "again")) == 50
 
@@ -578,7 +582,7 @@ def test_a_damaged_or_foreign_folder_is_refused(saved, case):
 
 def test_pixels_are_read_whole_once_and_again_when_they_are_touched(saved, monkeypatch):
     read = []
-    monkeypatch.setattr(module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(dataset_module, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
     load_dataset(saved.path)
     assert read == ["rows.parquet"]
     os.utime(saved.path / "pixels.npy")
@@ -592,13 +596,13 @@ def test_pixels_are_read_whole_once_and_again_when_they_are_touched(saved, monke
 def test_composites_are_those_of_the_bands_and_kept_once(saved, monkeypatch):
     bands = ("w3", "w1")
     stretch = atlas_settings(bands)
-    monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(composites_module, "BLOCK", 7)
     expected = composite(np.asarray(saved.pixels)[:, [2, 0]], (18.0, 20.5), stretch)
     first = composites(saved, bands, stretch)
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(composites(saved.take(np.arange(50)), bands, stretch), expected)
     made = [p for p in saved.path.iterdir() if p.name.startswith("composites-")]
-    monkeypatch.setattr(module, "composite", None)  # a second call must not make them again
+    monkeypatch.setattr(composites_module, "composite", None)  # a second call must not make them again
     np.testing.assert_array_equal(composites(saved, bands, stretch), expected)
     monkeypatch.undo()
     made[0].write_bytes(made[0].read_bytes()[:999])

@@ -19,8 +19,9 @@ from skyclass.cli.main import cli
 from skyclass.run import pipeline
 from skyclass.schema import PHYSICAL_RANGES, SOURCE_SCHEMA, bad_value_counts, conform_sources, without_bad_values
 from skyclass.sources.tables import standardise_table
+from skyclass.training.data.build import build_dataset
 from skyclass.training.data.config import DatasetConfig
-from skyclass.training.data.dataset import build_dataset, summary
+from skyclass.training.data.dataset import summary
 from skyclass.training.data.label_table import clean_spectra
 from skyclass.training.data.sdss import SPECTRUM_SCHEMA
 from skyclass.types import Flag

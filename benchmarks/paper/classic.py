@@ -22,7 +22,8 @@ from skyclass.errors import BundleError, ConfigError
 from skyclass.model.bundle import Bundle, Preprocessing, load_weights
 from skyclass.model.classifier import Preprocess, resolve_device
 from skyclass.networks import INPUTS, build
-from skyclass.training.data.dataset import Dataset, composites
+from skyclass.training.data.composites import composites
+from skyclass.training.data.dataset import Dataset
 from skyclass.training.extra import train_extra
 from skyclass.types import CLASSES, Float16, Float32, Int64
 

@@ -13,7 +13,7 @@ from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import load_bundle
 from skyclass.model.classifier import Preprocess
 from skyclass.report import save_figure
-from skyclass.training.data.dataset import composites
+from skyclass.training.data.composites import composites
 from skyclass.training.evaluation.evaluate import probabilities_of
 
 from . import analyses, classic, pictures

@@ -21,7 +21,7 @@ from skyclass.errors import CatalogError, ConfigError
 from skyclass.model.photometry import scale_of, scaled
 from skyclass.networks.colour import ColourNet
 from skyclass.report import wilson
-from skyclass.training.data.dataset import class_counts
+from skyclass.training.data.classes import label_counts
 from skyclass.training.evaluation.metrics import colour_cuts, confusion, confusion_scores
 from skyclass.training.fit.job import class_weights
 from skyclass.types import CLASSES, Bool, Float32, Float64, Int64
@@ -129,7 +129,7 @@ def real_tables(folder: str | Path, seed: int, *, epochs: int = 60) -> dict[str,
         "recall": {method: confusion_scores(table)["recall"] for method, table in tables.items()},
         "interval": {method: _intervals(table) for method, table in tables.items()},
         "confusion": {method: table.tolist() for method, table in tables.items()},
-        "rows": {name: class_counts(labels[index]) for name, index in parts.items()},
+        "rows": {name: label_counts(labels[index]) for name, index in parts.items()},
         "dropped": dropped,
         "features": ["w1-w2", "w2-w3"],
         "seed": seed,

@@ -26,8 +26,10 @@ from skyclass.model.classifier import set_threads
 from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
 from skyclass.networks.colour import ColourNet
+from skyclass.training.data.build import build_dataset
+from skyclass.training.data.composites import composites
 from skyclass.training.data.config import DatasetConfig
-from skyclass.training.data.dataset import Dataset, build_dataset, composites, load_dataset
+from skyclass.training.data.dataset import Dataset, load_dataset
 from skyclass.training.evaluation.bootstrap import bootstrap, interval
 from skyclass.training.evaluation.calibration import calibrate, softmax
 from skyclass.training.evaluation.evaluate import evaluate, probabilities_of, training_log

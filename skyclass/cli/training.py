@@ -72,8 +72,9 @@ def dataset(
     **flags: Any,
 ) -> int:
     """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
+    from ..training.data.build import build_dataset
     from ..training.data.config import dataset_config
-    from ..training.data.dataset import build_dataset, summary
+    from ..training.data.dataset import summary
     from ..training.progress import dataset_progress
 
     data = read_toml(dataset_toml) if dataset_toml else {}

@@ -1,25 +1,21 @@
-"""A labelled set of cutouts in a folder: `pixels.npy`, `rows.parquet`, `dataset.json`; how it is made and read.
+"""A labelled set of cutouts in a folder: `pixels.npy`, `rows.parquet`, `dataset.json`.
 
-Cutouts are native size, float32 DN in all bands, so any composite, band choice or network can be trained from one
-set. They are cut by the engine's own code, in this process or on a Dask cluster, and mapped, never read whole: sets
-have 10^4 to 10^6 sources, 22 kB each.
+Cutouts have native size and all bands, float32 DN, so that any composite, choice of bands or network can be trained
+from one set. They are memory-mapped, never read whole: sets have 10^4 to 10^6 sources of 22 kB each.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,53 +23,30 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import ConfigError
-from ...files import replacing, sha256_of, storing, write_json
-from ...images.composite import CompositeSettings, composite
-from ...images.cutouts import mark
-from ...locations import absolute
+from ...files import sha256_of, storing, write_json
 from ...model.bundle import Cut
-from ...schema import bad_bits, bad_value_counts, bad_values_text
-from ...types import CLASSES, Bool, Flag, Float16, Float32, Int64
-from ...version import code_version
-from .config import DatasetConfig
-from .cutting import CutJob, Harvest, Progress, cut_all, zero_points
-from .examples import class_counts, refuse_empty_classes
-from .select import Chosen, choose
+from ...schema import bad_values_text
+from ...types import CLASSES, Bool, Float32, Int64
+from ..locks import file_lock
 from .splits import NO_SPLIT, SPLITS, split_table
 
-__all__ = [
-    "Dataset",
-    "build_dataset",
-    "class_counts",
-    "composites",
-    "load_dataset",
-    "save_dataset",
-    "summary",
-]
-
 PIXELS, ROWS, SETTINGS = "pixels.npy", "rows.parquet", "dataset.json"
-CHECKED = ".checked.json"
-"""Size and time of the pixels whose digest was right, so that they are read whole once and not at every start."""
+VERIFIED = ".checked.json"
+"""Size and time of the pixels when their digest was right, so that they are read whole once and not at every start."""
 FORMAT = "skyclass training set 2"
 LOCK = ".lock"
 BLOCK = 2048
 """Cutouts in memory at a time."""
 
-MAX_FAULTS = 20
-"""Faults of tiles that the provenance words; all are counted."""
-
-
-# --- the dataset -----------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Dataset:
-    """Cutouts and what is known of them, row by row.
+    """Cutouts and what is known of each.
 
     `pixels` (N, B, S, S) float32 DN at `zero_point_mag` (B,), NaN = missing; `labels` (N,) int64 index into
     `CLASSES`; `rows` the columns of `SOURCE_SCHEMA`, `flags` and `split` ("train", "val", "test", or "none" for a
-    source too close to another split); `provenance` says where all came from, `simulated` among it. `path` is the
-    folder, None for a dataset in memory.
+    source near another split); `provenance` the origin of all, with the key `simulated`. `path` is the folder, None for
+    a dataset in memory.
     """
 
     pixels: Float32
@@ -101,38 +74,44 @@ class Dataset:
 
 
 def rows_digest(dataset: Dataset) -> str:
-    """Return a hash of which sources have which labels and lie in which split."""
-    rows = hashlib.sha256(dataset.labels.tobytes())
+    """Return a digest of the label and the split of each source."""
+    digest = hashlib.sha256(dataset.labels.tobytes())
     for name in ("source_id", "split"):
-        rows.update("\n".join(dataset.rows[name].to_pylist()).encode())
-    return rows.hexdigest()[:16]
+        digest.update("\n".join(dataset.rows[name].to_pylist()).encode())
+    return digest.hexdigest()[:16]
+
+
+def pixels_digest(dataset: Dataset) -> str | None:
+    """Return the digest of a dataset's pixels, None where its provenance has none."""
+    digest = dataset.provenance.get("digests", {}).get("pixels")
+    return str(digest) if digest else None
 
 
 def summary(dataset: Dataset) -> str:
-    """Return a table of class by split, with what was left out and why."""
+    """Return a table of class by split, and the dropped sources by reason."""
     table = split_table(dataset.labels, dataset.rows["split"].to_pylist())
-    names = (*SPLITS, NO_SPLIT)
-    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in names) + f"{'total':>9}"]
+    splits = (*SPLITS, NO_SPLIT)
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in splits) + f"{'total':>9}"]
     for row in (*CLASSES, "total"):
-        counts = [sum(table[s].values()) if row == "total" else table[s][row] for s in names]
+        counts = [sum(table[split].values()) if row == "total" else table[split][row] for split in splits]
         lines.append(f"{row:8}" + "".join(f"{n:9,}" for n in (*counts, sum(counts))))
-    size, note = dataset.cut.size_px, "SIMULATED" if dataset.provenance.get("simulated") else "real"
-    lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {note} images")
-    if dropped := {k: n for k, n in dataset.provenance.get("dropped", {}).items() if n}:
+    size, origin = dataset.cut.size_px, "SIMULATED" if dataset.provenance.get("simulated") else "real"
+    lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {origin} images")
+    if dropped := {reason: n for reason, n in dataset.provenance.get("dropped", {}).items() if n}:
         lines.append("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()))
     if bad_values := dataset.provenance.get("bad_values"):
         lines.append(f"values read as missing: {bad_values_text(bad_values)}")
     return "\n".join([*lines, *dataset.provenance.get("notes", [])])
 
 
-# --- on disk ---------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------
 
 
 def load_dataset(path: str | Path) -> Dataset:
     """Return the dataset in a folder, its pixels memory-mapped.
 
-    Raises `ConfigError` when the folder is not a dataset, or its files are damaged, were changed or do not belong
-    together. Pixels that are new or were touched are read whole, once, and compared with their digest.
+    Raises `ConfigError` when the folder is not a dataset, or when its files are damaged, changed or do not belong
+    together. Pixels whose size or time is new are read whole once, and compared with their digest.
     """
     folder = Path(path)
     if missing := [name for name in (PIXELS, ROWS, SETTINGS) if not (folder / name).is_file()]:
@@ -141,21 +120,21 @@ def load_dataset(path: str | Path) -> Dataset:
     try:
         rows = pq.read_table(folder / ROWS, partitioning=None)
         pixels = np.load(folder / PIXELS, mmap_mode="r")
-        cut_settings = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
+        cut = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
         zero_point_mag = tuple(float(z) for z in settings["zero_point_mag"])
         labels = rows["label"].to_numpy().astype(np.int64)
-        names = set(pc.unique(rows["split"]).to_pylist())
+        splits = set(pc.unique(rows["split"]).to_pylist())
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ConfigError(f"{folder}: damaged dataset ({error}): make it again") from error
-    shape = (len(labels), len(cut_settings.bands), cut_settings.size_px, cut_settings.size_px)
+    shape = (len(labels), len(cut.bands), cut.size_px, cut.size_px)
     if pixels.shape != shape or pixels.dtype != np.float32 or len(zero_point_mag) != shape[1]:
-        found = f"{PIXELS} is {pixels.dtype} {pixels.shape}, {ROWS} and {SETTINGS} ask for float32 {shape}"
-        raise ConfigError(f"{folder}: damaged dataset ({found}): make it again")
-    if not names <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
-        raise ConfigError(f"{folder}: damaged dataset (labels or splits that are none): make it again")
-    _refuse_changed(folder, settings["files"])
+        mismatch = f"{PIXELS} is {pixels.dtype} {pixels.shape}, {ROWS} and {SETTINGS} ask for float32 {shape}"
+        raise ConfigError(f"{folder}: damaged dataset ({mismatch}): make it again")
+    if not splits <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
+        raise ConfigError(f"{folder}: damaged dataset (unknown labels or splits): make it again")
+    _verify_digests(folder, settings["files"])
     rows = rows.drop_columns("label")
-    return Dataset(pixels, labels, rows, cut_settings, zero_point_mag, settings["provenance"], folder)
+    return Dataset(pixels, labels, rows, cut, zero_point_mag, settings["provenance"], folder)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -163,239 +142,92 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         settings = json.loads((folder / SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / SETTINGS}: damaged ({error}): make the dataset again") from error
-    found = settings.get("format") if isinstance(settings, dict) else None
-    if found != FORMAT or not all(isinstance(settings.get(part), dict) for part in ("provenance", "files")):
-        raise ConfigError(f"{folder}: its format is {found!r}, this version reads {FORMAT!r}: make the dataset again")
+    version = settings.get("format") if isinstance(settings, dict) else None
+    if version != FORMAT or not all(isinstance(settings.get(part), dict) for part in ("provenance", "files")):
+        raise ConfigError(f"{folder}: its format is {version!r}, this version reads {FORMAT!r}: make the dataset again")
     return dict(settings)
 
 
-def _refuse_changed(folder: Path, digests: dict[str, str]) -> None:
-    """Raise `ConfigError` when a file is not the one that was written: labels would stand at other pixels."""
+def _verify_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Raise `ConfigError` when a file is not the one that was written: labels would belong to other pixels."""
     stat = (folder / PIXELS).stat()
     stamp = {"sha256": digests.get(PIXELS), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    known = _checked(folder) == stamp
-    names = [ROWS] if known else [ROWS, PIXELS]
+    pixels_known = _read_stamp(folder) == stamp
+    names = [ROWS] if pixels_known else [ROWS, PIXELS]
     if changed := [name for name in names if sha256_of(folder / name) != digests.get(name)]:
         raise ConfigError(
             f"{folder}: {', '.join(changed)} changed since the dataset was made (its SHA-256 is not the one in "
             f"{SETTINGS}): bring the file back, or make the dataset again"
         )
-    if not known and os.access(folder, os.W_OK):
-        write_json(folder / CHECKED, stamp)
+    if not pixels_known and os.access(folder, os.W_OK):
+        write_json(folder / VERIFIED, stamp)
 
 
-def _checked(folder: Path) -> dict[str, Any] | None:
-    """Return what was noted of pixels that were found right, None without a note that can be read."""
+def _read_stamp(folder: Path) -> dict[str, Any] | None:
+    """Return size and time of the pixels at their last verification, None without a readable record."""
     try:
-        return dict(json.loads((folder / CHECKED).read_text()))
+        return dict(json.loads((folder / VERIFIED).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
+# --- writing ---------------------------------------------------------------------------------------
+
+
 def save_dataset(path: str | Path, dataset: Dataset) -> None:
-    """Write a dataset folder, block by block; `ConfigError` if there is one already."""
-    with _new_folder(path) as folder:
+    """Write a dataset folder, block by block; `ConfigError` if it exists."""
+    with new_folder(path) as folder:
         shape = dataset.pixels.shape
         copy = np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype="<f4", shape=shape)
         for start in range(0, len(dataset), BLOCK):
             copy[start : start + BLOCK] = dataset.pixels[start : start + BLOCK]
         copy.flush()
-        _save_rows(folder, dataset.rows, dataset.labels, bool(dataset.provenance.get("simulated")))
-        _save_settings(folder, dataset.cut, dataset.zero_point_mag, dataset.provenance)
+        save_rows(folder, dataset)
 
 
-def _save_rows(folder: Path, rows: pa.Table, labels: Int64, simulated: bool) -> None:
-    table = rows.append_column("label", pa.array(labels, pa.int64()))
-    note = {"simulated": "SIMULATED: no row describes a real source"} if simulated else None
-    pq.write_table(table.replace_schema_metadata(note), folder / ROWS)
+def save_rows(folder: Path, dataset: Dataset) -> None:
+    """Write the rows and the settings of a dataset whose pixels are in the folder."""
+    table = dataset.rows.append_column("label", pa.array(dataset.labels, pa.int64()))
+    simulated = {"simulated": "SIMULATED: no row describes a real source"}
+    metadata = simulated if dataset.provenance.get("simulated") else None
+    pq.write_table(table.replace_schema_metadata(metadata), folder / ROWS)
+    settings = {
+        "format": FORMAT,
+        "files": {name: sha256_of(folder / name) for name in (PIXELS, ROWS)},
+        "cut": asdict(dataset.cut),
+        "zero_point_mag": dataset.zero_point_mag,
+        "provenance": dataset.provenance,
+    }
+    write_json(folder / SETTINGS, settings)
 
 
-def _save_settings(folder: Path, cut: Cut, zero_point_mag: tuple[float, ...], provenance: dict[str, Any]) -> None:
-    """Write the settings, and with them the digests of the files that are there already."""
-    files = {name: sha256_of(folder / name) for name in (PIXELS, ROWS)}
-    own = {"cut": asdict(cut), "zero_point_mag": zero_point_mag}
-    write_json(folder / SETTINGS, {"format": FORMAT, "files": files} | own | {"provenance": provenance})
-
-
-def _refuse_existing(path: str | Path) -> None:
+def refuse_existing(path: str | Path) -> None:
+    """Raise `ConfigError` where a dataset would replace something."""
     if Path(path).exists():
         raise ConfigError(f"{path} exists: choose another folder for the dataset")
 
 
 @contextmanager
-def _new_folder(path: str | Path) -> Iterator[Path]:
-    """Give a folder that appears under its name only when the block ends well. Raises `StoreError` on a full disk."""
-    _refuse_existing(path)
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give a folder that gets its name when the block succeeds. Raises `StoreError` on a full disk."""
+    refuse_existing(path)
     path = Path(path).absolute()
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        _remove_abandoned(path)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-            with _locked(Path(temporary)):
+            with file_lock(Path(temporary) / LOCK):
                 folder = Path(temporary) / "new"
                 folder.mkdir()
                 yield folder
-                _refuse_existing(path)
+                refuse_existing(path)
                 folder.rename(path)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what an earlier attempt at this dataset left behind when it was killed: its lock is free."""
-    for left in path.parent.glob(f".{path.name}-*"):
-        if (left / LOCK).is_file():
-            try:
-                with _locked(left, fcntl.LOCK_NB):
-                    shutil.rmtree(left)
-            except BlockingIOError:  # somebody is at work there
-                continue
-
-
-# --- composites ------------------------------------------------------------------------------------
-
-
-def composites(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> Float16:
-    """Return the composites (N, C, S, S) float16 of `bands`, NaN = missing, made in blocks.
-
-    For a dataset on disk they are a memory map, made once and kept in its folder: whole or not at all, and by one
-    process where several ask at once. Raises `ConfigError` for a band that the dataset lacks.
-    """
-    if lacking := [band for band in bands if band not in dataset.cut.bands]:
-        have = ", ".join(dataset.cut.bands)
-        raise ConfigError(f"the dataset has no {', '.join(lacking)}, only {have}: train on those, or cut it again")
-    shape = (len(dataset), len(bands), dataset.cut.size_px, dataset.cut.size_px)
-    if dataset.path is None:
-        out: Float16 = np.empty(shape, np.float16)
-        _composite_into(out, dataset, bands, settings)
-        return out
-    path = dataset.path / f"composites-{_composites_digest(dataset, bands, settings)}.npy"
-    return _kept(path, shape, partial(_composite_into, dataset=dataset, bands=bands, settings=settings))
-
-
-def _composites_digest(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> str:
-    """Return a name for composites: what they are made of, how, and by which code."""
-    pixels = dataset.provenance.get("digests", {}).get("pixels", "")
-    facts = [pixels, len(dataset), list(bands), settings.to_dict(), code_version()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _composite_into(out: Float16, dataset: Dataset, bands: tuple[str, ...], settings: CompositeSettings) -> None:
-    """Fill `out` with composites, a block at a time."""
-    index = [dataset.cut.bands.index(band) for band in bands]
-    zero_point_mag = tuple(dataset.zero_point_mag[i] for i in index)
-    for start in range(0, len(dataset), BLOCK):
-        pixels = np.asarray(dataset.pixels[start : start + BLOCK])[:, index]
-        out[start : start + BLOCK] = composite(pixels, zero_point_mag, settings)
-
-
-def _kept(path: Path, shape: tuple[int, ...], fill: Callable[[Float16], None]) -> Float16:
-    """Return a float16 memory map of a file, which is filled first where it is absent or another's."""
-    if (found := _mapped(path, shape)) is not None:
-        return found
-    with _one_at_a_time(path.parent):
-        if (found := _mapped(path, shape)) is None:
-            with replacing(path) as temp:
-                new = np.lib.format.open_memmap(temp, mode="w+", dtype="<f2", shape=shape)
-                fill(new)
-                new.flush()
-            found = np.load(path, mmap_mode="r")
-    return found
-
-
-def _mapped(path: Path, shape: tuple[int, ...]) -> Float16 | None:
-    """Return the memory map of a file, None where it is absent or damaged."""
-    try:
-        found: Float16 = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
-        return None
-    return found if found.shape == shape and found.dtype == np.float16 else None
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock of a folder that ends with this process; where a disk has no locks, processes work side by side."""
-    with storing(folder), _locked(folder):
-        yield
-
-
-@contextmanager
-def _locked(folder: Path, how: int = 0) -> Iterator[None]:
-    """Hold the lock of a folder; `BlockingIOError` with `fcntl.LOCK_NB` where another process holds it."""
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | how)
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # no locks on this disk: each then writes its own file under a temporary name, slower, not wrong
-        yield
-
-
-# --- making one ---------------------------------------------------------------------------------------
-
-
-def build_dataset(run: DatasetConfig, client: Any = None, progress: Progress | None = None) -> Dataset:
-    """Return the training set of labelled sources, cut from the archive into the folder `run.out`.
-
-    With a `distributed.Client` its workers cut, otherwise this process; both give the same bytes. What cannot be
-    right is refused before anything is cut (`ConfigError`, `CatalogError`, `ArchiveError`); sources off the
-    archive or without an image are dropped, counted by reason in the provenance and told to `progress`, which gets
-    {"done", "total", "kept", "dropped", "faults"} in sources after each piece of work.
-    """
-    _refuse_existing(run.out)
-    chosen = choose(run)
-    tell = progress or (lambda _: None)
-    tell({"done": 0, "total": len(chosen.table), "kept": 0, "dropped": chosen.dropped, "faults": []})
-    with _new_folder(run.out) as folder:
-        with tempfile.TemporaryDirectory(prefix="cut-", dir=folder.parent) as scratch:
-            job = CutJob(absolute(run.images), run.bands, run.size_px, scratch, uuid4().hex)
-            harvest = cut_all(job, chosen.table, chosen.dropped, folder / PIXELS, client, tell)
-        rows = chosen.table.take(pa.array(harvest.kept))
-        flags = harvest.flags | mark(bad_bits(rows) != 0, Flag.BAD_VALUE)
-        rows = rows.append_column("flags", pa.array(flags))
-        labels = rows["label"].to_numpy()
-        refuse_empty_classes(labels, f"{run.labels} on {run.images}: after cutting")
-        provenance = _provenance(run, chosen, harvest, rows)
-        _save_rows(folder, rows.drop_columns("label"), labels, provenance["simulated"])
-        _save_settings(folder, Cut(run.size_px, run.bands), zero_points(run.bands), provenance)
-    return load_dataset(run.out)
-
-
-def _provenance(run: DatasetConfig, chosen: Chosen, harvest: Harvest, rows: pa.Table) -> dict[str, Any]:
-    """Return where a dataset came from. No clock, no name of its folder: equal input, equal bytes."""
-    labels = rows["label"].to_numpy()
-    split, counts = chosen.split, split_table(labels, rows["split"].to_pylist())
-    notes = [*chosen.notes]
-    notes += [
-        f"no {name} in {s}: evaluation or early stopping on it will miss that class"
-        for s, share in zip(SPLITS, run.split, strict=True)
-        for name in CLASSES
-        if share and not counts[s][name]
-    ]
-    digests = {
-        "labels": chosen.labels_digest,
-        "catalog": chosen.matched_digest,
-        "images": harvest.images_digest,
-        "pixels": harvest.pixels_digest,
-    }
-    return {
-        "simulated": chosen.simulated,
-        "labels": run.labels,
-        "catalog": run.catalog,
-        "images": run.images,
-        "digests": digests,
-        "code": code_version(),
-        "settings": {k: v for k, v in asdict(run).items() if k not in ("out", "labels", "catalog", "images")},
-        "counts": class_counts(labels),
-        "dropped": harvest.dropped,
-        "bad_values": bad_value_counts(bad_bits(rows)),
-        "n_faults": len(harvest.faults),
-        "faults": harvest.faults[:MAX_FAULTS],
-        "split": {
-            "order": split.order,
-            "seed": run.seed,
-            "n_pixels": split.n_pixels,
-            "reach_arcsec": round(split.reach_arcsec, 3),
-            "counts": counts,
-        },
-        "notes": notes,
-    }
+def _remove_abandoned(path: Path) -> None:
+    """Remove the unfinished folders of killed attempts at this dataset: their locks are free."""
+    for folder in path.parent.glob(f".{path.name}-*"):
+        if (folder / LOCK).is_file():
+            with file_lock(folder / LOCK, wait=False) as state:
+                if state == "taken":
+                    shutil.rmtree(folder)

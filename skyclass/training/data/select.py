@@ -1,4 +1,4 @@
-"""Which sources go into a training set; every refusal comes before a pixel is read."""
+"""The sources of a training set; every input error is reported before a pixel is read."""
 
 from __future__ import annotations
 
@@ -16,121 +16,120 @@ from ...images.archive import AtlasArchive, open_archive, require_usable_tile
 from ...locations import user_path
 from ...sources.assign import with_tiles
 from ...types import BANDS, Int64
+from .catalog_match import match_catalog
+from .classes import label_counts, label_counts_text, require_all_classes
 from .config import PRESETS, DatasetConfig
-from .examples import (
-    Labels,
-    brighter,
-    class_counts,
-    count_words,
-    images_simulated,
-    keep,
-    match_catalog,
-    read_labels,
-    refuse_empty_classes,
-    settle_simulated,
-    without_duplicates,
-)
-from .splits import Split, draw, split_sky, split_table
+from .examples import Labels, images_simulated, keep_rows, min_snr, read_labels, resolve_simulated, without_duplicates
+from .splits import Split, draw_sources, split_sky, split_table
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The sources to cut, sorted by tile and declination, with `label` and `split`; nothing of them is cut yet."""
+class Selection:
+    """The sources to cut: `table` has `label` and `split`, sorted by tile and declination."""
 
     table: pa.Table
     simulated: bool
     dropped: dict[str, int]
     split: Split
     labels_digest: str
-    matched_digest: str
+    catalog_digest: str
     notes: tuple[str, ...] = ()
 
 
-def choose(run: DatasetConfig) -> Chosen:
-    """Return the sources of a training set; raises for all that cannot be right. Reads no pixel."""
-    archive = _open(run.images, run.bands)
-    labels = without_duplicates(read_labels(run.labels, run.allow_truncated))
-    file_digest, digest = sha256_of(user_path(run.labels))[:16], ""
-    if run.catalog:
-        labels = match_catalog(labels, run.catalog, run.match_radius_arcsec, run.allow_truncated)
-        digest = content_digest(labels.table)
-    simulated = settle_simulated(run.simulated, [labels.simulated, images_simulated(run.images)])
-    labels = _on_archive(labels, archive, run)
-    wanted = {"counts": run.counts} | PRESETS.get(run.preset or "", {})
-    notes = []
-    for column, least in (("w1snr", run.min_w1snr), ("w2snr", run.min_w2snr)):
-        least = wanted.get(f"min_{column}") if least is None else least
-        notes += _unknown_snr(labels, column, least, run)
-        labels = brighter(labels, column, least)
-    labels = _drawn(labels, wanted["counts"] or {}, run)
+def select_sources(config: DatasetConfig) -> Selection:
+    """Return the sources of a training set. Reads no pixel.
+
+    Raises `ConfigError`, `CatalogError` or `ArchiveError` for input that cannot be used.
+    """
+    archive = _open_archive(config.images, config.bands)
+    labels = without_duplicates(read_labels(config.labels, config.allow_truncated))
+    labels_digest, catalog_digest = sha256_of(user_path(config.labels))[:16], ""
+    if config.catalog:
+        labels = match_catalog(labels, config.catalog, config.match_radius_arcsec, config.allow_truncated)
+        catalog_digest = content_digest(labels.table)
+    simulated = resolve_simulated(config.simulated, [labels.simulated, images_simulated(config.images)])
+    labels, notes = _apply_min_snr(_on_archive(labels, archive, config), config)
+    labels = _draw(labels, config)
     ra, dec, label = (labels.table[name].to_numpy() for name in ("ra", "dec", "label"))
-    split = split_sky(ra, dec, label, run.split, run.seed, run.size_px)
-    _refuse_empty_training(label, split, run)
+    split = split_sky(ra, dec, label, config.split, config.seed, config.size_px)
+    _require_training_classes(label, split, config)
     table = labels.table.append_column("split", pa.array(split.names.tolist(), pa.string()))
     keys = ("coadd_id", "dec", "ra", "source_id")
     table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
-    return Chosen(table, simulated, labels.dropped, split, file_digest, digest, tuple(notes))
+    return Selection(table, simulated, labels.dropped, split, labels_digest, catalog_digest, tuple(notes))
 
 
-def _unknown_snr(labels: Labels, column: str, least: float | None, run: DatasetConfig) -> list[str]:
-    """Return a note where a least S/N is asked for and sources have none; `ConfigError` where no source has one."""
-    unknown, n = labels.table[column].null_count, len(labels.table)
-    if least is None or not unknown:
+def _apply_min_snr(labels: Labels, config: DatasetConfig) -> tuple[Labels, list[str]]:
+    """Return the sources above the S/N limits of the configuration or its preset, and notes on unknown S/N."""
+    preset, notes = PRESETS.get(config.preset or "", {}), []
+    limits = {"w1snr": config.min_w1snr, "w2snr": config.min_w2snr}
+    for column, limit in limits.items():
+        threshold = preset.get(f"min_{column}") if limit is None else limit
+        notes += _unknown_snr_notes(labels, column, threshold, config)
+        labels = min_snr(labels, column, threshold)
+    return labels, notes
+
+
+def _unknown_snr_notes(labels: Labels, column: str, threshold: float | None, config: DatasetConfig) -> list[str]:
+    """Return a note on sources of unknown S/N below a limit; `ConfigError` where no source has one."""
+    n_unknown, n = labels.table[column].null_count, len(labels.table)
+    if threshold is None or not n_unknown:
         return []
-    if unknown == n and getattr(run, f"min_{column}") is not None:
+    if n_unknown == n and getattr(config, f"min_{column}") is not None:
         raise ConfigError(
-            f"min_{column} = {least:g}: none of the {n:,} sources has {column}; give it in {run.labels}, name a "
-            "catalogue that has it, or leave the limit out"
+            f"min_{column} = {threshold:g}: none of the {n:,} sources has {column}; add it to {config.labels}, name a "
+            "catalogue that has it, or remove the limit"
         )
-    return [f"{unknown:,} sources of unknown {column} were not held to min_{column} = {least:g}"]
+    return [f"{n_unknown:,} sources of unknown {column} were not held to min_{column} = {threshold:g}"]
 
 
-def _drawn(labels: Labels, counts: dict[str, int], run: DatasetConfig) -> Labels:
-    """Return as many sources of each class as were asked for; `CatalogError` where there are fewer."""
+def _draw(labels: Labels, config: DatasetConfig) -> Labels:
+    """Return the configured number of sources of each class; `CatalogError` where there are fewer."""
+    counts: dict[str, int] = config.counts or PRESETS.get(config.preset or "", {}).get("counts", {})
     label = labels.table["label"].to_numpy()
-    where = f"labels {run.labels}"
-    refuse_empty_classes(label, f"{where} on {run.images}: of what is left{_dropped_words(labels.dropped)}")
-    have = class_counts(label)
-    if any(have[name] < n for name, n in counts.items()):
-        need = ", ".join(f"{n:,} {name}" for name, n in counts.items())
-        what = f"preset {run.preset}" if run.preset else "counts"
+    drops = _drops_text(labels.dropped)
+    require_all_classes(label, f"labels {config.labels} on {config.images}: of what is left{drops}")
+    available = label_counts(label)
+    if any(available[name] < n for name, n in counts.items()):
+        needed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
+        setting = f"preset {config.preset}" if config.preset else "counts"
         raise CatalogError(
-            f"{where}: {what} needs {need}; there are {count_words(label)}{_dropped_words(labels.dropped)}; "
-            "label more sources, or set counts"
+            f"labels {config.labels}: {setting} needs {needed}; there are {label_counts_text(label)}{drops}; label "
+            "more sources, or set counts"
         )
     ra, dec = (labels.table[name].to_numpy() for name in ("ra", "dec"))
-    return keep(labels, draw(ra, dec, label, counts, run.seed), "not_drawn")
+    return keep_rows(labels, draw_sources(ra, dec, label, counts, config.seed), "not_drawn")
 
 
-def _dropped_words(dropped: dict[str, int]) -> str:
-    words = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n)
-    return f" (left out: {words})" if words else ""
+def _drops_text(dropped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items() if n)
+    return f" (left out: {reasons})" if reasons else ""
 
 
-def _refuse_empty_training(label: Int64, split: Split, run: DatasetConfig) -> None:
+def _require_training_classes(label: Int64, split: Split, config: DatasetConfig) -> None:
     counts = split_table(label, split.names)["train"]
     if empty := [name for name, n in counts.items() if not n]:
         raise ConfigError(
-            f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {run.labels} lie in only "
+            f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {config.labels} lie in only "
             f"{split.n_pixels} HEALPix pixels of order {split.order}; label more sky, or try another seed or split"
         )
 
 
-# --- the archive's part ----------------------------------------------------------------------------
+# --- the image archive -----------------------------------------------------------------------------
 
 
-def _open(images: str, bands: tuple[str, ...]) -> AtlasArchive:
-    """Return the archive; a band that the whole of it lacks is told with the ones it has."""
+def _open_archive(images: str, bands: tuple[str, ...]) -> AtlasArchive:
+    """Return the archive; the error for a band that it lacks everywhere names the bands that it has."""
     try:
         return open_archive(images, bands)
     except ArchiveError:
-        present = [band for band in BANDS if _has(images, band)]
+        present = [band for band in BANDS if _has_band(images, band)]
         if not present or set(bands) <= set(present):
             raise
-        raise _band_error(images, bands, present) from None
+        raise _missing_band_error(images, bands, present) from None
 
 
-def _has(images: str, band: str) -> bool:
+def _has_band(images: str, band: str) -> bool:
     try:
         open_archive(images, (band,))
     except ArchiveError:
@@ -138,35 +137,37 @@ def _has(images: str, band: str) -> bool:
     return True
 
 
-def _band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> ConfigError:
-    have = [band for band in BANDS if band in set(present)]
-    lacking = ", ".join(band for band in bands if band not in have)
-    fewer = [band for band in bands if band in have] or have
+def _missing_band_error(images: str, bands: tuple[str, ...], present: Iterable[str]) -> ConfigError:
+    available = [band for band in BANDS if band in set(present)]
+    missing = ", ".join(band for band in bands if band not in available)
+    usable = [band for band in bands if band in available] or available
     return ConfigError(
-        f"images {images}: no image of {lacking} for any labelled source, only of {', '.join(have)}; add them, or "
-        f"choose those that are there with --bands {','.join(fewer)} (in a file: bands = {json.dumps(fewer)})"
+        f"images {images}: no image of {missing} for any labelled source, only of {', '.join(available)}; add them, or "
+        f"choose available bands with --bands {','.join(usable)} (in a file: bands = {json.dumps(usable)})"
     )
 
 
-def _on_archive(labels: Labels, archive: AtlasArchive, run: DatasetConfig) -> Labels:
+def _on_archive(labels: Labels, archive: AtlasArchive, config: DatasetConfig) -> Labels:
     """Return the sources on tiles of which the archive has all bands, each with its tile."""
     table = with_tiles(labels.table, archive)
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
-    names, place = np.unique(np.asarray(pc.fill_null(table["coadd_id"], "")).astype(str), return_inverse=True)
-    bands_of = [set(archive.bands_of(str(name))) for name in names]
-    present = set().union(*bands_of)
+    coadd_ids = np.asarray(pc.fill_null(table["coadd_id"], "")).astype(str)
+    tiles, tile_of_row = np.unique(coadd_ids, return_inverse=True)
+    bands_of_tile = [set(archive.bands_of(str(tile))) for tile in tiles]
+    present = set().union(*bands_of_tile)
     if not present:
         raise CatalogError(
-            f"none of the {len(table):,} labelled sources lies on a tile of {run.images}: they span RA "
+            f"none of the {len(table):,} labelled sources lies on a tile of {config.images}: they span RA "
             f"{ra.min():.3f}..{ra.max():.3f}, Dec {dec.min():+.3f}..{dec.max():+.3f}; is it another part of the sky?"
         )
-    if not set(run.bands) <= present:
-        raise _band_error(run.images, run.bands, present)
-    there = np.array([bool(has) for has in bands_of])[place]
-    complete = np.array([set(run.bands) <= has for has in bands_of])[place]
-    kept = keep(replace(labels, table=table), there, "outside_archive")
-    kept = keep(kept, complete[there], "missing_band")
-    if not len(kept.table):
-        raise CatalogError(f"images {run.images}: no tile of the labels has all of {', '.join(run.bands)}")
-    require_usable_tile(archive, run.images, sorted(pc.unique(kept.table["coadd_id"]).to_pylist()), run.bands)
-    return kept
+    if not set(config.bands) <= present:
+        raise _missing_band_error(config.images, config.bands, present)
+    has_image = np.array([bool(bands) for bands in bands_of_tile])[tile_of_row]
+    has_all_bands = np.array([set(config.bands) <= bands for bands in bands_of_tile])[tile_of_row]
+    labels = keep_rows(replace(labels, table=table), has_image, "outside_archive")
+    labels = keep_rows(labels, has_all_bands[has_image], "missing_band")
+    if not len(labels.table):
+        raise CatalogError(f"images {config.images}: no tile of the labels has all of {', '.join(config.bands)}")
+    remaining_tiles = sorted(pc.unique(labels.table["coadd_id"]).to_pylist())
+    require_usable_tile(archive, config.images, remaining_tiles, config.bands)
+    return labels

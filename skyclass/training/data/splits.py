@@ -1,8 +1,8 @@
 """Training, validation and test sets that share no sky: whole HEALPix pixels, stratified by class. Pure.
 
-A random split of sources leaks: neighbours share pixels of their cutouts, the field's background, its calibration.
-Here a HEALPix pixel goes to one split as a whole, and a source of the validation or test set whose cutout could
-still share image pixels with a source of another split, across a border, is set aside as "none".
+A random split of sources leaks: neighbours share pixels of their cutouts, the background of the field and its
+calibration. Here a whole HEALPix pixel belongs to one split. A validation or test source whose cutout may share image
+pixels with a source of another split, across a border, is set aside as "none".
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ORDERS = (5, 11)
 ENOUGH_PIXELS = 50
 """Occupied pixels that allow 8:1:1 in each class within about a pixel's share."""
 
-PIXEL_IN_REACHES = 4
-"""A pixel is at least so many reaches wide: in smaller ones hardly a source is far from every border."""
+MIN_PIXEL_REACHES = 4
+"""Least width of a pixel in units of the reach: in smaller pixels almost every source is near a border."""
 
 ROUNDS = 4
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which split each row is in: `names` (N,) of "train", "val", "test", "none"; and how that came about.
+    """The split of each row: `names` (N,) of "train", "val", "test", "none".
 
-    `order` is the HEALPix order of the pixels, `n_pixels` how many are occupied, `n_none` how many rows were set
-    aside because they lie within `reach_arcsec` of another split.
+    `order` is the HEALPix order of the pixels, `n_pixels` the number of occupied ones, and `n_none` the number of rows
+    set aside because they lie within `reach_arcsec` of another split.
     """
 
     names: NDArray[np.str_]
@@ -50,32 +50,33 @@ def split_sky(ra: Float64, dec: Float64, labels: Int64, fractions: tuple[float, 
     """Return the split of sources at `ra`, `dec` (degrees) with cutouts of `size_px` native pixels on a side.
 
     `fractions` are the shares of train, val and test in any scale (8, 1, 1). The result depends on the set of
-    positions and labels and on `seed`, never on the order of the rows.
+    positions and labels and on `seed`, not on the order of the rows.
     """
-    reach_arcsec = shared_reach_arcsec(size_px)
-    order = choose_order(ra, dec, reach_arcsec)
-    pixels, place = np.unique(healpix(order, ra, dec), return_inverse=True)
+    reach_arcsec = cutout_reach_arcsec(size_px)
+    order = split_order(ra, dec, reach_arcsec)
+    pixels, pixel_of_row = np.unique(healpix(order, ra, dec), return_inverse=True)
     counts = np.zeros((len(pixels), len(CLASSES)))
-    np.add.at(counts, (place, labels), 1)
-    side = deal(counts, fractions, np.argsort(hash01(pixels, seed), kind="stable"))[place]
-    leaks = leaking(ra, dec, side, reach_arcsec)
-    names = np.where(leaks, NO_SPLIT, np.array(SPLITS)[side])
+    np.add.at(counts, (pixel_of_row, labels), 1)
+    pixel_splits = assign_splits(counts, fractions, np.argsort(uniform_hash(pixels, seed), kind="stable"))
+    row_splits = pixel_splits[pixel_of_row]
+    leaks = near_other_split(ra, dec, row_splits, reach_arcsec)
+    names = np.where(leaks, NO_SPLIT, np.array(SPLITS)[row_splits])
     return Split(names, order, len(pixels), int(leaks.sum()), reach_arcsec)
 
 
-def shared_reach_arcsec(size_px: int) -> float:
+def cutout_reach_arcsec(size_px: int) -> float:
     """Return the separation from which two cutouts share no pixel: their diagonal, and a pixel for rounding."""
     return float(np.sqrt(2) * (size_px + 1) * PIXEL_SCALE_ARCSEC)
 
 
-def choose_order(ra: Float64, dec: Float64, reach_arcsec: float) -> int:
-    """Return the coarsest order with `ENOUGH_PIXELS` occupied pixels, or the finest whose pixels are wide enough."""
+def split_order(ra: Float64, dec: Float64, reach_arcsec: float) -> int:
+    """Return the coarsest order with `ENOUGH_PIXELS` occupied pixels, or the finest with wide enough pixels."""
     first, last = ORDERS
-    wide = [order for order in range(first, last + 1) if pixel_side_arcsec(order) >= PIXEL_IN_REACHES * reach_arcsec]
-    finest = max(wide, default=first)
-    deep = np.unique(healpix(finest, ra, dec))
+    least_side = MIN_PIXEL_REACHES * reach_arcsec
+    finest = max((order for order in range(first, last + 1) if pixel_side_arcsec(order) >= least_side), default=first)
+    occupied = np.unique(healpix(finest, ra, dec))
     for order in range(first, finest):
-        if len(np.unique(deep >> 2 * (finest - order))) >= ENOUGH_PIXELS:
+        if len(np.unique(occupied >> 2 * (finest - order))) >= ENOUGH_PIXELS:
             return order
     return finest
 
@@ -85,46 +86,47 @@ def pixel_side_arcsec(order: int) -> float:
     return float(np.degrees(np.sqrt(np.pi / 3)) * 3600 / 2**order)
 
 
-def deal(counts: Float64, fractions: tuple[float, ...], order: Int64) -> Int64:
+def assign_splits(counts: Float64, fractions: tuple[float, ...], order: Int64) -> Int64:
     """Return the split (P,) of pixels with `counts` (P, classes), so that each class is divided by `fractions`.
 
-    Pixels are placed in `order`, each where the shares of all classes then miss their targets least; later rounds
-    take each up once more. A class counts as a whole, however rare.
+    Pixels are assigned in `order`, each to the split where the shares of all classes then miss their targets least;
+    later rounds reassign each pixel once. Every class has the same weight, however rare it is.
     """
     target = np.asarray(fractions, float) / np.sum(fractions)
     share = counts / np.maximum(counts.sum(axis=0), 1)
     weight = 1 / np.where(target > 0, target, np.nan)
     load = np.zeros((len(target), counts.shape[1]))
-    where = np.full(len(counts), -1)
+    split = np.full(len(counts), -1)
     for _ in range(ROUNDS):
         for pixel in order:
-            if where[pixel] >= 0:
-                load[where[pixel]] -= share[pixel]
+            if split[pixel] >= 0:
+                load[split[pixel]] -= share[pixel]
             miss = load - target[:, None]
             cost = ((2 * miss + share[pixel]) * share[pixel]).sum(axis=1) * weight
-            where[pixel] = np.nanargmin(cost)
-            load[where[pixel]] += share[pixel]
-    return where.astype(np.int64)
+            split[pixel] = np.nanargmin(cost)
+            load[split[pixel]] += share[pixel]
+    return split.astype(np.int64)
 
 
-def leaking(ra: Float64, dec: Float64, side: Int64, reach_arcsec: float) -> Bool:
+def near_other_split(ra: Float64, dec: Float64, splits: Int64, reach_arcsec: float) -> Bool:
     """Return which validation and test rows lie within `reach_arcsec` of a row of another split."""
     vectors = unit_vectors(ra, dec)
-    leaks = np.zeros(len(side), bool)
-    for k in range(1, len(SPLITS)):
-        mine = side == k
-        if mine.any() and not mine.all():
-            distance, _ = cKDTree(vectors[~mine]).query(vectors[mine], distance_upper_bound=chord(reach_arcsec))
-            leaks[mine] = np.isfinite(distance)
-    return leaks
+    near = np.zeros(len(splits), bool)
+    for split in range(1, len(SPLITS)):
+        inside = splits == split
+        if inside.any() and not inside.all():
+            others, reach = cKDTree(vectors[~inside]), chord_length(reach_arcsec)
+            distance, _ = others.query(vectors[inside], distance_upper_bound=reach)
+            near[inside] = np.isfinite(distance)
+    return near
 
 
-def chord(angle_arcsec: float) -> float:
+def chord_length(angle_arcsec: float) -> float:
     """Return the straight distance between unit vectors that are an angle apart."""
     return float(2 * np.sin(np.radians(angle_arcsec / 3600) / 2))
 
 
-def hash01(numbers: Int64, seed: int) -> Float64:
+def uniform_hash(numbers: Int64, seed: int) -> Float64:
     """Return a uniform number in [0, 1) for each integer (the finaliser of splitmix64, Steele et al. 2014)."""
     return _mix(numbers.astype(np.uint64) ^ _mix(np.array([seed % 2**63], np.uint64))) / 2.0**64
 
@@ -136,17 +138,17 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def draw(ra: Float64, dec: Float64, labels: Int64, counts: dict[str, int], seed: int) -> Bool:
-    """Return which rows are drawn: so many of each class that `counts` names, all of the others.
+def draw_sources(ra: Float64, dec: Float64, labels: Int64, counts: dict[str, int], seed: int) -> Bool:
+    """Return which rows are drawn: the given number of each class in `counts`, all rows of the other classes.
 
-    The draw goes by position and seed: the order of the rows does not matter.
+    The draw depends on position and seed, not on the order of the rows.
     """
-    lot = hash01(healpix29(ra, dec), seed)
-    chosen = np.ones(len(labels), bool)
+    rank = uniform_hash(healpix29(ra, dec), seed)
+    drawn = np.ones(len(labels), bool)
     for name, n in counts.items():
         rows = np.flatnonzero(labels == CLASSES.index(name))
-        chosen[rows[np.argsort(lot[rows], kind="stable")[n:]]] = False
-    return chosen
+        drawn[rows[np.argsort(rank[rows], kind="stable")[n:]]] = False
+    return drawn
 
 
 def split_table(labels: Int64, names: Any) -> dict[str, dict[str, int]]:

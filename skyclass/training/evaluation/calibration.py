@@ -18,8 +18,9 @@ from scipy import optimize, special
 from ...errors import ConfigError
 from ...model.bundle import Bundle, check_target, load_weights, save_bundle
 from ...types import CLASSES, Float64, Int64
-from ..data.dataset import Dataset, class_counts
-from .evaluate import is_simulated, logits_of, pixels_digest, rows_of
+from ..data.classes import label_counts
+from ..data.dataset import Dataset, pixels_digest
+from .evaluate import is_simulated, logits_of, rows_of
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of a fitted temperature. Rows that ask for a value outside are separated perfectly or not at all."""
@@ -145,7 +146,7 @@ def calibrate(
         "pixels": pixels_digest(dataset),
         "of": bundle.model_id,
         "simulated": is_simulated(dataset),
-        "counts": class_counts(labels),
+        "counts": label_counts(labels),
         "loss_before": round(negative_log_likelihood(before, labels, weights), 6),
         "loss_after": round(negative_log_likelihood(after, labels, weights), 6),
     }

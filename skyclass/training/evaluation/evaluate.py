@@ -26,7 +26,9 @@ from ...model.photometry import columns_of, features
 from ...model.photometry import numbers as floats
 from ...networks import INPUTS
 from ...types import CLASSES, Bool, Float16, Float32, Float64, Int64
-from ..data.dataset import Dataset, class_counts, composites, rows_digest
+from ..data.classes import label_counts
+from ..data.composites import composites
+from ..data.dataset import Dataset, pixels_digest, rows_digest
 from ..extra import train_extra
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .metrics import OF_GUESSES, colour_cuts, confusion, confusion_scores, named, numbers_of, scores
@@ -158,12 +160,6 @@ def is_simulated(dataset: Dataset) -> bool:
     return simulated
 
 
-def pixels_digest(dataset: Dataset) -> str | None:
-    """Return the digest of a dataset's pixels, None where its provenance has none."""
-    digest = dataset.provenance.get("digests", {}).get("pixels")
-    return str(digest) if digest else None
-
-
 def check_fit(bundles: Sequence[Bundle], dataset: Dataset) -> None:
     """Raise `ConfigError`, naming every misfit, unless each bundle can look at the dataset's cutouts."""
     problems = [f"{bundle.model_id}: {words}" for bundle in bundles for words in _misfits(bundle, dataset)]
@@ -264,7 +260,7 @@ def training_log(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _dataset_words(dataset: Dataset, labels: Int64) -> dict[str, Any]:
     provenance = json.loads(json.dumps(dataset.provenance, default=str))
-    return {"path": str(dataset.path or ""), "counts": class_counts(labels), "provenance": provenance}
+    return {"path": str(dataset.path or ""), "counts": label_counts(labels), "provenance": provenance}
 
 
 def _simulated_words(simulated_data: bool, bundles: Sequence[Bundle]) -> list[str]:

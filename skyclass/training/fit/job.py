@@ -25,7 +25,8 @@ from ...model.photometry import PhotometrySettings, features, scale_of, standard
 from ...networks import build, channels_last
 from ...networks.fusion import FusionNet
 from ...types import CLASSES, Float16, Float32, Int64
-from ..data.dataset import Dataset, class_counts, rows_digest
+from ..data.classes import label_counts
+from ..data.dataset import Dataset, rows_digest
 from .ddp import Group, synced
 from .recipe import TrainConfig, changed_composite
 
@@ -140,7 +141,7 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
     """Raise `ConfigError` unless every class is there to train and to validate on; all problems in one message."""
     problems = []
     for side, rows in (("train", train_rows), ("val", val_rows)):
-        lost = [name for name, n in class_counts(dataset.labels[rows]).items() if not n]
+        lost = [name for name, n in label_counts(dataset.labels[rows]).items() if not n]
         if lost:
             problems.append(f"no {', '.join(lost)} in its split {side!r} ({len(rows)} rows): label more of the sky")
     steps = max(1, math.ceil(len(train_rows) / run.batch_size))
@@ -293,8 +294,8 @@ def provenance(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         "simulated": simulated,
         "label": run.label or ("trained on a SIMULATED sky only" if simulated else "observed images"),
         "fingerprint": job.fingerprint,
-        "train_counts": class_counts(job.dataset.labels[job.train_rows]),
-        "val_counts": class_counts(job.dataset.labels[job.val_rows]),
+        "train_counts": label_counts(job.dataset.labels[job.train_rows]),
+        "val_counts": label_counts(job.dataset.labels[job.val_rows]),
         "best_epoch": record["epoch"],
         **{k: round(record[k], 6) for k in ("loss", "val_loss", "val_balanced_accuracy", "val_ece")},
         "prior": "equal classes" if run.balanced else "classes as counted",

@@ -29,7 +29,8 @@ from ...errors import ConfigError, Interrupted
 from ...model.bundle import Bundle, check_target, load_bundle, load_weights, save_bundle
 from ...model.photometry import COLUMNS, PhotometrySettings, features, standardise
 from ...types import CLASSES, Float32, Int64
-from ..data.dataset import Dataset, composites, load_dataset
+from ..data.composites import composites
+from ..data.dataset import Dataset, load_dataset
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import balanced_accuracy, calibration_error, confusion
 from .augment import Draw, augment, draw
