@@ -32,9 +32,6 @@ from skyclass.training.evaluation.evaluate import (
     evaluate,
     evaluate_models,
     galactic_latitude_deg,
-    logits_of,
-    probabilities_of,
-    rows_of,
     training_log,
     write_evaluation,
 )
@@ -45,14 +42,16 @@ from skyclass.training.evaluation.metrics import (
     colour_cuts,
     confusion,
     confusion_scores,
-    numbers,
+    metric_terms,
+    metrics_from_weights,
+    metrics_of,
     precision_at,
     reliability,
     roc_curve,
-    sample,
     scores,
     table_rates,
 )
+from skyclass.training.evaluation.predictions import logits_of, probabilities_of, rows_of
 from skyclass.types import CLASSES
 
 BANDS = ("w1", "w2", "w3")
@@ -103,7 +102,7 @@ def test_roc_and_auc_are_those_of_scikit_learn(digits: int) -> None:
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra `train`")
     labels, p = drawn(3000, 2)
     p = np.round(p, digits)
-    found = numbers(sample(labels, p), np.ones((1, len(labels))))["auc"][0]
+    found = metrics_from_weights(metric_terms(labels, p), np.ones((1, len(labels))))["auc"][0]
     for k in range(3):
         assert found[k] == pytest.approx(metrics.roc_auc_score(labels == k, p[:, k]), abs=1e-12)
         curve = roc_curve(labels == k, p[:, k])
@@ -175,7 +174,7 @@ def test_the_published_rates_leave_a_fifth_of_the_quasars_pure() -> None:
 def test_intervals_cover_the_truth_nineteen_times_in_twenty() -> None:
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "nll", "brier")
     big, p = drawn(200_000, 10)
-    truth = {name: value[0] for name, value in numbers(sample(big, p), np.ones((1, len(big)))).items()}
+    truth = metrics_of(big, p)
     inside = dict.fromkeys(names, 0)
     for trial in range(200):
         labels, p = drawn(250, 100 + trial)

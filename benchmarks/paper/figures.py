@@ -14,7 +14,7 @@ from skyclass.model.bundle import load_bundle
 from skyclass.model.classifier import Preprocess
 from skyclass.report import save_figure
 from skyclass.training.data.composites import composites
-from skyclass.training.evaluation.evaluate import probabilities_of
+from skyclass.training.evaluation.predictions import probabilities_of
 
 from . import analyses, classic, pictures
 from .study import BANDS, SIZES, Study

@@ -32,8 +32,9 @@ from skyclass.training.data.config import DatasetConfig
 from skyclass.training.data.dataset import Dataset, load_dataset
 from skyclass.training.evaluation.bootstrap import bootstrap, interval
 from skyclass.training.evaluation.calibration import calibrate, softmax
-from skyclass.training.evaluation.evaluate import evaluate, probabilities_of, training_log
+from skyclass.training.evaluation.evaluate import evaluate, training_log
 from skyclass.training.evaluation.metrics import scores
+from skyclass.training.evaluation.predictions import probabilities_of
 from skyclass.training.fit.job import input_statistics
 from skyclass.training.fit.recipe import TrainConfig, train_config
 from skyclass.training.fit.train import train

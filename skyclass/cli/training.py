@@ -126,7 +126,8 @@ def evaluate(
     from ..report import RESULTS
     from ..training.data.dataset import load_dataset
     from ..training.evaluation.calibration import calibrate as fit
-    from ..training.evaluation.evaluate import check_fit, check_folder, evaluate_models, write_evaluation
+    from ..training.evaluation.evaluate import check_folder, evaluate_models, write_evaluation
+    from ..training.evaluation.predictions import check_fit
 
     check_folder(Path(output))
     data, bundles = load_dataset(models[-1]), [load_bundle(name) for name in models[:-1]]

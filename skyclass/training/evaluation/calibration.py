@@ -20,7 +20,8 @@ from ...model.bundle import Bundle, check_target, load_weights, save_bundle
 from ...types import CLASSES, Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, pixels_digest
-from .evaluate import is_simulated, logits_of, rows_of
+from .caveats import is_simulated
+from .predictions import logits_of, rows_of
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of a fitted temperature. Rows that ask for a value outside are separated perfectly or not at all."""

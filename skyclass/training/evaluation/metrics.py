@@ -1,10 +1,10 @@
-"""What a set of answers gets right: rates, ROC, calibration; and two plain colour cuts to beat.
+"""Metrics of a classifier: rates, ROC and calibration; and two colour cuts as a baseline.
 
-A recall or accuracy on a balanced sample says nothing of the purity of a catalogue, where stars and galaxies
-outnumber quasars by hundreds; purity needs the class shares of the sky (`precision_at`).
+Recall and accuracy on a balanced sample do not tell the purity of a catalogue, where stars and galaxies outnumber
+quasars by hundreds to one. Purity depends on the class shares of the sky (`precision_at`).
 
-Every number comes from one function, `numbers`, of the rows' weights: all ones give the value, the counts of a
-resampled draw give one draw of the bootstrap.
+One function, `metrics_from_weights`, computes every metric from the weights of the rows: weights of 1 give the value,
+and the counts of a resampled draw give one draw of the bootstrap.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ BINS = 15
 """Bins of the calibration error and of the reliability diagram (Guo et al. 2017)."""
 ROC_POINTS = 200
 
-BY_CLASS = ("precision", "recall", "specificity", "f1", "class_accuracy", "auc")
-OF_GUESSES = ("accuracy", "balanced_accuracy", *BY_CLASS[:5], *(f"macro_{name}" for name in BY_CLASS[:5]))
-"""Numbers that need no probabilities: the colour cuts have these only."""
+CLASS_RATES = ("precision", "recall", "specificity", "f1", "class_accuracy")
+RATE_METRICS = ("accuracy", "balanced_accuracy", *CLASS_RATES, *(f"macro_{name}" for name in CLASS_RATES))
+"""Metrics of predicted classes, without probabilities: the colour cuts have only these."""
 
 
 def scores(labels: Int64, probabilities: Float32) -> dict[str, Any]:
     """Return the scores of (N, 3) probabilities, as JSON.
 
-    Those of `confusion_scores`, and `auc` by class, `macro_auc`, `roc`, `ece` (15 equal bins of the given class),
-    `ece_floor` (the mean ECE of a perfectly calibrated model on so few rows), `classwise_ece`, `nll`, `brier` (sum
-    over classes, 0 to 2), `reliability` (table by bin). What a missing class leaves undefined is None.
+    Those of `confusion_scores`, and `auc` by class, `macro_auc`, `roc`, `ece` (15 equal bins of the predicted class),
+    `ece_floor` (the mean ECE of a perfectly calibrated model with as many rows), `classwise_ece`, `nll`, `brier` (sum
+    over classes, 0 to 2), `reliability` (table by bin). A score that a missing class leaves undefined is None.
     """
-    found = {name: named(value) for name, value in numbers_of(labels, probabilities).items()}
+    metrics = {name: per_class(value) for name, value in metrics_of(labels, probabilities).items()}
     return confusion_scores(confusion(labels, probabilities.argmax(1))) | {
-        **{name: value for name, value in found.items() if name not in OF_GUESSES},
+        **{name: value for name, value in metrics.items() if name not in RATE_METRICS},
         "ece_floor": calibration_floor(probabilities),
         "reliability": reliability(labels, probabilities),
         "roc": {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)},
     }
 
 
-def confusion(labels: Int64, guess: NDArray[np.integer]) -> Int64:
-    """Return the counts (3, 3): rows are true classes, columns are given ones, in the order of `CLASSES`."""
+def confusion(labels: Int64, predicted: NDArray[np.integer]) -> Int64:
+    """Return the counts (3, 3): rows are true classes, columns are predicted ones, in the order of `CLASSES`."""
     n = len(CLASSES)
-    return np.bincount(labels * n + guess, minlength=n * n).reshape(n, n).astype(np.int64)
+    return np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
 def confusion_scores(table: Int64) -> dict[str, Any]:
     """Return `n`, `classes`, `confusion`, and the rates of `table_rates` by class and overall, as JSON.
 
-    `precision` holds for the class shares of this very sample; a rate without rows is None.
+    `precision` is valid for the class shares of this sample only; a rate without rows is None.
     """
-    rates = {name: named(value[0]) for name, value in table_rates(table[None]).items()}
+    rates = {name: per_class(value[0]) for name, value in table_rates(table[None]).items()}
     return {"n": int(table.sum()), "classes": list(CLASSES), "confusion": table.tolist()} | rates
 
 
@@ -63,22 +63,22 @@ def table_rates(tables: NDArray[Any]) -> dict[str, Float64]:
     """Return the rates of confusion matrices (D, 3, 3): (D, 3) by class, (D,) overall, NaN where undefined.
 
     Each class against the rest, as in Table 2 of Zhao et al. 2023 (RAA 23, 085010): precision TP / (TP + FP), recall
-    TP / (TP + FN), specificity TN / (TN + FP), `f1` their harmonic mean (of precision and recall), `class_accuracy`
-    (TP + TN) / all. `macro_` is the mean over the classes that have one. `accuracy` is the share of right rows,
-    `balanced_accuracy` the mean recall: the macro recall.
+    TP / (TP + FN), specificity TN / (TN + FP), `f1` the harmonic mean of precision and recall, `class_accuracy`
+    (TP + TN) / all. `macro_` is the mean over the classes that have the rate. `accuracy` is the share of correct rows,
+    `balanced_accuracy` the mean recall, that is the macro recall.
     """
     t = np.asarray(tables, np.float64)
-    hits, true, given, n = np.einsum("dkk->dk", t), t.sum(2), t.sum(1), t.sum((1, 2))[:, None]
-    by_class = {
-        "precision": ratio(hits, given),
-        "recall": ratio(hits, true),
-        "specificity": ratio(n - true - given + hits, n - true),
-        "f1": ratio(2 * hits, true + given),
-        "class_accuracy": ratio(n - true - given + 2 * hits, n),
+    correct, true, predicted, n = np.einsum("dkk->dk", t), t.sum(2), t.sum(1), t.sum((1, 2))[:, None]
+    class_rates = {
+        "precision": ratio(correct, predicted),
+        "recall": ratio(correct, true),
+        "specificity": ratio(n - true - predicted + correct, n - true),
+        "f1": ratio(2 * correct, true + predicted),
+        "class_accuracy": ratio(n - true - predicted + 2 * correct, n),
     }
-    overall = {f"macro_{name}": mean_rate(rate) for name, rate in by_class.items()}
-    accuracy = ratio(hits.sum(1), n[:, 0])
-    return {"accuracy": accuracy, "balanced_accuracy": overall["macro_recall"], **by_class, **overall}
+    overall = {f"macro_{name}": mean_rate(rate) for name, rate in class_rates.items()}
+    accuracy = ratio(correct.sum(1), n[:, 0])
+    return {"accuracy": accuracy, "balanced_accuracy": overall["macro_recall"], **class_rates, **overall}
 
 
 def balanced_accuracy(table: Int64) -> float:
@@ -87,35 +87,36 @@ def balanced_accuracy(table: Int64) -> float:
 
 
 def precision_at(table: ArrayLike, shares: Mapping[str, float]) -> dict[str, float | None]:
-    """Return the precision to expect of each class where the classes have these `shares`, from a confusion matrix.
+    """Return the expected precision of each class in a sample with these class `shares`, from a confusion matrix.
 
-    share_k recall_k / sum_j share_j P(given k | true j): Bayes' theorem with the rates of this sample, whose
-    depth and kinds of sources must be those of the other. None where the sample has no rows of a class.
+    share_k recall_k / sum_j share_j P(predicted k | true j): Bayes' theorem with the rates of this sample, which must
+    have the depth and the kinds of sources of the other. None where the sample has no rows of a class.
     """
     if set(shares) != set(CLASSES) or min(shares.values()) < 0:
-        raise ConfigError(f"shares {dict(shares)}: give one number >= 0 for each of {', '.join(CLASSES)}")
+        raise ConfigError(f"shares {dict(shares)}: set one number >= 0 for each of {', '.join(CLASSES)}")
     value = precisions_at(np.asarray(table)[None], np.array([shares[name] for name in CLASSES]))[0]
-    return dict(zip(CLASSES, plain(value), strict=True))
+    return dict(zip(CLASSES, nan_to_none(value), strict=True))
 
 
 def precisions_at(tables: NDArray[Any], shares: Float64) -> Float64:
+    """Return the expected precisions (D, 3) at class shares (3,), from confusion matrices (D, 3, 3)."""
     t = np.asarray(tables, np.float64)
-    given = shares[:, None] * ratio(t, t.sum(2, keepdims=True))  # P(true j and given k)
-    return ratio(np.einsum("dkk->dk", given), given.sum(1))
+    joint = shares[:, None] * ratio(t, t.sum(2, keepdims=True))  # P(true j and predicted k)
+    return ratio(np.einsum("dkk->dk", joint), joint.sum(1))
 
 
 def calibration_error(labels: Int64, probabilities: Float32, bins: int = BINS) -> float:
-    """Return the expected calibration error of the given class (Guo et al. 2017, arXiv:1706.04599)."""
+    """Return the expected calibration error of the predicted class (Guo et al. 2017, arXiv:1706.04599)."""
     confidence = probabilities.max(1).astype(np.float64)
-    right = probabilities.argmax(1) == labels
-    gap = np.bincount(_bin(confidence, bins), weights=right - confidence, minlength=bins)
+    correct = probabilities.argmax(1) == labels
+    gap = np.bincount(_bin(confidence, bins), weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / max(1, len(labels)))
 
 
 def calibration_floor(probabilities: Float32, bins: int = BINS) -> float:
-    """Return the mean ECE of labels drawn from these very probabilities: what chance alone gives on N rows.
+    """Return the mean ECE of labels drawn from these probabilities: that of a perfect calibration on N rows.
 
-    The gap of a bin is near normal with the variance of a sum of Bernoulli draws (Broecker & Smith 2007).
+    The gap of a bin is nearly normal with the variance of a sum of Bernoulli draws (Broecker & Smith 2007).
     """
     confidence = probabilities.max(1).astype(np.float64)
     variance = np.bincount(_bin(confidence, bins), weights=confidence * (1 - confidence), minlength=bins)
@@ -123,19 +124,20 @@ def calibration_floor(probabilities: Float32, bins: int = BINS) -> float:
 
 
 def reliability(labels: Int64, probabilities: Float32, bins: int = BINS) -> dict[str, list[dict[str, Any]]]:
-    """Return the reliability table of the given class ("given") and of each class: one entry a bin.
+    """Return the reliability table of the predicted class ("given") and of each class, one entry for each bin.
 
-    `low`, `high`, `n`, `confidence` (mean probability), `share` (of rows that are it); None in an empty bin.
+    An entry has `low`, `high`, `n`, `confidence` (mean probability) and `share` (of the rows of that class); None in an
+    empty bin.
     """
-    given = (probabilities.max(1), probabilities.argmax(1) == labels)
-    pairs = {"given": given} | {name: (probabilities[:, k], labels == k) for k, name in enumerate(CLASSES)}
+    predicted = (probabilities.max(1), probabilities.argmax(1) == labels)
+    pairs = {"given": predicted} | {name: (probabilities[:, k], labels == k) for k, name in enumerate(CLASSES)}
     return {name: _reliability_bins(p.astype(np.float64), true, bins) for name, (p, true) in pairs.items()}
 
 
 def _reliability_bins(p: Float64, true: NDArray[np.bool_], bins: int) -> list[dict[str, Any]]:
-    place = _bin(p, bins)
-    n, hits, total = (np.bincount(place, weights=w, minlength=bins) for w in (np.ones(len(p)), true, p))
-    share, confidence = (plain(ratio(part, n)) for part in (hits, total))
+    bin_index = _bin(p, bins)
+    n, n_true, total = (np.bincount(bin_index, weights=w, minlength=bins) for w in (np.ones(len(p)), true, p))
+    share, confidence = (nan_to_none(ratio(part, n)) for part in (n_true, total))
     return [
         {"low": i / bins, "high": (i + 1) / bins, "n": int(n[i]), "confidence": confidence[i], "share": share[i]}
         for i in range(bins)
@@ -143,9 +145,9 @@ def _reliability_bins(p: Float64, true: NDArray[np.bool_], bins: int) -> list[di
 
 
 def roc_curve(positive: NDArray[np.bool_], score: ArrayLike, points: int = ROC_POINTS) -> dict[str, Any] | None:
-    """Return `fpr`, `tpr`, `threshold` of "score >= threshold", thinned to at most `points`; None without both kinds.
+    """Return `fpr`, `tpr`, `threshold` of "score >= threshold", thinned to at most `points`.
 
-    The points kept lie evenly along the curve; the area is never computed from them.
+    None without both positives and negatives. The points lie evenly along the curve; no area is computed from them.
     """
     score = np.asarray(score, np.float64)
     if positive.all() or not positive.any():
@@ -154,11 +156,11 @@ def roc_curve(positive: NDArray[np.bool_], score: ArrayLike, points: int = ROC_P
     last = np.flatnonzero(np.diff(score[order], append=-np.inf))
     tpr = np.r_[0.0, np.cumsum(positive[order])[last] / positive.sum()]
     fpr = np.r_[0.0, np.cumsum(~positive[order])[last] / (~positive).sum()]
-    place = np.linspace(0, 2, points)
-    keep = np.unique(np.clip(np.searchsorted(tpr + fpr, place - 1e-12), 0, len(tpr) - 1))
-    threshold = np.r_[np.nextafter(score[order[0]], np.inf), score[order[last]]]  # above the highest: none is called
-    named = {"fpr": np.round(fpr, 6), "tpr": np.round(tpr, 6), "threshold": threshold}
-    return {name: value[keep].tolist() for name, value in named.items()}
+    along_curve = np.linspace(0, 2, points)
+    index = np.unique(np.clip(np.searchsorted(tpr + fpr, along_curve - 1e-12), 0, len(tpr) - 1))
+    threshold = np.r_[np.nextafter(score[order[0]], np.inf), score[order[last]]]  # the first selects no row
+    curve = {"fpr": np.round(fpr, 6), "tpr": np.round(tpr, 6), "threshold": threshold}
+    return {name: value[index].tolist() for name, value in curve.items()}
 
 
 def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]:
@@ -174,66 +176,68 @@ def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]
     return np.where(m1 - m2 > 0.8, "quasar", np.where(m2 - m3 > 1.5, "galaxy", "star"))
 
 
-# --- every number, from weighted rows --------------------------------------------------------------
+# --- metrics from weighted rows --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What the numbers of a model need of its rows: `sums` (N, 77), to be added up by weight, and `auc` (3,).
+class MetricTerms:
+    """The contribution of each row to the metrics: `sums` (N, 77), to be added by weight, and `auc` (3,).
 
-    Columns of `sums`: 9 cells of the confusion matrix, -log p, squared error, 15 bins of (right - confidence),
-    3 x 15 bins of (is it - probability), and by class the share of the others that a row of it outranks, then the
-    share of its rows that outrank a row of the others (DeLong et al. 1988, Biometrics 44, 837).
+    Columns of `sums`: 9 cells of the confusion matrix, -log p, squared error, 15 bins of (correct - confidence),
+    3 x 15 bins of (is of the class - probability), and by class the share of the other rows that a row of the class
+    outranks, then the share of the rows of the class that outrank another row (DeLong et al. 1988, Biometrics 44, 837).
     """
 
     sums: Float64
     auc: Float64
 
 
-def sample(labels: Int64, probabilities: Float32) -> Sample:
-    """Return what `numbers` needs of (N,) labels and (N, 3) probabilities."""
+def metric_terms(labels: Int64, probabilities: Float32) -> MetricTerms:
+    """Return the terms of `metrics_from_weights` for (N,) labels and (N, 3) probabilities."""
     n, k = len(labels), len(CLASSES)
     p = probabilities.astype(np.float64)
-    is_it = np.eye(k)[labels]
-    guess, confidence = probabilities.argmax(1), p.max(1)
+    one_hot = np.eye(k)[labels]
+    predicted, confidence = probabilities.argmax(1), p.max(1)
     cells = np.zeros((n, k * k))
-    cells[np.arange(n), labels * k + guess] = 1
+    cells[np.arange(n), labels * k + predicted] = 1
     loss = -np.log(np.maximum(p[np.arange(n), labels], 1e-12))
-    gaps = [_spread(_bin(confidence, BINS), (guess == labels) - confidence)]
-    gaps += [_spread(_bin(p[:, j], BINS), is_it[:, j] - p[:, j]) for j in range(k)]
-    wins = [outranked(labels == j, p[:, j]) for j in range(k)]
-    own, others = (np.stack(w, axis=1) for w in zip(*wins, strict=True))
-    sums = [cells, loss[:, None], ((is_it - p) ** 2).sum(1)[:, None], *gaps, own, others]
-    return Sample(np.concatenate(sums, axis=1), ratio(own.sum(0), np.bincount(labels, minlength=k)))
+    gaps = [_in_bins(_bin(confidence, BINS), (predicted == labels) - confidence)]
+    gaps += [_in_bins(_bin(p[:, j], BINS), one_hot[:, j] - p[:, j]) for j in range(k)]
+    ranks = [rank_shares(labels == j, p[:, j]) for j in range(k)]
+    of_positives, of_negatives = (np.stack(shares, axis=1) for shares in zip(*ranks, strict=True))
+    sums = [cells, loss[:, None], ((one_hot - p) ** 2).sum(1)[:, None], *gaps, of_positives, of_negatives]
+    auc = ratio(of_positives.sum(0), np.bincount(labels, minlength=k))
+    return MetricTerms(np.concatenate(sums, axis=1), auc)
 
 
-def outranked(positive: NDArray[np.bool_], score: Float64) -> tuple[Float64, Float64]:
-    """Return for each row (N,) the share of the other kind on its right side: below a positive, above a negative.
+def rank_shares(positive: NDArray[np.bool_], score: Float64) -> tuple[Float64, Float64]:
+    """Return for each positive row the share of negatives below it, and for each negative the share of positives above.
 
-    The first array is 0 for negatives, the second for positives; ties count half. Its mean over the positives is
-    the area under the ROC, and so is that of the second over the negatives.
+    Both arrays are (N,), the first 0 for negatives, the second 0 for positives; ties count half. The mean of the first
+    over the positives is the area under the ROC, and so is the mean of the second over the negatives.
     """
-    ordered = [np.sort(score[side]) for side in (positive, ~positive)]
+    positives, negatives = (np.sort(score[rows]) for rows in (positive, ~positive))
     below, above = (
-        (np.searchsorted(other, score, "left") + np.searchsorted(other, score, "right")) / 2 for other in ordered[::-1]
+        (np.searchsorted(others, score, "left") + np.searchsorted(others, score, "right")) / 2
+        for others in (negatives, positives)
     )
-    m, n = (len(side) for side in ordered)
+    m, n = len(positives), len(negatives)
     return np.where(positive, below, 0) / max(n, 1), np.where(positive, 0, m - above) / max(m, 1)
 
 
-def numbers(rows: Sample, weights: Float64) -> dict[str, Float64]:
-    """Return every number for weights (D, N) of the rows: (D,) or, by class, (D, 3); NaN where undefined.
+def metrics_from_weights(terms: MetricTerms, weights: Float64) -> dict[str, Float64]:
+    """Return every metric for weights (D, N) of the rows: (D,) or, by class, (D, 3); NaN where undefined.
 
-    All is exact but the AUC, which is so for equal weights and first order in them otherwise: it errs by 1 / N
-    where the draws scatter by 1 / sqrt(N).
+    All metrics are exact but the AUC. It is exact for equal weights and first order in them otherwise: its error is
+    1 / N where the draws scatter by 1 / sqrt(N).
     """
     n, k = weights.sum(1), len(CLASSES)
-    cuts = np.cumsum([k * k, 1, 1, (1 + k) * BINS, k])
-    cells, loss, brier, gaps, own, others = np.split(weights @ rows.sums, cuts, axis=1)
+    edges = np.cumsum([k * k, 1, 1, (1 + k) * BINS, k])
+    cells, loss, brier, gaps, of_positives, of_negatives = np.split(weights @ terms.sums, edges, axis=1)
     tables = cells.reshape(-1, k, k)
     true = tables.sum(2)
     gap = np.abs(gaps).reshape(len(n), 1 + k, BINS).sum(2) / n[:, None]
-    auc = np.clip(ratio(own, true) + ratio(others, n[:, None] - true) - rows.auc, 0, 1)
+    auc = np.clip(ratio(of_positives, true) + ratio(of_negatives, n[:, None] - true) - terms.auc, 0, 1)
     return table_rates(tables) | {
         "auc": auc,
         "macro_auc": mean_rate(auc),
@@ -244,31 +248,31 @@ def numbers(rows: Sample, weights: Float64) -> dict[str, Float64]:
     }
 
 
-def numbers_of(labels: Int64, probabilities: Float32) -> dict[str, Float64]:
-    """Return every number of the rows as they are: scalars, or (3,) by class."""
-    found = numbers(sample(labels, probabilities), np.ones((1, len(labels))))
-    return {name: value[0] for name, value in found.items()}
+def metrics_of(labels: Int64, probabilities: Float32) -> dict[str, Float64]:
+    """Return every metric of unweighted rows: scalars, or (3,) by class."""
+    metrics = metrics_from_weights(metric_terms(labels, probabilities), np.ones((1, len(labels))))
+    return {name: value[0] for name, value in metrics.items()}
 
 
-def _spread(place: Int64, value: Float64) -> Float64:
-    """Return (N, BINS) with each row's value in its bin."""
-    out = np.zeros((len(place), BINS))
-    out[np.arange(len(place)), place] = value
-    return out
+def _in_bins(bin_index: Int64, value: Float64) -> Float64:
+    """Return (N, BINS) with the value of each row in its bin."""
+    bins = np.zeros((len(bin_index), BINS))
+    bins[np.arange(len(bin_index)), bin_index] = value
+    return bins
 
 
 def _bin(p: Float64, bins: int) -> Int64:
     return np.minimum((p * bins).astype(np.int64), bins - 1)
 
 
-# --- small parts -----------------------------------------------------------------------------------
+# --- rates and JSON --------------------------------------------------------------------------------
 
 
 def ratio(part: Any, whole: Any) -> Float64:
-    """Return part / whole, NaN where there is nothing to divide by."""
+    """Return part / whole, NaN where the whole is 0."""
     part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    shares: Float64 = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return shares
+    ratios: Float64 = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratios
 
 
 def mean_rate(rates: Float64) -> Float64:
@@ -277,14 +281,14 @@ def mean_rate(rates: Float64) -> Float64:
     return ratio(np.where(known, rates, 0).sum(1), known.sum(1))
 
 
-def plain(values: Any) -> Any:
-    """Return floats as JSON takes them: NaN is None."""
+def nan_to_none(values: Any) -> Any:
+    """Return floats as JSON values: NaN becomes None."""
     if isinstance(values, np.ndarray) and values.ndim:
-        return [plain(v) for v in values]
+        return [nan_to_none(value) for value in values]
     return None if np.isnan(values) else float(values)
 
 
-def named(values: Float64) -> Any:
-    """Return JSON of a number () or its interval (2,); by class for numbers (3,) and intervals (3, 2)."""
+def per_class(values: Float64) -> Any:
+    """Return JSON of a metric () or its interval (2,), and a dict by class of metrics (3,) and intervals (3, 2)."""
     by_class = np.shape(values)[:1] == (len(CLASSES),)
-    return dict(zip(CLASSES, plain(values), strict=True)) if by_class else plain(values)
+    return dict(zip(CLASSES, nan_to_none(values), strict=True)) if by_class else nan_to_none(values)

@@ -10,7 +10,7 @@ from ...errors import ConfigError
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of OUT.jsonl; a last line that a crash has torn is left out. Raises `ConfigError`."""
+    """Return the records of OUT.jsonl without an incomplete last line; raise `ConfigError` for other damage."""
     lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
     records = []
     for number, line in enumerate(lines, 1):

@@ -1,0 +1,89 @@
+"""What the numbers of an evaluation do not tell: rows that a model has seen, simulated data, missing photometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import ConfigError
+from ...model.bundle import Bundle
+from ...types import Int64
+from ..data.dataset import Dataset, pixels_digest, rows_digest
+from .predictions import has_photometry
+
+GENERAL_CAVEATS = (
+    "Precision holds for the class shares of this very sample, and balanced accuracy is not the purity of a "
+    "catalogue: on the sky quasars are outnumbered by hundreds. `precision at sky shares` says what would be left.",
+    "Intervals are 95 % bootstrap intervals over the rows: they do not cover another training run, another field, "
+    "or labels that are wrong.",
+)
+_TOO_OPTIMISTIC = "Numbers on rows that a model has seen flatter it: judge it by split test."
+
+
+def caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str, index: Int64) -> list[str]:
+    """Return the caveats of an evaluation on the rows at `index`, which are those of `split`."""
+    return [
+        *_simulated_caveats(is_simulated(dataset), bundles),
+        *_seen_caveats(bundles, dataset, split),
+        *_photometry_caveats(bundles, dataset, index),
+        *GENERAL_CAVEATS,
+    ]
+
+
+def is_simulated(dataset: Dataset) -> bool:
+    """Return whether the images of a dataset are simulated; `ConfigError` when its provenance does not say."""
+    if not isinstance(simulated := dataset.provenance.get("simulated"), bool):
+        raise ConfigError("the provenance of the dataset does not say `simulated` (true or false): make it again")
+    return simulated
+
+
+def _simulated_caveats(simulated_data: bool, bundles: Sequence[Bundle]) -> list[str]:
+    texts = []
+    if simulated_data:
+        texts.append("The images, magnitudes and labels are SIMULATED: no number here is one of the real sky.")
+    if simulated := [bundle.name for bundle in bundles if bundle.training["simulated"]]:
+        texts.append(f"Trained on a SIMULATED sky: {', '.join(dict.fromkeys(simulated))}.")
+    return texts
+
+
+def _photometry_caveats(bundles: Sequence[Bundle], dataset: Dataset, index: Int64) -> list[str]:
+    """Return a caveat for each model with photometry where rows lack it: there the model saw images only."""
+    texts = []
+    for bundle in bundles:
+        if bundle.photometry and (n_missing := int((~has_photometry(bundle, dataset)[index]).sum())):
+            texts.append(
+                f"{bundle.name} looks at photometry, and {n_missing:,} of the {len(index):,} rows have none: there it "
+                "was given what training calls unknown. Make the dataset with a catalogue to judge it on what it is "
+                "for."
+            )
+    return texts
+
+
+def _seen_caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str) -> list[str]:
+    """Return a caveat for the models fitted on rows of this split, and one for those that may have been."""
+    pixels, rows = pixels_digest(dataset), rows_digest(dataset)
+    fitted: list[str] = []
+    perhaps: list[str] = []
+    for bundle in bundles:
+        used = [digest for name, digest in _fitted_on(bundle) if name == split or "all" in (name, split)]
+        fingerprint = bundle.training.get("fingerprint") or {}
+        if pixels and pixels == fingerprint.get("pixels") and fingerprint.get("rows", rows) != rows:
+            fitted.append(bundle.name)  # the same sources with other labels or splits
+        elif used:
+            (fitted if pixels and pixels in used else perhaps).append(bundle.name)
+    texts = []
+    if fitted:
+        texts.append(f"Fitted on rows of this very split, {split}: {', '.join(fitted)}. {_TOO_OPTIMISTIC}")
+    if perhaps:
+        texts.append(f"May have seen rows of this split, {split}, in training: {', '.join(perhaps)}. {_TOO_OPTIMISTIC}")
+    return texts
+
+
+def _fitted_on(bundle: Bundle) -> list[tuple[str, str | None]]:
+    """Return the (split, digest of the dataset's pixels) that decided weights, epoch and calibration of a model.
+
+    The digest is None where it is not recorded. A dataset of another digest may still hold the same sources.
+    """
+    pixels = (bundle.training.get("fingerprint") or {}).get("pixels")
+    calibration = bundle.training.get("calibration")
+    calibrated = [(calibration["split"], calibration.get("pixels"))] if calibration else []
+    return [("train", pixels), ("val", pixels), *calibrated]
