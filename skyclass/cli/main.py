@@ -26,7 +26,7 @@ from ..version import PACKAGE
 from .catalogue import cutouts, query, report, verify
 from .output import say
 from .run import classify, gc, plan, publish
-from .tools import bench, demo, mock
+from .tools import demo, init, mock
 from .training import dataset, evaluate, labels, train
 
 UNUSABLE_PATHS = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES}
@@ -126,7 +126,13 @@ def _named(word: str, before: str) -> tuple[str, str]:
     return (before if before.startswith("-") else "argument"), word
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+COMPLETION = """\b
+Completion in bash (or zsh, fish): add this line to ~/.bashrc
+  eval "$(_SKYCLASS_COMPLETE=bash_source skyclass)"
+"""
+
+
+@click.group(cls=Commands, epilog=COMPLETION, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="skyclass")
 def cli() -> None:
     """Classify whole infrared catalogues from their images."""
@@ -136,6 +142,6 @@ for command in (
     *(classify, plan, publish, gc),
     *(verify, query, report, cutouts),
     *(labels, dataset, train, evaluate),
-    *(mock, demo, bench),
+    *(mock, demo, init),
 ):
     cli.add_command(command)

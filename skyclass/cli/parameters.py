@@ -1,4 +1,4 @@
-"""Options that several commands take, and their values from text."""
+"""Options that several commands share, and values from text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 from ..errors import ConfigError
 from ..sky.healpix import parse_angle
-from ..sky.regions import Box, Cone
+from ..sky.regions import Box, Cone, Polygon
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output file where it exists.")
 
@@ -23,19 +23,14 @@ def parse_box(text: str) -> Box:
     """Return the box of "RA0,RA1,DEC0,DEC1"."""
     parts = text.split(",")
     if len(parts) != 4:
-        raise ConfigError(f"--region {text!r}: write RA0,RA1,DEC0,DEC1 in degrees, such as 140,160,-2,5")
+        raise ConfigError(f"--box {text!r}: write RA0,RA1,DEC0,DEC1 in degrees, such as 140,160,-2,5")
     return Box(*map(parse_angle, parts))
 
 
-def needs_cluster(cluster: str | None, options: dict[str, object]) -> None:
-    """Raise `ConfigError` for options that say how to use a cluster where none is asked for."""
-    if given := [name for name, value in options.items() if value is not None and not cluster]:
-        raise ConfigError(f"{', '.join(given)}: of a cluster, and there is none; give --cluster local or an address")
-
-
-def parse_counts(text: str) -> dict[str, int]:
-    """Return the counts of "galaxy=500,star=300"."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(number.strip().isdigit() for _, _, number in pairs):
-        raise ConfigError(f"--counts {text!r}: write CLASS=N,..., such as galaxy=500,quasar=500,star=500")
-    return {name.strip(): int(number) for name, _, number in pairs}
+def parse_polygon(text: str) -> Polygon:
+    """Return the polygon of "RA,DEC,RA,DEC,RA,DEC,..."."""
+    parts = text.split(",")
+    if len(parts) < 6 or len(parts) % 2:
+        raise ConfigError(f"--polygon {text!r}: write RA,DEC of three or more vertices, such as 10,0,12,0,11,2")
+    angles = list(map(parse_angle, parts))
+    return Polygon(tuple(zip(angles[::2], angles[1::2], strict=True)))

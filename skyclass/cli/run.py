@@ -2,71 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from .. import __version__
 from ..engine.dask_config import load_dask
-from ..run.config import RunConfig, run_config
-from ..settings import read_toml
+from ..run.config import RunConfig
 from ..text import counted
 from ..types import CLASSES, Flag
-from .output import EXIT_QUARANTINED, naming_file, print_quarantined, say
-from .parameters import parse_cone
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .options import ConfigCommand, config_options, read_config
+from .output import EXIT_QUARANTINED, print_quarantined, say
 
 
-def run_options(command: F) -> F:
-    """Add the options of a run: one for each key of RUN.toml."""
-    options = [
-        click.argument("run_toml", required=False, type=click.Path(dir_okay=False)),
-        click.option("--catalog", help="AllWISE partitions, HATS catalogue, or table of positions (ra, dec)."),
-        click.option(
-            "--images", help="Folder of Atlas tiles, in the archive's layout or any other; or s3://, https://."
-        ),
-        click.option("--model", help="Shipped model name or bundle folder.  [default: iicnet-mock]"),
-        click.option("--out", help="Run folder; the same command on it resumes."),
-        click.option("--cone", metavar="RA,DEC,RADIUS", help="Degrees; the radius may carry a unit: 30arcmin."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="[default: auto]"),
-        click.option(
-            "--compile",
-            type=click.Choice(["auto", "on", "off"]),
-            help="The network; auto: where it pays.  [default: auto]",
-        ),
-        click.option("--device", help="auto, cpu or cuda.  [default: auto]"),
-        click.option("--cluster", help="local, none, or a scheduler's address.  [default: local]"),
-        click.option("--workers", type=int, help="CPU workers of a local cluster.  [default: cores]"),
-        click.option("--memory-limit", help="Memory of each local worker.  [default: 3GB]"),
-        click.option("--strip-sources", type=int, help="Most sources in one unit of work.  [default: 16384]"),
-        click.option(
-            "--allow-truncated", is_flag=True, default=None, help="Accept a VOTable that was cut at a row limit."
-        ),
-        click.option("--retry-quarantined", is_flag=True, default=None, help="Do quarantined tiles again."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+@click.command(cls=ConfigCommand)
+@config_options(RunConfig, "RUN_TOML")
+def classify(toml: str | None, **options: Any) -> int:
+    """Classify every source of a catalogue and publish the class catalogue in OUT/catalog.
 
-
-def _run(run_toml: str | None, cone: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Return the run of a file and flags; flags win."""
-    data = read_toml(run_toml) if run_toml else {}
-    data |= {key: value for key, value in flags.items() if value is not None}
-    if cone:
-        data["region"] = parse_cone(cone)
-    with naming_file(run_toml):
-        return run_config(data)
-
-
-@click.command()
-@run_options
-def classify(run_toml: str | None, cone: str | None, **flags: Any) -> int:
-    """Classify every source of a catalogue and publish the class catalogue under OUT/catalog."""
-    run = _run(run_toml, cone, flags)
+    RUN_TOML holds the same keys as the options below, which override it; `skyclass init run` writes one.
+    """
+    run = read_config(RunConfig, toml, options)
     say(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
     report = _classify(run)
     _print_report(report, run)
@@ -126,15 +83,15 @@ def _pace(report: Any) -> str:
     return f"{rate}; bound by {report.bound_by} ({busy})"
 
 
-@click.command()
-@run_options
-def plan(run_toml: str | None, cone: str | None, **flags: Any) -> int:
-    """Say what a run would do: rows, tiles, bytes, memory, time. Nothing is run or written."""
+@click.command(cls=ConfigCommand)
+@config_options(RunConfig, "RUN_TOML")
+def plan(toml: str | None, **options: Any) -> int:
+    """Print the rows, tiles, bytes, memory and time of a run, without running or writing anything."""
     load_dask()
     from ..engine.cluster import check_memory_limit
     from ..run.forecast import forecast
 
-    run = _run(run_toml, cone, flags | {"out": flags["out"] or "unused"})
+    run = read_config(RunConfig, toml, options | {"out": options["out"] or "unused"})
     check_memory_limit(run.memory_limit)
     for line in forecast(run):
         say(line)

@@ -1,17 +1,21 @@
-"""Commands that make a simulated sky, show skyclass on it, and time it."""
+"""Commands that make a simulated sky, show skyclass on it, and write configuration files."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import click
 
 from ..engine.dask_config import load_dask
-from ..errors import ConfigError
+from ..files import replacing
+from ..run.config import RunConfig
 from ..text import counted, shell_command
+from ..training.data.config import DatasetConfig, LabelsConfig
+from ..training.fit.recipe import TrainConfig
 from .output import say
+from .parameters import overwrite_option
+from .templates import template
 
 
 @click.command()
@@ -73,19 +77,25 @@ def demo(
     return 0 if run_demo(Path(directory), sky, lambda text: say(*text.rstrip("\n").split("\n"))) else 1
 
 
-@click.command()
-@click.argument("scenario", default="laptop")
-@click.option("-o", "--output", default=None, help="Append JSON lines here too.")
-def bench(scenario: str, output: str | None) -> int:
-    """Time each stage and the whole line of SCENARIO, tiny or laptop (some minutes); one JSON line each."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / "benchmarks" / "run.py").is_file():
-        raise ConfigError(
-            f"`skyclass bench` needs the folder benchmarks/ beside the package, and {checkout} has none: "
-            "install skyclass from a checkout with `pip install --editable .`"
-        )
-    sys.path.insert(0, str(checkout))
-    from benchmarks.run import run_scenario
+TEMPLATES: dict[str, tuple[type, str]] = {
+    "run": (RunConfig, "skyclass classify RUN.toml"),
+    "labels": (LabelsConfig, "skyclass labels LABELS.toml"),
+    "dataset": (DatasetConfig, "skyclass dataset DATASET.toml"),
+    "train": (TrainConfig, "skyclass train TRAIN.toml"),
+}
 
-    run_scenario(scenario, output, click.echo)
+
+@click.command()
+@click.argument("kind", type=click.Choice(list(TEMPLATES)))
+@click.option("-o", "--output", help="File to write.  [default: RUN.toml, LABELS.toml, ...]")
+@overwrite_option
+def init(kind: str, output: str | None, overwrite: bool) -> int:
+    """Write a commented configuration file with every key and its default."""
+    from ..catalog.export import refuse_existing
+
+    file = Path(output or f"{kind.upper()}.toml")
+    refuse_existing(file, overwrite)
+    with replacing(file) as temporary:
+        temporary.write_text(template(*TEMPLATES[kind]), "utf-8")
+    say(f"written to {file}")
     return 0

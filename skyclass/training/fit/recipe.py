@@ -12,7 +12,6 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings, atlas_settings
-from ...model.photometry import FEATURES
 from ...run.config import MAX_WORKERS, Cluster, Device, Precision
 from ...settings import FROM_LIST, MAX_INTEGER, build, configuration
 from ...types import BANDS
@@ -56,6 +55,8 @@ def _inputs(network: str) -> tuple[str, ...]:
 
 
 def _check_features(features: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    from ...model.photometry import FEATURES
+
     network = info.data.get("network")
     takes_photometry = network is not None and "photometry" in _inputs(network)
     if unknown := [feature for feature in features if feature not in FEATURES]:
