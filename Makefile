@@ -52,7 +52,7 @@ wheel: $(READY)
 	$(BIN)/python -m pytest -q tests/test_wheel.py
 
 bench: $(READY)
-	$(BIN)/skyclass bench
+	$(BIN)/python -m benchmarks
 
 # Beside astropy, numpy, Cutana, Dask and LSDB, in turns, in one run; then whether any ratio fell.
 rivals: $(READY)

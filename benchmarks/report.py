@@ -67,7 +67,7 @@ def records_of(path: Path) -> list[Record]:
     """Return the result lines of a file; `ConfigError` when it has none."""
     records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not records:
-        raise ConfigError(f"{path} holds no result line: fill it with `skyclass bench -o {path}`")
+        raise ConfigError(f"{path} holds no result line: fill it with `python -m benchmarks -o {path}`")
     return records
 
 

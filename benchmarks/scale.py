@@ -245,7 +245,7 @@ def tail(record: Record, wall: float) -> float:
 
 
 def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
-    """Return what the whole sky asks for, each number with how it is known; `measured`: lines of `skyclass bench`."""
+    """Return what the whole sky costs, and how each number is known; `measured`: lines of `python -m benchmarks`."""
     rates = {r["stage"]: r for r in measured if "scenario" in r}
     n, tiles, strips = plan.n_sources, len(plan.tiles), n_strips(plan)
     rows_read = tiles * TILE_PX + (strips - tiles) * (SIZE_PX - 1)
@@ -280,7 +280,9 @@ def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="[default: both]")
 @click.option("--seconds", default=60.0, show_default=True, help="Least of simulated work: fewer GPUs, fewer tiles.")
 @click.option("--full", is_flag=True, help="All 18,240 tiles for 64 GPUs and more.")
-@click.option("--cost", type=click.Path(exists=True), help="Print what the sky costs, by lines of `skyclass bench`.")
+@click.option(
+    "--cost", type=click.Path(exists=True), help="Print what the sky costs, by lines of `python -m benchmarks`."
+)
 @click.option("-o", "--output", help="Append JSON lines here too.")
 def main(gpus: str, forms: tuple[str, ...], seconds: float, full: bool, cost: str | None, output: str | None) -> None:
     """Drive a simulated sky over simulated GPUs: what the engine itself costs."""

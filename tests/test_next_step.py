@@ -21,8 +21,9 @@ from skyclass.run.config import RunConfig
 from skyclass.run.finish import publish_run
 from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
-from skyclass.sky.regions import Box, Cone
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 
+TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
 VERBS = ("verify", "query", "report")
 
 
@@ -73,8 +74,11 @@ def test_commands_of_runs() -> None:
         "skyclass classify --catalog c --images i --out o --model 'm x' --compile off --strip-sources 5 "
         "--retry-quarantined"
     )
-    boxed = RunConfig("c", "i", "o", region=Box(1, 2, 3, 4))
-    assert classify_command(boxed) == "the command that began it; its settings are in o/run.json"
+    regions = {"--box 1.0,2.0,3.0,4.0": Box(1, 2, 3, 4), "--polygon 0.0,0.0,2.0,0.0,1.0,2.0": TRIANGLE}
+    for option, region in regions.items():
+        assert classify_command(RunConfig("c", "i", "o", region=region)).endswith(f" --out o {option}")
+    pixels = RunConfig("c", "i", "o", region=Pixels(3, (5,)))
+    assert classify_command(pixels) == "the command that began it; its settings are in o/run.json"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -153,7 +153,7 @@ def test_a_process_of_its_own_ends_with_code_and_one_line(made, tmp_path):
 def test_labels_are_fetched_by_flags_online_and_offline(tmp_path):
     catalog = write_catalog(tmp_path / "allwise", TABLES["allwise_p3as_psd"])
     with Services(TABLES) as services:
-        where = ("--sdss-url", services.url, "--tap-url", f"{services.url}/TAP", "--timeout", 5)
+        where = ("--sdss-url", services.url, "--tap-url", f"{services.url}/TAP", "--timeout-s", 5)
         online, offline = tmp_path / "online.parquet", tmp_path / "offline.parquet"
         said = skyclass("labels", "--out", online, *where)
         assert f"label table written to {online}" in said.out
@@ -161,11 +161,11 @@ def test_labels_are_fetched_by_flags_online_and_offline(tmp_path):
         skyclass("labels", "--out", offline, "--catalog", catalog, *where)
         assert n_uploads and services.count("tap") == n_uploads
         few = tmp_path / "few.parquet"
-        skyclass("labels", "--out", few, "--per-class", 9, "--region", "359,1,-1,1", "--min-snr", 10, *where)
+        skyclass("labels", "--out", few, "--per-class", 9, "--box", "359,1,-1,1", "--min-snr", 10, *where)
         services.faults["sdss"].extend([silence] * 9)
         toml = tmp_path / "labels.toml"
         toml.write_text(f'out = "{tmp_path / "none.parquet"}"\nretries = 0\nsdss_url = "{services.url}"\n')
-        message = refusal("labels", toml, "--timeout", 0.3, code=1)
+        message = refusal("labels", toml, "--timeout-s", 0.3, code=1)
         assert "silence for 0.3 s" in message and services.url in message
     assert as_dict(online) == as_dict(offline) == expected_labels(TABLES)
     counts = label_provenance(online)["counts"]
@@ -173,8 +173,8 @@ def test_labels_are_fetched_by_flags_online_and_offline(tmp_path):
     story = label_provenance(few)
     assert story["counts"]["spectra"] == 27 and story["cuts"]["min_snr"] == 10
     assert "exists" in refusal("labels", "--out", online)
-    assert "RA0,RA1,DEC0,DEC1" in refusal("labels", "--out", tmp_path / "a.parquet", "--region", "1,2,3")
-    message = refusal("labels", "--out", tmp_path / "a.csv", "--sdss-url", "sky", "--timeout", "-1")
+    assert "RA0,RA1,DEC0,DEC1" in refusal("labels", "--out", tmp_path / "a.parquet", "--box", "1,2,3")
+    message = refusal("labels", "--out", tmp_path / "a.csv", "--sdss-url", "sky", "--timeout-s", "-1")
     assert all(words in message for words in ("a.csv", "sdss_url = 'sky'", "timeout_s = -1"))
 
 
@@ -270,7 +270,8 @@ def test_all_mistakes_of_a_file_or_of_flags_come_together(made, tmp_path):
 
 
 def test_options_of_a_cluster_without_one_are_not_ignored(made):
-    assert "--nodes, --ranks-per-node" in refusal("train", made.toml, "--nodes", 2, "--ranks-per-node", 1)
+    message = refusal("train", made.toml, "--nodes", 2, "--ranks-per-node", 1)
+    assert "nodes = 2: this needs a cluster" in message and "ranks_per_node = 1: this needs a cluster" in message
     assert "--workers" in refusal("dataset", "--workers", 2)
     assert "for --cluster local" in refusal("dataset", "--cluster", "tcp://127.0.0.1:1", "--workers", 2)
     assert "give --calibrate" in refusal("evaluate", made.model, made.data, "-o", "x", "--kind", "bias")

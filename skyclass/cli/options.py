@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..settings import Key, build, keys, read_toml
 from ..sky.regions import Region
 from .output import naming_file
-from .parameters import parse_box, parse_cone, parse_polygon
+from .parameters import parse_box, parse_cone, parse_moc, parse_polygon
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -22,6 +22,7 @@ REGIONS: dict[str, tuple[str, str, Callable[[str], Region]]] = {
     "cone": ("RA,DEC,RADIUS", "Circle, in degrees; the radius may carry a unit: 30arcmin.", parse_cone),
     "box": ("RA0,RA1,DEC0,DEC1", "Range of RA and Dec in degrees; RA0 above RA1 crosses RA 0.", parse_box),
     "polygon": ("RA,DEC,...", "Three or more vertices in degrees, joined by great circles.", parse_polygon),
+    "moc": ("FILE", "Multi-Order Coverage map: a FITS, JSON or ASCII file.", parse_moc),
 }
 """Options that set the key `region`."""
 
@@ -41,7 +42,7 @@ class ConfigCommand(click.Command):
         """Write the options, group by group in the order of the keys; options without a key come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in sorted(self.get_params(ctx), key=lambda p: not isinstance(p, KeyOption)):
-            if record := parameter.get_help_record(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
                 sections.setdefault(getattr(parameter, "section", "Other options"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
@@ -143,6 +144,8 @@ def _table(key: Key, text: str) -> Any:
     """Return the table of "KEY=VALUE,...", which is the inside of a TOML table in braces."""
     try:
         table = tomllib.loads(f"_ = {{{text}}}")
+        if len(table) > 1:
+            raise ValueError("the text does not end with the table")
     except (ValueError, RecursionError) as error:
         example = ",".join(f"{name}={value}" for name, value in (key.example or {}).items()) or """'bn="all"'"""
         raise ConfigError(

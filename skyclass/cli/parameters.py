@@ -6,7 +6,7 @@ import click
 
 from ..errors import ConfigError
 from ..sky.healpix import parse_angle
-from ..sky.regions import Box, Cone, Polygon
+from ..sky.regions import Box, Cone, Polygon, Region, region_from_dict
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output file where it exists.")
 
@@ -34,3 +34,8 @@ def parse_polygon(text: str) -> Polygon:
         raise ConfigError(f"--polygon {text!r}: write RA,DEC of three or more vertices, such as 10,0,12,0,11,2")
     angles = list(map(parse_angle, parts))
     return Polygon(tuple(zip(angles[::2], angles[1::2], strict=True)))
+
+
+def parse_moc(path: str) -> Region:
+    """Return the region of a MOC file."""
+    return region_from_dict({"kind": "moc", "path": path})

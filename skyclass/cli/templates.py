@@ -20,7 +20,7 @@ def template(cls: Any, command: str) -> str:
     Required keys are not commented out; their values, and those of keys whose default is to be absent, are examples.
     """
     title = cls.__doc__.partition("\n")[0].partition(":")[0]
-    lines = [f"# {title}, for `{command}`. Remove the # before a key to change its value.", ""]
+    lines = [f"# {title}, for `{command}`.", "# Remove the # before a key to change its value.", ""]
     section = None
     for key in keys(cls):
         if key.section != section:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ..errors import CatalogError, NotPublished
-from ..sky.regions import Cone
 from ..sources.layouts import open_catalog
 from ..text import shell_command
 from .commits import committed
@@ -40,16 +41,30 @@ def classify_command(run: RunConfig) -> str:
     words: list[object] = ["skyclass", "classify"]
     for field in fields(run):
         value = getattr(run, field.name)
-        if isinstance(value, Cone):
-            words += ["--cone", f"{value.ra},{value.dec},{value.radius_deg}deg"]
-        elif field.name == "region" and value is not None:
-            # no flag has such a region, only RUN.toml
-            return f"the command that began it; its settings are in {Path(run.out) / 'run.json'}"
+        if field.name == "region" and value is not None:
+            option = _region_option(value.to_dict())
+            if option is None:
+                return f"the command that began it; its settings are in {Path(run.out) / 'run.json'}"
+            words += option
         elif value is True:
             words += [f"--{field.name.replace('_', '-')}"]
         elif value != field.default:
             words += [f"--{field.name.replace('_', '-')}", value]
     return shell_command(words)
+
+
+def _region_option(region: Mapping[str, Any]) -> list[str] | None:
+    """Return the option of a region; None for pixels, which have no option."""
+    match region:
+        case {"kind": "cone", "ra": ra, "dec": dec, "radius": radius_deg}:
+            return ["--cone", f"{ra},{dec},{radius_deg}deg"]
+        case {"kind": "box", "ra_min": ra_min, "ra_max": ra_max, "dec_min": dec_min, "dec_max": dec_max}:
+            return ["--box", f"{ra_min},{ra_max},{dec_min},{dec_max}"]
+        case {"kind": "polygon", "vertices": vertices}:
+            return ["--polygon", ",".join(f"{ra},{dec}" for ra, dec in vertices)]
+        case {"kind": "moc", "path": path}:
+            return ["--moc", path]
+    return None
 
 
 def _input_catalogue(path: str) -> NotPublished | None:

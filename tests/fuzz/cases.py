@@ -454,7 +454,7 @@ def options(case: Case) -> Words:
         ["dataset", "--labels", str(seeds / "sky" / "truth.parquet"), "--images", str(seeds / "sky" / "images"),
          "--out", "set", case.pick("--min-w1snr", "--min-w2snr", "--seed", "--bands", "--counts"), odd],
         ["labels", "--out", "l.parquet", case.pick("--data-release", "--per-class", "--one-in"), case.pick("x", "0.5")],
-        ["labels", "--out", "l.parquet", "--region", f"{odd},1,2"],
+        ["labels", "--out", "l.parquet", "--box", f"{odd},1,2"],
         ["evaluate", str(seeds / "model"), odd, "-o", "e"],
         ["report", odd],
         ["verify", odd],

@@ -142,8 +142,8 @@ def resolve_simulated(configured: bool | None, marks: Sequence[bool | None]) -> 
     marked = any(marks)
     if configured is None and not marked:
         raise ConfigError(
-            "no input says whether these data are simulated: set simulated = false (--real) for real images and "
-            "labels, true (--simulated) for a simulated sky"
+            "no input says whether these data are simulated: set simulated = false (--no-simulated) for real images "
+            "and labels, true (--simulated) for a simulated sky"
         )
     if configured is False and marked:
         raise ConfigError("simulated = false, but the labels, catalogue or images say that they are simulated")
