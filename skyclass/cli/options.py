@@ -35,6 +35,14 @@ class KeyOption(click.Option):
         self.section = section
 
 
+class NamedChoice(click.Choice[str]):
+    """Choices that help and completion show; the configuration refuses others, together with all other problems."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value as it is."""
+        return value
+
+
 class ConfigCommand(click.Command):
     """A command whose help lists the options in groups."""
 
@@ -102,7 +110,7 @@ def _option(key: Key) -> Callable[[F], F]:
     if kind is bool:
         declaration += f"/--no-{key.name.replace('_', '-')}"
     elif kind is typing.Literal:
-        attributes["type"] = click.Choice(typing.get_args(key.kind))
+        attributes["type"] = NamedChoice(typing.get_args(key.kind))
     elif kind in (int, float):
         attributes["type"] = kind
     elif kind is tuple:
