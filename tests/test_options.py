@@ -14,6 +14,7 @@ from skyclass.cli.main import cli
 from skyclass.cli.options import REGIONS, values_of_options
 from skyclass.cli.templates import template, template_value, toml_text, toml_value
 from skyclass.cli.tools import TEMPLATES
+from skyclass.cli.training import ranks_file
 from skyclass.errors import ConfigError
 from skyclass.run.config import RunConfig, run_config
 from skyclass.settings import keys, read_toml
@@ -118,3 +119,12 @@ def test_completion_knows_the_options() -> None:
     found = [item.value for item in completion.get_completions(["classify"], "--strip")]
     assert found == ["--strip-sources"]
     assert [item.value for item in completion.get_completions(["classify", "--precision"], "b")] == ["bf16"]
+
+
+def test_ranks_read_the_file_unless_options_change_the_training(tmp_path: Path) -> None:
+    run = train_config({"out": str(tmp_path / "m"), "dataset": "d", "cluster": "local", "epochs": 3})
+    assert ranks_file(run, "TRAIN.toml", {"cluster": "local", "nodes": 2, "epochs": None}) == Path("TRAIN.toml")
+    assert not list(tmp_path.iterdir())
+    file = ranks_file(run, "TRAIN.toml", {"epochs": 3})
+    assert file == tmp_path / "m.settings.toml" == ranks_file(run, None, {})
+    assert train_config(read_toml(file)) == run
