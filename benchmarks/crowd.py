@@ -19,7 +19,7 @@ import pyarrow as pa
 from distributed import Worker, get_worker
 
 from skyclass.run.commits import Commit
-from skyclass.run.context import Line, strips_of
+from skyclass.run.context import RunContext, strips_of
 from skyclass.run.stages import CutStrip, StripResult, Timing
 from skyclass.types import CLASSES, Strip, TilePlan
 
@@ -34,7 +34,7 @@ IDS = pa.array(["J000000.00+000000.0"])
 
 
 @dataclass(frozen=True)
-class SleepLine(Line):
+class SleepLine(RunContext):
     """A line whose stages sleep: `cut_rate` sources/s of one core, `infer_rate` of one GPU, `commit_rate` of a core."""
 
     cut_rate: float = 0.0

@@ -36,7 +36,7 @@ from skyclass.engine.cluster import DASK_SETTINGS, connect, worker_environment
 from skyclass.errors import CannotCompile
 from skyclass.model.classifier import NetworkClassifier, load_classifier, resolve_device
 from skyclass.model.compile import Captured, Network, compiled
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.types import Float16
 
 from .measure import commit, cores, cpu_model
@@ -141,8 +141,8 @@ def line_record(scenario: Scenario, device: str, form: str, way: str, copies: in
         table = multiplied(field, copies, f"{folder}/table.parquet")
         run = replace(field.run, catalog=table, device=device, compile=SETTINGS[way])
         first = replace(run, catalog=field.run.catalog, out=f"{folder}/first")
-        engine.classify(first, client, quiet)  # loads the network and the page cache
-        report = engine.classify(run, client, quiet)
+        engine.classify(first, client, no_progress)  # loads the network and the page cache
+        report = engine.classify(run, client, no_progress)
     busy = {"pool_busy": report.pool_busy, "bound_by": report.bound_by}
     seconds = {"seconds_of_stages": {stage: round(s, 2) for stage, s in report.stage_seconds.items()}}
     rate = {"sources_per_s": report.sources_per_second, "n_sources": report.sources_in}

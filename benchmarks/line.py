@@ -14,12 +14,12 @@ from skyclass.images.cutouts import read_bands
 from skyclass.model.classifier import NullClassifier
 from skyclass.model.photometry import features
 from skyclass.run.config import RunConfig
-from skyclass.run.context import Line
+from skyclass.run.context import RunContext
 from skyclass.run.lease import hold_lease
-from skyclass.run.pipeline import classify_tile, finish
-from skyclass.run.prepare import begin, count_here, survey
-from skyclass.run.progress import Silent
-from skyclass.run.report import RunReport, Tally
+from skyclass.run.pipeline import classify_tile, publish_and_report
+from skyclass.run.prepare import count_here, open_run, plan_run
+from skyclass.run.progress import NullReporter
+from skyclass.run.report import RunReport, RunState
 from skyclass.run.stages import cut_and_composite, open_tile, tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
@@ -45,7 +45,7 @@ class NullArchive:
 
 
 @dataclass(frozen=True)
-class BenchLine(Line):
+class BenchLine(RunContext):
     """A line in which the archive or the classifier may be a null stage."""
 
     null_archive: bool = False
@@ -67,14 +67,14 @@ class BenchLine(Line):
 
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
     """Return the report of a whole run in this process, like `skyclass.run.pipeline.classify`, less a stage."""
-    opened, plan, table = survey(run, count_here)
+    opened, plan, table = plan_run(run, count_here)
     with hold_lease(opened.folder) as lease:
-        opened = begin(run, opened, plan, table)
+        opened = open_run(run, opened, plan, table)
         line = BenchLine(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
-        tally = Tally(line, plan, lease, Silent())
+        tally = RunState(line, plan, lease, NullReporter())
         for tile in plan.tiles:
             classify_tile(line, tile, run.strip_sources, tally)
-        return finish(line, tally)
+        return publish_and_report(line, tally)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class HeldStrip:
     photometry: Float32 | None
 
 
-def hold(line: Line, strip: Strip) -> HeldStrip:
+def hold(line: RunContext, strip: Strip) -> HeldStrip:
     """Return a strip with its rows, composites and, if the model takes any, photometry in memory."""
     tile = open_tile(line, strip.tile)
     sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)

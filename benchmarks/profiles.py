@@ -30,7 +30,7 @@ from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
 from skyclass.model.compile import OPTIONS
 from skyclass.model.malloc import keep_memory
 from skyclass.run import pipeline
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.run.stages import cut_strip, infer_strip
 from skyclass.types import Strip
 
@@ -73,7 +73,9 @@ def works(field: Field) -> dict[str, Callable[[], object]]:
     return {
         "cut": lambda: [cut_strip(field.line, strip) for strip in field.strips],
         "infer": lambda: infer_strip(field.line, some),
-        "line": lambda: pipeline.classify(replace(field.run, out=tempfile.mkdtemp(dir=field.line.folder.path)), quiet),
+        "line": lambda: pipeline.classify(
+            replace(field.run, out=tempfile.mkdtemp(dir=field.line.folder.path)), no_progress
+        ),
     }
 
 

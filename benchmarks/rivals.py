@@ -39,9 +39,9 @@ from skyclass.model.classifier import cached_classifier, load_classifier, set_th
 from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
 from skyclass.run.config import RunConfig
-from skyclass.run.context import Line, strips_of
-from skyclass.run.prepare import count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.context import RunContext, strips_of
+from skyclass.run.prepare import count_here, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.run.stages import cut_strip, open_tile, tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
@@ -66,7 +66,7 @@ class Field:
     """The simulated tile that all work on."""
 
     run: RunConfig
-    line: Line
+    line: RunContext
     strips: list[Strip]
     rows: pd.DataFrame
     paths: tuple[str, ...]
@@ -85,7 +85,7 @@ def field_of(scenario: Scenario, work: Path, out: str) -> Field:
     """Return the tile of a scenario, made if it is not there, with its catalogue in memory."""
     sky = make_sky(scenario, work)
     run = RunConfig(str(sky / "catalog"), str(sky / "images"), out, MODEL)
-    line, plan, _ = survey(run, count_here)
+    line, plan, _ = plan_run(run, count_here)
     (tile,) = plan.tiles
     rows = tile_sources(line, tile, open_tile(line, tile)).to_pandas()
     paths = tuple(str(next((sky / "images").rglob(f"*-{band}-int-3.fits"))) for band in BANDS)
@@ -302,7 +302,7 @@ def classify(field: Field, client: Any) -> float:
     """Return how many sources a whole run of the engine classified."""
     out = tempfile.mkdtemp(dir=Path(field.run.out).parent)
     run = replace(field.run, out=f"{out}/classes", compile="on", cluster="tcp://given")
-    report = engine.classify(run, client, quiet)
+    report = engine.classify(run, client, no_progress)
     shutil.rmtree(out)
     return report.sources_in
 

@@ -22,11 +22,11 @@ from skyclass.model.classifier import cached_classifier
 from skyclass.model.malloc import keep_memory
 from skyclass.run import pipeline
 from skyclass.run.config import RunConfig
-from skyclass.run.context import Line, strips_of
+from skyclass.run.context import RunContext, strips_of
 from skyclass.run.finish import publish_run
 from skyclass.run.folder import RunFolder
-from skyclass.run.prepare import begin, count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, open_run, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.run.report import RunReport
 from skyclass.run.stages import (
     StripResult,
@@ -64,7 +64,7 @@ class Bench:
     scenario: Scenario
     images: Path
     run: RunConfig
-    line: Line
+    line: RunContext
     strips: tuple[HeldStrip, ...]
     results: dict[TilePlan, list[StripResult]]
 
@@ -127,8 +127,8 @@ def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
         device=scenario.device, precision=scenario.precision,
     )  # fmt: skip
     pipeline.classify(run)
-    line, plan, table = survey(run, count_here)
-    line = begin(run, line, plan, table)
+    line, plan, table = plan_run(run, count_here)
+    line = open_run(run, line, plan, table)
     strips = {tile: strips_of(tile, run.strip_sources) for tile in plan.tiles}
     held = tuple(hold(line, strip) for parts in strips.values() for strip in parts)
     results = {t: [infer_strip(line, cut_strip(line, s)) for s in parts] for t, parts in strips.items()}
@@ -216,7 +216,7 @@ def time_infer(bench: Bench) -> Amount:
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 
-def fresh_line(bench: Bench) -> Line:
+def fresh_line(bench: Bench) -> RunContext:
     """Return the line with an empty run folder, its sources read: the line has them from cutting."""
     line = replace(bench.line, out=bench.new_folder())
     line.folder.make()
@@ -225,7 +225,7 @@ def fresh_line(bench: Bench) -> Line:
     return line
 
 
-def time_commit(bench: Bench, line: Line) -> Amount:
+def time_commit(bench: Bench, line: RunContext) -> Amount:
     """Make the rows of each tile and commit them; bytes are those of the files."""
     commits = [commit_strips(line, tile, results)[0] for tile, results in bench.results.items()]
     return bench.amount(sum(commit.nbytes for commit in commits))
@@ -265,7 +265,7 @@ def engine_measurement(bench: Bench, workers: int) -> Measurement:
         client.run(reset_peak)
         return measure(
             f"engine-{workers}",
-            whole(lambda run: engine.classify(run, client, quiet)),
+            whole(lambda run: engine.classify(run, client, no_progress)),
             bench.fresh,
             bench.scenario,
             workers,

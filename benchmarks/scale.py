@@ -35,7 +35,7 @@ from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
 from skyclass.run.lease import hold_lease
 from skyclass.run.plan import Plan
-from skyclass.run.report import Tally
+from skyclass.run.report import RunState
 from skyclass.types import TilePlan
 
 from . import crowd
@@ -201,12 +201,12 @@ def simulate(
     stages = {name: getattr(crowd, name) for name in STAGES}
     try:
         with simulated_cluster(gpus, form, profile) as (client, scheduler), hold_lease(line.folder) as lease:
-            tally, here = Tally(line, plan, lease), psutil.Process()
+            tally, here = RunState(line, plan, lease), psutil.Process()
             idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)
             began = time.monotonic()
             with patch.multiple(engine, **stages), watched(record, scheduler):
-                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES, engine.roles(client))
+                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES, engine.placement_of(client))
             wall = time.monotonic() - began
             driver, schedule = cpu_seconds(here) - before[0], cpu_seconds(scheduler) - before[1]
             report = tally.report()  # raises RowsLost unless rows in = rows out
@@ -220,7 +220,7 @@ def simulate(
                 "driver_ms_a_strip": round(1e3 * driver / n_strips(plan), 3),
                 "scheduler_ms_a_strip": round(1e3 * schedule / n_strips(plan), 3),
                 "driver_idle_share": round(idle[0], 4), "scheduler_idle_share": round(idle[1], 4),
-                "window": engine.roles(client).window, "in_flight_peak": peak,
+                "window": engine.placement_of(client).window, "in_flight_peak": peak,
                 "gpu_busy": round(report.stage_seconds["infer"] / wall / gpus, 3),
                 "tail": round(tail(record, wall), 3),
                 "driver_mb": [round(record.memory[0][1] / 1e6), round(max(m for _, m, _ in record.memory) / 1e6)],

@@ -34,7 +34,7 @@ def main() -> None:
         facts = {"step": step, "call": calls[step - 1], "ended": ended, "problems": verify(copy).problems}
         facts |= {"current": open_catalog(copy).root.name, "p_star": p_star(copy)}
         facts["resumed"], _ = child(partial(publish_run, copy), 0)
-        facts |= {"then": p_star(copy), "leftovers": [path.suffix for path in folder.litter(RunFolder(copy))]}
+        facts |= {"then": p_star(copy), "leftovers": [path.suffix for path in folder.leftover_files(RunFolder(copy))]}
         print(json.dumps(facts), flush=True)
 
 

@@ -47,8 +47,8 @@ from skyclass.run import folder as run_folder
 from skyclass.run import pipeline, stages
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder, fingerprint
-from skyclass.run.prepare import begin, count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, open_run, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.sky.regions import Cone
 from skyclass.training.evaluation.calibration import fields_of
 from skyclass.types import Flag, Strip
@@ -84,7 +84,7 @@ def test_workers_killed_while_they_cut_and_infer(run, many, undisturbed, chaos: 
     with connect("local", workers=2) as client:
         for tile, stage in zip(many.coadd_ids, moments[:2], strict=False):
             client.register_plugin(Trap(tile, DieOnce(tmp_path / stage), stage))
-        report = engine.classify(run, client, quiet)
+        report = engine.classify(run, client, no_progress)
     assert all((tmp_path / stage).exists() for stage in moments[:2]) and not report.quarantined
     chaos.injected(2)
     chaos.same_rows(rows_of(run), undisturbed)
@@ -119,7 +119,7 @@ def test_a_tile_that_kills_workers_is_quarantined_and_its_neighbours_are_not(
     culprit = most_crowded(undisturbed)
     with made() as client:
         client.register_plugin(Trap(culprit, traps.die))
-        report = engine.classify(run, client, quiet)
+        report = engine.classify(run, client, no_progress)
     assert list(report.quarantined) == [culprit] and "died" in report.quarantined[culprit]
     chaos.injected(2)
     good = pc.not_equal(undisturbed["coadd_id"], culprit)
@@ -142,7 +142,7 @@ def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(
     culprit = most_crowded(undisturbed)
     with made() as client:
         client.register_plugin(Trap(culprit, partial(hang, 3600)))
-        report = engine.classify(run, client, quiet)
+        report = engine.classify(run, client, no_progress)
     assert list(report.quarantined) == [culprit]
     assert "nothing finished for 15 s (in 2 attempts" in report.quarantined[culprit]
     chaos.injected(2)
@@ -220,7 +220,7 @@ def test_a_driver_is_killed_while_it_writes_the_prepared_table(run, many, tmp_pa
     pq.write_table(rows, tmp_path / "table.parquet")
     run = dataclasses.replace(run, catalog=str(tmp_path / "table.parquet"))
     sources = RunFolder(run.out).sources
-    begin(run, *survey(run, count_here))
+    open_run(run, *plan_run(run, count_here))
     left = beside(sources / "part0.parquet")
     left.write_bytes((sources / "part0.parquet").read_bytes()[:100])
     (sources / "part0.parquet").unlink()
@@ -261,7 +261,7 @@ def test_no_gpu_worker_ever_joins(run, monkeypatch):
     options = {"n_workers": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(**options) as pool, Client(pool) as client:
         with pytest.raises(ClusterLost, match="no worker with a GPU joined .* in 3 s: .*same command resumes"):
-            engine.classify(dataclasses.replace(run, device="cuda"), client, quiet)
+            engine.classify(dataclasses.replace(run, device="cuda"), client, no_progress)
     assert not RunFolder(run.out).path.exists()
 
 
@@ -304,8 +304,8 @@ CHANGED = {
 @pytest.mark.fault(29)
 def test_attempts_that_differ_raise_an_alarm(run, monkeypatch):
     """A network with unseeded noise: the second attempt at a tile is no silent winner."""
-    line, what, table = survey(run, count_here)
-    line = begin(run, line, what, table)
+    line, what, table = plan_run(run, count_here)
+    line = open_run(run, line, what, table)
     tile, predict = what.tiles[0], type(line.classifier).predict
 
     def noisy(self, images, photometry=None):

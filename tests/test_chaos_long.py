@@ -42,8 +42,8 @@ from skyclass.run.config import RunConfig
 from skyclass.run.context import strips_of
 from skyclass.run.folder import RunFolder
 from skyclass.run.forecast import strip_bytes
-from skyclass.run.prepare import count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, plan_run
+from skyclass.run.progress import no_progress
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 cloudpickle.register_pickle_by_value(traps)
@@ -168,7 +168,7 @@ def test_a_worker_that_needs_too_much_memory(sky64, bundle, tmp_path, undisturbe
     with connect("local", workers=1, memory_limit="1.2GB") as client:
         client.register_plugin(Trap(large, traps.Hungry(40)))
         client.register_plugin(Trap(hopeless, traps.Hungry(0)))
-        report = engine.classify(run, client, quiet)
+        report = engine.classify(run, client, no_progress)
     assert list(report.quarantined) == [hopeless] and "more memory" in report.quarantined[hopeless]
     chaos.injected(3)
     rows = rows_of(run)
@@ -287,7 +287,7 @@ def test_one_pool_is_much_slower_than_the_other(run, undisturbed, chaos: Chaos, 
     """Strips do not pile up in front of the slow pool: what is held never exceeds the window."""
     with split_cluster() as (_, client):
         client.register_plugin(Trap("any", traps.Linger(0.25), slow))
-        window, held, over = engine.roles(client).window, [], threading.Event()
+        window, held, over = engine.placement_of(client).window, [], threading.Event()
 
         def sample() -> None:
             while not over.wait(0.1):
@@ -296,7 +296,7 @@ def test_one_pool_is_much_slower_than_the_other(run, undisturbed, chaos: Chaos, 
         thread = threading.Thread(target=sample)
         thread.start()
         try:
-            engine.classify(run, client, quiet)
+            engine.classify(run, client, no_progress)
         finally:
             over.set()
             thread.join()
@@ -422,7 +422,7 @@ def test_a_worker_stays_within_the_stated_memory(bundle, chaos: Chaos, tmp_path)
     """The formula of `skyclass plan` against what a process really had, on a whole Atlas tile."""
     sky = write_mock(str(tmp_path / "sky"), n_tiles=1, seed=4, sources_per_tile=12_000, size_px=4095)
     run = run_on(sky, bundle, tmp_path / "classes", 16_384)
-    line, plan, _ = survey(run, count_here)
+    line, plan, _ = plan_run(run, count_here)
     for n_sources in (1_000, 12_000):
         command = [sys.executable, "-c", PEAK, str(sky.catalog), str(sky.images), str(bundle), str(n_sources)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -438,14 +438,14 @@ import distributed
 from skyclass.run.config import RunConfig
 from skyclass.model.classifier import set_threads
 from skyclass.run.context import strips_of
-from skyclass.run.prepare import count_here, survey
+from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.stages import cut_strip, infer_strip
 import numpy as np
 from dataclasses import replace
 set_threads(1)
 catalog, images, model, n = sys.argv[1:]
 run = RunConfig(catalog, images, "unused", model, None, "fp32", "cpu", strip_sources=int(n))
-line, plan, _ = survey(run, count_here)
+line, plan, _ = plan_run(run, count_here)
 cut = cut_strip(line, strips_of(plan.tiles[0], int(n))[0])
 few = slice(0, 512)  # of the network's memory a batch is as good as all
 infer_strip(line, replace(cut, images=cut.images[few], flags=cut.flags[few], valid_frac=cut.valid_frac[few]))

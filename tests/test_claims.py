@@ -21,7 +21,7 @@ from skyclass.errors import StoreError
 from skyclass.files import beside, sync_folder
 from skyclass.run import lease
 from skyclass.run.commits import commit_tile, committed
-from skyclass.run.folder import RunFolder, litter
+from skyclass.run.folder import RunFolder, leftover_files
 from skyclass.run.lease import hold_lease
 
 TILE = "1500p015_ac51"
@@ -161,7 +161,7 @@ def test_tiles_and_leases_work_on_every_such_file_system(tmp_path: Path, links: 
         commit = commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5))
         assert commit_tile(folder, TILE, class_rows(TILE, 50, 150, 1.5)) == commit
         held.check()
-    assert committed(folder) == {TILE: commit} and not litter(folder)
+    assert committed(folder) == {TILE: commit} and not leftover_files(folder)
     with hold_lease(folder) as held:
         assert held.epoch == 2
 
@@ -185,16 +185,16 @@ def test_what_a_dead_claimant_leaves_is_litter_and_no_commit(tmp_path: Path) -> 
     left = [beside(folder.tile_path("x")), marker_of(folder.tile_path("x")), beside(folder.leases / "lease")]
     for path in left:
         path.write_bytes(folder.tile_path(TILE).read_bytes())
-    assert committed(folder) == {TILE: commit} and litter(folder) == sorted(left)
+    assert committed(folder) == {TILE: commit} and leftover_files(folder) == sorted(left)
 
 
 CLASSIFY = """
 from skyclass.engine.engine import classify
 from skyclass.run.config import RunConfig
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 import sys
 catalog, images, out, model = sys.argv[1:]
-report = classify(RunConfig(catalog, images, out, model, None, "fp32", "cpu", workers=1), watch=quiet)
+report = classify(RunConfig(catalog, images, out, model, None, "fp32", "cpu", workers=1), watch=no_progress)
 print(report.classified + report.without_class)
 """
 

@@ -20,7 +20,7 @@ from test_cluster import intrude, listening, speaks_http
 
 from skyclass.engine.cluster import connect
 from skyclass.engine.tls import make_tls_folder
-from skyclass.engine.workers import Roles, roles
+from skyclass.engine.workers import Placement, placement_of
 from skyclass.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def test_scripts_make_a_split_cluster_for_its_members_on_loopback(start: Start, 
         waiting.wait_for_workers(2, timeout=120)
     with member(tls), connect(address) as client:
         pools = {"CPU workers": (1, ("read", "cut", "commit")), "GPU workers": (1, ("infer",))}
-        assert roles(client) == Roles(split=True, window=3, pools=pools, cut={"CPU": 1}, infer={"GPU": 1})
+        assert placement_of(client) == Placement(split=True, window=3, pools=pools, cut={"CPU": 1}, infer={"GPU": 1})
         by_role = [client.submit(os.getpid, pure=False, resources={r: 1}).result(60) for r in ("CPU", "GPU")]
         assert len(set(by_role)) == 2
         names = ("worker_ttl", "allowed_failures", "no_workers_timeout")

@@ -22,7 +22,7 @@ from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
 from skyclass.run import context, pipeline, prepare
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 
 __all__ = ["cuda_graphs"]
 
@@ -197,7 +197,7 @@ def test_without_a_compiler_a_run_that_insists_is_refused_before_it_begins(run, 
     with pytest.raises(ConfigError, match="compile = 'on', but .*no C\\+\\+ compiler"):
         pipeline.classify(insists)
     with connect("local", workers=2) as client, pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
-        engine.classify(insists, client, quiet)
+        engine.classify(insists, client, no_progress)
     assert not (tmp_path / "never").exists()
 
 
@@ -206,7 +206,7 @@ def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
     there = dataclasses.replace(here, out=str(tmp_path / "there"))
     pipeline.classify(here)
     with connect("local", workers=2) as client:
-        engine.classify(there, client, quiet)
+        engine.classify(there, client, no_progress)
     assert rows_of(there).equals(rows_of(here))
     with pytest.raises(RunMismatch, match="precision: fp32, compiled there, fp32 now"):
         pipeline.classify(dataclasses.replace(here, compile="off"))
@@ -215,7 +215,7 @@ def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
 def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
     here = dataclasses.replace(run, compile="on")
     with connect("local", workers=1) as client:
-        engine.classify(here, client, quiet)
+        engine.classify(here, client, no_progress)
         (own,) = client.scheduler_info()["workers"]
         command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
         late = subprocess.run(
@@ -234,21 +234,21 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
     options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(n_workers=1, resources={"CPU": 1}, **options) as pool, Client(pool) as client:
         with pytest.raises(ConfigError, match="no C\\+\\+ compiler"):
-            engine.classify(insists, client, quiet)
+            engine.classify(insists, client, no_progress)
     assert not (tmp_path / "never").exists()
 
 
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
-    line, counted, _ = prepare.survey(run, prepare.count_here)
+    line, counted, _ = prepare.plan_run(run, prepare.count_here)
     monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
     monkeypatch.setattr(prepare, "resolve_device", lambda device: "cuda")
-    assert prepare.settle_network(run, line, counted, prepare.warm_here) == line and not caplog.text
+    assert prepare.choose_compilation(run, line, counted, prepare.warm_up_local) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
     monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[-1]))
-    insists = prepare.settle_network(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_here)
+    insists = prepare.choose_compilation(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_up_local)
     assert asked == [True] and insists == dataclasses.replace(line, compile="on")
-    assert prepare.settle_network(run, line, many, prepare.warm_here) == insists, "of so many it pays"
+    assert prepare.choose_compilation(run, line, many, prepare.warm_up_local) == insists, "of so many it pays"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

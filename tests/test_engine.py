@@ -22,10 +22,10 @@ from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, Til
 from skyclass.run import pipeline, stages
 from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
-from skyclass.run.context import Line
+from skyclass.run.context import RunContext
 from skyclass.run.folder import RunFolder
-from skyclass.run.prepare import count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip
 
@@ -53,8 +53,8 @@ def test_the_pipeline_conserves_rows_and_reads_each_tile_once(plain, sky):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run, workers):
     with connect("local", workers=workers) as client:
-        assert not engine.roles(client).split
-        report = engine.classify(run, client, quiet)
+        assert not engine.placement_of(client).split
+        report = engine.classify(run, client, no_progress)
     assert rows_of(run).equals(plain[1])
     assert report.sources_in == plain[0].sources_in and report.class_counts == plain[0].class_counts
     assert (
@@ -81,10 +81,10 @@ def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_pa
         Client(pool) as client,
     ):
         with pytest.raises(ConfigError, match=r"1 of 1 workers differ .*: skyclass 0.0.9.* there, .*numpy 1.0 there"):
-            engine.classify(run, client, quiet)
+            engine.classify(run, client, no_progress)
     assert not RunFolder(run.out).path.exists()
     with connect("local", workers=1) as client:
-        assert engine.classify(run, client, quiet).classified
+        assert engine.classify(run, client, no_progress).classified
         (own,) = client.scheduler_info()["workers"]
         command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
         late = subprocess.run(
@@ -111,7 +111,7 @@ def test_counting_that_hangs_ends_the_run(run, monkeypatch):
     with LocalCluster(**options) as pool, Client(pool) as client:
         try:
             with pytest.raises(ClusterLost, match="counting stands still: .* at work: inproc://"):
-                engine.classify(run, client, quiet)
+                engine.classify(run, client, no_progress)
         finally:
             RELEASE.set()
     assert not RunFolder(run.out).path.exists()
@@ -151,10 +151,10 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
         Client(pool) as client,
     ):
         with engine_workers(pool.scheduler_address, client):
-            who = engine.roles(client)
+            who = engine.placement_of(client)
             assert who.split and who.window == 3 and who.cut == {"CPU": 1}
             with get_task_stream(client) as stream:
-                report = engine.classify(run, client, quiet)
+                report = engine.classify(run, client, no_progress)
             where = places(client, stream.data)
     assert report.bound_by == "infer" and set(report.pool_busy) == {"CPU workers", "GPU workers"}
     assert rows_of(run).equals(plain[1])
@@ -162,16 +162,16 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
 
 
 def test_gpu_workers_that_have_threads_cut_for_themselves(plain, run, monkeypatch):
-    gpu, own = {"threads_per_worker": 3, "resources": {"GPU": 1}}, engine.roles
+    gpu, own = {"threads_per_worker": 3, "resources": {"GPU": 1}}, engine.placement_of
     with (
         LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
         Client(pool) as client,
     ):
-        who = engine.roles(client)
+        who = engine.placement_of(client)
         assert not who.split and who.window == 6 and who.infer == {"GPU": 0.25} and who.by_tile
-        monkeypatch.setattr(engine, "roles", lambda client: dataclasses.replace(own(client), window=1))
+        monkeypatch.setattr(engine, "placement_of", lambda client: dataclasses.replace(own(client), window=1))
         with get_task_stream(client) as stream:
-            report = engine.classify(run, client, quiet)
+            report = engine.classify(run, client, no_progress)
         done = Counter(str(task["key"]).rsplit("-", 1)[0].split("-")[0] for task in stream.data)
         assert done["classify_whole"] == 1 and done["classify_strip"] > 1  # two tiles: the last is cut, for the tail
         with worker_pool(pool.scheduler_address, 1, "CPU=1", "2GB"):
@@ -218,7 +218,7 @@ def test_an_interrupted_run_resumes_to_the_same_rows(plain, run):
         pipeline.classify(run, lambda total: nullcontext(Stop()))
     assert len(committed(RunFolder(run.out))) == 1
     with connect("local", workers=1) as client:
-        report = engine.classify(run, client, quiet)
+        report = engine.classify(run, client, no_progress)
     assert report.tiles_resumed == 1 and report.tiles == 2
     assert rows_of(run).equals(plain[1])
     again = pipeline.classify(run)
@@ -242,7 +242,7 @@ def test_a_bad_tile_is_quarantined_and_its_rows_stay(run, sky, tmp_path):
 
 def test_the_report_is_written_and_says_simulated(plain, run):
     with connect("local", workers=1) as client:
-        engine.classify(run, client, quiet)
+        engine.classify(run, client, no_progress)
     report = json.loads(RunFolder(run.out).report_path.read_text())
     assert report["simulated_model"] is True and report["sources_in"] == plain[0].sources_in
 
@@ -256,14 +256,14 @@ class BrokenArchive:
 
 def test_rows_are_joined_by_name_whatever_order_the_strips_have(run):
     """The order of a strip's sources comes from the tile's header; a commit elsewhere may not be able to read it."""
-    line, plan, table = survey(run, count_here)
+    line, plan, table = plan_run(run, count_here)
     line.folder.make()
     tile = plan.tiles[0]
     result = stages.classify_strip(line, Strip(tile, 0, tile.n_sources))
     expected = stages.class_rows(line, tile, [result])
     stages.planned_sources.cache_clear()
 
-    class Blind(Line):
+    class Blind(RunContext):
         @property
         def archive(self):
             return BrokenArchive()
@@ -317,5 +317,5 @@ def test_a_worker_that_dies_while_it_is_told_what_to_do_ends_nothing(plain, run,
 
     with connect("local", workers=1) as client:
         monkeypatch.setattr(Client, "register_plugin", dies_once)
-        engine.classify(run, client, quiet)
+        engine.classify(run, client, no_progress)
     assert told == ["WorkerSetup", "WorkerSetup", "WarmUp"] and rows_of(run).equals(plain[1])

@@ -22,8 +22,8 @@ from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import COLUMNS, features
 from skyclass.run import config, pipeline, stages
 from skyclass.run.context import strips_of
-from skyclass.run.prepare import count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.types import CLASSES, FAULT_FLAGS
 
 PROBABILITIES = [f"p_{name}" for name in CLASSES]
@@ -71,8 +71,8 @@ def with_photometry(sky, folder: Path, change) -> Path:
 
 def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run):
     with connect("local", workers=1) as client:
-        assert not engine.roles(client).split
-        engine.classify(dataclasses.replace(run, strip_sources=57), client, quiet)
+        assert not engine.placement_of(client).split
+        engine.classify(dataclasses.replace(run, strip_sources=57), client, no_progress)
     assert rows_of(run).equals(plain)
 
 
@@ -84,13 +84,13 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
         Client(pool) as client,
     ):
         with engine_workers(pool.scheduler_address, client):
-            assert engine.roles(client).split
-            engine.classify(run, client, quiet)
+            assert engine.placement_of(client).split
+            engine.classify(run, client, no_progress)
     assert rows_of(run).equals(plain)
 
 
 def test_each_strip_carries_the_features_of_its_own_sources(run, sky):
-    line, plan, _ = survey(run, count_here)
+    line, plan, _ = plan_run(run, count_here)
     catalog = catalog_of(sky)
     expected = dict(zip(catalog["source_id"].to_pylist(), features(catalog, PHOTOMETRY.features), strict=True))
     seen = 0

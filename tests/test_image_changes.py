@@ -22,10 +22,10 @@ from skyclass.images.atlas import BLOCK_BYTES
 from skyclass.images.local import LocalSource
 from skyclass.mock import write_mock
 from skyclass.run import pipeline, stages
-from skyclass.run.commits import committed, read_commit, take_back
+from skyclass.run.commits import committed, read_commit, uncommit
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.run.report import RunReport
 from skyclass.types import Flag
 
@@ -80,7 +80,7 @@ def in_process_workers():
 
 def on_workers(run: RunConfig) -> RunReport:
     with in_process_workers() as client:
-        return engine.classify(run, client, quiet)
+        return engine.classify(run, client, no_progress)
 
 
 def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str, times: int) -> list[int]:
@@ -161,7 +161,7 @@ def test_a_tile_removed_during_the_run_is_quarantined_and_no_row_is_lost(run, sm
 def undo(run: RunConfig, coadd_id: str) -> None:
     """Leave a run as an interruption leaves it: one tile to do."""
     folder = RunFolder(Path(run.out))
-    take_back(folder, committed(folder)[coadd_id], "to be done again")
+    uncommit(folder, committed(folder)[coadd_id], "to be done again")
     folder.catalog.unlink() if folder.catalog.is_symlink() else shutil.rmtree(folder.catalog)
 
 

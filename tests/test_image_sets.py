@@ -22,7 +22,7 @@ from skyclass.images.archive import open_archive
 from skyclass.images.cutouts import cut, parts_of
 from skyclass.images.identity import file_record
 from skyclass.run import pipeline
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Flag
 
@@ -77,7 +77,7 @@ def classes(run, images: Path, sources: pa.Table, out: Path, client=None) -> pa.
     sources.select(["source_id", "ra", "dec"]).to_pandas().to_csv(table, index=False)
     run = dataclasses.replace(run, catalog=str(table), images=str(images), out=str(out), strip_sources=3)
     if client:
-        engine.classify(run, client, quiet)
+        engine.classify(run, client, no_progress)
     else:
         pipeline.classify(run)
     return rows_of(run).drop_columns(["run_id"]).sort_by("source_id")

@@ -19,11 +19,11 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError, InputChanged, RunMismatch
 from skyclass.run import pipeline, stages
-from skyclass.run.commits import committed, take_back
+from skyclass.run.commits import committed, uncommit
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder
-from skyclass.run.prepare import count_here, survey
-from skyclass.run.progress import quiet
+from skyclass.run.prepare import count_here, plan_run
+from skyclass.run.progress import no_progress
 from skyclass.sources.footers import partition_digest, unchanged
 
 
@@ -59,7 +59,7 @@ def other_sources(path: Path) -> None:
 def undo_one(run: RunConfig) -> None:
     """Leave a run as an interruption leaves it: one of its two tiles to do."""
     folder = RunFolder(Path(run.out))
-    take_back(folder, next(iter(committed(folder).values())), "to be done again")
+    uncommit(folder, next(iter(committed(folder).values())), "to be done again")
     folder.catalog.unlink() if folder.catalog.is_symlink() else shutil.rmtree(folder.catalog)
 
 
@@ -168,7 +168,7 @@ def test_a_partition_replaced_during_the_run_ends_it_and_is_named(own, undisturb
 @pytest.mark.fault(31)
 def test_a_partition_replaced_after_the_plan_ends_a_run_on_workers(own, undisturbed, chaos: Chaos, monkeypatch):
     """All workers see the new file at their first look; the plan has seen the old one."""
-    first, begin = partitions(own)[0], engine.begin
+    first, begin = partitions(own)[0], engine.open_run
     kept = first.read_bytes()
 
     def replaced(*args):
@@ -177,16 +177,16 @@ def test_a_partition_replaced_after_the_plan_ends_a_run_on_workers(own, undistur
 
     with connect("local", workers=1) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "begin", replaced)
+            patch.setattr(engine, "open_run", replaced)
             with pytest.raises(InputChanged, match=f"{first} was replaced"):
-                engine.classify(own, client, quiet)
+                engine.classify(own, client, no_progress)
         first.write_bytes(kept)
-        engine.classify(own, client, quiet)
+        engine.classify(own, client, no_progress)
     chaos.same_rows(rows_of(own), undisturbed)
 
 
 def test_a_partition_that_disappears_during_the_run_is_named(own, monkeypatch):
-    line, plan, _ = survey(own, count_here)
+    line, plan, _ = plan_run(own, count_here)
     gone = partitions(own)[0]
     gone.unlink()
     with pytest.raises(CatalogError, match=str(gone)):
@@ -226,8 +226,8 @@ def test_a_partition_that_is_a_folder_is_known_by_all_its_files(tmp_path: Path):
 COUNT = """
 import sys
 from skyclass.run.config import RunConfig
-from skyclass.run.prepare import count_here, survey
-_, plan, _ = survey(RunConfig(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4]), count_here)
+from skyclass.run.prepare import count_here, plan_run
+_, plan, _ = plan_run(RunConfig(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4]), count_here)
 print(plan.catalog, plan.digest)
 """
 
@@ -235,5 +235,5 @@ print(plan.catalog, plan.digest)
 def test_the_digests_are_the_same_in_every_process(own):
     command = [sys.executable, "-c", COUNT, own.catalog, own.images, own.out, own.model]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    _, plan, _ = survey(own, count_here)
+    _, plan, _ = plan_run(own, count_here)
     assert said[0] == said[1] == f"{plan.catalog} {plan.digest}\n"

@@ -31,7 +31,7 @@ from skyclass.run import pipeline
 from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.types import CLASSES, Flag
 
 NAN, INF = float("nan"), float("inf")
@@ -130,7 +130,7 @@ def test_a_faulty_model_is_refused_before_the_run_folder_is_made(run: RunConfig,
             pipeline.classify(run)
         else:
             with connect("local", workers=1) as client:
-                classify_on_dask(run, client, quiet)
+                classify_on_dask(run, client, no_progress)
     assert not Path(run.out).exists()
 
 

@@ -24,7 +24,7 @@ from runs import rows_of, run_on
 from skyclass.cli.main import cli
 from skyclass.errors import ArchiveError, CatalogError, Interrupted
 from skyclass.run import pipeline
-from skyclass.run.prepare import count_here, survey
+from skyclass.run.prepare import count_here, plan_run
 from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky.healpix import healpix
 from skyclass.sky.regions import Pixels
@@ -608,7 +608,7 @@ def test_a_copy_of_a_partition_is_told(run, sky, tmp_path: Path) -> None:
     file = sorted(root.rglob("part0.snappy.parquet"))[0]
     copy = shutil.copy(file, file.with_name("part0.snappy (1).parquet"))
     with pytest.raises(CatalogError, match="is a copy of .*: remove one of them") as caught:
-        survey(replace(run, catalog=str(root)), count_here)
+        plan_run(replace(run, catalog=str(root)), count_here)
     assert str(file) in str(caught.value) and str(copy) in str(caught.value)
 
 

@@ -30,9 +30,9 @@ from skyclass.catalog.publish import files_by_pixel, finish_publication, write_p
 from skyclass.catalog.query import open_catalog
 from skyclass.errors import LeaseLost, RowsLost, RunMismatch, StoreError
 from skyclass.files import parquet_bytes, remove, sha256_of
-from skyclass.run.commits import commit_tile, committed, journal_commit, take_back
+from skyclass.run.commits import commit_tile, committed, journal_commit, uncommit
 from skyclass.run.finish import catalog_rows, is_published, publish_run, verify
-from skyclass.run.folder import RunFolder, litter, read_run
+from skyclass.run.folder import RunFolder, leftover_files, read_run
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
 from skyclass.sky.healpix import healpix
 
@@ -111,7 +111,7 @@ def test_publishing_again_gives_the_same_bytes_in_a_new_folder(copied: Path) -> 
 def reclassified(folder: RunFolder, tile: tuple[str, int, float, float], seed: int) -> pa.Table:
     """Give a committed tile other rows, as a retry of quarantined tiles does, and return them."""
     name, n, ra, dec = tile
-    take_back(folder, committed(folder)[name], "for a test")
+    uncommit(folder, committed(folder)[name], "for a test")
     rows = class_rows(name, n, ra, dec, seed=seed)
     journal_commit(folder, commit_tile(folder, name, rows))
     return rows
@@ -274,9 +274,9 @@ def test_a_driver_that_lost_its_lease_does_not_switch(tmp_path: Path) -> None:
     with pytest.raises(LeaseLost):
         publish_run(folder, fence=fence)
     assert os.readlink(folder.catalog) == "catalogs/000001" and len(versions.publications(tmp_path)) == 1
-    assert [path.suffix for path in litter(folder)] == [".building"]
+    assert [path.suffix for path in leftover_files(folder)] == [".building"]
     publish_run(folder)
-    assert not litter(folder) and os.readlink(folder.catalog) == "catalogs/000002"
+    assert not leftover_files(folder) and os.readlink(folder.catalog) == "catalogs/000002"
 
 
 @pytest.mark.fault(9)

@@ -48,7 +48,7 @@ from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig, run_config
 from skyclass.run.folder import RunFolder
 from skyclass.run.forecast import forecast
-from skyclass.run.progress import quiet
+from skyclass.run.progress import no_progress
 from skyclass.sources.layouts import open_catalog as open_sources
 from skyclass.types import Archive, Tile
 
@@ -470,7 +470,7 @@ def test_an_outage_stops_a_run_quarantines_nothing_and_the_same_command_resumes(
     with connect("local", workers=1) as client:
         client.register_plugin(Hasty())
         with pytest.raises(ArchiveDown, match=second) as caught:
-            engine.classify(dataclasses.replace(far_run, strip_sources=1000), client, quiet)
+            engine.classify(dataclasses.replace(far_run, strip_sources=1000), client, no_progress)
         assert caught.value.attempts == 6
     assert set(committed(RunFolder(far_run.out))) == set(sky.coadd_ids) - {second}
     server.always = slow_down

@@ -20,7 +20,7 @@ from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.regions import Box, Cone, Pixels
 from skyclass.sources.assign import assign_tiles
-from skyclass.sources.layouts import Catalog, gaps, open_catalog, select
+from skyclass.sources.layouts import Catalog, missing_partitions, open_catalog, select
 from skyclass.sources.partitions import COUNT_SCHEMA, count_tiles, read_partition, to_dask
 from skyclass.types import Tile
 
@@ -153,11 +153,11 @@ def test_a_region_loses_and_adds_no_row(hive: Path, tmp_path: Path, sources: pa.
 def test_partitions_that_a_copy_lacks_are_named(tmp_path: Path, sources: pa.Table) -> None:
     root = write_hive(tmp_path / "copy", sources)
     region = Cone(0.0, 0.0, "3deg")
-    assert gaps(open_catalog(str(root)), region) == []
+    assert missing_partitions(open_catalog(str(root)), region) == []
     lost = next(root.rglob("healpix_k5=*"))
     shutil.rmtree(lost)
     pixel = int(lost.name.split("=")[1])
-    assert gaps(open_catalog(str(root)), Pixels(5, (pixel,))) == [pixel]
+    assert missing_partitions(open_catalog(str(root)), Pixels(5, (pixel,))) == [pixel]
 
 
 def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:

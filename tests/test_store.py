@@ -33,7 +33,7 @@ from skyclass.run.commits import (
     refuse_changed,
     retry_quarantined,
 )
-from skyclass.run.folder import RunFolder, expected_rows, litter, read_run, start_or_resume
+from skyclass.run.folder import RunFolder, expected_rows, leftover_files, read_run, start_or_resume
 from skyclass.schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY, SORT_KEYS
 from skyclass.types import Flag
 
@@ -253,9 +253,9 @@ def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> Non
         path.write_bytes(b"1234")
     link = folder.path / f".{'1' * 32}.catalog"
     link.symlink_to("catalogs/1")
-    found = litter(folder)
+    found = leftover_files(folder)
     assert set(found) == {left[0], left[1], building, link}
-    assert sum(map(files.remove, found)) == 12 + len("catalogs/1") and not litter(folder)
+    assert sum(map(files.remove, found)) == 12 + len("catalogs/1") and not leftover_files(folder)
     assert committed(folder) == {TILE: commit} and folder.report_path.exists()
 
 

@@ -26,7 +26,7 @@ from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
 from skyclass.run import forecast
 from skyclass.run.config import RunConfig
-from skyclass.run.prepare import count_here, survey
+from skyclass.run.prepare import count_here, plan_run
 from skyclass.training.data.dataset import load_dataset
 from skyclass.training.data.labels import label_provenance
 from skyclass.training.progress import dataset_progress, print_labels_progress
@@ -284,7 +284,7 @@ def test_probe_and_benchmark_take_a_model_of_images_and_photometry(sky, tmp_path
     fusion = make_bundle(tmp_path / "fusion", **FUSION).path
     monkeypatch.setattr(forecast, "PROBE_IMAGES", 70)
     run = RunConfig(str(sky.catalog), str(sky.images), str(tmp_path / "o"), str(fusion), None, "fp32", "cpu")
-    assert forecast.probe_rate(survey(run, count_here)[0]) > 0
+    assert forecast.probe_rate(plan_run(run, count_here)[0]) > 0
     assert "sources/s in the network" in skyclass(
         "plan", "--catalog", sky.catalog, "--images", sky.images, "--model", fusion, *HERE
     ).out  # fmt: skip

@@ -38,10 +38,10 @@ def _classify(run: RunConfig) -> Any:
         return classify(run)
     from ..model.malloc import keep_memory
     from ..run.pipeline import classify as classify_here
-    from ..run.progress import show
+    from ..run.progress import rich_progress
 
     keep_memory()
-    return classify_here(run, show)
+    return classify_here(run, rich_progress)
 
 
 def _print_report(report: Any, run: RunConfig) -> None:
@@ -122,13 +122,13 @@ def gc(directory: str) -> int:
     """
     from ..catalog.versions import superseded_publications
     from ..files import remove
-    from ..run.folder import RunFolder, litter, read_run
+    from ..run.folder import RunFolder, leftover_files, read_run
     from ..run.lease import hold_lease
 
     folder = RunFolder(Path(directory))
     read_run(folder)
     with hold_lease(folder):
-        leftovers, earlier = litter(folder), superseded_publications(folder.path)
+        leftovers, earlier = leftover_files(folder), superseded_publications(folder.path)
         nbytes = sum(map(remove, leftovers + earlier))
     amount = f"{counted(len(leftovers), 'leftover')} and {counted(len(earlier), 'earlier publication')}"
     say(f"{amount} removed, {nbytes / 1e6:,.1f} MB")

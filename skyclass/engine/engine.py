@@ -31,12 +31,12 @@ from distributed.worker import Worker
 
 from ..errors import ClusterLost, SkyclassError, TileFault
 from ..run.config import RunConfig
-from ..run.context import Line, strips_of
+from ..run.context import RunContext, strips_of
 from ..run.lease import hold_lease
-from ..run.pipeline import finish, pending
-from ..run.prepare import begin, earlier, settle_network, survey
-from ..run.progress import Watch, show
-from ..run.report import RunReport, Tally
+from ..run.pipeline import pending, publish_and_report
+from ..run.prepare import choose_compilation, load_committed, open_run, plan_run
+from ..run.progress import StartProgress, rich_progress
+from ..run.report import RunReport, RunState
 from ..run.stages import (
     COUNT_SCHEMA,
     TILE_ATTEMPTS,
@@ -55,14 +55,14 @@ from .cluster import connect
 from .workers import (
     RESUMES,
     STRIPS_PER_SLOT,
-    Roles,
-    WarmUp,
+    Placement,
+    WarmUpPlugin,
     WorkerSetup,
     await_workers,
-    refuse_skew,
+    check_worker_versions,
+    placement_of,
     register,
-    roles,
-    warm_on,
+    warm_up_workers,
 )
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Wait:
     begun: float = field(default_factory=time.monotonic)
 
 
-def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) -> RunReport:
+def classify(run: RunConfig, client: Client | None = None, watch: StartProgress = rich_progress) -> RunReport:
     """Return the report of a run on a cluster, its catalogue published under `run.out`/catalog.
 
     Without a client, the cluster that `run` names is made or joined. Running the same configuration again
@@ -122,18 +122,18 @@ def classify(run: RunConfig, client: Client | None = None, watch: Watch = show) 
     """
     with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
         await_workers(client, needs_gpu=run.device.startswith("cuda"))
-        refuse_skew(client)
+        check_worker_versions(client)
         register(client, WorkerSetup())
-        line, plan, table = survey(run, partial(count_on, client))
-        who = roles(client)
-        line = settle_network(run, line, plan, partial(warm_on, client, who))
-        register(client, WarmUp(line, who))
-        with hold_lease(line.folder) as lease:
-            line = begin(run, line, plan, table)
-            tally = Tally(line, plan, lease)
-            with watch(tally.resume(earlier(run, line))) as tally.watcher:
-                drive(client, tally, pending(plan, tally), run.strip_sources, who)
-            return finish(line, tally, partial(spread, client))
+        context, plan, table = plan_run(run, partial(count_on, client))
+        placement = placement_of(client)
+        context = choose_compilation(run, context, plan, partial(warm_up_workers, client, placement))
+        register(client, WarmUpPlugin(context, placement))
+        with hold_lease(context.folder) as lease:
+            context = open_run(run, context, plan, table)
+            state = RunState(context, plan, lease)
+            with watch(state.resume(load_committed(run, context))) as state.reporter:
+                drive(client, state, pending(plan, state), run.strip_sources, placement)
+            return publish_and_report(context, state, partial(spread, client))
 
 
 def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
@@ -160,10 +160,10 @@ def dask_faults() -> Iterator[None]:
         raise ClusterLost(f"the scheduler is gone ({type(error).__name__}: {error}); {RESUMES}") from error
 
 
-def count_on(client: Client, line: Line, partitions: Iterable[int]) -> pa.Table:
+def count_on(client: Client, context: RunContext, partitions: Iterable[int]) -> pa.Table:
     """Return the counts of `count_partition` for partitions: one dataframe job on the workers."""
     meta = COUNT_SCHEMA.empty_table().to_pandas()
-    counts = dd.from_map(_count_frame, list(partitions), args=[line], meta=meta, enforce_metadata=False)
+    counts = dd.from_map(_count_frame, list(partitions), args=[context], meta=meta, enforce_metadata=False)
     return pa.Table.from_pandas(awaited(client, client.compute(counts)), preserve_index=False)
 
 
@@ -188,8 +188,8 @@ def awaited(client: Client, future: Future[Any]) -> Any:
             before = now
 
 
-def _count_frame(partition: int, line: Line) -> pd.DataFrame:
-    frame: pd.DataFrame = count_partition(line, partition).to_pandas()
+def _count_frame(partition: int, context: RunContext) -> pd.DataFrame:
+    frame: pd.DataFrame = count_partition(context, partition).to_pandas()
     return frame
 
 
@@ -202,7 +202,7 @@ def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, 
     source, done = iter(items), SimpleQueue[Future[Any]]()
     in_flight: dict[str, tuple[Future[Any], tuple[Any, ...], int]] = {}
 
-    def begin(item: tuple[Any, ...], attempt: int = 1) -> None:
+    def open_run(item: tuple[Any, ...], attempt: int = 1) -> None:
         future: Future[Any] = client.submit(work, *item, pure=False)
         in_flight[str(future.key)] = future, item, attempt
         future.add_done_callback(done.put)
@@ -211,10 +211,10 @@ def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, 
         _, item, attempt = in_flight.pop(key)
         if attempt == ATTEMPTS:
             raise error
-        begin(item, attempt + 1)
+        open_run(item, attempt + 1)
 
     for item in islice(source, STRIPS_PER_SLOT * max(1, sum(client.nthreads().values()))):
-        begin(item)
+        open_run(item)
     while in_flight:
         try:
             future = done.get(timeout=STALL_S)
@@ -239,7 +239,7 @@ def spread(client: Client, work: Callable[..., Any], items: Iterable[tuple[Any, 
             continue
         del in_flight[key], future
         for more in islice(source, 1):
-            begin(more)
+            open_run(more)
         yield result
 
 
@@ -267,11 +267,11 @@ def n_executing(dask_worker: Worker) -> int:
     return len(dask_worker.state.all_running_tasks)
 
 
-def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: int, who: Roles) -> None:
+def drive(client: Client, state: RunState, tiles: list[TilePlan], strip_sources: int, placement: Placement) -> None:
     """Take tiles down the line, longest first, with a bounded number of strips in flight."""
-    tally.pools = who.pools
-    fair = -(-sum(tile.n_sources for tile in tiles) // (2 * who.window))
-    window = Window(client, tally.line, who, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
+    state.pools = placement.pools
+    fair = -(-sum(tile.n_sources for tile in tiles) // (2 * placement.window))
+    window = Window(client, state.context, placement, min(strip_sources, max(fair, SMALLEST_STRIP)), tiles)
     window.fill()
     stalls = 0
     while window.is_busy:
@@ -284,10 +284,10 @@ def drive(client: Client, tally: Tally, tiles: list[TilePlan], strip_sources: in
                     f"the run stands still: nothing finished although its workers were restarted {STALLS} times; "
                     + RESUMES
                 ) from None
-            window.restart_hung(tally)
+            window.restart_hung(state)
         else:
             stalls = 0
-            window.settle(done, tally)
+            window.settle(done, state)
             del done  # while they are held, Dask would do their work again when a worker dies
         window.fill()
 
@@ -299,8 +299,10 @@ class Window:
     free (distributed#3681): work that hangs is dropped, and in the same breath its workers are restarted.
     """
 
-    def __init__(self, client: Client, line: Line, who: Roles, strip_sources: int, tiles: list[TilePlan]) -> None:
-        self.client, self.line, self.who, self.strip_sources = client, line, who, strip_sources
+    def __init__(
+        self, client: Client, context: RunContext, placement: Placement, strip_sources: int, tiles: list[TilePlan]
+    ) -> None:
+        self.client, self.context, self.placement, self.strip_sources = client, context, placement, strip_sources
         self.chains = deque(Chain(tile) for tile in tiles)
         self.suspects: deque[Chain] = deque()
         self.strips: Iterator[tuple[Chain, Strip, bool]] = iter(())
@@ -330,8 +332,8 @@ class Window:
         """
         items: list[tuple[Chain, Strip, bool]] = []
         whole: list[Chain] = []
-        while len(self.in_flight) + len(items) + len(whole) < self.who.window:
-            if self.who.by_tile and len(self.chains) > self.who.window:
+        while len(self.in_flight) + len(items) + len(whole) < self.placement.window:
+            if self.placement.by_tile and len(self.chains) > self.placement.window:
                 whole.append(self.chains.popleft())
             elif item := self.next_strip(not items):
                 items.append(item)
@@ -343,7 +345,9 @@ class Window:
     def begin_tiles(self, whole: list[Chain]) -> None:
         """Submit tiles, each as one task that ends with its commit."""
         parts = [chain.tile for chain in whole], [self.strip_sources] * len(whole)
-        for chain, commit in zip(whole, self.submit(whole, classify_whole, *parts, who=self.who.infer), strict=True):
+        for chain, commit in zip(
+            whole, self.submit(whole, classify_whole, *parts, placement=self.placement.infer), strict=True
+        ):
             self.watch(self.in_flight, commit, Wait(chain))
 
     def begin_strips(self, items: list[tuple[Chain, Strip, bool]]) -> None:
@@ -354,7 +358,9 @@ class Window:
             self.watch(self.in_flight, result, Wait(chain, strip))
         done = [chain for chain, _, is_last in items if is_last]
         parts = [chain.tile for chain in done], [chain.results for chain in done]
-        for chain, commit in zip(done, self.submit(done, commit_strips, *parts, who=self.who.cut), strict=True):
+        for chain, commit in zip(
+            done, self.submit(done, commit_strips, *parts, placement=self.placement.cut), strict=True
+        ):
             self.watch(self.committing, commit, Wait(chain))
 
     def next_strip(self, is_first: bool = True) -> tuple[Chain, Strip, bool] | None:
@@ -394,22 +400,24 @@ class Window:
 
     def submit_strips(self, chains: Sequence[Chain], strips: Sequence[Strip]) -> list[Future[Any]]:
         """Submit CUT and INFER of strips, each as one task or as two."""
-        if not self.who.split:
-            return self.submit(chains, classify_strip, strips, who=self.who.infer)
-        composites = self.submit(chains, cut_strip, strips, who=self.who.cut, hold=False)
-        return self.submit(chains, infer_strip, composites, who=self.who.infer)
+        if not self.placement.split:
+            return self.submit(chains, classify_strip, strips, placement=self.placement.infer)
+        composites = self.submit(chains, cut_strip, strips, placement=self.placement.cut, hold=False)
+        return self.submit(chains, infer_strip, composites, placement=self.placement.infer)
 
     def submit(
         self,
         chains: Sequence[Chain],
         work: Callable[..., Any],
         *parts: Sequence[Any],
-        who: dict[str, float] | None = None,
+        placement: dict[str, float] | None = None,
         hold: bool = True,
     ) -> list[Future[Any]]:
         """Submit work(line, *parts) for each of some tiles; equal work of another attempt is other work."""
-        lines = [self.line] * len(chains)
-        futures: list[Future[Any]] = self.client.map(work, lines, *parts, pure=False, resources=who) if chains else []
+        lines = [self.context] * len(chains)
+        futures: list[Future[Any]] = (
+            self.client.map(work, lines, *parts, pure=False, resources=placement) if chains else []
+        )
         for chain, future in zip(chains, futures, strict=True):
             self.tasks[str(future.key)] = chain
             chain.keys.append(str(future.key))
@@ -425,7 +433,7 @@ class Window:
             done.append(self.done.get())
         return done
 
-    def settle(self, done: list[Future[Any]], tally: Tally) -> None:
+    def settle(self, done: list[Future[Any]], state: RunState) -> None:
         """Count finished strips and commits; begin a tile again whose worker died. Any other error ends the run."""
         waits = {str(f.key): self.in_flight.get(str(f.key)) or self.committing.get(str(f.key)) for f in done}
         is_commit = {key: wait is not None and not wait.strip for key, wait in waits.items()}
@@ -442,18 +450,18 @@ class Window:
             try:
                 finished(future)
                 if wait.strip:
-                    tally.strip(wait.strip)
+                    state.strip(wait.strip)
                 else:
-                    tally.commit(*commits[key])
+                    state.commit(*commits[key])
                     self.forget(wait.chain)
                 self.seconds.append(time.monotonic() - wait.begun)
             except KilledWorker as error:
                 if not wait.strip:  # its strips fail with it, and only this is counted
                     self.give_up(wait.chain)
-                    self.again(wait.chain, f"workers died of it: {error}", tally)
+                    self.again(wait.chain, f"workers died of it: {error}", state)
             except TileFault as fault:
                 self.give_up(wait.chain)
-                self.renew(wait.chain, fault, tally)
+                self.renew(wait.chain, fault, state)
 
     def fetch(self, futures: dict[str, Future[Any]]) -> dict[str, Any]:
         """Return the results of finished futures, all in one message; none if one of them was lost since."""
@@ -464,28 +472,28 @@ class Window:
             return {}
         return results
 
-    def again(self, chain: Chain, reason: str, tally: Tally) -> None:
+    def again(self, chain: Chain, reason: str, state: RunState) -> None:
         """Begin a tile again whose worker died or hung; after `ATTEMPTS`, commit its rows without a class.
 
         The driver does that itself: strips of the tile may still be killing workers.
         """
         chain.fault = reason
-        tally.again(chain.tile.coadd_id)
+        state.again(chain.tile.coadd_id)
         if chain.attempt < ATTEMPTS:
             self.suspects.append(Chain(chain.tile, chain.attempt + 1))
             return
         words = f"{reason} (in {ATTEMPTS} attempts, the last with nothing beside it and half the sources at a time)"
         words += ": give workers more memory, or look at this tile"
-        tally.commit(*commit_fault(self.line, chain.tile, words))
+        state.commit(*commit_fault(self.context, chain.tile, words))
 
-    def renew(self, chain: Chain, fault: TileFault, tally: Tally) -> None:
+    def renew(self, chain: Chain, fault: TileFault, state: RunState) -> None:
         """Begin a tile again whose files changed meanwhile, after the others; or commit its rows without a class."""
         chain.fault = str(fault)
-        tally.again(chain.tile.coadd_id)
+        state.again(chain.tile.coadd_id)
         if chain.tile.attempt < TILE_ATTEMPTS:
             self.chains.append(Chain(next_attempt(chain.tile), chain.attempt))
         else:
-            tally.commit(*commit_fault(self.line, chain.tile, kept_changing(fault)))
+            state.commit(*commit_fault(self.context, chain.tile, kept_changing(fault)))
 
     def give_up(self, chain: Chain) -> None:
         """Take back the tasks of a tile that are not at work yet, and forget them all."""
@@ -501,7 +509,7 @@ class Window:
         chain.futures.clear()
         chain.keys.clear()
 
-    def restart_hung(self, tally: Tally) -> None:
+    def restart_hung(self, state: RunState) -> None:
         """Drop the tiles whose tasks are at work, restart the workers that are at it, and begin the tiles again."""
         hung = at_work(self.client, self.tasks)
         chains = {id(chain): chain for keys in hung.values() for chain in map(self.tasks.__getitem__, keys)}.values()
@@ -512,4 +520,4 @@ class Window:
             self.give_up(chain)
         restart(self.client, hung)
         for chain in chains:
-            self.again(chain, words, tally)
+            self.again(chain, words, state)

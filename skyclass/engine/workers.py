@@ -17,8 +17,8 @@ from distributed.worker import Worker
 
 from ..errors import ClusterLost, ConfigError
 from ..model.classifier import cuda_is_there, set_threads
-from ..run.context import Line
-from ..run.prepare import warm_here
+from ..run.context import RunContext
+from ..run.prepare import warm_up_local
 from ..run.stages import STAGES
 from ..version import versions
 
@@ -35,7 +35,7 @@ RESUMES = "what is committed is kept, and the same command resumes"
 
 
 @dataclass(frozen=True)
-class Roles:
+class Placement:
     """Where work goes, as Dask resources, and how many strips (whole tiles where `by_tile`) may be in flight.
 
     `pools` says for the report how many threads do which stages.
@@ -51,7 +51,7 @@ class Roles:
     a scheduler hands them out."""
 
 
-def roles(client: Client) -> Roles:
+def placement_of(client: Client) -> Placement:
     """Return who does what: split where workers are labelled `GPU`, fused where none is.
 
     Fused too where all are GPU workers that have several threads: they cut for themselves. The window is two strips for
@@ -63,10 +63,12 @@ def roles(client: Client) -> Roles:
     if gpus and len(gpus) == len(workers) and all(w["nthreads"] > 1 for w in gpus):
         threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
         share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
-        return Roles(False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True)
+        return Placement(
+            False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True
+        )
     if not gpus:
         threads = max(1, sum(w["nthreads"] for w in workers))
-        return Roles(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
+        return Placement(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
     if cpu_slots and any(w["nthreads"] > 1 for w in gpus):
         log.warning(
             "GPU workers with several threads do not cut beside CPU workers: start them with one, or without those"
@@ -74,7 +76,9 @@ def roles(client: Client) -> Roles:
     gpu_slots = sum(int(w["resources"]["GPU"]) for w in gpus)
     others = tuple(stage for stage in STAGES if stage != "infer")
     pools = {"CPU workers": (cpu_slots or len(workers), others), "GPU workers": (gpu_slots, ("infer",))}
-    return Roles(True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1})
+    return Placement(
+        True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1}
+    )
 
 
 def await_workers(client: Client, needs_gpu: bool = False) -> None:
@@ -111,13 +115,13 @@ def has_gpu(client: Client) -> bool:
     return any("GPU" in w["resources"] for w in workers) or any(client.run(cuda_is_there, on_error="ignore").values())
 
 
-def skew(here: Mapping[str, str], there: Mapping[str, str]) -> str:
+def version_mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     """Return in words how a worker's versions differ from the driver's, "" if they do not."""
     names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name, 'unknown')} there, {here[name]} here" for name in names)
 
 
-def refuse_skew(client: Client) -> None:
+def check_worker_versions(client: Client) -> None:
     """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ.
 
     One that dies while it is asked is no worker; what comes in its place is asked by `WorkerSetup`.
@@ -125,7 +129,9 @@ def refuse_skew(client: Client) -> None:
     here, said = versions(), client.run(versions, on_error="return")
     answers = {address: answer for address, answer in said.items() if not isinstance(answer, OSError)}
     faults = {
-        address: skew(here, answer) if isinstance(answer, dict) else f"no version of skyclass to be had ({answer})"
+        address: version_mismatch(here, answer)
+        if isinstance(answer, dict)
+        else f"skyclass has no version there ({answer})"
         for address, answer in answers.items()
     }
     if strange := {address: words for address, words in faults.items() if words}:
@@ -148,31 +154,31 @@ class WorkerSetup(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """Look at the worker once, when it joins or comes back."""
-        if words := skew(self.expected, versions()):
+        if words := version_mismatch(self.expected, versions()):
             log.error("this worker leaves the run: %s", words)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
             return
         set_threads(1)
 
 
-def warm_on(client: Client, who: Roles, line: Line) -> list[str]:
+def warm_up_workers(client: Client, placement: Placement, context: RunContext) -> list[str]:
     """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
-    said = client.run(warm_worker, line, who, on_error="return")
+    said = client.run(warm_worker, context, placement, on_error="return")
     faults = {address: fault for address, fault in said.items() if fault is not None}
     return sorted({str(fault) for fault in faults.values()})
 
 
-async def warm_worker(line: Line, who: Roles, dask_worker: Worker) -> str | None:
+async def warm_worker(context: RunContext, placement: Placement, dask_worker: Worker) -> str | None:
     """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
-    if who.infer and "GPU" not in dask_worker.state.total_resources:  # others infer
+    if placement.infer and "GPU" not in dask_worker.state.total_resources:  # others infer
         return None
-    if who.split:  # it infers one strip at a time
+    if placement.split:  # it infers one strip at a time
         set_threads(dask_worker.state.nthreads)
-    faults = await asyncio.to_thread(warm_here, line)
+    faults = await asyncio.to_thread(warm_up_local, context)
     return faults[0] if faults else None
 
 
-class WarmUp(WorkerPlugin):
+class WarmUpPlugin(WorkerPlugin):
     """Loads the network before a worker is given any work: a worker that comes late or comes back, too.
 
     One that cannot run it as the others do is sent away.
@@ -180,11 +186,11 @@ class WarmUp(WorkerPlugin):
 
     name = "skyclass-warm-up"
 
-    def __init__(self, line: Line, who: Roles) -> None:
-        self.line, self.who = line, who
+    def __init__(self, context: RunContext, placement: Placement) -> None:
+        self.context, self.placement = context, placement
 
     async def setup(self, worker: Worker) -> None:
         """Load the network, or leave."""
-        if fault := await warm_worker(self.line, self.who, worker):
+        if fault := await warm_worker(self.context, self.placement, worker):
             log.error("this worker leaves the run: %s", fault)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))

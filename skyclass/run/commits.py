@@ -193,11 +193,11 @@ def retry_quarantined(folder: RunFolder) -> list[str]:
     """
     faulty = [commit for commit in committed(folder).values() if commit.fault]
     for commit in faulty:
-        take_back(folder, commit, str(commit.fault))
+        uncommit(folder, commit, str(commit.fault))
     return [commit.coadd_id for commit in faulty]
 
 
-def take_back(folder: RunFolder, commit: Commit, reason: str) -> None:
+def uncommit(folder: RunFolder, commit: Commit, reason: str) -> None:
     """Let a committed tile be done again; the driver only, under its lease."""
     append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=reason)
     with storing(folder.tiles):
@@ -209,7 +209,7 @@ def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
     """Raise `StoreError` for tiles that are no longer what was committed; those are taken back, to be done again."""
     changed = [c for c in commits if sha256_of(folder.path / c.file) != c.sha256]
     for commit in changed:
-        take_back(folder, commit, "changed on disk")
+        uncommit(folder, commit, "changed on disk")
     if changed:
         names = ", ".join(c.coadd_id for c in changed[:5])
         raise StoreError(

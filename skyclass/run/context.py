@@ -19,7 +19,7 @@ from .folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Line:
+class RunContext:
     """What a worker must know to do any piece of a run: names and numbers, a kilobyte at most, no data."""
 
     catalog: str
@@ -78,12 +78,12 @@ def _catalog(location: str, region: Region | None, session: str) -> Catalog:
 
 
 @lru_cache(maxsize=64)
-def tiles_near(line: Line, partition: int) -> tuple[Tile, ...]:
+def tiles_near(context: RunContext, partition: int) -> tuple[Tile, ...]:
     """Return the footprints of the tiles near the sources of a partition that have no `coadd_id`."""
-    if line.sources.kind == "prepared":  # the driver has given its sources their tiles
+    if context.sources.kind == "prepared":  # the driver has given its sources their tiles
         return ()
-    positions = nameless_positions(line.sources, partition, line.region)
-    return tuple(_archive(line.images, line.bundle.bands, line.session).list_tiles(positions))
+    positions = nameless_positions(context.sources, partition, context.region)
+    return tuple(_archive(context.images, context.bundle.bands, context.session).list_tiles(positions))
 
 
 def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:

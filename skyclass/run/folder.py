@@ -190,7 +190,7 @@ def expected_rows(folder: RunFolder) -> int:
     return rows
 
 
-def litter(folder: RunFolder) -> list[Path]:
+def leftover_files(folder: RunFolder) -> list[Path]:
     """Return what killed drivers and workers left behind: attempts, half a catalogue, names that were never renamed.
 
     Only for who holds the lease: of a run at work these are its hands.

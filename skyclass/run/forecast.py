@@ -10,9 +10,9 @@ from ..errors import TileFault
 from ..model.classifier import load_classifier, set_threads
 from ..text import counted
 from .config import RunConfig
-from .context import Line, strips_of
+from .context import RunContext, strips_of
 from .plan import Plan, without_tile_lines
-from .prepare import count_here, survey
+from .prepare import count_here, plan_run
 
 PROBE_IMAGES = 256
 BYTES_PER_PIXEL = 4
@@ -22,10 +22,10 @@ WORKER_BASE_BYTES = 700e6
 
 def forecast(run: RunConfig) -> list[str]:
     """Return what a run would do, line by line. Nothing is written; the network is tried on a few images."""
-    line, plan, _ = survey(run, count_here)
+    context, plan, _ = plan_run(run, count_here)
     strips = [s for tile in plan.tiles for s in strips_of(tile, run.strip_sources)]
     largest = max(s.stop - s.start for s in strips)
-    rate = probe_rate(line)
+    rate = probe_rate(context)
     hours = plan.n_sources / rate / 3600
     takes = f"{hours:,.1f} process hours" if hours > 1 else f"{60 * hours:.1f} process minutes"
     crowded = plan.on_tiles[0]
@@ -34,35 +34,35 @@ def forecast(run: RunConfig) -> list[str]:
         f"{counted(len(strips), 'strip')}",
         *without_tile_lines(plan.without_tile),
         f"most crowded tile: {crowded.coadd_id} with {counted(crowded.n_sources, 'source')}",
-        f"{tile_bytes(line, plan) / 1e9:,.2f} GB of tile pixels at most",
-        f"up to {strip_bytes(line, largest) / 1e9:.1f} GB of memory a worker",
+        f"{tile_bytes(context, plan) / 1e9:,.2f} GB of tile pixels at most",
+        f"up to {strip_bytes(context, largest) / 1e9:.1f} GB of memory a worker",
         f"{rate:,.0f} sources/s in the network of one process here (just measured): {takes}",
     ]
 
 
-def tile_bytes(line: Line, plan: Plan) -> int:
+def tile_bytes(context: RunContext, plan: Plan) -> int:
     """Return the bytes of all tiles of a plan, taking each for as large as the first usable one."""
     for planned in plan.on_tiles:
         try:
-            return line.archive.tile(planned.coadd_id, line.bundle.bands).nbytes * len(plan.on_tiles)
+            return context.archive.tile(planned.coadd_id, context.bundle.bands).nbytes * len(plan.on_tiles)
         except TileFault:
             continue
     return 0
 
 
-def strip_bytes(line: Line, n_sources: int) -> float:
+def strip_bytes(context: RunContext, n_sources: int) -> float:
     """Return the peak memory of a worker in bytes: the rows of all bands, composites float16, and a copy of some."""
-    cut = line.bundle.cut
+    cut = context.bundle.cut
     rows = len(cut.bands) * BYTES_PER_PIXEL * 4095**2
     composites = n_sources * len(cut.bands) * cut.size_px**2 * 2
     return WORKER_BASE_BYTES + rows + 2 * composites
 
 
-def probe_rate(line: Line) -> float:
+def probe_rate(context: RunContext) -> float:
     """Return images per second of the network in one process with one thread, as a local worker has."""
     set_threads(1)
-    bundle, n = line.bundle, PROBE_IMAGES
-    classifier = load_classifier(line.model, line.device, line.precision)
+    bundle, n = context.bundle, PROBE_IMAGES
+    classifier = load_classifier(context.model, context.device, context.precision)
     images = np.random.default_rng(0).normal(size=(n, len(bundle.bands), bundle.size_px, bundle.size_px))
     composites, wanted = images.astype(np.float16), bundle.photometry
     photometry = np.zeros((n, len(wanted.features)), np.float32) if wanted else None

@@ -12,57 +12,57 @@ from ..errors import TileFault
 from ..files import write_json
 from ..types import ParallelMap, TilePlan
 from .config import RunConfig
-from .context import Line, strips_of
+from .context import RunContext, strips_of
 from .finish import is_published, publish_run
 from .lease import hold_lease
 from .plan import Plan
-from .prepare import begin, count_here, earlier, settle_network, survey, warm_here
-from .progress import Watch, quiet
-from .report import RunReport, Tally
+from .prepare import choose_compilation, count_here, load_committed, open_run, plan_run, warm_up_local
+from .progress import StartProgress, no_progress
+from .report import RunReport, RunState
 from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer_strip, kept_changing, next_attempt
 
 
-def classify(run: RunConfig, watch: Watch = quiet) -> RunReport:
+def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
     """Return the report of a whole run in this process: planned, classified, committed and published."""
-    line, plan, table = survey(run, count_here)
-    line = settle_network(run, line, plan, warm_here)
-    with hold_lease(line.folder) as lease:
-        line = begin(run, line, plan, table)
-        tally = Tally(line, plan, lease)
-        with watch(tally.resume(earlier(run, line))) as tally.watcher:
-            for tile in pending(plan, tally):
-                classify_tile(line, tile, run.strip_sources, tally)
-        return finish(line, tally)
+    context, plan, table = plan_run(run, count_here)
+    context = choose_compilation(run, context, plan, warm_up_local)
+    with hold_lease(context.folder) as lease:
+        context = open_run(run, context, plan, table)
+        state = RunState(context, plan, lease)
+        with watch(state.resume(load_committed(run, context))) as state.reporter:
+            for tile in pending(plan, state):
+                classify_tile(context, tile, run.strip_sources, state)
+        return publish_and_report(context, state)
 
 
-def classify_tile(line: Line, tile: TilePlan, strip_sources: int, tally: Tally) -> None:
+def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state: RunState) -> None:
     """Take one tile down the line and commit it; again, as a whole, if its files changed meanwhile."""
     results = []
     for strip in strips_of(tile, strip_sources):
-        composites = cut_strip(line, strip)
-        results.append(infer_strip(line, composites))
-        tally.strip(strip)
+        composites = cut_strip(context, strip)
+        results.append(infer_strip(context, composites))
+        state.strip(strip)
     try:
-        commit = commit_strips(line, tile, results)
+        commit = commit_strips(context, tile, results)
     except TileFault as fault:
-        tally.again(tile.coadd_id)
+        state.again(tile.coadd_id)
         if tile.attempt < TILE_ATTEMPTS:
-            return classify_tile(line, next_attempt(tile), strip_sources, tally)
-        commit = commit_fault(line, tile, kept_changing(fault))
-    tally.commit(*commit)
+            return classify_tile(context, next_attempt(tile), strip_sources, state)
+        commit = commit_fault(context, tile, kept_changing(fault))
+    state.commit(*commit)
 
 
-def pending(plan: Plan, tally: Tally) -> list[TilePlan]:
+def pending(plan: Plan, state: RunState) -> list[TilePlan]:
     """Return the tiles that nobody has committed yet, longest first."""
-    return [tile for tile in plan.tiles if tile.coadd_id not in tally.commits]
+    return [tile for tile in plan.tiles if tile.coadd_id not in state.commits]
 
 
-def finish(line: Line, tally: Tally, parallel_map: ParallelMap = starmap) -> RunReport:
+def publish_and_report(context: RunContext, state: RunState, parallel_map: ParallelMap = starmap) -> RunReport:
     """Return the report after the row check; publish what is new, its files written through `parallel_map`."""
-    report = tally.report()
-    tally.lease.check()
-    if tally.is_new or not is_published(line.folder):
-        write_json(line.folder.report_path, report.to_dict())
-        publish_run(line.folder, parallel_map=parallel_map, fence=tally.lease.check)
-    restore_link(line.folder.path)
+    report = state.report()
+    state.lease.check()
+    if state.is_new or not is_published(context.folder):
+        write_json(context.folder.report_path, report.to_dict())
+        publish_run(context.folder, parallel_map=parallel_map, fence=state.lease.check)
+    restore_link(context.folder.path)
     return report

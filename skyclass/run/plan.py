@@ -20,7 +20,7 @@ from ..errors import CatalogError
 from ..sky.regions import in_words
 from ..sources.footers import PartitionDigest
 from ..types import NO_TILE, TilePlan
-from .context import Line
+from .context import RunContext
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,23 @@ def catalog_digest(digests: Iterable[PartitionDigest]) -> str:
     return hashlib.sha256(repr(sorted(map(tuple, digests))).encode()).hexdigest()[:16]
 
 
-def partition_names(line: Line, plan: Plan) -> dict[str, PartitionDigest]:
+def partition_names(context: RunContext, plan: Plan) -> dict[str, PartitionDigest]:
     """Return the digests of the partitions of a plan by their names below the catalogue's root."""
-    catalog = line.sources
+    catalog = context.sources
     return {
         os.path.relpath(catalog.partitions[i].path, catalog.root): plan.partitions[i] for i in sorted(plan.partitions)
     }
 
 
 def make_plan(
-    line: Line, counts: pa.Table, catalog: str = "", partitions: Mapping[int, PartitionDigest] = MappingProxyType({})
+    context: RunContext,
+    counts: pa.Table,
+    catalog: str = "",
+    partitions: Mapping[int, PartitionDigest] = MappingProxyType({}),
 ) -> Plan:
     """Return the plan for counts (coadd_id, partition, n), a digest of the catalogue, and those of its partitions."""
     if not counts.num_rows:
-        raise CatalogError(f"{line.catalog}: no source in the {in_words(line.region)}; nothing to classify")
+        raise CatalogError(f"{context.catalog}: no source in the {in_words(context.region)}; nothing to classify")
     keys = {i: digest.key for i, digest in partitions.items()}  # one text a partition, in however many tiles
     tiles: dict[str, Counter[int]] = defaultdict(Counter)
     for row in counts.select(["coadd_id", "partition", "n"]).to_pylist():

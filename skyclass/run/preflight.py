@@ -20,7 +20,7 @@ from ..sources.footers import PartitionDigest
 from ..sources.layouts import Catalog
 from ..sources.partitions import read_partition
 from ..types import Archive
-from .context import Line
+from .context import RunContext
 from .folder import RunFolder
 from .plan import Plan
 
@@ -84,17 +84,17 @@ def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> N
             raise CatalogError(f"{path} is a copy of {other}: remove one of them")
 
 
-def refuse_faulty_model(line: Line) -> None:
+def refuse_faulty_model(context: RunContext) -> None:
     """Raise `BundleError` before any work for a model that gives no probabilities; tried on the CPU of this process.
 
     A GPU is left to the workers.
     """
-    on_cuda = line.device.startswith("cuda") or (line.device == "auto" and cuda_is_there())
-    here = replace(line, device="cpu", precision="fp32") if on_cuda else line
+    on_cuda = context.device.startswith("cuda") or (context.device == "auto" and cuda_is_there())
+    here = replace(context, device="cpu", precision="fp32") if on_cuda else context
     _ = here.classifier  # loading tries it
 
 
-def preflight(line: Line, archive: Archive, plan: Plan) -> None:
+def preflight(context: RunContext, archive: Archive, plan: Plan) -> None:
     """Raise `ArchiveError` when none of the first tiles of the plan is usable; one message with the reasons."""
     names = [tile.coadd_id for tile in plan.on_tiles]
-    require_usable_tile(archive, line.images, names, line.bundle.bands)
+    require_usable_tile(archive, context.images, names, context.bundle.bands)

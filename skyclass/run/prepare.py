@@ -23,11 +23,11 @@ from ..model.bundle import load_bundle
 from ..model.classifier import resolve_device, resolve_precision
 from ..sky.regions import in_words
 from ..sources.assign import with_tiles
-from ..sources.layouts import gaps, open_catalog
+from ..sources.layouts import missing_partitions, open_catalog
 from ..sources.tables import standardise_table
 from .commits import Commit, committed, journal_commit, retry_quarantined
 from .config import RunConfig
-from .context import Line
+from .context import RunContext
 from .finish import check_output_folder
 from .folder import fingerprint, start_or_resume
 from .plan import Plan, catalog_digest, make_plan, partition_digests, partition_names, table_counts
@@ -44,56 +44,56 @@ ON_CUDA = "on CUDA it runs as it is"
 CHECKING_THREADS = 16
 """Files that are looked at together: a network file system takes a millisecond for each."""
 TOLD = 5
-CountTiles = Callable[["Line", Iterable[int]], pa.Table]
+CountTiles = Callable[["RunContext", Iterable[int]], pa.Table]
 
 
-def begin(run: RunConfig, line: Line, plan: Plan, table: pa.Table | None) -> Line:
+def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | None) -> RunContext:
     """Return the line with its run id, the run folder begun or, with the same fingerprint, resumed.
 
     The caller holds the lease. Raises `RunMismatch` for the folder of another run.
     """
-    bundle = line.bundle
-    arithmetic = line.precision + (", compiled" if line.compile != "off" else "")
+    bundle = context.bundle
+    arithmetic = context.precision + (", compiled" if context.compile != "off" else "")
     fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
-    run_id = start_or_resume(line.folder, fields, info, partition_names(line, plan) if table is None else {})
+    run_id = start_or_resume(context.folder, fields, info, partition_names(context, plan) if table is None else {})
     if table is not None:
-        for left in unfinished(line.folder.sources):  # by a killed driver; the folder is read as a catalogue
+        for left in unfinished(context.folder.sources):  # by a killed driver; the folder is read as a catalogue
             remove(left)
-        write_bytes(line.folder.sources / "part0.parquet", parquet_bytes(table))
-    return replace(line, run_id=run_id)
+        write_bytes(context.folder.sources / "part0.parquet", parquet_bytes(table))
+    return replace(context, run_id=run_id)
 
 
-def earlier(run: RunConfig, line: Line) -> dict[str, Commit]:
+def load_committed(run: RunConfig, context: RunContext) -> dict[str, Commit]:
     """Return what earlier drivers of this run have committed; quarantined tiles only if they are not to be retried."""
     if run.retry_quarantined:
-        retry_quarantined(line.folder)
-    commits = committed(line.folder)
-    with archive_up(line.folder):
-        check_images(run, line, commits)
+        retry_quarantined(context.folder)
+    commits = committed(context.folder)
+    with archive_up(context.folder):
+        check_images(run, context, commits)
     return {name: replace(commit, images={}) for name, commit in commits.items()}
 
 
-def check_images(run: RunConfig, line: Line, commits: Mapping[str, Commit]) -> None:
+def check_images(run: RunConfig, context: RunContext, commits: Mapping[str, Commit]) -> None:
     """Raise `RunMismatch` for committed tiles whose images are others now; the files of copies are recorded anew."""
-    compare = partial(compare_files, line.archive, line.bundle.bands)
+    compare = partial(compare_files, context.archive, context.bundle.bands)
     recorded = [commit for commit in commits.values() if commit.images]
     with ThreadPoolExecutor(CHECKING_THREADS) as pool:
         found = list(pool.map(lambda commit: compare(commit.coadd_id, commit.images), recorded))
     if changed := [comparison for comparison in found if comparison.difference]:
         more = [f"and {len(changed) - TOLD} more"] if len(changed) > TOLD else []
         raise RunMismatch(
-            f"{line.folder.path}: {len(changed)} committed tiles were made from other images than those at "
+            f"{context.folder.path}: {len(changed)} committed tiles were made from other images than those at "
             f"{run.images}; put the earlier images back to resume the run, or give another output folder:",
             [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:TOLD]] + more,
         )
     for commit, comparison in zip(recorded, found, strict=True):
         if comparison.record != commit.images:
-            journal_commit(line.folder, replace(commit, images=comparison.record))
+            journal_commit(context.folder, replace(commit, images=comparison.record))
 
 
-def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | None]:
+def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Table | None]:
     """Return line, plan and, for a table of positions, its rows with their tiles. Writes nothing.
 
     `count` gives the sources by tile of some partitions, here or on a cluster.
@@ -102,34 +102,36 @@ def survey(run: RunConfig, count: CountTiles) -> tuple[Line, Plan, pa.Table | No
     archive = open_archive(run.images, tuple(bundle.bands))
     catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
     model = run.model if bundle.is_packaged else str(bundle.path.absolute())
-    precision = settled_precision(run)
-    line = Line(catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex)
-    check_output_folder(line.folder)
-    refuse_faulty_model(line)
+    precision = choose_precision(run)
+    context = RunContext(
+        catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex
+    )
+    check_output_folder(context.folder)
+    refuse_faulty_model(context)
     table = None
     if catalog.kind == "table":
-        with archive_up(line.folder):
+        with archive_up(context.folder):
             table = tiled_table(run, archive)
         check_photometry(bundle, catalog, table)
-        line = replace(line, catalog=str(line.folder.sources), region=None)
-        plan = make_plan(line, table_counts(table), content_digest(table))
+        context = replace(context, catalog=str(context.folder.sources), region=None)
+        plan = make_plan(context, table_counts(table), content_digest(table))
     else:
         if not catalog.partitions:
             raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
         check_photometry(bundle, catalog)
-        if run.region and (missing := gaps(catalog, run.region)):
+        if run.region and (missing := missing_partitions(catalog, run.region)):
             log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
-        with archive_up(line.folder):
-            counts = count(line, range(len(catalog.partitions)))
+        with archive_up(context.folder):
+            counts = count(context, range(len(catalog.partitions)))
         digests = partition_digests(counts)
         refuse_copies(catalog, digests)
-        plan = make_plan(line, counts, catalog_digest(digests.values()), digests)
-    with archive_up(line.folder):
-        preflight(line, archive, plan)
-    return line, plan, table
+        plan = make_plan(context, counts, catalog_digest(digests.values()), digests)
+    with archive_up(context.folder):
+        preflight(context, archive, plan)
+    return context, plan, table
 
 
-def settled_precision(run: RunConfig) -> str:
+def choose_precision(run: RunConfig) -> str:
     """Return fp32 or bf16, settled once by the driver, so that no two workers of a run differ.
 
     CUDA devices that only a joined cluster has are taken to multiply bf16. Raises `ConfigError` for a device
@@ -140,17 +142,19 @@ def settled_precision(run: RunConfig) -> str:
     return resolve_precision(resolve_device(run.device), run.precision)
 
 
-def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line], list[str]]) -> Line:
+def choose_compilation(
+    run: RunConfig, context: RunContext, plan: Plan, warm_up: Callable[[RunContext], list[str]]
+) -> RunContext:
     """Return the line whose network is compiled if the run asks for it, or is large enough, and all who infer can.
 
-    `warm` loads the network of a line wherever it will run, and returns why that fails, reason by reason. Raises
+    `warm_up` loads the network of a line wherever it will run, and returns why that fails, reason by reason. Raises
     `ConfigError` where a run that insists on it cannot be compiled.
     """
     if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
-        return line
+        return context
     everywhere = run.compile == "on" or plan.n_sources >= COMPILE_ON_CUDA_FROM
-    asked = replace(line, compile="on" if everywhere else "auto")
-    faults = warm(asked)
+    asked = replace(context, compile="on" if everywhere else "auto")
+    faults = warm_up(asked)
     if not faults:
         return asked
     words = f"the network is not compiled: {'; '.join(faults)}"
@@ -158,23 +162,23 @@ def settle_network(run: RunConfig, line: Line, plan: Plan, warm: Callable[[Line]
         raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
     if set(faults) != {ON_CUDA}:
         log.warning(words)
-    return line
+    return context
 
 
-def warm_here(line: Line) -> list[str]:
+def warm_up_local(context: RunContext) -> list[str]:
     """Return [] once the network of a line is loaded in this process, or why it is not."""
-    if line.compile == "auto" and resolve_device(line.device) != "cpu":
+    if context.compile == "auto" and resolve_device(context.device) != "cpu":
         return [ON_CUDA]
     try:
-        _ = line.classifier
+        _ = context.classifier
     except CannotCompile as error:
         return [str(error)]
     return []
 
 
-def count_here(line: Line, partitions: Iterable[int]) -> pa.Table:
+def count_here(context: RunContext, partitions: Iterable[int]) -> pa.Table:
     """Return (coadd_id, partition, n) of partitions, counted in this process."""
-    return pa.concat_tables([count_partition(line, i) for i in partitions])
+    return pa.concat_tables([count_partition(context, i) for i in partitions])
 
 
 def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:

@@ -15,28 +15,28 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 
-class Watcher(Protocol):
-    """Somebody who is told how far a run is."""
+class ProgressReporter(Protocol):
+    """The progress of a run in sources; the one method is called for every finished strip and tile."""
 
     def advance(self, n_sources: int) -> None:
-        """Hear that `n_sources` more went through the network; fewer than 0 when a tile is begun again."""
+        """Count `n_sources` more sources as classified; the number is negative when a tile is begun again."""
         ...
 
 
-Watch = Callable[[int], AbstractContextManager[Watcher]]
-"""Makes a watcher for a number of sources: `quiet` or `show`."""
+StartProgress = Callable[[int], AbstractContextManager[ProgressReporter]]
+"""Makes a reporter for a number of sources: `no_progress` or `rich_progress`."""
 
 
-class Silent:
-    """A watcher that says nothing."""
+class NullReporter:
+    """A reporter that prints nothing."""
 
     def advance(self, n_sources: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @dataclass
 class JsonLines:
-    """A watcher that prints one JSON line every `interval_s`: for logs and batch jobs."""
+    """A reporter that prints one JSON line every `interval_s`: for logs and batch jobs."""
 
     total: int
     interval_s: float = 30.0
@@ -72,13 +72,13 @@ class _Bar:
 
 
 @contextmanager
-def quiet(total: int) -> Iterator[Watcher]:
-    """Give a watcher that says nothing."""
-    yield Silent()
+def no_progress(total: int) -> Iterator[ProgressReporter]:
+    """Give a reporter that prints nothing."""
+    yield NullReporter()
 
 
 @contextmanager
-def show(total: int) -> Iterator[Watcher]:
+def rich_progress(total: int) -> Iterator[ProgressReporter]:
     """Give a progress bar on a terminal, JSON lines elsewhere; both go to standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -12,10 +12,10 @@ from ..errors import RowsLost
 from ..schema import UNCLASSIFIED
 from ..types import NO_TILE, Flag, Strip
 from .commits import Commit, journal_commit
-from .context import Line
+from .context import RunContext
 from .lease import Lease
 from .plan import Plan
-from .progress import Silent, Watcher
+from .progress import NullReporter, ProgressReporter
 from .stages import STAGES, Timing
 
 REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
@@ -66,13 +66,13 @@ class RunReport:
 
 
 @dataclass
-class Tally:
+class RunState:
     """Running counts of one driver."""
 
-    line: Line
+    context: RunContext
     plan: Plan
     lease: Lease
-    watcher: Watcher = field(default_factory=lambda: Silent())
+    reporter: ProgressReporter = field(default_factory=lambda: NullReporter())
     began: float = field(default_factory=time.perf_counter)
     commits: dict[str, Commit] = field(default_factory=dict)
     resumed: frozenset[str] = frozenset()
@@ -107,7 +107,7 @@ class Tally:
     def _advance(self, n_sources: int) -> None:
         if n_sources:
             self.n_classified_now += n_sources
-            self.watcher.advance(n_sources)
+            self.reporter.advance(n_sources)
 
     def time(self, timing: Timing) -> None:
         """Count seconds and bytes."""
@@ -121,7 +121,7 @@ class Tally:
         Raises `LeaseLost` when another driver does that now.
         """
         self.lease.check()
-        journal_commit(self.line.folder, commit)
+        journal_commit(self.context.folder, commit)
         self.commits[commit.coadd_id] = replace(commit, images={})  # of the whole sky these are many megabytes
         self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
         for timing in timings:
@@ -144,7 +144,7 @@ class Tally:
         commits = self.commits.values()
         rows_out = sum(c.rows for c in commits)
         if rows_out != self.plan.n_sources:
-            raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.line.out}")
+            raise RowsLost(f"{self.plan.n_sources} sources in, {rows_out} rows out in {self.context.out}")
         classes, flags, bad_values = Counter[str](), Counter[str](), Counter[str]()
         for c in commits:
             classes.update(c.classes)
@@ -154,8 +154,8 @@ class Tally:
         wall = time.perf_counter() - self.began
         pool_busy, bound_by = self.busy(wall)
         return RunReport(
-            run_id=self.line.run_id,
-            model_id=self.line.bundle.model_id,
+            run_id=self.context.run_id,
+            model_id=self.context.bundle.model_id,
             sources_in=self.plan.n_sources,
             classified=classes.total(),
             without_class=without_class,
@@ -175,5 +175,5 @@ class Tally:
             stage_seconds={k: round(v, 3) for k, v in self.seconds.items()},
             pool_busy=pool_busy,
             bound_by=bound_by,
-            simulated_model=bool(self.line.bundle.training.get("simulated", False)),
+            simulated_model=bool(self.context.bundle.training.get("simulated", False)),
         )

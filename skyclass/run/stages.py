@@ -44,7 +44,7 @@ from ..types import (
     TilePlan,
 )
 from .commits import Commit, commit_tile, standing_commit
-from .context import Line, strips_of, tiles_near
+from .context import RunContext, strips_of, tiles_near
 
 COUNT_SCHEMA = pa.schema(
     [
@@ -111,26 +111,28 @@ class StripResult:
     timings: tuple[Timing, ...]
 
 
-def count_partition(line: Line, partition: int) -> pa.Table:
+def count_partition(context: RunContext, partition: int) -> pa.Table:
     """Return the sources of a partition by tile, with the partition's digest (`COUNT_SCHEMA`)."""
-    with unchanged(line.sources.partitions[partition].path) as digest:
-        counts = count_tiles(line.sources, partition, line.region, partial(tiles_near, line, partition))
+    with unchanged(context.sources.partitions[partition].path) as digest:
+        counts = count_tiles(context.sources, partition, context.region, partial(tiles_near, context, partition))
     columns = {"nbytes": pa.array([digest.nbytes] * len(counts), pa.int64()), "footer": [digest.footer] * len(counts)}
     return pa.table({name: counts[name] for name in counts.column_names} | columns, schema=COUNT_SCHEMA)
 
 
-def cut_strip(line: Line, strip: Strip) -> CutStrip:
+def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
     """Return the composites of a strip, each band's rows read once."""
     began = time.perf_counter()
     try:
-        tile = open_tile(line, strip.tile, verify=strip.start == 0)  # once a tile: a fault of one strip is its tile's
-        sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
+        tile = open_tile(
+            context, strip.tile, verify=strip.start == 0
+        )  # once a tile: a fault of one strip is its tile's
+        sources = tile_sources(context, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         opened = time.perf_counter() - began
-        images, flags, valid_frac, read = cut_image_sets(line, tile, x, y)
+        images, flags, valid_frac, read = cut_image_sets(context, tile, x, y)
     except TileFault as fault:
-        return faulty_strip(line, strip, fault, Timing("read", time.perf_counter() - began))
-    wanted = line.bundle.photometry
+        return faulty_strip(context, strip, fault, Timing("read", time.perf_counter() - began))
+    wanted = context.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
     timings = (
         replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if strip.start == 0 else 0),
@@ -139,17 +141,17 @@ def cut_strip(line: Line, strip: Strip) -> CutStrip:
     return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, tile, timings)
 
 
-def cut_image_sets(line: Line, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
+def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
     """Return composites, flags and valid fractions of sources, each from the image set that covers it best.
 
     The last element is the time and the bytes of reading. One image set is in memory at a time.
     """
-    size_px, settings = line.bundle.size_px, line.bundle.composite
+    size_px, settings = context.bundle.size_px, context.bundle.composite
     results, seconds, bytes_read = [], 0.0, 0
     parts = parts_of(tile, x, y, size_px)
     for part in parts:
         began = time.perf_counter()
-        rows = read_bands(line.archive, part.tile, part.y, size_px)
+        rows = read_bands(context.archive, part.tile, part.y, size_px)
         seconds += time.perf_counter() - began
         bytes_read += sum(band.pixels.nbytes for band in rows)
         results.append(cut_and_composite(rows, part.tile, part.x, part.y, size_px, settings))
@@ -176,17 +178,17 @@ def cut_and_composite(
     return images, *cutter.describe()
 
 
-def faulty_strip(line: Line, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
+def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
     """Return a strip without images, each source flagged with the fault of its tile."""
     uncovered = strip.tile.coadd_id == NO_TILE
     flag = UNCOVERED_FLAGS if uncovered else FAULT_FLAGS[fault.kind]
     n = strip.stop - strip.start
-    source_id = ids_of(tile_sources(line, strip.tile).slice(strip.start, n))
+    source_id = ids_of(tile_sources(context, strip.tile).slice(strip.start, n))
     flags, valid_frac = np.full(n, int(flag), np.int32), np.zeros(n, np.float32)
     return CutStrip(strip, source_id, None, None, flags, valid_frac, None if uncovered else fault, None, (timing,))
 
 
-def infer_strip(line: Line, composites: CutStrip) -> StripResult:
+def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
     """Return class probabilities for a strip; NaN for sources without an image, or where the model gives none."""
     began = time.perf_counter()
     flags = composites.flags
@@ -195,7 +197,7 @@ def infer_strip(line: Line, composites: CutStrip) -> StripResult:
     if composites.images is not None and has_image.any():
         chosen = slice(None) if has_image.all() else has_image  # a slice copies nothing
         photometry = None if composites.photometry is None else composites.photometry[chosen]
-        probabilities[chosen] = line.classifier.predict(composites.images[chosen], photometry)
+        probabilities[chosen] = context.classifier.predict(composites.images[chosen], photometry)
         probabilities, flags = without_faults(probabilities, flags, has_image)
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
@@ -218,12 +220,12 @@ def without_faults(probabilities: Float32, flags: Int32, has_image: Bool) -> tup
     return np.where(faulty[:, None], np.float32(np.nan), probabilities), flags | mark(faulty, Flag.MODEL_FAULT)
 
 
-def classify_strip(line: Line, strip: Strip) -> StripResult:
+def classify_strip(context: RunContext, strip: Strip) -> StripResult:
     """Return CUT and INFER in one piece of work: no transport between them."""
-    return infer_strip(line, cut_strip(line, strip))
+    return infer_strip(context, cut_strip(context, strip))
 
 
-def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
+def commit_strips(context: RunContext, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings.
 
     Raises the `TileFault` of a tile whose files changed between two of its strips.
@@ -231,9 +233,9 @@ def commit_strips(line: Line, tile: TilePlan, results: list[StripResult]) -> tup
     began = time.perf_counter()
     opened = opened_tile(results)
     fault = next((str(r.fault) for r in results if r.fault), None)
-    bad_values = bad_value_counts(bad_bits(tile_sources(line, tile)))
-    images = record_files(line.archive, opened) if opened and not fault else {}
-    commit = commit_tile(line.folder, tile.coadd_id, class_rows(line, tile, results), fault, bad_values, images)
+    bad_values = bad_value_counts(bad_bits(tile_sources(context, tile)))
+    images = record_files(context.archive, opened) if opened and not fault else {}
+    commit = commit_tile(context.folder, tile.coadd_id, class_rows(context, tile, results), fault, bad_values, images)
     timings = [timing for result in results for timing in result.timings]
     return commit, (*timings, Timing("commit", time.perf_counter() - began))
 
@@ -251,21 +253,21 @@ def opened_tile(results: list[StripResult]) -> Tile | None:
     return tiles[0] if tiles else None
 
 
-def classify_whole(line: Line, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
+def classify_whole(context: RunContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile, all its strips done one after the other: nothing but the commit is sent."""
-    return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
+    return commit_strips(context, tile, [classify_strip(context, strip) for strip in strips_of(tile, strip_sources)])
 
 
-def commit_fault(line: Line, tile: TilePlan, reason: str) -> tuple[Commit, tuple[Timing, ...]]:
+def commit_fault(context: RunContext, tile: TilePlan, reason: str) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class.
 
     If a worker committed the tile before it died or hung, that stands.
     """
-    if standing := standing_commit(line.folder, tile.coadd_id):
+    if standing := standing_commit(context.folder, tile.coadd_id):
         return standing, ()
     fault = TileFault(tile.coadd_id, reason)
-    cut = faulty_strip(line, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
-    return commit_strips(line, tile, [infer_strip(line, cut)])
+    cut = faulty_strip(context, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
+    return commit_strips(context, tile, [infer_strip(context, cut)])
 
 
 def next_attempt(tile: TilePlan) -> TilePlan:
@@ -278,12 +280,12 @@ def kept_changing(fault: TileFault) -> str:
     return f"{fault.reason} ({TILE_ATTEMPTS} attempts)"
 
 
-def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Table:
+def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) -> pa.Table:
     """Return the rows of a tile in `CLASS_SCHEMA`; `RowsLost` unless each source has exactly one result.
 
     A fault of one strip is a fault of the tile: what stands in a row does not depend on how strips were cut.
     """
-    sources = tile_sources(line, tile)
+    sources = tile_sources(context, tile)
     faulty = next((r for r in results if r.fault), None)
     place = np.arange(len(sources)) if faulty else places(sources, results, tile)
     probabilities, flags, valid_frac = (
@@ -300,8 +302,8 @@ def class_rows(line: Line, tile: TilePlan, results: list[StripResult]) -> pa.Tab
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
         "flags": flags | mark(bad_bits(sources) != 0, Flag.BAD_VALUE),
         "valid_frac": valid_frac,
-        "model_id": pa.array([line.bundle.model_id] * len(sources)),
-        "run_id": pa.array([line.run_id] * len(sources)),
+        "model_id": pa.array([context.bundle.model_id] * len(sources)),
+        "run_id": pa.array([context.run_id] * len(sources)),
     }
     return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
 
@@ -341,33 +343,35 @@ def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
     return columns
 
 
-def open_tile(line: Line, tile: TilePlan, verify: bool = False) -> Tile:
+def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:
     """Return the tile of a plan with the bands of the model, its files checked with `verify`; raises `TileFault`."""
     if tile.coadd_id == NO_TILE:
         raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return line.archive.tile(tile.coadd_id, line.bundle.bands, verify or tile.attempt > 1)
+    return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.attempt > 1)
 
 
-def read_unchanged(line: Line, partition: int, key: str, coadd_id: str) -> pa.Table:
+def read_unchanged(context: RunContext, partition: int, key: str, coadd_id: str) -> pa.Table:
     """Return the sources of a tile in a partition; `InputChanged` unless the partition is the planned one."""
-    partitions = line.sources.partitions
+    partitions = context.sources.partitions
     if partition >= len(partitions):
         raise InputChanged(
-            f"{line.catalog} has {len(partitions)} partitions: fewer than when the run was planned: put them back, "
+            f"{context.catalog} has {len(partitions)} partitions: fewer than when the run was planned: put them back, "
             "and run the same command again"
         )
     with unchanged(partitions[partition].path, key):
-        return read_partition(line.sources, partition, line.region, coadd_id, partial(tiles_near, line, partition))
+        return read_partition(
+            context.sources, partition, context.region, coadd_id, partial(tiles_near, context, partition)
+        )
 
 
 @lru_cache(maxsize=8)
-def tile_sources(line: Line, tile: TilePlan, opened: Tile | None = None) -> pa.Table:
+def tile_sources(context: RunContext, tile: TilePlan, opened: Tile | None = None) -> pa.Table:
     """Return the sources of a tile, ordered by pixel row on its image so that a strip is one contiguous row range.
 
     Without an opened tile they are in the order of their names. The order depends on the catalogue and the header of
     the opened tile alone: each worker finds the same one.
     """
-    sources = planned_sources(line, tile)
+    sources = planned_sources(context, tile)
     if opened is None:
         return sources
     _, y = tile_pixels(opened, sources["ra"].to_numpy(), sources["dec"].to_numpy())
@@ -375,10 +379,10 @@ def tile_sources(line: Line, tile: TilePlan, opened: Tile | None = None) -> pa.T
 
 
 @lru_cache(maxsize=8)
-def planned_sources(line: Line, tile: TilePlan) -> pa.Table:
+def planned_sources(context: RunContext, tile: TilePlan) -> pa.Table:
     """Return the sources of a tile in the order of their names. The cache spares its strips from reading them again."""
     keys = tile.keys or ("",) * len(tile.partitions)
-    parts = [read_unchanged(line, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
+    parts = [read_unchanged(context, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
     sources = pa.concat_tables(parts)
     source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
     return sources.take(pa.array(np.argsort(source_id, kind="stable"))).combine_chunks()

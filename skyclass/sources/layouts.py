@@ -326,7 +326,7 @@ def _touching(region: Region) -> Callable[[int, int], bool]:
     return touches
 
 
-def gaps(catalog: Catalog, region: Region) -> list[int]:
+def missing_partitions(catalog: Catalog, region: Region) -> list[int]:
     """Return the pixels of an IRSA catalogue that a region touches and this copy of it lacks."""
     if catalog.kind != "hive":
         return []
