@@ -53,11 +53,11 @@ def test_the_closure_is_what_the_byte_code_imports(copy: Path) -> None:
 CLASSIFY = """
 import sys
 from skyclass.model.bundle import load_bundle
-from skyclass.run.context import Line
+from skyclass.run.context import RunContext
 from skyclass.run.stages import classify_whole, count_partition
 from skyclass.types import TilePlan
 catalog, images, model, out = sys.argv[1:]
-line = Line(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
+line = RunContext(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
 line.folder.make()
 counts = count_partition(line, 0).to_pylist()[0]
 name, partition, n = counts["coadd_id"], counts["partition"], counts["n"]
