@@ -71,7 +71,7 @@ paper: $(READY)
 
 # Faults injected into whole runs, the long ones too (root for a network and a disk of their own), and what was lost.
 chaos: $(READY)
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "fault or slow" --ignore tests/test_slurm.py \
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "fault or slow" --ignore tests/engine/test_slurm.py \
 		--fault-table benchmarks/results/chaos.md
 
 # Damaged inputs of every kind, each in a fork: one message, a documented exit code, bounded time and memory.
@@ -81,7 +81,7 @@ fuzz: $(READY)
 # cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
 slurm: $(READY)
 	command -v slurmctld > /dev/null || (apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge)
-	$(BIN)/python -m pytest -m slow tests/test_slurm.py
+	$(BIN)/python -m pytest -m slow tests/engine/test_slurm.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

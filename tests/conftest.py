@@ -14,7 +14,7 @@ from skyclass.model.classifier import set_threads
 from skyclass.networks import build
 from skyclass.run.config import RunConfig
 
-pytest_plugins = ("faults",)
+pytest_plugins = ("tests.support.faults",)
 
 BANDS = ("w1", "w2", "w3")
 

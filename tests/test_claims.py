@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from class_rows import class_rows
 
 from skyclass import claims
 from skyclass.claims import claim, marker_of, probe
@@ -23,6 +22,8 @@ from skyclass.run import lease
 from skyclass.run.commits import commit_tile, committed
 from skyclass.run.folder import RunFolder, leftover_files
 from skyclass.run.lease import hold_lease
+from tests.support.class_rows import class_rows
+from tests.support.paths import CHECKOUT
 
 TILE = "1500p015_ac51"
 
@@ -114,7 +115,7 @@ def test_a_claimant_that_dies_between_marker_and_rename_is_passed_over(tmp_path:
     folder = tmp_path / "folder"
     folder.mkdir()
     target = folder / "a"
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(CHECKOUT)])
     command = [sys.executable, "-c", textwrap.dedent(DIES), str(target)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -203,7 +204,7 @@ print(report.classified + report.without_class)
 def test_a_run_on_workers_where_links_are_missing(sky, bundle, tmp_path: Path, kind: str) -> None:
     """Driver and workers are processes whose `os.link` is replaced."""
     (tmp_path / "sitecustomize.py").write_text(LINKS)
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(CHECKOUT)])
     code = f"if __name__ == '__main__':\n{textwrap.indent(CLASSIFY, '    ')}"
     script = tmp_path / "classify.py"
     script.write_text(code)

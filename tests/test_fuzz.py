@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz.cases import CATEGORIES, category_of
-from fuzz.damage import damage_bytes, damage_json, damage_text
-from fuzz.harness import CRASHED, fault_of
 
-ROOT = Path(__file__).parents[1]
+from tests.fuzz.cases import CATEGORIES, category_of
+from tests.fuzz.damage import damage_bytes, damage_json, damage_text
+from tests.fuzz.harness import CRASHED, fault_of
+from tests.support.paths import CHECKOUT
+
 SHORT = 42
 MESSAGE = "skyclass: the file is damaged\n"
 
@@ -20,14 +21,16 @@ MESSAGE = "skyclass: the file is damaged\n"
 @pytest.mark.timeout(600)
 def test_damaged_inputs_end_in_one_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--seed", "3", "--n", str(SHORT), "--folder", str(tmp_path)]
-    done = subprocess.run([*command, "--patience", "4"], cwd=ROOT, capture_output=True, text=True, timeout=580)
+    done = subprocess.run([*command, "--patience", "4"], cwd=CHECKOUT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{SHORT} cases" in done.stdout and all(f"| {name} |" in done.stdout for name in CATEGORIES)
 
 
 def test_a_case_can_be_replayed_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--seed", "3", "--only", "5", "--folder", str(tmp_path)]
-    outputs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280).stdout for _ in range(2)]
+    outputs = [
+        subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=280).stdout for _ in range(2)
+    ]
     first, again = (output.split("\n\nseed")[0] for output in outputs)
     assert first == again and first.startswith("5 [") and "--only 5" in first
 

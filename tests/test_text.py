@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from class_rows import make_run
 
 from skyclass.errors import ArchiveDown, RunMismatch, TileFault
 from skyclass.run.finish import publish_run
 from skyclass.text import printable, shell_command, table_text
+from tests.support.class_rows import make_run
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\x9be\udcfff\u00a0"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\u009be\xfff\u00a0"

@@ -11,7 +11,8 @@ from zipfile import ZipFile
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
+from tests.support.paths import CHECKOUT
+
 BUILD_INPUTS = ("pyproject.toml", "README.md", "LICENSE")
 
 

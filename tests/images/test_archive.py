@@ -1,0 +1,632 @@
+"""Atlas tiles: real cutouts, the archive layout, damage of every kind, and files that only look alike."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import skyclass.images.local
+from skyclass.errors import ArchiveError, ConfigError, TileFault
+from skyclass.images.archive import open_archive
+from skyclass.images.atlas import AtlasImage, RejectedFile
+from skyclass.images.identity import FileRecord, compare_records, file_record, stamp_change
+from skyclass.images.local import LocalSource
+from skyclass.images.source import describe
+from skyclass.sky.tile_wcs import tile_pixels
+from skyclass.types import Archive, FileStamp, Tile
+from tests.support.paths import SHARED
+
+DATA = SHARED / "data"
+CDELT_DEG = 0.0003819444391411
+ROWS, COLUMNS = 40, 37
+
+
+def atlas_header(coadd_id: str = "0098p408_ac51", band: int = 1, **changes: object) -> fits.Header:
+    """The cards that a real Atlas header has, of a simulated image; None takes a card out."""
+    cards: dict[str, object] = {
+        "BUNIT": "DN", "CRVAL1": 9.890156, "CRVAL2": 40.89, "EQUINOX": 2000.0,
+        "CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CRPIX1": 20.0, "CRPIX2": 18.0,
+        "CDELT1": -CDELT_DEG, "CDELT2": CDELT_DEG, "CROTA2": 0.0, "FILETYPE": "intensity image",
+        "BAND": band, "COADDID": coadd_id, "MAGZP": {1: 20.5, 2: 19.5, 3: 18.0, 4: 13.0}.get(band, 20.5),
+    }  # fmt: skip
+    return fits.Header({k: v for k, v in (cards | changes).items() if v is not None})
+
+
+def pixels_of(band: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + band).normal(5, 1, (ROWS, COLUMNS)).astype(np.float32)
+
+
+def write_image(path: Path, header: fits.Header, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.PrimaryHDU(pixels, header).writeto(path, overwrite=True)
+    return path
+
+
+def write_layout(root: Path, coadd_id: str = "0098p408_ac51", bands: tuple[int, ...] = (1, 2, 3)) -> Path:
+    folder = root / coadd_id[:2] / coadd_id[:4] / coadd_id
+    for band in bands:
+        write_image(folder / f"{coadd_id}-w{band}-int-3.fits", atlas_header(coadd_id, band), pixels_of(band))
+    return folder
+
+
+def fault_of(call: Callable[[], object]) -> TileFault:
+    with pytest.raises(TileFault) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize("prefix", ["", "p3am_cdd", "wise/allwise/images/p3am_cdd"])
+def test_the_archive_layout_is_found_below_its_root(tmp_path: Path, prefix: str) -> None:
+    write_layout(tmp_path / prefix)
+    archive: Archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    tile = archive.tile("0098p408_ac51", ("w1", "w3"))
+    assert replace(tile, files=()) == Tile(
+        "0098p408_ac51",
+        ("w1", "w3"),
+        (ROWS, COLUMNS),
+        (9.890156, 40.89),
+        (20.0, 18.0),
+        (-CDELT_DEG, CDELT_DEG),
+        (20.5, 18.0),
+    )
+    rows = archive.read_rows(tile, "w3", 5, 17)
+    assert rows.dtype == np.dtype(np.float32) and rows.dtype.isnative and rows.flags.writeable
+    np.testing.assert_array_equal(rows, pixels_of(3)[5:17])
+
+
+def test_a_layout_archive_lists_nothing_and_pickles_small(tmp_path: Path) -> None:
+    write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1"])
+    assert archive.source == LocalSource(str(tmp_path)) and len(pickle.dumps(archive)) < 600
+    write_layout(tmp_path, "0111m015_ac51")
+    assert pickle.loads(pickle.dumps(archive)).tile("0111m015_ac51", ("w1",)).bands == ("w1",)
+
+
+def test_a_tile_with_several_damaged_bands_names_each(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, bands=(1, 2, 3))
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    (folder / "0098p408_ac51-w2-int-3.fits").write_bytes(b"no FITS")
+    (folder / "0098p408_ac51-w3-int-3.fits").unlink()
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", archive.bands))
+    assert (fault.kind, fault.band) == ("bad", "w2")
+    assert "w2-int-3.fits is refused" in fault.reason and "; w3: missing band" in fault.reason
+
+
+def test_what_is_missing_says_so(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, bands=(1, 2))
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", archive.bands))
+    assert (fault.kind, fault.band) == ("missing_band", "w3") and "w1, w2" in fault.reason
+    assert archive.bands_of("0098p408_ac51") == ("w1", "w2")
+    for name in ("1503p590_ac51", "../../etc/passwd", "", "0098p408"):
+        fault = fault_of(lambda name=name: archive.tile(name, ("w1",)))
+        assert (fault.kind, fault.band) == ("missing_tile", None)
+    copied = pickle.loads(pickle.dumps(fault))
+    assert (copied.kind, copied.reason, str(copied)) == (fault.kind, fault.reason, str(fault))
+    packed = folder / "0098p408_ac51-w3-int-3.fits.gz"
+    packed.write_bytes(gzip.compress(b"SIMPLE"))
+    assert "gunzip" in fault_of(lambda: archive.tile("0098p408_ac51", ("w3",))).reason
+    packed.unlink()
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(pixels_of(3), atlas_header(band=3))]).writeto(
+        packed.with_suffix(".fz")
+    )
+    assert "funpack" in fault_of(lambda: archive.tile("0098p408_ac51", ("w3",))).reason
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda b: b"", "empty file"),
+    "html": (lambda b: b"\n<!DOCTYPE html><html>503</html>", "HTML"),
+    "gzip": (gzip.compress, "gunzip"),
+    "noise": (lambda b: b"x" * len(b), "not a FITS file"),
+    "half": (lambda b: b[: len(b) // 2 // 4 * 4], "truncated"),
+    "in header": (lambda b: b[:1000], "inside the FITS header"),
+    "no end": (lambda b: b[:2880].replace(b"END", b"FIN") * 70, "inside the FITS header"),
+    "bitpix": (lambda b: b.replace(b"                 -32 /", b"                 -64 /"), "BITPIX is -64"),
+    "zeroed": (lambda b: b[:4000] + bytes(len(b) - 4000), "zeroed pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("layout", [True, False])
+@pytest.mark.fault(13, 14)
+def test_damage_becomes_a_fault_with_its_reason(tmp_path: Path, kind: str, layout: bool) -> None:
+    damage, words = DAMAGE[kind]
+    folder = write_layout(tmp_path)
+    path = folder / "0098p408_ac51-w2-int-3.fits"
+    path.write_bytes(damage(path.read_bytes()))
+    archive = open_archive(str(tmp_path if layout else folder), ["w1", "w2", "w3"])
+    assert (archive.source.index is None) == layout
+
+    def use() -> None:
+        archive.read_rows(archive.tile("0098p408_ac51", archive.bands), "w2", 0, ROWS)
+
+    fault = fault_of(use)
+    assert (fault.kind, fault.band) == ("bad", "w2")
+    assert words in fault.reason
+    assert archive.tile("0098p408_ac51", ("w1", "w3")).bands == ("w1", "w3")
+    assert [tile.coadd_id for tile in archive.list_tiles()] == ["0098p408_ac51"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}, "unWISE"),
+        ({"CTYPE1": "RA---SIN-SIP", "CTYPE2": "DEC--SIN-SIP"}, "single exposure"),
+        ({"CTYPE1": "DEC--SIN", "CTYPE2": "RA---SIN"}, "projection"),
+        ({"FILETYPE": "1-sigma uncertainty image"}, "uncertainty"),
+        ({"COADDID": None}, "COADDID is missing"),
+        ({"BAND": 7}, "BAND is 7"),
+        ({"BUNIT": "effective pixels"}, "BUNIT"),
+        ({"MAGZP": None}, "MAGZP is missing"),
+        ({"MAGZP": "twenty"}, "MAGZP is twenty, no finite number"),
+        ({"MAGZP": "nan"}, "MAGZP is nan, no finite number"),
+        ({"BAND": True}, "BAND is True"),
+        ({"BAND": "W1"}, "BAND is W1"),
+        ({"BAND": 1.5}, "BAND is 1.5"),
+        ({"CD1_1": -CDELT_DEG, "CD2_2": 2 * CDELT_DEG}, "CD2_2 is 2.75 arcsec"),
+        ({"CD1_1": -CDELT_DEG}, "CD2_2 is 0 arcsec"),
+        ({"CD1_1": -CDELT_DEG, "CD1_2": 1e-9, "CD2_2": CDELT_DEG}, "rotated"),
+        ({"CDELT1": None, "PC1_1": 1.0}, "CDELT1 is missing"),
+        ({"PC2_1": "much"}, "rotated"),
+        ({"PC001002": 0.1}, "rotated"),
+        ({"CDELT1": -2.75 / 3600}, "CDELT1 is -2.75 arcsec"),
+        ({"CDELT1": CDELT_DEG}, "CDELT1 is 1.375 arcsec"),
+        ({"CDELT2": None}, "CDELT2 is missing"),
+        ({"CROTA2": 30.0}, "rotated"),
+        ({"PC1_2": 0.1}, "rotated"),
+        ({"BSCALE": 2.0}, "BSCALE is 2.0"),
+    ],
+)
+@pytest.mark.fault(15)
+def test_other_products_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    path = tmp_path / "file.fits"
+    header = fits.PrimaryHDU(pixels_of(1), atlas_header()).header
+    header.update({k: v for k, v in changes.items() if v is not None})
+    for name in [k for k, v in changes.items() if v is None]:
+        del header[name]
+    path.write_bytes(header.tostring().encode() + pixels_of(1).astype(">f4").tobytes() + bytes(2880))
+    file = describe(LocalSource(str(tmp_path)), path.name)
+    assert isinstance(file, RejectedFile) and words in file.reason
+    with pytest.raises(ArchiveError, match="no usable Atlas image"):
+        open_archive(str(tmp_path), ["w1"])
+
+
+@pytest.mark.fault(15)
+def test_a_file_of_another_tile_or_band_or_wcs_is_a_fault(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1", "w2", "w3"])
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header("0098p408_ac51", 3), pixels_of(3))
+    assert "0098p408_ac51 w3" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header("0111p408_ac51", 2), pixels_of(3))
+    assert "0111p408_ac51" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+    write_image(folder / "0098p408_ac51-w2-int-3.fits", atlas_header(band=2, CRPIX1=21.0), pixels_of(3))
+    assert "differs from w1" in fault_of(lambda: archive.tile("0098p408_ac51", ("w1", "w2"))).reason
+
+
+def replace_by(path: Path, data: bytes) -> None:
+    """Rename a file with the same times over another one."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.with_suffix(".new").write_bytes(data)
+    os.utime(path.with_suffix(".new"), ns=times)
+    path.with_suffix(".new").rename(path)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """Overwrite a file, which keeps its inode, size and times."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with open(path, "r+b") as stream:
+        stream.write(data)
+    os.utime(path, ns=times)
+
+
+def other_pixels(path: Path, data: bytes) -> None:
+    path.write_bytes(data[:2880] + b"\x3f\x80\0\0" + data[2884:])
+
+
+def link_elsewhere(path: Path, data: bytes) -> None:
+    shutil.copy2(path, path.with_suffix(".moved"))
+    path.unlink()
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+REPLACEMENTS: dict[str, tuple[Callable[[Path, bytes], object], str]] = {
+    "other pixels": (other_pixels, "time of change"),
+    "another size": (lambda path, data: path.write_bytes(data + bytes(2880)), "size 11520 is now 14400"),
+    "renamed over, with the same size and times": (replace_by, "inode"),
+    "another zero point, with the same inode, size and times": (
+        lambda path, data: write_in_place(path, data.replace(b"20.5", b"21.5")),
+        "it has another header",
+    ),
+    "a link to a copy": (link_elsewhere, "inode"),
+    "removed": (lambda path, data: path.unlink(), "it was removed"),
+    "another image": (lambda path, data: write_image(path, atlas_header(), np.ones((8, 8), np.float32)), "size"),
+}
+
+
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_a_file_that_changed_after_its_tile_was_opened_is_a_fault(tmp_path: Path, kind: str) -> None:
+    change, words = REPLACEMENTS[kind]
+    path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    tile = archive.tile("0098p408_ac51", archive.bands)
+    change(path, path.read_bytes())
+    for use in (lambda: archive.read_rows(tile, "w1", 0, 9), lambda: archive.pixel_sha256(tile)):
+        fault = fault_of(use)
+        assert (fault.kind, fault.band) == ("changed", "w1")
+        assert f"{path} changed during the run (" in fault.reason and words in fault.reason
+    np.testing.assert_array_equal(archive.read_rows(tile, "w2", 0, 9), pixels_of(2)[:9])
+    if kind == "removed":
+        assert fault_of(lambda: archive.tile("0098p408_ac51", archive.bands)).kind == "missing_band"
+    elif kind != "another image":
+        again = archive.tile("0098p408_ac51", archive.bands)
+        assert again != tile and len(archive.read_rows(again, "w1", 0, 9)) == 9, "the tile can be opened again"
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_layout(tmp_path) / "0098p408_ac51-w1-int-3.fits"
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile, fill = archive.tile("0098p408_ac51", ("w1",)), skyclass.images.local._fill
+
+    def interrupted(stream: io.FileIO, buffer: memoryview) -> int:
+        n_bytes = fill(stream, buffer)
+        other_pixels(path, path.read_bytes())
+        return n_bytes
+
+    monkeypatch.setattr(skyclass.images.local, "_fill", interrupted)
+    assert fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).kind == "changed"
+
+
+def test_the_device_of_a_file_counts_in_one_process_only() -> None:
+    here, there = FileStamp(1, 2, 3, device=4), FileStamp(1, 2, 3, device=5)
+    assert stamp_change(here, there) == "device 4 is now 5"
+    sent = pickle.loads(pickle.dumps(here))
+    assert sent == here and stamp_change(sent, there) == ""
+
+
+def test_a_record_tells_a_copied_file_from_a_changed_one(tmp_path: Path) -> None:
+    folder = write_layout(tmp_path / "a")
+    path = folder / "0098p408_ac51-w2-int-3.fits"
+    write_layout(tmp_path / "a", "0111m015_ac51")
+
+    def look(root: str) -> tuple[FileRecord, dict[str, str]]:
+        archive = open_archive(str(tmp_path / root), ["w1", "w2"])
+        tile = archive.tile("0098p408_ac51", archive.bands)
+        return json.loads(json.dumps(file_record(tile))), archive.pixel_sha256(tile)
+
+    record, pixels = look("a")
+    names = [f"00/0098/0098p408_ac51/0098p408_ac51-{band}-int-3.fits" for band in ("w1", "w2")]
+    assert list(record) == list(pixels) == names
+    assert record[names[1]] == {
+        "size_bytes": 11520, "mtime_ns": path.stat().st_mtime_ns, "inode": path.stat().st_ino, "tag": "",
+        "data_offset": 2880, "header_sha256": hashlib.sha256(path.read_bytes()[:2880]).hexdigest(),
+    }  # fmt: skip
+    assert pixels[names[1]] == hashlib.sha256(pixels_of(2).astype(">f4").tobytes()).hexdigest()
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert look("moved") == (record, pixels) and compare_records(record, look("moved")[0]) == "same"
+    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
+    assert compare_records(record, look("copy")[0]) == "touched" and look("copy")[1] == pixels
+    copied = tmp_path / "copy" / names[1]
+    other_pixels(copied, copied.read_bytes())
+    other_record, other = look("copy")
+    assert compare_records(record, other_record) == "touched", "the header is the same"
+    assert other[names[0]] == pixels[names[0]] and other[names[1]] != pixels[names[1]]
+    write_image(copied, atlas_header(band=2, MAGZP=19.25), pixels_of(2))
+    assert compare_records(record, look("copy")[0]) == "changed"
+
+
+def test_rows_that_are_not_on_the_tile_are_a_defect_of_the_caller(tmp_path: Path) -> None:
+    write_layout(tmp_path)
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    for start, stop in ((-1, 3), (3, 3), (0, ROWS + 1)):
+        with pytest.raises(ValueError, match="rows"):
+            archive.read_rows(tile, "w1", start, stop)
+    with pytest.raises(ValueError, match="has no file of w2, only of w1"):
+        archive.read_rows(tile, "w2", 0, 3)
+
+
+def test_nan_and_a_few_zeros_are_pixels_like_others(tmp_path: Path) -> None:
+    pixels = pixels_of(1)
+    pixels[3, 4:9], pixels[10, 5], pixels[11, 3] = np.nan, 0, -0.0
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), pixels)
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels)
+
+
+@pytest.mark.fault(14)
+def test_a_file_is_held_against_the_checksum_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "x.fits"
+    write_image(path, atlas_header(), pixels_of(1))
+    archive, sidecar = open_archive(str(tmp_path), ["w1"]), path.with_name("x.fits.md5")
+
+    def look() -> TileFault:
+        return fault_of(lambda: archive.tile("0098p408_ac51", ("w1",), verify=True))
+
+    assert archive.tile("0098p408_ac51", ("w1",), verify=True).bands == ("w1",), "without a checksum"
+    right = hashlib.md5(path.read_bytes()).hexdigest()
+    sidecar.write_text(f"{right}  x.fits\n")
+    archive.tile("0098p408_ac51", ("w1",), verify=True)
+    data = bytearray(path.read_bytes())
+    data[-3000] ^= 1  # one bit of one pixel
+    path.write_bytes(data)
+    assert archive.tile("0098p408_ac51", ("w1",)).bands == ("w1",), "headers alone show nothing"
+    assert f"and {sidecar} says {right}: fetch it again" in look().reason and look().kind == "bad"
+    sidecar.write_text("<html>")
+    assert "holds no checksum" in look().reason
+
+
+def reason_of_verification(archive: Archive) -> str:
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", ("w1",), verify=True))
+    assert fault.kind == "bad"
+    return fault.reason
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.fits", atlas_header(), pixels_of(1))
+    os.mkfifo(tmp_path / "0098p408_ac51-w2-int-3.fits")
+    archive, checksum = open_archive(str(tmp_path), ["w1", "w2"]), tmp_path / "x.fits.md5"
+    fault = fault_of(lambda: archive.tile("0098p408_ac51", ("w2",)))
+    assert (fault.kind, fault.band) == ("bad", "w2") and "a named pipe (FIFO), not a regular file" in fault.reason
+    os.mkfifo(checksum)
+    assert "x.fits.md5 cannot be read (it is a named pipe (FIFO)" in reason_of_verification(archive)
+    for device, words in (("/dev/zero", "it is a device"), ("/proc/self/mem", "cannot be read")):
+        checksum.unlink()
+        checksum.symlink_to(device)
+        assert words in reason_of_verification(archive)
+    checksum.unlink()
+    checksum.write_bytes(b"d41d8cd98f00b204e9800998ecf8427e" + b" " * 5000)
+    assert "it has more than 4,096 bytes" in reason_of_verification(archive)
+    checksum.unlink()
+    tile = archive.tile("0098p408_ac51", ("w1",), verify=True)
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 9)).reason
+
+
+def test_sizes_are_bounded_before_anything_is_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.fits", atlas_header(), pixels_of(1))
+    header = fits.PrimaryHDU(np.zeros((1, 1), np.float32), atlas_header(band=2)).header
+    header["NAXIS1"] = header["NAXIS2"] = 30_000
+    huge = tmp_path / "0098p408_ac51-w2-int-3.fits"
+    huge.write_bytes(header.tostring().encode())
+    os.truncate(huge, 3_700_000_000)
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    assert "NAXIS1 is 30000; NAXIS2 is 30000" in fault_of(lambda: archive.tile("0098p408_ac51", ("w2",))).reason
+    os.truncate(huge, 5_000_000_000)
+    reason = fault_of(lambda: archive.tile("0098p408_ac51", ("w2",), verify=True)).reason
+    assert "5,000,000,000 bytes, more than any Atlas image has" in reason
+
+
+def test_rows_without_pixels_are_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), np.full_like(pixels_of(1), np.nan))
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    assert "0.0% of rows 0 to 4 are finite" in fault_of(lambda: archive.read_rows(tile, "w1", 0, 4)).reason
+
+
+@pytest.mark.parametrize("rows", [(10, 11), (0, ROWS)])
+@pytest.mark.fault(14)
+def test_a_zeroed_row_is_refused_whatever_is_read_with_it(tmp_path: Path, rows: tuple[int, int]) -> None:
+    pixels = pixels_of(1)
+    pixels[10, :20] = 0
+    write_image(tmp_path / "a" / "x.fits", atlas_header(), pixels)
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    fault = fault_of(lambda: archive.read_rows(tile, "w1", *rows))
+    assert fault.reason.startswith("zeroed pixels: 54% of row 10")
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.tuples(st.integers(0, ROWS - 1), st.integers(1, ROWS)).filter(lambda r: r[0] < r[1]))
+def test_any_row_range_is_the_slice_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, rows: tuple[int, int]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "row_ranges"
+    if not folder.exists():
+        write_image(folder / "t.fits", atlas_header(), pixels_of(1))
+    archive = open_archive(str(folder), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", *rows), pixels_of(1)[slice(*rows)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, 2879), junk=st.binary(min_size=1, max_size=90))
+@pytest.mark.fault(15)
+def test_a_header_with_any_bytes_changed_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, at: int, junk: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.fits"
+    whole = atlas_bytes()
+    path.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
+    assert isinstance(describe(LocalSource(str(path.parent)), path.name), AtlasImage | RejectedFile)
+
+
+def atlas_bytes() -> bytes:
+    header = fits.PrimaryHDU(pixels_of(1), atlas_header()).header
+    return header.tostring().encode("ascii") + pixels_of(1).astype(">f4").tobytes() + bytes(2880)
+
+
+def test_tiles_near_positions_are_listed_from_the_layout(tmp_path: Path) -> None:
+    centres = {"0000p000_ac51": (0.001, 0.0), "3594p015_ac51": (359.45, 1.514), "1800p000_ac51": (180, 0.0),
+               "0300m893_ac51": (30.0, -89.35), "2100m893_ac51": (210.0, -89.35)}  # fmt: skip
+    for name, (ra, dec) in centres.items():
+        folder = write_layout(tmp_path, name, bands=())
+        header = atlas_header(name, 2, CRVAL1=ra, CRVAL2=dec)
+        write_image(folder / f"{name}-w2-int-3.fits", header, pixels_of(2))
+    archive = open_archive(str(tmp_path), ["w1", "w2"])
+    assert [t.coadd_id for t in archive.list_tiles()] == sorted(centres)
+    assert {t.bands for t in archive.list_tiles()} == {("w2",)}
+    near = archive.list_tiles((np.array([359.9]), np.array([0.5])))
+    assert [t.coadd_id for t in near] == ["0000p000_ac51", "3594p015_ac51"]
+    pole = archive.list_tiles((np.array([0.0]), np.array([-90.0])))
+    assert [t.coadd_id for t in pole] == ["0300m893_ac51", "2100m893_ac51"]
+    assert archive.list_tiles((np.array([]), np.array([]))) == []
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_two_images_of_one_band_are_not_chosen_from_silently(tmp_path: Path, shift: float) -> None:
+    for name, crpix in (("a", 20.0), ("b", 20.0 + shift)):
+        write_image(tmp_path / f"{name}.fits", atlas_header(CRPIX1=crpix), pixels_of(1))
+    archive = open_archive(str(tmp_path), ["w1"])
+    reason = fault_of(lambda: archive.tile("0098p408_ac51", ("w1",))).reason
+    assert "a.fits and " in reason and "b.fits" in reason and ("pixel grid" if shift else "same footprint") in reason
+    assert len(archive.list_tiles()) == (2 if shift else 1)
+
+
+SAME_IMAGE: dict[str, dict[str, object]] = {
+    "identity PC": {"PC1_1": 1.0, "PC1_2": 0.0, "PC2_1": 0.0, "PC2_2": 1.0},
+    "identity PC in the old notation": {"PC001001": 1.0, "PC002002": 1.0},
+    "diagonal CD": {"CDELT1": None, "CDELT2": None, "CROTA2": None, "CD1_1": -CDELT_DEG, "CD2_2": CDELT_DEG},
+    "CD beside CDELT": {"CDELT1": 1.0, "CDELT2": 1.0, "CD1_1": -CDELT_DEG, "CD1_2": 0.0, "CD2_2": CDELT_DEG},
+    "PC with the scale": {"CDELT1": 1.0, "CDELT2": 1.0, "PC1_1": -CDELT_DEG, "PC2_2": CDELT_DEG},
+    "BAND as a float": {"BAND": 1.0},
+    "BAND as text": {"BAND": "1"},
+    "MAGZP as text": {"MAGZP": "20.5"},
+    "CRVAL as text": {"CRVAL1": " 9.890156 "},
+}
+
+
+@pytest.mark.parametrize("kind", SAME_IMAGE)
+def test_other_spellings_of_the_same_header_give_the_same_tile(tmp_path: Path, kind: str) -> None:
+    write_image(tmp_path / "served" / "x.fits", atlas_header(), pixels_of(1))
+    write_image(tmp_path / "other" / "x.fits", atlas_header(**SAME_IMAGE[kind]), pixels_of(1))
+    served, other = (open_archive(str(tmp_path / name), ["w1"]) for name in ("served", "other"))
+    tile = other.tile("0098p408_ac51", ("w1",))
+    assert repr(tile) == repr(served.tile("0098p408_ac51", ("w1",)))
+    np.testing.assert_array_equal(other.read_rows(tile, "w1", 3, 9), pixels_of(1)[3:9])
+
+
+@pytest.mark.parametrize("in_primary", [(), ("FILETYPE", "COADDID", "BAND", "MAGZP", "BUNIT")])
+def test_an_image_in_the_first_extension_is_read(tmp_path: Path, in_primary: tuple[str, ...]) -> None:
+    header = atlas_header()
+    primary = fits.Header({name: header.pop(name) for name in in_primary})
+    image = fits.ImageHDU(pixels_of(1), header, name="SCI")
+    fits.HDUList([fits.PrimaryHDU(header=primary), image, fits.ImageHDU(np.zeros(9))]).writeto(tmp_path / "x.fits")
+    archive = open_archive(str(tmp_path), ["w1"])
+    tile = archive.tile("0098p408_ac51", ("w1",))
+    assert tile.zero_point_mag == (20.5,) and tile.shape == (ROWS, COLUMNS) and tile.files[0].data_offset == 5760
+    np.testing.assert_array_equal(archive.read_rows(tile, "w1", 0, ROWS), pixels_of(1))
+
+
+def empty_primary(*extensions: object) -> fits.HDUList:
+    return fits.HDUList([fits.PrimaryHDU(), *extensions])
+
+
+UNREADABLE_EXTENSIONS: dict[str, tuple[Callable[[], fits.HDUList], str]] = {
+    "rice": (
+        lambda: empty_primary(fits.CompImageHDU(pixels_of(1), atlas_header(), compression_type="RICE_1")),
+        "the image is in extension 1, compressed (RICE_1), which skyclass does not read: unpack it with funpack",
+    ),
+    "gzip tiles": (
+        lambda: empty_primary(fits.CompImageHDU(pixels_of(1), atlas_header(), compression_type="GZIP_2")),
+        "compressed (GZIP_2)",
+    ),
+    "second extension": (
+        lambda: empty_primary(fits.ImageHDU(), fits.ImageHDU(pixels_of(1), atlas_header())),
+        "the primary HDU has no pixels, and extension 1 is empty too: copy the image to the primary HDU",
+    ),
+    "table first": (
+        lambda: empty_primary(fits.BinTableHDU.from_columns([fits.Column("a", "D", array=[1.0])])),
+        "extension 1 is a BINTABLE: copy the image to the primary HDU",
+    ),
+    "no extension": (empty_primary, "the primary HDU has no pixels, and no extension follows"),
+    "another image in the extension": (
+        lambda: empty_primary(fits.ImageHDU(pixels_of(1), atlas_header(MAGZP=None))),
+        "in extension 1, MAGZP is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_EXTENSIONS)
+def test_an_extension_that_cannot_be_read_is_refused_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    make, words = UNREADABLE_EXTENSIONS[kind]
+    make().writeto(tmp_path / "w1.fits.fz")
+    with pytest.raises(ArchiveError) as caught:
+        open_archive(str(tmp_path), ["w1"])
+    assert f"w1.fits.fz: {words}" in str(caught.value) or words in str(caught.value)
+
+
+def test_a_compressed_image_beside_good_ones_is_flagged_with_its_reason(tmp_path: Path) -> None:
+    write_image(tmp_path / "w1.fits", atlas_header(), pixels_of(1))
+    packed = fits.CompImageHDU(pixels_of(2), atlas_header(band=2))
+    fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "w2.fits.fz")
+    fault = fault_of(lambda: open_archive(str(tmp_path), ["w1", "w2"]).tile("0098p408_ac51", ("w1", "w2")))
+    assert (fault.kind, fault.band) == ("bad", "w2") and "unpack it with funpack" in fault.reason
+
+
+PACKERS = {"gunzip": gzip.compress, "bunzip2": bz2.compress, "unxz": lzma.compress}
+
+
+@pytest.mark.parametrize("program", PACKERS)
+def test_a_packed_file_is_told_how_to_be_unpacked(tmp_path: Path, program: str) -> None:
+    (tmp_path / "x.fits.packed.fit").write_bytes(PACKERS[program](atlas_bytes()))
+    with pytest.raises(ArchiveError, match=f"unpack it with {program}"):
+        open_archive(str(tmp_path), ["w1"])
+
+
+def test_locations_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="no such folder"):
+        open_archive(str(tmp_path / "nowhere"), ["w1"])
+    with pytest.raises(ArchiveError, match="holds no FITS file"):
+        open_archive(str(tmp_path), ["w1"])
+    with pytest.raises(ArchiveError, match="tiles elsewhere must be copied first"):
+        open_archive("gs://bucket/p3am_cdd", ["w1"])
+    with pytest.raises(ConfigError, match="bands are"):
+        open_archive(str(tmp_path), ["w5"])
+    file = write_image(tmp_path / "one.fits", atlas_header(), pixels_of(1))
+    with pytest.raises(ArchiveError, match="this is a file"):
+        open_archive(str(file), ["w1"])
+    with pytest.raises(ArchiveError, match="no image of w2, w3"):
+        open_archive(str(tmp_path), ["w1", "w2", "w3"])
+
+
+def test_real_cutouts() -> None:
+    folder = DATA / "atlas_cutouts"
+    if not folder.exists():
+        pytest.skip("the shared Atlas cutouts are not here")
+    archive = open_archive(str(folder), ["w1", "w2", "w3"])
+    assert [(t.coadd_id, t.bands, t.shape) for t in archive.list_tiles()] == [
+        ("1210p015_ac51", ("w1", "w2", "w3"), (261, 261)),
+        ("1954p287_ac51", ("w1", "w2", "w3"), archive.tile("1954p287_ac51", ("w1",)).shape),
+        ("2279p454_ac51", ("w1",), (350, 350)),
+    ]
+    assert fault_of(lambda: archive.tile("2279p454_ac51", archive.bands)).kind == "missing_band"
+    tile = archive.tile("1210p015_ac51", archive.bands)
+    assert tile.zero_point_mag == (20.5, 19.5, 18.0)
+    x, y = tile_pixels(tile, 121.6004, 1.0361)
+    for band in archive.bands:
+        whole = fits.getdata(folder / f"2010H-{band}.fits").astype(np.float32)
+        np.testing.assert_array_equal(archive.read_rows(tile, band, 100, 200), whole[100:200])
+        host = whole[int(y[0]) - 4 : int(y[0]) + 4, int(x[0]) - 4 : int(x[0]) + 4]
+        assert host.max() > np.median(whole) + 3 * whole.std() / 10
+
+
+def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
+    folder = DATA / "lookalikes"
+    if not folder.exists():
+        pytest.skip("the shared look-alikes are not here")
+    with pytest.raises(ArchiveError) as caught:
+        open_archive(str(folder), ["w1"])
+    message = str(caught.value)
+    assert message.count("unWISE") == 3 and message.count("SIP distortion") == 1 and "<coadd_id>-w" in message
+    shutil.copytree(folder, tmp_path / "mixed")
+    write_layout(tmp_path / "mixed" / "x")
+    archive = open_archive(str(tmp_path / "mixed"), ["w1"])
+    assert archive.source.n_rejected == 4

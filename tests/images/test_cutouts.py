@@ -1,0 +1,169 @@
+"""Cutouts against their oracle: astropy's Cutout2D, bit for bit, one source at a time."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy.nddata import Cutout2D
+from astropy.nddata.utils import NoOverlapError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skyclass.images.archive import open_archive
+from skyclass.images.cutouts import cut, row_span
+from skyclass.sky.tile_wcs import tile_pixels
+from skyclass.types import Flag, Tile
+from tests.support.paths import SHARED
+
+ATLAS = SHARED / "data" / "atlas_cutouts"
+needs_atlas = pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
+
+
+class ArrayArchive:
+    """An archive of one tile in memory that remembers which rows were read."""
+
+    def __init__(self, images: dict[str, np.ndarray]) -> None:
+        self.images = images
+        self.reads: list[tuple[str, int, int]] = []
+
+    def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
+        shape = self.images[bands[0]].shape
+        return Tile(coadd_id, bands, shape, (10.0, 5.0), (1.0, 1.0), (-3.8e-4, 3.8e-4), (20.5,) * len(bands))
+
+    def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> np.ndarray:
+        assert 0 <= start < stop <= tile.shape[0]  # the contract of an archive
+        self.reads.append((band, start, stop))
+        return self.images[band][start:stop].astype(np.float32)
+
+
+def oracle(image: np.ndarray, x: float, y: float, size: int) -> np.ndarray:
+    """The cutout as astropy makes it: 0-based position, NaN outside."""
+    try:
+        return Cutout2D(image, (x - 1, y - 1), (size, size), mode="partial", fill_value=np.nan).data
+    except NoOverlapError:
+        return np.full((size, size), np.nan)
+
+
+def memory_archive(shape: tuple[int, int] = (60, 80), bands: tuple[str, ...] = ("w1", "w2")) -> ArrayArchive:
+    rng = np.random.default_rng(3)
+    images = {band: rng.normal(size=shape).astype(np.float32) for band in bands}
+    images["w1"][20:23, 30:33] = np.nan
+    return ArrayArchive(images)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_pixel_is_a_missing_one(value):
+    archive, missing = memory_archive(), memory_archive()
+    archive.images["w2"][30, 40], missing.images["w2"][30, 40] = value, np.nan
+    tile = archive.tile("0000p000_ac51", ("w1", "w2"))
+    x, y = np.array([41.0, 44.0, 60.0]), np.array([31.0, 29.0, 50.0])
+    given_, expected = (cut(a, tile, x, y, 16) for a in (archive, missing))
+    np.testing.assert_array_equal(given_.pixels, expected.pixels)
+    np.testing.assert_array_equal(given_.flags, expected.flags)
+    assert np.isnan(given_.pixels[0, 1]).sum() == 1 and given_.flags[0] & Flag.CENTRE_MISSING and not given_.flags[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-60, 140), st.floats(-60, 120)), min_size=1, max_size=20),
+    st.sampled_from([1, 4, 5, 16, 37]),
+)
+@pytest.mark.fault(19)
+def test_equal_to_astropy_wherever_the_source_is(positions, size):
+    archive = memory_archive()
+    tile = archive.tile("0000p000_ac51", ("w1", "w2"))
+    x, y = np.array(positions).T
+    batch = cut(archive, tile, x, y, size)
+    for n in range(len(x)):
+        for b, band in enumerate(tile.bands):
+            expected = oracle(archive.images[band], x[n], y[n], size)
+            np.testing.assert_array_equal(batch.pixels[n, b], expected)
+    np.testing.assert_array_equal(batch.valid_frac, np.isfinite(batch.pixels).mean(axis=(1, 2, 3)).astype(np.float32))
+
+
+def test_half_pixels_round_as_astropy_does():
+    archive = memory_archive()
+    tile = archive.tile("0000p000_ac51", ("w1",))
+    x = np.arange(1, 60, 0.5)
+    batch = cut(archive, tile, x, x, 37)
+    for n, position in enumerate(x):
+        np.testing.assert_array_equal(batch.pixels[n, 0], oracle(archive.images["w1"], position, position, 37))
+
+
+@pytest.mark.fault(19)
+def test_flags_say_what_is_missing():
+    archive = memory_archive()
+    tile = archive.tile("0000p000_ac51", ("w1", "w2"))
+    x = np.array([40.0, 32.0, 2.0, 500.0, np.nan])
+    y = np.array([40.0, 22.0, 30.0, 30.0, 10.0])
+    batch = cut(archive, tile, x, y, 9)
+    gone = Flag.EDGE | Flag.OFF_TILE | Flag.NO_IMAGE | Flag.CENTRE_MISSING
+    assert [Flag(int(f)) for f in batch.flags] == [
+        Flag(0),
+        Flag.NAN_PIXELS | Flag.CENTRE_MISSING,
+        Flag.EDGE,
+        gone,
+        gone,
+    ]
+    assert batch.valid_frac[0] == 1 and batch.valid_frac[2] == np.float32(6 / 9) and batch.valid_frac[3] == 0
+
+
+def test_each_band_is_read_once_and_only_where_needed():
+    archive = memory_archive()
+    tile = archive.tile("0000p000_ac51", ("w1", "w2"))
+    cut(archive, tile, np.array([10.0, 20.0]), np.array([30.0, 35.0]), 9)
+    assert archive.reads == [("w1", 25, 39), ("w2", 25, 39)]
+    assert row_span(tile, np.array([]), 9) == (0, 0)
+
+
+def read_whole(tile: Tile, archive, band: str) -> np.ndarray:
+    return archive.read_rows(tile, band, 0, tile.shape[0])
+
+
+def test_simulated_pixels_of_catalogue_sources_equal_astropy(sky):
+    archive = open_archive(str(sky.images), ("w1", "w2", "w3"))
+    rows = pq.read_table(sky.catalog).to_pandas()
+    for coadd_id, sources in rows.groupby("coadd_id"):
+        tile = archive.tile(coadd_id, ("w1", "w2", "w3"))
+        x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
+        np.testing.assert_allclose((x, y), (sources["wx"], sources["wy"]), atol=0.01)
+        batch = cut(archive, tile, x, y, 37)
+        for b, band in enumerate(tile.bands):
+            image = read_whole(tile, archive, band)
+            for n in range(len(x)):
+                np.testing.assert_array_equal(batch.pixels[n, b], oracle(image, x[n], y[n], 37))
+
+
+@needs_atlas
+@pytest.mark.parametrize("coadd_id", ["1210p015_ac51", "1954p287_ac51"])
+def test_real_pixels_equal_astropy_edges_included(coadd_id):
+    archive = open_archive(str(ATLAS), ("w1", "w2", "w3"))
+    tile = archive.tile(coadd_id, ("w1", "w2", "w3"))
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-20, tile.shape[1] + 20, 200)
+    y = rng.uniform(-20, tile.shape[0] + 20, 200)
+    batch = cut(archive, tile, x, y, 37)
+    for b, band in enumerate(tile.bands):
+        image = read_whole(tile, archive, band)
+        for n in range(len(x)):
+            np.testing.assert_array_equal(batch.pixels[n, b], oracle(image, x[n], y[n], 37))
+
+
+@needs_atlas
+def test_the_target_of_2010ai_stays_centred_beyond_the_edge():
+    archive = open_archive(str(ATLAS), ("w1", "w2", "w3"))
+    tile = archive.tile("1954p287_ac51", ("w1", "w2", "w3"))
+    batch = cut(archive, tile, np.array([131.0]), np.array([14.0]), 37)
+    assert np.isnan(batch.pixels[0, :, :5]).all() and np.isfinite(batch.pixels[0, :, 5:]).all()
+    assert int(batch.flags[0]) == Flag.EDGE and batch.valid_frac[0] == np.float32(32 / 37)
+    image = read_whole(tile, archive, "w1")
+    assert batch.pixels[0, 0, 18, 18] == image[13, 130]
+
+
+@needs_atlas
+def test_predicted_pixels_of_the_host_galaxy():
+    archive = open_archive(str(ATLAS), ("w1", "w2", "w3"))
+    tile = archive.tile("1210p015_ac51", ("w1", "w2", "w3"))
+    x, y = tile_pixels(tile, np.array([121.6004]), np.array([1.0361]))
+    image = read_whole(tile, archive, "w1")
+    near = image[int(y[0]) - 4 : int(y[0]) + 3, int(x[0]) - 4 : int(x[0]) + 3]
+    assert near[2:5, 2:5].max() == near.max() > np.median(image) + 50

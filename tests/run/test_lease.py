@@ -1,0 +1,236 @@
+"""One driver a run folder: who may take over when, and who must stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from skyclass.errors import LeaseHeld, LeaseLost
+from skyclass.run import lease as module
+from skyclass.run.folder import RunFolder
+from skyclass.run.lease import hold_lease, newest_epoch
+from tests.support.class_rows import make_run
+
+DRIVER = """
+    import sys, time
+    from skyclass.run import lease
+    from skyclass.errors import LeaseLost
+    from skyclass.run.commits import RunFolder
+    lease.BEAT_S = 0.1
+    with lease.hold_lease(RunFolder(sys.argv[1])) as held:
+        print("holds", flush=True)
+        for _ in range(600):
+            time.sleep(0.1)
+            try:
+                held.check()
+            except LeaseLost as error:
+                print("lost", error, flush=True)
+                break
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.1)
+    monkeypatch.setattr(module, "SILENT_S", 1.5)
+
+
+def driver(folder: RunFolder) -> subprocess.Popen[str]:
+    """Start another process that holds the lease, and wait until it does."""
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "holds\n"
+    return process
+
+
+@pytest.mark.fault(10)
+def test_one_driver_a_folder_and_the_next_when_it_has_left(folder: RunFolder) -> None:
+    for epoch in (1, 2):
+        with hold_lease(folder) as lease:
+            assert lease.epoch == newest_epoch(folder) == epoch
+            with pytest.raises(LeaseHeld, match=f"process {os.getpid()} on .*wait for it"), hold_lease(folder):
+                pass
+            lease.check()
+    assert sorted(path.name for path in folder.leases.iterdir()) == ["000002.done", "000002.json"]
+    assert not list(folder.tmp.iterdir())
+
+
+def test_the_lease_of_a_killed_driver_is_taken_at_once(folder: RunFolder) -> None:
+    other = driver(folder)
+    with pytest.raises(LeaseHeld, match=f"process {other.pid} on"), hold_lease(folder):
+        pass
+    other.kill()
+    other.communicate()
+    began = time.monotonic()
+    with hold_lease(folder) as lease:
+        assert lease.epoch == 2 and time.monotonic() - began < module.SILENT_S
+
+
+@pytest.mark.fault(30)
+def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFolder) -> None:
+    other = driver(folder)
+    os.kill(other.pid, signal.SIGSTOP)
+    with hold_lease(folder) as lease:
+        os.kill(other.pid, signal.SIGCONT)
+        said = other.communicate(timeout=30)[0]
+        assert said.startswith("lost") and "epoch 2, this one had 1" in said
+        lease.check()
+    with hold_lease(folder) as lease:
+        assert lease.epoch == 3, "who was passed over frees nothing when it leaves"
+
+
+@pytest.mark.fault(30)
+def test_a_driver_of_another_host_is_believed_while_it_gives_signs(folder: RunFolder) -> None:
+    with hold_lease(folder):
+        pass
+    (folder.leases / "000001.done").unlink()
+    path = folder.leases / "000001.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    stop = threading.Event()
+    heart = threading.Thread(target=module._beat, args=(path, stop))
+    heart.start()
+    with pytest.raises(LeaseHeld, match="process 1 on elsewhere"), hold_lease(folder):
+        pass
+    stop.set()
+    heart.join()
+    with hold_lease(folder) as lease:
+        assert lease.epoch == 2
+        with pytest.raises(LeaseLost, match="another driver has taken over"):
+            module.Lease(folder, 1).check()
+
+
+@pytest.mark.fault(10)
+def test_of_many_that_come_at_once_one_drives(folder: RunFolder) -> None:
+    held, refused, gate = [], [], threading.Barrier(8)
+
+    def come() -> None:
+        gate.wait()
+        try:
+            with hold_lease(folder) as lease:
+                held.append(lease.epoch)
+                time.sleep(1)
+        except LeaseHeld:
+            refused.append(1)
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held == [1] and len(refused) == 7
+
+
+def alive(folder: RunFolder, **changes: object) -> None:
+    """Leave a lease of epoch 1 as a living driver does, with some facts of it changed."""
+    with hold_lease(folder):
+        path = folder.leases / "000001.json"
+        holder = json.loads(path.read_bytes()) | changes
+    path.with_suffix(".done").unlink()
+    path.write_text(json.dumps(holder))
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("fact", ["pid_namespace", "boot"])
+def test_a_process_id_of_another_table_says_nothing(folder: RunFolder, fact: str) -> None:
+    """A container or another machine has this host's name, and process ids that are dead or others here."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    alive(folder, pid=dead.pid)
+    began = time.monotonic()
+    with hold_lease(folder):
+        assert time.monotonic() - began < module.SILENT_S, "here it is known to be dead"
+    (folder.leases / "000002.json").unlink()
+    alive(folder, **{"pid": dead.pid, fact: "of somebody else"})
+    path, stop = folder.leases / "000001.json", threading.Event()
+    heart = threading.Thread(target=module._beat, args=(path, stop))
+    heart.start()
+    with pytest.raises(LeaseHeld, match=f"process {dead.pid} on"), hold_lease(folder):
+        pass
+    stop.set()
+    heart.join()
+    with hold_lease(folder) as lease:
+        assert lease.epoch == 2
+
+
+@pytest.mark.fault(10)
+@pytest.mark.skipif(os.geteuid() != 0, reason="unshare --pid needs root")
+@pytest.mark.parametrize("options", [["--mount-proc"], []], ids=["own /proc", "the host's /proc"])
+def test_the_lease_of_a_driver_in_another_pid_namespace_is_not_taken(folder: RunFolder, options: list[str]) -> None:
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("unshare --pid is not allowed here")
+    space = ["unshare", "--pid", "--fork", "--kill-child", *options]
+    command = [*space, sys.executable, "-c", textwrap.dedent(DRIVER), str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "holds\n"
+        with pytest.raises(LeaseHeld, match="in use by process"), hold_lease(folder):
+            pass
+        other.kill()
+    with hold_lease(folder) as lease:
+        assert lease.epoch == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="unshare --pid needs root")
+def test_two_drivers_in_one_container_with_the_proc_of_the_host(folder: RunFolder) -> None:
+    """There /proc shows other processes under the same numbers."""
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("unshare --pid is not allowed here")
+    second = "from skyclass.run import lease\nfrom skyclass.run.commits import RunFolder\nlease.BEAT_S = 0.1\n"
+    second += f"with lease.hold_lease(RunFolder({str(folder.path)!r})): print('taken')\n"
+    first = shlex.join([sys.executable, "-c", textwrap.dedent(DRIVER), str(folder.path)])
+    script = f"{first} & read line < {folder.path}.holds; {shlex.join([sys.executable, '-c', second])}; kill $!"
+    os.mkfifo(f"{folder.path}.holds")
+    script = script.replace(" & ", f" > {folder.path}.holds & ", 1)
+    done = subprocess.run(["unshare", "--pid", "--fork", "bash", "-c", script], capture_output=True, text=True)
+    assert "LeaseHeld" in done.stderr and "taken" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["leases/000001.json", "run.json", "journal.jsonl", "partitions.json", "report.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: Path(path).symlink_to("/dev/zero")], ids=["FIFO", "device"])
+def test_a_pipe_or_device_in_the_run_folder_blocks_nobody(tmp_path: Path, name: str, make) -> None:
+    """It is refused with what it is, or replaced where it would be written anyway."""
+    made, _ = make_run(tmp_path / "run", (("1500p015_ac51", 20, 150.0, 1.5),))
+    made.leases.mkdir()
+    path = made.path / name
+    path.unlink(missing_ok=True)
+    make(path)
+    code = """
+        import sys
+        from skyclass.run import commits, lease
+        from skyclass.run.folder import RunFolder, start_or_resume
+        from skyclass.errors import StoreError
+        from skyclass.files import write_json
+        lease.SILENT_S = 1.0
+        folder = RunFolder(sys.argv[1])
+        try:
+            with lease.hold_lease(folder):
+                start_or_resume(folder, {"catalog": "another"}, {})
+        except StoreError as error:
+            print(type(error).__name__, error)
+        try:
+            done = commits.committed(folder)
+            commits.journal_commit(folder, *done.values())
+        except StoreError as error:
+            print(type(error).__name__, error)
+        write_json(folder.report_path, {"a": 1})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(made.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if name != "report.json":
+        assert "StoreError" in done.stdout and str(path) in done.stdout and "not a regular file" in done.stdout
+    assert made.report_path.is_file() and not made.report_path.is_symlink()
