@@ -149,8 +149,8 @@ def table3(records: Records) -> str:
     note = (
         "The paper counts IICnet at 80 px and, so it seems, the others at 224 px; ours are trained at 80 px. MACs are "
         "multiply-accumulates of convolutions and linear layers; the paper's counter adds biases, BatchNorm, ReLU and "
-        "pools (IICnet: 218.66M), and `tests/networks/test_networks.py` reproduces its figures. One recipe for all, tuned "
-        "for none" + rates(records) + ". " + ranking(records)
+        "pools (IICnet: 218.66M), and `tests/networks/test_networks.py` reproduces its figures. One recipe for all, "
+        "tuned for none" + rates(records) + ". " + ranking(records)
     )
     return f"## Table 3: networks at equal epochs\n\n{table([*head, 'epochs, rows, seed, device'], rows)}\n{note}\n"
 
