@@ -1,0 +1,1 @@
+"""The documentation, and the scripts that generate what can be generated: tables, figures, example output."""

@@ -1,0 +1,149 @@
+"""Run the commands of the documentation on a small simulated sky and keep what they print.
+
+`python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages include. A test runs the commands again and
+compares the text; times and rates may differ, and numbers by a little, since processors round differently.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "examples"
+TRAIN_TOML = """\
+cat > TRAIN.toml << END
+recipe = "modern"
+name = "my-model"
+out = "my-model"
+dataset = "dataset"
+network = "iicnet"
+bands = ["w1", "w2", "w3"]
+epochs = 2
+precision = "fp32"
+END"""
+RUN_TOML = """\
+cat > RUN.toml << END
+catalog = "sky/catalog"
+images = "sky/images"
+out = "classes"
+modle = "iicnet-mock"
+strip_sources = "many"
+END"""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "mock": ("skyclass mock sky --tiles 2 --size 500 --seed 7",),
+    "plan": ("skyclass plan --catalog sky/catalog --images sky/images",),
+    "classify": ("skyclass classify --catalog sky/catalog --images sky/images --out classes --cluster none",),
+    "resume": ("skyclass classify --catalog sky/catalog --images sky/images --out classes --cluster none",),
+    "verify": ("skyclass verify classes",),
+    "query": (
+        'skyclass query classes --where "p_quasar > 0.8" --columns source_id,ra,dec,w1mpro,p_quasar',
+        'skyclass query classes --sql "SELECT class, count(*) AS n, avg(margin) AS margin FROM classes GROUP BY class'
+        ' ORDER BY class"',
+        'skyclass query classes --where "w1snr > 20" -o bright.fits',
+    ),
+    "table": (
+        'skyclass query classes --sql "SELECT source_id, ra, dec FROM classes ORDER BY w1snr DESC LIMIT 6" -o positions.csv',
+        "head -4 positions.csv",
+        "skyclass classify --catalog positions.csv --images sky/images --out mine --cluster none",
+        "skyclass query mine --columns source_id,class,p_galaxy,p_quasar,p_star,flags,valid_frac",
+    ),
+    "cutouts": ("skyclass cutouts --catalog positions.csv --images sky/images -o cutouts.npz --size 50arcsec",),
+    "report": ("skyclass report classes -o report.html",),
+    "gc": ("skyclass publish classes", "skyclass gc classes"),
+    "quarantine": (
+        "cp -r sky/images damaged",
+        "truncate -s 100000 $(find damaged -name '*w2-int-3.fits' | sort | head -1)",
+        "skyclass classify --catalog sky/catalog --images damaged --out repaired --cluster none",
+        "cp -r sky/images/. damaged/",
+        "skyclass classify --catalog sky/catalog --images damaged --out repaired --cluster none --retry-quarantined",
+    ),
+    "config": (RUN_TOML, "skyclass classify RUN.toml"),
+    "train": (
+        "skyclass mock train-sky --tiles 1 --size 900 --seed 101 --mix balanced",
+        "skyclass dataset --labels train-sky/truth.parquet --catalog train-sky/catalog --images train-sky/images"
+        " --bands w1,w2,w3 --out dataset",
+        TRAIN_TOML,
+        "skyclass train TRAIN.toml",
+    ),
+    "use-model": (
+        "skyclass classify --catalog positions.csv --images sky/images --model ./my-model --out own-classes"
+        " --cluster none",
+    ),
+    "evaluate": (
+        "skyclass evaluate ./my-model iicnet-mock dataset -o evaluation",
+        "skyclass report evaluation -o evaluation.html",
+    ),
+}
+"""Example -> its commands. They run in this order, in one folder."""
+
+TIMES = re.compile(r"[\d,.]+ (s|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)|in [\d.]+ s\b")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
+
+
+def run_example(name: str, folder: Path) -> str:
+    """Return the commands of an example with what they print in a folder; exit codes other than 0 are shown."""
+    return "".join(transcript(command, folder) for command in EXAMPLES[name])
+
+
+def transcript(command: str, folder: Path) -> str:
+    """Return a command as typed, its output, and its exit code unless it is 0."""
+    function = f'skyclass() {{ "{sys.executable}" -m skyclass "$@"; }}\n'
+    environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["bash", "-c", function + command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = [f"$ {command}", *(line.rstrip() for line in done.stdout.splitlines())]
+    if done.returncode:
+        lines += ["$ echo $?", str(done.returncode)]
+    return "\n".join(lines) + "\n"
+
+
+def differences(old: str, new: str) -> Iterator[str]:
+    """Yield each line of an example that differs by more than times, digests and the rounding of numbers."""
+    before, after = old.splitlines(), new.splitlines()
+    if len(before) != len(after):
+        yield f"{len(before)} lines before, {len(after)} now"
+    for one, other in zip(before, after, strict=False):
+        if not same_line(one, other):
+            yield f"- {one}\n+ {other}"
+
+
+def same_line(one: str, other: str) -> bool:
+    """Return whether two lines differ by times, digests, padding and small differences of numbers only."""
+    one, other = (" ".join(DIGEST.sub("DIGEST", TIMES.sub("TIME", line)).split()) for line in (one, other))
+    one, other = (re.sub(r"[-─]{3,}", "---", line) for line in (one, other))
+    if NUMBER.sub("N", one) != NUMBER.sub("N", other):
+        return False
+    return all(map(same_number, NUMBER.findall(one), NUMBER.findall(other)))
+
+
+def same_number(one: str, other: str) -> bool:
+    """Return whether two numbers agree to 3 per cent, or to 0.03, or to 2 where they are whole."""
+    a, b = (float(text.rstrip(",").replace(",", "")) for text in (one, other))
+    return math.isclose(a, b, rel_tol=0.03, abs_tol=2.0 if "." not in one + other else 0.03)
+
+
+def main() -> None:
+    """Write all examples."""
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in EXAMPLES:
+            print(name, flush=True)
+            (FOLDER / f"{name}.txt").write_text(run_example(name, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
