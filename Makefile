@@ -8,7 +8,7 @@ EDITABLE := --config-settings editable_mode=compat --editable  # or a folder abo
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint lint-project wheel bench rivals scale paper chaos fuzz slurm clean
+.PHONY: demo test lint lint-project docs examples wheel bench rivals scale paper chaos fuzz slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing skyclass into $(VENV): once, some minutes, about 2 GB."
@@ -30,8 +30,8 @@ test: $(READY) lint
 
 lint: $(READY) lint-project
 	@echo "Style, types and the import directions of the packages."
-	$(BIN)/ruff check skyclass tests benchmarks
-	$(BIN)/ruff format --check skyclass tests benchmarks
+	$(BIN)/ruff check skyclass tests benchmarks docs
+	$(BIN)/ruff format --check skyclass tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -45,6 +45,18 @@ lint-project: $(READY)
 	@$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(SCHEMA) vendor.citation-file-format CITATION.cff
 	@$(BIN)/pre-commit validate-config
+
+# docs/_build/html; the notebook is executed, and a warning is an error.
+docs: $(READY)
+	@echo "The documentation, into docs/_build/html."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# What the pages show: tables from the code, figures, and the output of the commands on a simulated sky.
+examples: $(READY)
+	$(BIN)/python -m docs.make_tables
+	$(BIN)/python -m docs.make_figures
+	$(BIN)/python -m docs.make_examples
 
 # dist/skyclass-*.whl, and the same wheel run in a folder outside the checkout.
 wheel: $(READY)
@@ -84,4 +96,4 @@ slurm: $(READY)
 	$(BIN)/python -m pytest -m slow tests/engine/test_slurm.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,10 +30,10 @@ STAGES = (
     ("Atlas tiles\nW1 W2 W3", 0, -1.0, INPUTS),
     ("plan\nsources by tile", 1, 0.0, STEPS),
     ("cut\nnative cutouts", 2, 0.0, STEPS),
-    ("composite\nsky, zero point, stretch", 3, 0.0, STEPS),
+    ("composite\nsky, zero point,\nstretch", 3, 0.0, STEPS),
     ("infer\nIICnet, softmax", 4, 0.0, STEPS),
     ("commit\none file a tile", 5, 0.0, STEPS),
-    ("publish\nHATS class catalogue", 6, 0.0, OUTPUTS),
+    ("publish\nHATS class\ncatalogue", 6, 0.0, OUTPUTS),
     ("query, report,\nexport", 7, 0.0, OUTPUTS),
 )
 """Text, column, row and colour of each box of the pipeline."""
