@@ -23,8 +23,9 @@ name = "my-model"
 out = "my-model"
 dataset = "dataset"
 network = "iicnet"
-bands = ["w1", "w2", "w3"]
+start_from = "iicnet-mock"
 epochs = 2
+learning_rate = 1e-4
 precision = "fp32"
 END"""
 RUN_TOML = """\
@@ -77,14 +78,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         " --cluster none",
     ),
     "evaluate": (
-        "skyclass evaluate ./my-model iicnet-mock dataset -o evaluation",
+        "skyclass evaluate ./my-model iicnet-mock dataset -o evaluation > /dev/null",
+        "grep -A 6 '## Overall' evaluation/evaluation.md",
         "skyclass report evaluation -o evaluation.html",
     ),
 }
 """Example -> its commands. They run in this order, in one folder."""
 
-TIMES = re.compile(r"[\d,.]+ (s|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)|in [\d.]+ s\b")
+TIMES = re.compile(r"[\d,.]+ (s|process minutes|process hours|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)|in [\d.]+ s\b")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+PROGRESS = re.compile(r'^\{"sources"|\u2501')
+"""Lines that a terminal overwrites; they are not kept."""
 DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
 
 
@@ -105,7 +109,8 @@ def transcript(command: str, folder: Path) -> str:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    lines = [f"$ {command}", *(line.rstrip() for line in done.stdout.splitlines())]
+    shown = (line.rstrip().replace(f"{folder}/", "") for line in done.stdout.splitlines())
+    lines = [f"$ {command}", *(line for line in shown if not PROGRESS.search(line))]
     if done.returncode:
         lines += ["$ echo $?", str(done.returncode)]
     return "\n".join(lines) + "\n"

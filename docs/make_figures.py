@@ -119,7 +119,7 @@ def picture(page: Path, target: Path) -> None:
         raise SystemExit("no Chromium found: install chromium to take the picture of a report")
     with tempfile.TemporaryDirectory() as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb"]
-        size = ["--window-size=1100,1400", f"--user-data-dir={profile}", f"--screenshot={target.absolute()}"]
+        size = ["--window-size=1100,1255", f"--user-data-dir={profile}", f"--screenshot={target.absolute()}"]
         subprocess.run([browser, *options, *size, page.absolute().as_uri()], check=True, capture_output=True)
 
 
