@@ -49,7 +49,6 @@ lint-project: $(READY)
 # docs/_build/html; the notebook is executed, and a warning is an error.
 docs: $(READY)
 	@echo "The documentation, into docs/_build/html."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE) '.[docs]'
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # What the pages show: tables from the code, figures, and the output of the commands on a simulated sky.

@@ -1,7 +1,7 @@
 """Run the commands of the documentation on a small simulated sky and keep what they print.
 
-`python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages include. A test runs the commands again and
-compares the text; times and rates may differ, and numbers by a little, since processors round differently.
+`python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages include. A test runs the commands again
+and compares the text; times and rates may differ, and numbers by a little, since processors round differently.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'skyclass query classes --where "w1snr > 20" -o bright.fits',
     ),
     "table": (
-        'skyclass query classes --sql "SELECT source_id, ra, dec FROM classes ORDER BY w1snr DESC LIMIT 6" -o positions.csv',
+        'skyclass query classes --sql "SELECT source_id, ra, dec FROM classes ORDER BY w1snr DESC LIMIT 6"'
+        " -o positions.csv",
         "head -4 positions.csv",
         "skyclass classify --catalog positions.csv --images sky/images --out mine --cluster none",
         "skyclass query mine --columns source_id,class,p_galaxy,p_quasar,p_star,flags,valid_frac",
@@ -85,7 +86,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 """Example -> its commands. They run in this order, in one folder."""
 
-TIMES = re.compile(r"[\d,.]+ (s|process minutes|process hours|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)|in [\d.]+ s\b")
+TIMES = re.compile(
+    r"[\d,.]+ (s|process minutes|process hours|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)"
+)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 PROGRESS = re.compile(r'^\{"sources"|\u2501')
 """Lines that a terminal overwrites; they are not kept."""

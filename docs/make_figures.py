@@ -1,8 +1,8 @@
 """Draw the figures of the documentation: `python -m docs.make_figures [REPORT.html]`.
 
 `_static/pipeline.svg` shows the path of the data, `_static/packages.svg` the packages in their import order, which
-is read from pyproject.toml. With a report of `skyclass report`, `_static/report.png` is a picture of its first screen, which
-takes a Chromium.
+is read from pyproject.toml. With a report of `skyclass report`, `_static/report.png` is a picture of its first screen,
+which takes a Chromium.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ STAGES = (
 )
 """Text, column, row and colour of each box of the pipeline."""
 ARROWS = ((0, 2), (1, 2), (1, 3), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8))
-WORKERS = (("driver", 0.62, 1.38), ("CPU workers", 1.62, 3.38), ("GPU workers, or CPU", 3.62, 4.38), ("workers", 4.62, 6.38))
+WORKERS = (
+    ("driver", 0.62, 1.38),
+    ("CPU workers", 1.62, 3.38),
+    ("GPU workers, or CPU", 3.62, 4.38),
+    ("workers", 4.62, 6.38),
+)
 
 PURPOSES = {
     "cli": "the commands",

@@ -5,64 +5,20 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from docs.extensions.zip_source import open_zip
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images.archive import SOURCES, AtlasArchive, open_archive
-from skyclass.images.layout import Positions, layout_footprints, layout_path, names_near
-from skyclass.images.source import ImageSource, MemorySource, Piece
+from skyclass.images.layout import layout_path
+from skyclass.images.source import MemorySource
 from skyclass.run import pipeline
-from skyclass.types import FileStamp
 from tests.support.runs import rows_of
 
 BANDS = ("w1", "w2", "w3")
-
-
-# --- a source for the tests: a ZIP file in the layout of the archive -------------------------------
-
-
-@dataclass(frozen=True)
-class ZipSource:
-    """The images in a ZIP file whose names follow the layout of the archive."""
-
-    location: str
-    is_remote: ClassVar[bool] = False
-
-    def names(self, coadd_id: str, band: str) -> Sequence[str]:
-        name = layout_path(coadd_id, band)
-        return [name] if name in self._entries() else []
-
-    def read(self, name: str, start: int, stop: int) -> Iterator[Piece]:
-        if name not in self._entries():
-            raise FileNotFoundError(name)
-        with self._open() as file, file.open(name) as stream:
-            stream.seek(start)
-            entry = file.getinfo(name)
-            yield Piece(memoryview(stream.read(stop - start)), FileStamp(entry.file_size, tag=f"{entry.CRC:08x}"))
-
-    def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
-        coadd_ids = sorted({name.split("/")[-2] for name in self._entries()})
-        return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
-
-    def _open(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.location.removeprefix("zip://"))
-
-    def _entries(self) -> list[str]:
-        with self._open() as file:
-            return [name for name in file.namelist() if name.endswith(".fits")]
-
-
-def open_zip(location: str, bands: tuple[str, ...]) -> ImageSource:
-    return ZipSource(location)
-
-
-# --- tests -----------------------------------------------------------------------------------------
 
 
 def image_files(sky) -> dict[str, bytes]:

@@ -1,0 +1,1 @@
+"""Extensions that the documentation shows and the tests run."""

@@ -1,0 +1,51 @@
+"""An image source for ZIP files whose entries follow the layout of the archive."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from skyclass.images.layout import Positions, layout_footprints, layout_path, names_near
+from skyclass.images.source import ImageSource, Piece
+from skyclass.types import FileStamp
+
+
+@dataclass(frozen=True)
+class ZipSource:
+    """The images in a ZIP file."""
+
+    location: str
+    is_remote: ClassVar[bool] = False
+
+    def names(self, coadd_id: str, band: str) -> Sequence[str]:
+        """Return the name in the layout of the archive if the ZIP file has such an entry."""
+        name = layout_path(coadd_id, band)
+        return [name] if name in self._entries() else []
+
+    def read(self, name: str, start: int, stop: int) -> Iterator[Piece]:
+        """Yield the bytes in one piece; the CRC of the entry shows later whether the file was replaced."""
+        if name not in self._entries():
+            raise FileNotFoundError(name)
+        with self._open() as file, file.open(name) as stream:
+            stream.seek(start)
+            entry = file.getinfo(name)
+            yield Piece(memoryview(stream.read(stop - start)), FileStamp(entry.file_size, tag=f"{entry.CRC:08x}"))
+
+    def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
+        """Yield the images of each tile."""
+        coadd_ids = sorted({name.split("/")[-2] for name in self._entries()})
+        return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
+
+    def _open(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.location.removeprefix("zip://"))
+
+    def _entries(self) -> list[str]:
+        with self._open() as file:
+            return [name for name in file.namelist() if name.endswith(".fits")]
+
+
+def open_zip(location: str, bands: tuple[str, ...]) -> ImageSource:
+    """Return the source of a location `zip://FILE`."""
+    return ZipSource(location)
