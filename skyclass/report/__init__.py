@@ -1,71 +1,56 @@
 """Figures and one HTML page, from an evaluation or from a published class catalogue.
 
-    drawing      colours, empty figures, PNG
-    page         one HTML page that needs no other file
-    evaluation   evaluation.json -> tables, figures, Markdown, page
-    catalogue    ClassCatalog -> SQL aggregates -> tables, figures, page
+    drawing              colours, empty panels, PNG
+    page, templates/     tables of text; Jinja2 templates for HTML and Markdown
+    evaluation_results   evaluation.json: its metrics, facts and title
+    evaluation_plots     its figures
+    evaluation           its tables, Markdown and page
+    catalogue_counts     ClassCatalog -> SQL aggregates
+    catalogue_plots      their figures
+    catalogue            their tables and page
 
-What was simulated is called so on every figure and page. Figures need matplotlib: `pip install 'skyclass[train]'`.
+Every figure and page of simulated data carries a warning. Figures need matplotlib: `pip install 'skyclass[train]'`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .catalogue import (
-    CATALOGUE_FIGURES,
-    all_sky_figure,
-    catalogue_figures,
-    catalogue_page,
-    catalogue_statistics,
-    catalogue_tables,
-)
-from .drawing import Table, png, save_figure
-from .evaluation import (
-    BY_CLASS,
-    EVALUATION_FIGURES,
-    RESULTS,
-    evaluation_figures,
-    evaluation_page,
-    evaluation_tables,
-    markdown,
-    read_evaluation,
-    scores_figure,
-    stamp,
-    wilson,
-)
+from .catalogue import catalogue_page
+from .drawing import save_figure
+from .evaluation import evaluation_page, markdown
+from .evaluation_plots import EVALUATION_FIGURES, evaluation_figures, wilson
+from .evaluation_results import RESULTS
 
 __all__ = [
-    "BY_CLASS",
-    "CATALOGUE_FIGURES",
     "EVALUATION_FIGURES",
     "RESULTS",
-    "Table",
-    "all_sky_figure",
-    "catalogue_figures",
-    "catalogue_page",
-    "catalogue_statistics",
-    "catalogue_tables",
     "evaluation_figures",
-    "evaluation_page",
-    "evaluation_tables",
     "markdown",
-    "png",
-    "read_evaluation",
     "save_figure",
-    "scores_figure",
-    "stamp",
     "wilson",
     "write_html",
 ]
 
 
 def write_html(folder: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
-    """Return the path of one HTML page, which needs no other file, on an evaluation folder or a class catalogue.
+    """Write the report of an evaluation folder or a class catalogue as one HTML page, and return its path.
 
-    Written to `out`; by default to report.html in the folder of an evaluation, or here for a catalogue. Raises
-    `ConfigError` where the evaluation is of another version or the page exists (without `overwrite`), and
-    `NotPublished` where there is neither.
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of an evaluation, of a class catalogue, or of the run that published it.
+    out : str or Path, optional
+        The page; by default report.html in the folder of an evaluation, or in the working folder for a catalogue.
+    overwrite : bool
+        Replace an existing page.
+
+    Raises
+    ------
+    ConfigError
+        The evaluation is of another version, or the page exists and `overwrite` is False.
+    NotPublished
+        The folder holds neither an evaluation nor a class catalogue.
     """
     from ..catalog.export import refuse_existing
     from ..catalog.query import open_catalog

@@ -15,19 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from skyclass import report
 from skyclass.catalog.query import open_catalog
 from skyclass.errors import ConfigError, StoreError
-from skyclass.report import (
-    catalogue_statistics,
-    catalogue_tables,
-    evaluation_figures,
-    evaluation_tables,
-    markdown,
-    png,
-    wilson,
-    write_html,
-)
+from skyclass.report import EVALUATION_FIGURES, evaluation_figures, markdown, wilson, write_html
+from skyclass.report.catalogue import catalogue_tables
+from skyclass.report.catalogue_counts import catalogue_statistics
+from skyclass.report.catalogue_plots import CATALOGUE_FIGURES, all_sky_figure, catalogue_figures
+from skyclass.report.drawing import png
+from skyclass.report.evaluation import evaluation_tables
+from skyclass.report.evaluation_plots import scores_figure
+from skyclass.report.evaluation_results import CLASS_METRIC_LABELS, simulation_warning
+from skyclass.report.page import Table, render
 from skyclass.run.finish import publish_run
 from skyclass.types import CLASSES, Flag
 from tests.support.class_rows import make_run
@@ -70,7 +68,7 @@ def contestant(name: str, seed: int, **more: Any) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     value = float(rng.uniform(0.7, 0.95))
     by_class = dict.fromkeys(CLASSES, value)
-    overall = ("accuracy", "balanced_accuracy", *(f"macro_{n}" for n in report.BY_CLASS))
+    overall = ("accuracy", "balanced_accuracy", *(f"macro_{n}" for n in CLASS_METRIC_LABELS))
     bins = [
         {"low": None, "high": 3, "n": 0, "counts": dict.fromkeys(CLASSES, 0)}
         | dict.fromkeys(("accuracy", "balanced_accuracy", "recall")),
@@ -79,7 +77,7 @@ def contestant(name: str, seed: int, **more: Any) -> dict[str, Any]:
         | {"recall": {"galaxy": triple(value), "quasar": [None] * 3, "star": triple(value)}},
     ]
     names = [n for n in overall if n != "macro_auc"] if name == "colour cuts" else overall
-    rates = [n for n in report.BY_CLASS if n in more or n != "auc" or name != "colour cuts"]
+    rates = [n for n in CLASS_METRIC_LABELS if n in more or n != "auc" or name != "colour cuts"]
     found = {
         "name": name,
         "n": 30,
@@ -142,7 +140,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def test_every_figure_of_an_evaluation_is_drawn(pictures: dict[str, bytes]) -> None:
-    assert list(pictures) == list(report.EVALUATION_FIGURES)
+    assert list(pictures) == list(EVALUATION_FIGURES)
     for name, data in pictures.items():
         width, height = struct.unpack(">II", data[16:24])
         assert data.startswith(PNG) and width > 400 and height > 300, name
@@ -153,15 +151,15 @@ def test_figures_say_what_is_simulated() -> None:
     title = evaluation_figures(made)["scores"].get_suptitle()
     assert "SIMULATED data" in title
     made["simulated_data"] = False
-    assert "model trained on a SIMULATED sky" in report.scores_figure(made["models"], report.stamp(made)).get_suptitle()
+    assert "model trained on a SIMULATED sky" in scores_figure(made["models"], simulation_warning(made)).get_suptitle()
     real = results(simulated=False)
-    assert report.stamp(real) == "" and "SIMULATED" not in markdown(real)
+    assert simulation_warning(real) == "" and "SIMULATED" not in markdown(real)
 
 
 def test_the_tables_of_an_evaluation() -> None:
     tables = {table.title: table for table in evaluation_tables(results())}
     assert list(tables)[:2] == ["Overall", "By class: one"]
-    assert tables["Overall"].columns == ("number", "one", "two", "colour cuts")
+    assert tables["Overall"].columns == ("metric", "one", "two", "colour cuts")
     rows = {row[0]: row[1:] for row in tables["Overall"].rows}
     assert rows["ECE (15 bins)"] == ("0.1000 [0.0500, 0.1500]", "0.1000 [0.0500, 0.1500]", "-")
     assert tables["By class: one"].rows[-1][0] == "overall"
@@ -191,6 +189,22 @@ def test_one_page_holds_an_evaluation(pictures: dict[str, bytes], tmp_path: Path
     assert "a <b>label</b>" in page.words and "<b>label" not in path.read_text(), "words of others are escaped"
     assert "Not the purity of a catalogue." in page.words
     assert write_html(tmp_path, tmp_path / "again.html").read_text() == path.read_text()
+
+
+def test_html_escapes_values_and_markdown_does_not() -> None:
+    table = Table("<i>", ("x|y", "<n>"), (("a & b|c", "1"), ("<td>", "-")), "note <b>")
+    fields = {"title": "T & <T>", "facts": ["<fact>"], "caveats": ["<caveat>"], "tables": [table]}
+    html = render("page.html", **fields, warning="", pictures={'"<picture>"': b"\x00"}, provenance='{"<k>": "&"}')
+    page = Page(html)
+    assert page.open == [] and page.links == ["data:image/png;base64,AA=="]
+    for text in ("T & <T>", "<fact>", "<caveat>", "<i>", "<n>", "a & b|c", "<td>", "note <b>", '{"<k>": "&"}'):
+        assert text in page.words
+    assert '<td class="text">&lt;td&gt;</td><td>-</td>' in html, "only columns of text are aligned to the left"
+    text = render("evaluation.md", **fields, figures={"scores": "S <1>"})
+    assert text == (
+        "# T & <T>\n\n- **<caveat>**\n\n- <fact>\n\n## <i>\n\n| x\\|y | <n> |\n| --- | --- |\n"
+        "| a & b\\|c | 1 |\n| <td> | - |\n\nnote <b>\n\n![S <1>](scores.png)\n"
+    )
 
 
 def test_another_versions_evaluation_is_refused(tmp_path: Path) -> None:
@@ -230,7 +244,7 @@ def test_statistics_of_a_catalogue_count_every_row(catalogue: tuple[Path, pa.Tab
     quasars = rows[rows["class"] == "quasar"]
     highest = rows[[f"p_{name}" for name in CLASSES]].max(axis=1)
     entry = next(r for r in found["summary"] if r["class"] == "quasar")
-    assert entry["sure"] == (highest[quasars.index] > 0.9).sum()
+    assert entry["confident"] == (highest[quasars.index] > 0.9).sum()
     assert entry["confidence"] == pytest.approx(highest[quasars.index].mean(), abs=1e-5)
     assert sum(r["n"] for r in found["magnitudes"]) == 2300
     bright = next(r for r in found["magnitudes"] if r["class"] == "star" and r["low"] == 14.5)
@@ -257,13 +271,13 @@ def test_the_middle_of_a_field_across_ra_zero_and_of_the_whole_sky(tmp_path: Pat
     publish_run(folder)
     wide = catalogue_statistics(open_catalog(folder.path))["sky"]
     assert wide["kind"] == "all" and sum(r["n"] for r in wide["cells"]) == 600
-    assert png(report.all_sky_figure(wide)).startswith(PNG)
+    assert png(all_sky_figure(wide)).startswith(PNG)
 
 
 def test_one_page_holds_a_catalogue(catalogue: tuple[Path, pa.Table], tmp_path: Path) -> None:
     path, _ = catalogue
     page = Page(write_html(path, tmp_path / "report.html").read_text())
-    assert page.open == [] and len(page.links) == len(report.CATALOGUE_FIGURES)
+    assert page.open == [] and len(page.links) == len(CATALOGUE_FIGURES)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "SIMULATED" in page.words and "unclassified" in page.words and "2,300 sources" in page.words
     assert all(str(flag.name) in page.words for flag in Flag)
@@ -275,20 +289,20 @@ def test_a_catalogue_where_nothing_has_a_class_is_drawn_too(tmp_path: Path) -> N
     classes = open_catalog(folder.path).where("class IS NULL AND class IS NOT NULL")
     statistics = catalogue_statistics(classes)
     assert statistics["rows"] == 0 and catalogue_tables(statistics)[0].rows == ()
-    assert all(png(figure).startswith(PNG) for figure in report.catalogue_figures(statistics).values())
+    assert all(png(figure).startswith(PNG) for figure in catalogue_figures(statistics).values())
 
 
-def test_a_report_needs_neither_torch_nor_training(tmp_path: Path) -> None:
+def test_a_report_needs_neither_torch_nor_training_and_loads_jinja_late(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(results()))
     code = (
-        "import sys; from skyclass.report import write_html; write_html(sys.argv[1]);"
-        "print([m for m in ('torch', 'skyclass.training', 'matplotlib.pyplot') if m in sys.modules])"
+        "import sys; from skyclass.report import write_html; early = 'jinja2' in sys.modules; write_html(sys.argv[1]);"
+        "print(early, [m for m in ('torch', 'skyclass.training', 'matplotlib.pyplot') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "False []"
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'skyclass\[train\]'"):
-        report.scores_figure(results()["models"])
+        scores_figure(results()["models"])
