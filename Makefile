@@ -8,7 +8,7 @@ EDITABLE := --config-settings editable_mode=compat --editable  # or a folder abo
 SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 TEST_WORKERS ?= 3  # most tests wait for processes that they start
 
-.PHONY: demo test lint lint-project docs examples wheel bench rivals scale paper chaos fuzz slurm clean
+.PHONY: demo test lint lint-project docs examples wheel bench rivals scale paper chaos fuzz mutants slurm clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing skyclass into $(VENV): once, some minutes, about 2 GB."
@@ -88,6 +88,10 @@ chaos: $(READY)
 # Damaged inputs of every kind, each in a fork: one message, a documented exit code, bounded time and memory.
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seed 1 --n 2000
+
+# 200 small changes of images/, catalog/ and run/, each against the tests of its package that reach it.
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants --seed 1 --n 200
 
 # cluster/slurm on a real Slurm on this machine; installs it (Debian, root).
 slurm: $(READY)
