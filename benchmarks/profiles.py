@@ -25,7 +25,7 @@ import click
 import numpy as np
 import torch
 
-from skyclass.engine import engine
+from skyclass.engine import tile_window
 from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
 from skyclass.model.compile import OPTIONS
 from skyclass.model.malloc import keep_memory
@@ -100,10 +100,10 @@ def kernels(rows: int, passes: int = 20) -> str:
 
 def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats]:
     """Return the profiles of the driver's own thread and of the scheduler."""
-    driver, drive = cProfile.Profile(), engine.drive
+    driver, run_tiles = cProfile.Profile(), tile_window.run_tiles
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scheduler.prof"
-        with patch.object(engine, "drive", lambda *given: driver.runcall(drive, *given)):
+        with patch.object(tile_window, "run_tiles", lambda *given: driver.runcall(run_tiles, *given)):
             scale.simulate(gpus, scale.sky_plan(tiles), scale.RATES, form, path)
         return {"driver": pstats.Stats(driver), "scheduler": pstats.Stats(str(path))}
 

@@ -28,9 +28,10 @@ import psutil
 from distributed import Client
 from distributed.security import Security
 
-from skyclass.engine import engine
+from skyclass.engine import tile_window
 from skyclass.engine.cluster import dask_environment
 from skyclass.engine.tls import tls_environment
+from skyclass.engine.workers import placement_of
 from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
 from skyclass.run.lease import hold_lease
@@ -162,11 +163,11 @@ def _start(
 def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
     """Write memory and strips in flight into a record while the block runs."""
     began, ended, here = time.monotonic(), threading.Event(), psutil.Process()
-    fill = engine.Window.fill
+    fill = tile_window.TileWindow.fill
 
-    def recorded(window: engine.Window) -> None:
+    def recorded(window: tile_window.TileWindow) -> None:
         fill(window)
-        record.in_flight.append((time.monotonic() - began, len(window.in_flight)))
+        record.in_flight.append((time.monotonic() - began, window.window.n_in_flight))
 
     def sample() -> None:
         while True:
@@ -176,7 +177,7 @@ def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
                 return
 
     thread = threading.Thread(target=sample, daemon=True)
-    with patch.object(engine.Window, "fill", recorded):
+    with patch.object(tile_window.TileWindow, "fill", recorded):
         thread.start()
         yield
         ended.set()
@@ -205,8 +206,8 @@ def simulate(
             idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)
             began = time.monotonic()
-            with patch.multiple(engine, **stages), watched(record, scheduler):
-                engine.drive(client, tally, list(plan.tiles), STRIP_SOURCES, engine.placement_of(client))
+            with patch.multiple(tile_window, **stages), watched(record, scheduler):
+                tile_window.run_tiles(client, tally, list(plan.tiles), STRIP_SOURCES, placement_of(client))
             wall = time.monotonic() - began
             driver, schedule = cpu_seconds(here) - before[0], cpu_seconds(scheduler) - before[1]
             report = tally.report()  # raises RowsLost unless rows in = rows out
@@ -220,7 +221,7 @@ def simulate(
                 "driver_ms_a_strip": round(1e3 * driver / n_strips(plan), 3),
                 "scheduler_ms_a_strip": round(1e3 * schedule / n_strips(plan), 3),
                 "driver_idle_share": round(idle[0], 4), "scheduler_idle_share": round(idle[1], 4),
-                "window": engine.placement_of(client).window, "in_flight_peak": peak,
+                "window": placement_of(client).window, "in_flight_peak": peak,
                 "gpu_busy": round(report.stage_seconds["infer"] / wall / gpus, 3),
                 "tail": round(tail(record, wall), 3),
                 "driver_mb": [round(record.memory[0][1] / 1e6), round(max(m for _, m, _ in record.memory) / 1e6)],

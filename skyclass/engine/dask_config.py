@@ -74,11 +74,10 @@ def first_cause(error: BaseException) -> str:
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def load_dask(*modules: str) -> None:
-    """Import Dask, or only some modules of it, and keep its log off the screen: the driver reports all faults."""
+def load_dask() -> None:
+    """Import Dask, and keep its log off the screen: the driver reports all faults."""
     with start_faults("Dask cannot be used"):
-        for name in modules or ("distributed", "dask.dataframe"):
-            import_module(name)
+        import_module("distributed")
     for name in ("distributed", "asyncio", "tornado.application"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.CRITICAL)

@@ -87,7 +87,7 @@ def read_tls_folder(folder: Path) -> Security:
 def main(arguments: list[str]) -> None:
     """Print the environment of a cluster with the certificates in a folder, as a shell reads it."""
     try:
-        load_dask("distributed")
+        load_dask()
         folder = Path(arguments[0]).absolute()
         if "--make" in arguments:
             make_tls_folder(folder)

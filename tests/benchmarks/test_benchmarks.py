@@ -141,5 +141,5 @@ def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     assert "`aten::mkldnn_convolution` [32, 256, 10, 10] * [256, 256, 3, 3]" in profiles.kernels(400, passes=1)
     found = profiles.profile_of_scale("fused", 2, 8)
-    assert "`drive` skyclass/engine/engine.py" in profiles.top(found["driver"], 400)
+    assert "`run_tiles` skyclass/engine/tile_window.py" in profiles.top(found["driver"], 400)
     assert "distributed/scheduler.py" in profiles.top(found["scheduler"], 400)

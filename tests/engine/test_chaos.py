@@ -32,7 +32,7 @@ from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skyclass.engine import cluster, engine, workers
+from skyclass.engine import cluster, engine, tile_window, window, workers
 from skyclass.engine.cluster import connect
 from skyclass.errors import ClusterLost, CommitConflict, ConfigError, Interrupted, RunMismatch, StoreError
 from skyclass.files import beside
@@ -138,8 +138,8 @@ def test_a_tile_that_kills_workers_is_quarantined_and_its_neighbours_are_not(
 def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(
     run, many, undisturbed, chaos: Chaos, monkeypatch, made
 ):
-    monkeypatch.setattr(engine, "STALL_S", 15.0)
-    monkeypatch.setattr(engine, "STALL_STRIPS", 0)
+    monkeypatch.setattr(tile_window, "STALL_S", 15.0)
+    monkeypatch.setattr(tile_window, "STALL_STRIPS", 0)
     culprit = most_crowded(undisturbed)
     with made() as client:
         client.register_plugin(Trap(culprit, partial(hang, 3600)))
@@ -159,12 +159,12 @@ def hang(seconds: float, strip: Strip) -> None:
 @pytest.mark.fault(5)
 def test_a_partition_that_hangs_is_given_out_again(chaos: Chaos, monkeypatch, tmp_path):
     """Counting and publishing have a watchdog too."""
-    monkeypatch.setattr(engine, "STALL_S", 8.0)
+    monkeypatch.setattr(window, "STALL_S", 8.0)
     with connect("local", workers=2) as client:
         items = [(i, str(tmp_path / "hung-once")) for i in range(6)]
-        assert sorted(engine.spread(client, traps.doubled, items)) == [0, 2, 4, 6, 8, 10]
+        assert sorted(window.map_unordered(client, traps.doubled, items)) == [0, 2, 4, 6, 8, 10]
         with pytest.raises(ClusterLost, match="hangs: nothing finished for 8 s; .*same command resumes"):
-            list(engine.spread(client, traps.doubled, [(3, str(tmp_path / "nowhere" / "hangs-always"))]))
+            list(window.map_unordered(client, traps.doubled, [(3, str(tmp_path / "nowhere" / "hangs-always"))]))
     chaos.injected(3)
 
 

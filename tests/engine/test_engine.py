@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from distributed import Client, LocalCluster, get_task_stream
 from distributed.comm.core import CommClosedError
 
-from skyclass.engine import engine
+from skyclass.engine import engine, window
 from skyclass.engine.cluster import connect, worker_pool
 from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
@@ -97,51 +99,76 @@ def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_pa
 
 
 RELEASE = threading.Event()
+VISITS = []
 
 
-def hang(partition, line):
-    """A file system that does not answer."""
+def hang(context, partition):
+    """Wait as a file system does that does not answer."""
     RELEASE.wait(60)
 
 
-@pytest.mark.fault(5)
-def test_counting_that_hangs_ends_the_run(run, monkeypatch):
-    monkeypatch.setattr(engine, "STALL_S", 1.0)
-    monkeypatch.setattr(engine, "_count_frame", hang)
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+def hang_once(item):
+    """Hang at the first visit; return twice the item at the next."""
+    VISITS.append(item)
+    if len(VISITS) == 1:
+        RELEASE.wait(60)
+    return 2 * item
+
+
+@pytest.fixture
+def client_without_nanny():
+    """A client of a worker with two threads and no nanny; tasks that hang end after the test."""
+    RELEASE.clear()
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options) as pool, Client(pool) as client:
         try:
-            with pytest.raises(ClusterLost, match="counting stands still: .* at work: inproc://"):
-                engine.classify(run, client, no_progress)
+            yield client
         finally:
             RELEASE.set()
+
+
+@pytest.mark.fault(5)
+def test_counting_that_hangs_ends_the_run(run, monkeypatch, client_without_nanny):
+    monkeypatch.setattr(window, "STALL_S", 1.0)
+    monkeypatch.setattr(window.BoundedWindow, "restart", lambda self, workers: None)
+    monkeypatch.setattr(engine, "count_partition", hang)
+    with pytest.raises(ClusterLost, match="hang hangs: nothing finished for 1 s on inproc://.*; no tile was begun"):
+        engine.classify(run, client_without_nanny, no_progress)
     assert not RunFolder(run.out).path.exists()
 
 
-def test_counting_that_is_slow_or_fails_by_itself_is_not_taken_for_hanging():
-    class Job:
-        """Counts partition after partition, each longer than one is patient; then says or raises something."""
+@pytest.mark.fault(5)
+def test_workers_that_no_nanny_can_restart_are_named(run, monkeypatch, client_without_nanny):
+    monkeypatch.setattr(window, "STALL_S", 1.0)
+    monkeypatch.setattr(engine, "count_partition", hang)
+    with pytest.raises(ClusterLost, match="inproc://.* cannot restart .*: start them with a nanny"):
+        engine.classify(run, client_without_nanny, no_progress)
 
-        def __init__(self, end):
-            self.end, self.left, self.status = end, 4, "pending"
 
-        def result(self, timeout):
-            self.left -= 1
-            if self.left > 0:
-                raise TimeoutError
-            self.status = "error" if isinstance(self.end, Exception) else "finished"
-            if isinstance(self.end, Exception):
-                raise self.end
-            return self.end
+def test_an_item_that_hangs_once_is_computed_again(monkeypatch, client_without_nanny):
+    VISITS.clear()
+    monkeypatch.setattr(window, "STALL_S", 1.0)
+    monkeypatch.setattr(window.BoundedWindow, "restart", lambda self, workers: RELEASE.set())
+    assert sorted(window.map_unordered(client_without_nanny, hang_once, [(i,) for i in range(5)])) == [0, 2, 4, 6, 8]
+    assert len(VISITS) > 5
 
-        def processing(self):
-            return {"tcp://1": [f"count-{self.left}"]}
 
-    job = Job("counts")
-    assert engine.awaited(job, job) == "counts"
-    job = Job(TimeoutError("the catalogue's file system"))
-    with pytest.raises(TimeoutError, match="file system"):
-        engine.awaited(job, job)
+def test_an_error_of_the_work_is_raised_and_not_repeated(client_without_nanny):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list(window.map_unordered(client_without_nanny, os.listdir, [("/nowhere",)]))
+
+
+def count_late(context, partition):
+    """Count one source in a partition; partition 0 finishes last."""
+    time.sleep(0.5 * (partition == 0))
+    row = {"coadd_id": "a", "partition": partition, "n": 1, "nbytes": 10, "footer": ""}
+    return pa.Table.from_pylist([row], stages.COUNT_SCHEMA)
+
+
+def test_counts_are_in_the_order_of_the_partitions(monkeypatch, client_without_nanny):
+    monkeypatch.setattr(engine, "count_partition", count_late)
+    counts = engine.count_on(client_without_nanny, None, range(9))
+    assert counts["partition"].to_pylist() == list(range(9)) and counts.schema == stages.COUNT_SCHEMA
 
 
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
@@ -304,4 +331,4 @@ def test_a_worker_that_dies_while_it_is_told_what_to_do_ends_nothing(plain, run,
     with connect("local", workers=1) as client:
         monkeypatch.setattr(Client, "register_plugin", dies_once)
         engine.classify(run, client, no_progress)
-    assert told == ["WorkerSetup", "WorkerSetup", "WarmUp"] and rows_of(run).equals(plain[1])
+    assert told == ["WorkerSetup", "WorkerSetup", "WarmUpPlugin"] and rows_of(run).equals(plain[1])

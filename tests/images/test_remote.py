@@ -20,7 +20,7 @@ from distributed import WorkerPlugin
 
 from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
-from skyclass.engine import engine
+from skyclass.engine import engine, tile_window
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveDown, ArchiveError, ConfigError, Interrupted, TileFault
 from skyclass.images import remote
@@ -201,7 +201,7 @@ def test_no_attempt_begins_late(sky, server, monkeypatch):
 
 
 def test_an_outage_ends_before_the_watchdog_would_take_its_tiles_for_hung():
-    assert remote.LAST_ATTEMPT_S + remote.ANSWER_TIMEOUT_S < engine.STALL_S
+    assert remote.LAST_ATTEMPT_S + remote.ANSWER_TIMEOUT_S < tile_window.STALL_S
 
 
 @pytest.mark.parametrize(

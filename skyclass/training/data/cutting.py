@@ -190,13 +190,14 @@ def _parallel_map(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
     if client is None:
         yield starmap
         return
-    from ...engine.engine import dask_faults, spread
+    from ...engine.engine import dask_faults
+    from ...engine.window import map_unordered
     from ...engine.workers import await_workers
 
     await_workers(client)
     try:
         with dask_faults():
-            yield partial(spread, client)
+            yield partial(map_unordered, client)
     except SkyclassError as error:
         if type(error) is not SkyclassError:  # a subclass has a message of its own
             raise

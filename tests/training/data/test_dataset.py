@@ -21,7 +21,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyclass.engine.engine import spread
+from skyclass.engine.window import map_unordered
 from skyclass.errors import ArchiveError, CatalogError, ConfigError, SkyclassError
 from skyclass.files import sha256_of
 from skyclass.images.archive import open_archive
@@ -108,12 +108,13 @@ def test_workers_and_this_process_give_the_same_bytes(run, monkeypatch):
     with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as pool:
         with Client(pool) as client:
             build_dataset(replace(run, out=run.out + "-dask"), client)
-            assert sorted(spread(client, divmod, [(i, 3) for i in range(50)])) == [divmod(i, 3) for i in range(50)]
-            items = iter([(i, 3) for i in range(50)])
-            next(spread(client, divmod, items))
+            pairs = [(i, 3) for i in range(50)]
+            assert sorted(map_unordered(client, divmod, pairs)) == [divmod(i, 3) for i in range(50)]
+            items = iter(pairs)
+            next(map_unordered(client, divmod, items))
             assert len(list(items)) == 50 - 2 * 2 - 1  # two in flight for each thread, and one more for the one done
             with pytest.raises(ZeroDivisionError):
-                list(spread(client, divmod, [(1, 0)] * 9))
+                list(map_unordered(client, divmod, [(1, 0)] * 9))
     here, there = files(run.out), files(run.out + "-dask")
     assert here == there and set(here) == {"pixels.npy", "rows.parquet", "dataset.json"}
     assert [p.name for p in Path(run.out).parent.iterdir() if p.name.startswith(".")] == []
