@@ -74,7 +74,7 @@ def test_what_is_loaded_while_a_tile_is_classified_is_in_the_closure(sky, bundle
 
 def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_is_not(copy: Path) -> None:
     assert version_of(copy.parent) == code_version()
-    edit(copy / "run" / "report.py", "mend what the reasons say", "mend whatever the reasons say")
+    edit(copy / "run" / "report.py", "correct the faults", "correct all faults")
     edit(copy / "cli" / "run.py", "nothing was left to do", "nothing is left to do")
     (copy / "unused.py").write_text("x = 1\n")
     assert version_of(copy.parent) == code_version()

@@ -1,7 +1,7 @@
 """Make or join a Dask cluster. The only file that imports dask_cuda, and only when there are GPUs.
 
-A GPU worker is any worker with the resource `GPU`, a CPU worker one with the resource `CPU`: roles are labels, so
-routing is the same with real GPUs and with a plain worker that stands in for one.
+A GPU worker is any worker with the Dask resource `GPU`, a CPU worker any worker with the resource `CPU`. Placement
+depends on these resources only, so that a worker without a GPU can represent one in tests.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 120
 CLOSE_TIMEOUT_S = 60
 LEAST_MEMORY = 600_000_000
-"""Bytes of a worker with torch, Dask and the rows of a catalogue, with which it is not paused at once."""
+"""Bytes that a worker needs for torch, Dask and the rows of a catalogue. With less, Dask pauses it at once."""
 LOOPBACK = "127.0.0.1"
 """The only interface on which the processes of a local cluster listen."""
 DRIVER_SIGNALS = (signal.SIGINT, signal.SIGHUP)
-"""Sent by a terminal to the workers, too."""
+"""Signals that a terminal sends to the workers, too."""
 
 
 @contextmanager
@@ -64,15 +64,15 @@ def connect(
     """Give a client of a cluster: "local" starts one on this machine, an address joins one.
 
     A local cluster has one single-threaded process for each of `workers` (default: cores) and one GPU worker for
-    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only, and only
-    processes that hold its certificate, which exists in memory, can talk to it. It ends with the block, and a fault of
-    its end is only logged. Raises `ConfigError` when no scheduler answers at the address, `NotStarted` when the local
-    cluster does not start.
+    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only, and accepts only
+    processes that hold its certificate, which exists in memory only. It closes with the block; a fault while it closes
+    is only logged. Raises `ConfigError` when no scheduler answers at the address, `NotStarted` when the local cluster
+    does not start.
     """
     with ExitStack() as stack:
         if cluster == "local":
             check_memory_limit(memory_limit)
-            client = _begin(stack, workers or CPU_COUNT, count_gpus() if gpus is None else gpus, memory_limit)
+            client = _start_local(stack, workers or CPU_COUNT, count_gpus() if gpus is None else gpus, memory_limit)
         else:
             stack.enter_context(dask.config.set(DASK_SETTINGS))
             client = _join(cluster)
@@ -81,25 +81,25 @@ def connect(
 
 
 def check_memory_limit(memory_limit: str) -> None:
-    """Raise `ConfigError` for what Dask does not read as an amount of memory, and for less than a worker needs."""
-    wrong = ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB")
+    """Raise `ConfigError` for text that Dask does not read as an amount of memory, and for less than a worker needs."""
+    invalid = ConfigError(f"memory_limit = {memory_limit!r}: write an amount such as 3GB")
     try:
         n_bytes = parse_bytes(memory_limit)
     except (ValueError, OverflowError) as error:
-        raise wrong from error
+        raise invalid from error
     if n_bytes < 0:
-        raise wrong
+        raise invalid
     if 0 < n_bytes < LEAST_MEMORY:
         raise ConfigError(
             f"memory_limit = {memory_limit!r}: a worker needs {LEAST_MEMORY / 1e9:.1f} GB before it holds a strip; "
-            "`skyclass plan` says how much a run needs"
+            "`skyclass plan` prints how much a run needs"
         )
 
 
 def _join(address: str) -> Client:
     try:
         return Client(address, timeout="15s")
-    except TypeError as error:  # what distributed raises for tls:// without certificates
+    except TypeError as error:  # distributed raises it for tls:// without certificates
         names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
         raise ConfigError(f"{address} needs certificates: set {names}; cluster/README.md shows how") from error
     except (OSError, TimeoutError, ValueError) as error:
@@ -109,7 +109,7 @@ def _join(address: str) -> Client:
         ) from error
 
 
-def _begin(stack: ExitStack, n_workers: int, n_gpus: int, memory_limit: str) -> Client:
+def _start_local(stack: ExitStack, n_workers: int, n_gpus: int, memory_limit: str) -> Client:
     """Return a client of a new cluster on this machine: CPU workers, and dask-cuda workers where there are GPUs."""
     if n_gpus and not find_spec("dask_cuda"):
         log.warning("%d GPUs found, but no dask-cuda: using CPU workers; install skyclass[cuda]", n_gpus)
@@ -138,7 +138,7 @@ NOT_FOR_LOCAL = {
     "distributed.scheduler.idle-timeout": None,
     "distributed.worker.multiprocessing-method": "spawn",
 }
-"""Settings that a site may have changed for its own clusters."""
+"""Settings that a site may have changed for other clusters, reset for a local cluster."""
 
 LOCAL_OPTIONS: dict[str, Any] = {
     "threads_per_worker": 1,
@@ -154,7 +154,7 @@ def _cpu_pool(n_workers: int, memory_limit: str, security: Security) -> LocalClu
 
 
 def _gpu_pool(n_gpus: int, security: Security) -> LocalCluster:
-    """Return GPU workers. What one holds is what is in flight: with a limit Dask would pause it for good."""
+    """Return GPU workers without a memory limit: they hold the strips in flight, and Dask would pause them for good."""
     from dask_cuda import LocalCUDACluster
 
     unlimited = {"memory_limit": None, "device_memory_limit": None}
@@ -163,10 +163,10 @@ def _gpu_pool(n_gpus: int, security: Security) -> LocalCluster:
 
 
 def start(make: Callable[[], LocalCluster]) -> LocalCluster:
-    """Return a cluster that `make` starts, whose processes ignore Ctrl-C and SIGHUP.
+    """Return the cluster that `make` starts; its processes ignore Ctrl-C and SIGHUP.
 
-    A terminal sends these signals to all its processes, and the driver decides what they mean. The cluster is made in a
-    thread that blocks them: its threads and processes inherit that, while the driver waits and can be stopped.
+    A terminal sends these signals to all its processes, and only the driver acts on them. A thread that blocks them
+    makes the cluster: the threads and processes of the cluster inherit the mask, and the driver can still be stopped.
     """
     start_resource_tracker()
     before = worker_processes()
@@ -184,10 +184,10 @@ def start(make: Callable[[], LocalCluster]) -> LocalCluster:
 
 
 def start_resource_tracker() -> None:
-    """Start Python's helper process for semaphores.
+    """Start Python's helper process for semaphores before the first worker does.
 
-    It must ignore SIGHUP, too, and must not warn of the semaphores of a driver that was stopped. The first worker would
-    start it otherwise, and starting it unblocks SIGINT in the thread that does.
+    The helper must ignore SIGHUP, too, and must not warn of the semaphores of a driver that was stopped. Starting it
+    unblocks SIGINT in the calling thread, which must not be the thread that makes the cluster.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
@@ -203,27 +203,27 @@ def start_resource_tracker() -> None:
 
 
 def abandon(pool: Future[LocalCluster], before: Collection[BaseProcess]) -> None:
-    """Kill the workers of a cluster that is still starting, until it has failed to."""
-    until = time.monotonic() + CLOSE_TIMEOUT_S
-    while not pool.done() and time.monotonic() < until:
+    """Kill the workers of a cluster that is still starting, until the start fails."""
+    deadline = time.monotonic() + CLOSE_TIMEOUT_S
+    while not pool.done() and time.monotonic() < deadline:
         kill_workers(before)
         time.sleep(0.1)
     if pool.done() and not pool.exception():
         close_pool(pool.result(), before)
 
 
-def close(thing: Client | LocalCluster) -> bool:
-    """Return whether a client or cluster closes in order; if not, that is logged: what ran on it is complete."""
+def close(resource: Client | LocalCluster) -> bool:
+    """Close a client or cluster, and return whether that succeeded; a fault is only logged, as the work is complete."""
     try:
-        thing.close(timeout=CLOSE_TIMEOUT_S)
+        resource.close(timeout=CLOSE_TIMEOUT_S)
     except (OSError, RuntimeError, AssertionError, CancelledError, FutureCancelled) as error:
-        log.warning("%s did not close in order: %r", type(thing).__name__, error)
+        log.warning("%s did not close in order: %r", type(resource).__name__, error)
         return False
     return True
 
 
 def close_pool(pool: LocalCluster, before: Collection[BaseProcess]) -> None:
-    """Close a local cluster; kill the workers that this leaves behind."""
+    """Close a local cluster, and kill the workers that remain."""
     if not close(pool):
         kill_workers(before)
 
@@ -246,16 +246,16 @@ def stop_http(dask_scheduler: ServerNode) -> None:
 
 
 dask_setup = stop_http
-"""Makes this module one that `dask worker --preload` takes: workers that scripts start."""
+"""The function that `dask worker --preload skyclass.engine.cluster` calls."""
 
 
 class StopHttp(WorkerPlugin):
-    """Stops the HTTP server of each worker, late ones too."""
+    """Stops the HTTP server of each worker, also of workers that join later."""
 
     name = "skyclass-stop-http"
 
     def setup(self, worker: Worker) -> None:
-        """Stop it when the worker joins."""
+        """Stop the server when the worker joins."""
         stop_http(worker)
 
 
@@ -263,9 +263,9 @@ class StopHttp(WorkerPlugin):
 def worker_pool(
     address: str, workers: int, resources: str, memory_limit: str, security: Security | None = None
 ) -> Iterator[None]:
-    """Hold single-threaded worker processes with these resources at a scheduler on this machine.
+    """Run single-threaded worker processes with these resources at a scheduler on this machine during the block.
 
-    They are a process group of their own: Ctrl-C in the terminal is for the driver.
+    The processes are a separate process group, so that Ctrl-C in the terminal reaches the driver only.
     """
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--host", LOOPBACK, "--no-dashboard"]
     command += ["--dashboard-address", f"{LOOPBACK}:0", "--nworkers", str(workers), "--nthreads", "1"]

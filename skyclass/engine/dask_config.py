@@ -1,6 +1,6 @@
-"""Dask's configuration, of a site or a user: loaded, checked, and completed with a folder of the user's own.
+"""The configuration of Dask: load it, check it, and add a scratch folder that only the user can enter.
 
-Importing this module does not import Dask: `load_dask` does, and turns a configuration that Dask cannot read into one
+Importing this module does not import Dask. `load_dask` does, and turns a configuration that Dask cannot read into one
 message.
 """
 
@@ -28,12 +28,12 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 3,
     "distributed.scheduler.no-workers-timeout": "10m",
     "distributed.comm.timeouts.connect": "30s",
-    "distributed.deploy.lost-worker-timeout": "10m",  # or a local worker not back in 15 s is given up for good
-    "distributed.admin.low-level-log-length": 20,  # of diaries and of messages, these for each worker: megabytes
+    "distributed.deploy.lost-worker-timeout": "10m",  # by default, a local worker gone for 15 s is not replaced
+    "distributed.admin.low-level-log-length": 20,  # the default takes megabytes for each worker
 }
 
 START_FAULTS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError, OSError, ImportError)
-"""What Dask raises for values of its configuration that it cannot use, and for workers that do not start."""
+"""Errors that Dask raises for values of its configuration that it cannot use, and for workers that do not start."""
 
 REMEDY = "correct Dask's configuration (files in ~/.config/dask and $DASK_CONFIG, variables DASK_*)"
 
@@ -47,7 +47,7 @@ def dask_environment() -> dict[str, str]:
 
 
 def worker_environment() -> dict[str, Any]:
-    """Return what nannies set before they start a worker: Dask's own choice, with skyclass's memory thresholds."""
+    """Return the variables that nannies set before they start a worker: those of Dask and of the memory allocator."""
     import dask
 
     return {**dask.config.get("distributed.nanny.pre-spawn-environ"), **MALLOC_ENVIRONMENT}
@@ -55,7 +55,7 @@ def worker_environment() -> dict[str, Any]:
 
 @contextmanager
 def start_faults(what: str) -> Iterator[None]:
-    """Turn what Dask raises while it starts into `NotStarted`, one line that names the first cause."""
+    """Turn errors that Dask raises while it starts into `NotStarted`, a one-line message that names the first cause."""
     try:
         yield
     except START_FAULTS as error:
@@ -81,7 +81,7 @@ def load_dask() -> None:
     for name in ("distributed", "asyncio", "tornado.application"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.CRITICAL)
-        for handler in logger.handlers:  # Dask gives its loggers levels of their own
+        for handler in logger.handlers:  # Dask sets a level for each of its loggers
             handler.setLevel(logging.CRITICAL)
 
 
@@ -130,10 +130,10 @@ def is_quantity(value: object) -> bool:
 
 
 def scratch_folder() -> Path:
-    """Return the folder for the scratch files of clusters, made if need be: below Dask's `temporary-directory`.
+    """Return the folder for the scratch files of clusters, below Dask's `temporary-directory`; make it if necessary.
 
-    Only the user may enter it. Dask puts its scratch folder at the head of the module search path of every process, and
-    its default, a fixed name in /tmp, may belong to another user, who could leave code there.
+    Only the user may enter it. Dask puts its scratch folder first in the module search path of every process, and the
+    default folder, a fixed name in /tmp, may belong to another user, who could put code there.
     """
     import dask
 
@@ -141,15 +141,15 @@ def scratch_folder() -> Path:
     try:
         folder = Path(parent) if Path(parent).name == name else Path(parent) / name
         folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
+        status = folder.lstat()
     except (OSError, TypeError) as error:
         raise NotStarted(
             f"Dask's scratch folder cannot be made in {parent} ({error}): set temporary-directory of Dask's "
             "configuration, or DASK_TEMPORARY_DIRECTORY, to a folder that exists and can be written"
         ) from error
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise NotStarted(
             f"{folder} is open to other users, who could run code from there: remove it, or set "
-            "DASK_TEMPORARY_DIRECTORY to a folder of your own"
+            "DASK_TEMPORARY_DIRECTORY to a folder that only you can enter"
         )
     return folder

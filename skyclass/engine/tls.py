@@ -1,7 +1,7 @@
-"""Certificates of clusters: a process of a cluster shows one, and accepts only peers that show one of the same CA.
+"""Certificates of clusters: each process shows its certificate, and accepts only peers with one of the same CA.
 
 The certificate of a local cluster exists in memory only. A cluster that the scripts of cluster/local start keeps its
-own in a folder; `python -m skyclass.engine.tls FOLDER [--make]` prints the environment of such a cluster for them.
+certificate in a folder; the scripts get its environment from `python -m skyclass.engine.tls FOLDER [--make]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLES = ("scheduler", "worker", "client")
 
 
 def tls_environment(security: Security) -> dict[str, str]:
-    """Return certificates, PEM text or paths, as the environment variables from which processes of Dask read them."""
+    """Return certificates, as PEM text or paths, in the environment variables from which Dask reads them."""
     parts = {role: security.get_tls_config_for_role(role) for role in ROLES}
     names = {f"{role.upper()}__{kind.upper()}": parts[role][kind] for role in ROLES for kind in ("cert", "key")}
     variables = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": value for name, value in names.items()}
@@ -37,7 +37,7 @@ def tls_environment(security: Security) -> dict[str, str]:
 
 
 def make_tls_folder(folder: Path) -> None:
-    """Make a folder with a new certificate, which only the user may enter, unless the folder is there."""
+    """Make a folder with a new certificate, which only the user can enter, unless the folder exists."""
     from distributed.security import Security
 
     if folder.exists():
@@ -54,12 +54,12 @@ def make_tls_folder(folder: Path) -> None:
         draft.rename(folder)
     except OSError:
         shutil.rmtree(draft)
-        if not folder.exists():  # another scheduler has made it meanwhile
+        if not folder.exists():  # if it does, another scheduler has made it meanwhile
             raise
 
 
 def read_tls_folder(folder: Path) -> Security:
-    """Return the certificates in a folder; `ConfigError` when they are missing or expired, or open to other users."""
+    """Return the certificates in a folder; raise `ConfigError` if they are missing, expired, or open to other users."""
     from cryptography import x509
     from distributed.security import Security
 
@@ -69,8 +69,8 @@ def read_tls_folder(folder: Path) -> Security:
             f"{folder} has no {', '.join(missing)}: scheduler.sh makes the folder; on another machine, copy it from "
             "that of the scheduler with `scp -rp`"
         )
-    facts = folder.stat()
-    if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) & 0o077:
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(f"{folder} is open to other users, who could run code in the cluster: chmod 700 {folder}")
     try:
         until = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
@@ -85,7 +85,7 @@ def read_tls_folder(folder: Path) -> Security:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the environment of a cluster with the certificates in a folder, as a shell reads it."""
+    """Print shell commands that set the environment of a cluster with the certificates in a folder."""
     try:
         load_dask()
         folder = Path(arguments[0]).absolute()

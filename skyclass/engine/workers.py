@@ -1,6 +1,6 @@
-"""The workers of a run: awaited, asked for their versions, told who does what, and given the network before any work.
+"""The workers of a run: wait for them, check their versions, place the stages on them, and load the network there.
 
-Roles are labels: a worker that declares the Dask resource `GPU` infers, one that declares `CPU` cuts.
+The Dask resources of a worker decide its stages: a worker with `GPU` infers, a worker with `CPU` cuts.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from ..version import versions
 log = logging.getLogger(__name__)
 
 STRIPS_PER_SLOT = 2
-"""In flight for each thread that infers: one at work, one whose pixels are being made or moved."""
+"""Tasks in flight for each thread that infers: one runs while the pixels of the next are cut or moved."""
 
 WORKERS_TIMEOUT_S = 600
 
 REGISTER_ATTEMPTS = 2
 
-RESUMES = "what is committed is kept, and the same command resumes"
+RESUMES = "committed tiles are kept, and the same command resumes the run"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where work goes, as Dask resources, and how many strips (whole tiles where `by_tile`) may be in flight.
+    """Where tasks run, as Dask resources, and how many strips (whole tiles where `by_tile`) may be in flight.
 
-    `pools` says for the report how many threads do which stages.
+    `pools` gives, for the report, the number of threads of each pool of workers and the stages that run there.
     """
 
     split: bool
@@ -47,22 +47,23 @@ class Placement:
     cut: dict[str, float] | None = None
     infer: dict[str, float] | None = None
     by_tile: bool = False
-    """Whether a tile is one task as long as more tiles are left than the window takes: GPUs finish strips faster than
-    a scheduler hands them out."""
+    """Whether a tile is one task while more tiles are left than the window holds: GPUs finish strips faster than a
+    scheduler submits them."""
 
 
 def placement_of(client: Client) -> Placement:
-    """Return who does what: split where workers are labelled `GPU`, fused where none is.
+    """Return the placement for the workers of a cluster.
 
-    Fused too where all are GPU workers that have several threads: they cut for themselves. The window is two strips for
-    each thread that infers and, when split, one for each that cuts.
+    CUT and INFER are separate tasks where some workers have the resource `GPU`, and one task where none has. They are
+    one task, too, where every worker is a GPU worker with several threads, which then cut. The window holds two strips
+    for each thread that infers and, for separate tasks, one for each thread that cuts.
     """
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     gpus = [w for w in workers if w["resources"].get("GPU", 0) >= 1]
     cpu_slots = sum(int(w["resources"].get("CPU", 0)) for w in workers)
     if gpus and len(gpus) == len(workers) and all(w["nthreads"] > 1 for w in gpus):
         threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
-        share = {"GPU": 0.5 ** (most - 1).bit_length()}  # for each thread; Dask adds these up, so a sum must be exact
+        share = {"GPU": 0.5 ** (most - 1).bit_length()}  # of each thread: a power of two, so that Dask's sums are exact
         return Placement(
             False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True
         )
@@ -71,7 +72,8 @@ def placement_of(client: Client) -> Placement:
         return Placement(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
     if cpu_slots and any(w["nthreads"] > 1 for w in gpus):
         log.warning(
-            "GPU workers with several threads do not cut beside CPU workers: start them with one, or without those"
+            "GPU workers with several threads do not cut beside CPU workers: start GPU workers with one thread, or no "
+            "CPU workers"
         )
     gpu_slots = sum(int(w["resources"]["GPU"]) for w in gpus)
     others = tuple(stage for stage in STAGES if stage != "infer")
@@ -82,7 +84,7 @@ def placement_of(client: Client) -> Placement:
 
 
 def await_workers(client: Client, needs_gpu: bool = False) -> None:
-    """Wait for the first worker, and for one with a GPU if the run asks for that; `ClusterLost` when none comes."""
+    """Wait for a worker, with a GPU if the run needs one; raise `ClusterLost` when none joins."""
     began = time.monotonic()
     try:
         client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
@@ -98,25 +100,28 @@ def await_workers(client: Client, needs_gpu: bool = False) -> None:
 
 
 def register(client: Client, plugin: WorkerPlugin) -> None:
-    """Give a plugin to all workers, those to come too; one that dies while it is told comes back and has it."""
+    """Register a plugin on all workers and on workers that join later.
+
+    Registering fails when a worker dies meanwhile, and is repeated: the restarted worker has the plugin.
+    """
     for attempt in range(REGISTER_ATTEMPTS):
         try:
             client.register_plugin(plugin)
             return
-        except CommClosedError:  # of a worker; if it is the scheduler's, so is the next
+        except CommClosedError:  # of a worker; when the scheduler is gone, the second attempt fails, too
             if attempt + 1 == REGISTER_ATTEMPTS:
                 raise
             time.sleep(1)
 
 
 def has_gpu(client: Client) -> bool:
-    """Return whether any worker is labelled `GPU` or has a CUDA device."""
+    """Return whether any worker has the resource `GPU` or a CUDA device."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return any("GPU" in w["resources"] for w in workers) or any(client.run(cuda_is_there, on_error="ignore").values())
 
 
 def version_mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """Return in words how a worker's versions differ from the driver's, "" if they do not."""
+    """Return a description of how a worker's versions differ from the driver's, "" if they are equal."""
     names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name, 'unknown')} there, {here[name]} here" for name in names)
 
@@ -124,27 +129,28 @@ def version_mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:
 def check_worker_versions(client: Client) -> None:
     """Raise `ConfigError` when workers have other code, Python or libraries than the driver: rows would differ.
 
-    One that dies while it is asked is no worker; what comes in its place is asked by `WorkerSetup`.
+    A worker that dies meanwhile is ignored. `WorkerSetup` checks its replacement.
     """
-    here, said = versions(), client.run(versions, on_error="return")
-    answers = {address: answer for address, answer in said.items() if not isinstance(answer, OSError)}
-    faults = {
+    here = versions()
+    answers = client.run(versions, on_error="return")
+    answers = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
+    mismatches = {
         address: version_mismatch(here, answer)
         if isinstance(answer, dict)
         else f"skyclass has no version there ({answer})"
         for address, answer in answers.items()
     }
-    if strange := {address: words for address, words in faults.items() if words}:
-        told = "; ".join(f"{address}: {words}" for address, words in sorted(strange.items())[:3])
+    if different := sorted(f"{address}: {mismatch}" for address, mismatch in mismatches.items() if mismatch):
         raise ConfigError(
-            f"{len(strange)} of {len(answers)} workers differ from this driver: {told}; install the same on both"
+            f"{len(different)} of {len(answers)} workers differ from this driver: {'; '.join(different[:3])}; install "
+            "the same versions on both"
         )
 
 
 class WorkerSetup(WorkerPlugin):
-    """Sends away a worker that joins a run with other code or libraries than the driver's.
+    """Closes a worker that joins a run with other code or libraries than the driver's.
 
-    One that stays has one thread of torch for each of Dask's, until it is told that it has more.
+    A worker that stays gives torch one thread for each thread of Dask; `warm_worker` may give it more.
     """
 
     name = "skyclass-setup"
@@ -153,35 +159,34 @@ class WorkerSetup(WorkerPlugin):
         self.expected = versions()
 
     async def setup(self, worker: Worker) -> None:
-        """Look at the worker once, when it joins or comes back."""
-        if words := version_mismatch(self.expected, versions()):
-            log.error("this worker leaves the run: %s", words)
+        """Check the worker when it joins, and again after each restart."""
+        if mismatch := version_mismatch(self.expected, versions()):
+            log.error("this worker leaves the run: %s", mismatch)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-version-skew"))
             return
         set_threads(1)
 
 
 def warm_up_workers(client: Client, placement: Placement, context: RunContext) -> list[str]:
-    """Return why workers that infer cannot load the network of a line; it is loaded on all others."""
-    said = client.run(warm_worker, context, placement, on_error="return")
-    faults = {address: fault for address, fault in said.items() if fault is not None}
-    return sorted({str(fault) for fault in faults.values()})
+    """Load the network on all workers that infer, and return the reasons of those that cannot."""
+    faults = client.run(warm_worker, context, placement, on_error="return")
+    return sorted({str(fault) for fault in faults.values() if fault is not None})
 
 
 async def warm_worker(context: RunContext, placement: Placement, dask_worker: Worker) -> str | None:
-    """Return why a worker cannot load the network, None once it has or need not, beside its heartbeats."""
-    if placement.infer and "GPU" not in dask_worker.state.total_resources:  # others infer
+    """Load the network on a worker that infers, and return the reason if it cannot; heartbeats go on meanwhile."""
+    if placement.infer and "GPU" not in dask_worker.state.total_resources:  # only GPU workers infer
         return None
-    if placement.split:  # it infers one strip at a time
+    if placement.split:  # the worker infers one strip at a time
         set_threads(dask_worker.state.nthreads)
     faults = await asyncio.to_thread(warm_up_local, context)
     return faults[0] if faults else None
 
 
 class WarmUpPlugin(WorkerPlugin):
-    """Loads the network before a worker is given any work: a worker that comes late or comes back, too.
+    """Loads the network on a worker before its first task, after a restart and when it joins late, too.
 
-    One that cannot run it as the others do is sent away.
+    A worker that cannot run the network as the others do is closed.
     """
 
     name = "skyclass-warm-up"
@@ -190,7 +195,7 @@ class WarmUpPlugin(WorkerPlugin):
         self.context, self.placement = context, placement
 
     async def setup(self, worker: Worker) -> None:
-        """Load the network, or leave."""
+        """Load the network, or close the worker."""
         if fault := await warm_worker(self.context, self.placement, worker):
             log.error("this worker leaves the run: %s", fault)
             asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))

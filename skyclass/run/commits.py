@@ -1,4 +1,4 @@
-"""Commits of tiles, the journal of commits, and the tiles that are taken back."""
+"""Commits of tiles: written once, journalled, verified, and withdrawn to classify a tile again."""
 
 from __future__ import annotations
 
@@ -36,25 +36,15 @@ from .folder import RunFolder
 log = logging.getLogger(__name__)
 
 FILE_FIELDS = {"size_bytes", "mtime_ns", "inode", "tag", "data_offset", "header_sha256"}
-"""What a commit records of each image file at least (see identity.py)."""
-
-
-# --- paths -----------------------------------------------------------------------------------------
-
-
-# --- the run ---------------------------------------------------------------------------------------
-
-
-# --- commit ----------------------------------------------------------------------------------------
+"""Fields that the record of an image file must have (see identity.py)."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A tile that is done. `file` is relative to the run folder; `classes` and `flags` count rows by class and by flag.
+    """A committed tile. `file` is relative to the run folder; `classes` and `flags` count rows by class and by flag.
 
-    `fault` is why the tile was quarantined: its rows are there, without a class. `bad_values` counts, by column, the
-    values of the catalogue that were read as missing. `images` is the record of the files that the tile was made from
-    (see records.py).
+    `fault` is the reason of a quarantined tile, whose rows have no class. `bad_values` counts, by column, the values of
+    the catalogue that were read as missing. `images` is the record of the image files of the tile (see records.py).
     """
 
     coadd_id: str
@@ -78,28 +68,29 @@ def commit_tile(
     bad_values: Mapping[str, int] | None = None,
     images: FileRecord | None = None,
 ) -> Commit:
-    """Return the commit of a tile: its rows are on disk, exactly once, when this returns.
+    """Write the rows of a tile to disk exactly once, and return the commit.
 
-    The file is written under a temporary name beside its own, read back, and claimed, which succeeds once. A later
-    attempt with the same bytes gets the first commit; other bytes raise `CommitConflict`. A claim that
-    a power cut left unreadable is replaced. Raises `StoreError` where the rows or the disk do not fit.
+    The file is written under a temporary name, read back, and claimed under its name, which succeeds once. A later
+    attempt with the same bytes returns the first commit; other bytes raise `CommitConflict`. A claimed file that is
+    unreadable after a power cut is replaced. Raises `StoreError` where the rows do not fit the schema, or the disk is
+    full.
     """
     target = folder.tile_path(coadd_id)
     rows = conform(table)
     counts: Json = {"rows": len(rows), "n_flagged": flagged(rows)}
     counts |= {"classes": class_counts(rows), "flags": flag_counts(rows)}
-    words: Json = {"coadd_id": coadd_id, **counts, "fault": fault, "bad_values": dict(bad_values or {})}
-    words["images"] = images or {}
-    data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(words, sort_keys=True).encode()})
+    footer: Json = {"coadd_id": coadd_id, **counts, "fault": fault, "bad_values": dict(bad_values or {})}
+    footer["images"] = images or {}
+    data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()})
     digest = hashlib.sha256(data).hexdigest()
-    commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **words)
+    commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **footer)
     temp = beside(target)
     try:
         with storing(target):
             write_durably(temp, data)
-            if _footer(temp) != words:
+            if _footer(temp) != footer:
                 raise StoreError(f"{temp} reads back differently from what was written: check the disk")
-            winner = commit if claim(temp, target) else _settle(temp, target, commit)
+            winner = commit if claim(temp, target) else _resolve_claimed(temp, target, commit)
             sync_folder(folder.tiles)
     finally:
         temp.unlink(missing_ok=True)
@@ -110,13 +101,13 @@ def _relative(tile: Path) -> str:
     return f"{tile.parent.name}/{tile.name}"
 
 
-def _settle(temp: Path, target: Path, mine: Commit) -> Commit:
-    """Return the commit that stands where the tile was claimed before."""
+def _resolve_claimed(temp: Path, target: Path, mine: Commit) -> Commit:
+    """Return the commit of a tile whose file exists: the existing commit, or `mine` if the file is damaged."""
     theirs = read_commit(target)
     if theirs is None:
         os.replace(temp, target)
         return mine
-    if theirs.sha256 != mine.sha256 and theirs.images == mine.images:  # of other files: whole, and committed first
+    if theirs.sha256 != mine.sha256 and theirs.images == mine.images:  # other images: the first commit is valid
         raise CommitConflict(
             f"tile {mine.coadd_id} is committed as {target} with sha256 {theirs.sha256[:12]} and "
             f"{theirs.rows} rows; another attempt gave {mine.sha256[:12]} and {mine.rows} rows: the "
@@ -127,59 +118,59 @@ def _settle(temp: Path, target: Path, mine: Commit) -> Commit:
 
 
 def _footer(path: Path) -> Json | None:
-    """Return what a tile's footer says, or None where the file is not a whole tile."""
+    """Return the fields of a commit in the footer of a tile's file, or None where the file is incomplete."""
     try:
         with open_regular(path) as stream:
             metadata = pq.read_metadata(stream)
     except pa.ArrowInvalid:
         return None
     except OSError as error:
-        if error.errno:  # without a number it is the Parquet reader on a torn footer, not the disk
+        if error.errno:  # an error without a number comes from the Parquet reader: the footer is incomplete
             raise StoreError(f"{path} cannot be read ({error.strerror}): check the disk, or remove it") from error
         return None
     try:
-        words = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+        fields = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
     except (ValueError, RecursionError):
         return None
-    return words if isinstance(words, dict) and words.get("rows") == metadata.num_rows else None
+    return fields if isinstance(fields, dict) and fields.get("rows") == metadata.num_rows else None
 
 
 def read_commit(path: Path) -> Commit | None:
-    """Return the commit that a tile's file holds, hashed; None where it is not whole, or holds another tile's rows."""
-    words = _footer(path)
-    if words is None or words.get("coadd_id") != path.stem:
+    """Return the commit in a tile's file, hashed; None where the file is incomplete or has the rows of another tile."""
+    fields = _footer(path)
+    if fields is None or fields.get("coadd_id") != path.stem:
         return None
-    return _commit_of(words | {"file": _relative(path), "sha256": sha256_of(path), "nbytes": path.stat().st_size})
+    return _commit_of(fields | {"file": _relative(path), "sha256": sha256_of(path), "nbytes": path.stat().st_size})
 
 
-def standing_commit(folder: RunFolder, coadd_id: str) -> Commit | None:
+def existing_commit(folder: RunFolder, coadd_id: str) -> Commit | None:
     """Return the commit of a tile that is on disk, or None."""
     path = folder.tile_path(coadd_id)
     return read_commit(path) if path.exists() else None
 
 
 def committed(folder: RunFolder) -> dict[str, Commit]:
-    """Return the commits of a run by tile, sorted. The files are the truth.
+    """Return the commits of a run by tile, sorted. The tiles' files decide, not the journal.
 
-    A file that the journal knows with its size is not opened again; any other is read and hashed; one that is not
-    whole is no commit, and its tile is done again. A whole file whose bytes are not those in the journal was changed
-    after its commit: the commit of the journal is returned, and `refuse_changed` finds the difference.
+    A file with the size in the journal is not opened again; any other file is read and hashed. An incomplete file is no
+    commit, and its tile is classified again. A complete file whose bytes differ from the journal was changed after its
+    commit: the commit of the journal is returned, and `refuse_changed` finds the difference.
     """
     events = [event for event in read_journal(folder) if event.get("event") in ("commit", "retry")]
-    known = {event["file"]: event for event in events if isinstance(event.get("file"), str)}
-    found: dict[str, Commit] = {}
+    latest = {event["file"]: event for event in events if isinstance(event.get("file"), str)}
+    commits: dict[str, Commit] = {}
     for path in sorted(folder.tiles.glob("[!.]*.parquet")):
-        event = known.get(_relative(path))
+        event = latest.get(_relative(path))
         recorded = _commit_of(event) if event is not None and event["event"] == "commit" else None
         if recorded is None or recorded.nbytes != path.stat().st_size:
             recorded = _changed_commit(path, recorded) if recorded else read_commit(path)
         if recorded is not None:
-            found[recorded.coadd_id] = recorded
-    return found
+            commits[recorded.coadd_id] = recorded
+    return commits
 
 
 def _changed_commit(path: Path, recorded: Commit) -> Commit | None:
-    """Return the recorded commit of a tile whose file has another size; None where the file is not a whole tile."""
+    """Return the recorded commit of a tile whose file has another size; None where the file is incomplete."""
     if _footer(path) is None:
         log.warning("%s is damaged: check the disk; the tile is classified again", path)
         return None
@@ -187,9 +178,9 @@ def _changed_commit(path: Path, recorded: Commit) -> Commit | None:
 
 
 def retry_quarantined(folder: RunFolder) -> list[str]:
-    """Take back the commits of quarantined tiles, so that they are done again; return their names.
+    """Withdraw the commits of quarantined tiles, so that they are classified again; return their names.
 
-    The driver only, under its lease. Killed in between, the tiles taken back so far are to do.
+    Only the driver that holds the lease calls this. If it is killed, the commits withdrawn so far stay withdrawn.
     """
     faulty = [commit for commit in committed(folder).values() if commit.fault]
     for commit in faulty:
@@ -198,7 +189,7 @@ def retry_quarantined(folder: RunFolder) -> list[str]:
 
 
 def uncommit(folder: RunFolder, commit: Commit, reason: str) -> None:
-    """Let a committed tile be done again; the driver only, under its lease."""
+    """Withdraw a commit, so that the tile is classified again. Only the driver that holds the lease calls this."""
     append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=reason)
     with storing(folder.tiles):
         folder.tile_path(commit.coadd_id).unlink(missing_ok=True)
@@ -206,7 +197,7 @@ def uncommit(folder: RunFolder, commit: Commit, reason: str) -> None:
 
 
 def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
-    """Raise `StoreError` for tiles that are no longer what was committed; those are taken back, to be done again."""
+    """Raise `StoreError` for tiles whose files changed after the commit; withdraw these commits."""
     changed = [c for c in commits if sha256_of(folder.path / c.file) != c.sha256]
     for commit in changed:
         uncommit(folder, commit, "changed on disk")
@@ -214,21 +205,21 @@ def refuse_changed(folder: RunFolder, commits: Iterable[Commit]) -> None:
         names = ", ".join(c.coadd_id for c in changed[:5])
         raise StoreError(
             f"{folder.tiles}: changed after their commit: {counted(len(changed), 'tile')} ({names}); nothing was "
-            "published. They are taken back: check the disk, then run the same command again"
+            "published. These commits are withdrawn: check the disk, then run the same command again"
         )
 
 
 def _commit_of(values: Json) -> Commit | None:
-    """Return the commit that a footer or an event of the journal describes; None where one of its values is damaged."""
+    """Return the commit that a footer or an event of the journal describes; None where a value is invalid."""
     counts = [values.get(name) for name in ("classes", "flags", "bad_values")]
-    sound = (
+    is_valid = (
         all(isinstance(values.get(name), str) for name in ("coadd_id", "file", "sha256"))
         and all(_is_count(values.get(name)) for name in ("nbytes", "rows", "n_flagged"))
         and all(isinstance(count, dict) and all(map(_is_count, count.values())) for count in counts)
         and isinstance(values.get("fault", 0), str | None)
         and _is_file_record(values.get("images"))
     )
-    return Commit(**{name: values[name] for name in Commit.__dataclass_fields__}) if sound else None
+    return Commit(**{name: values[name] for name in Commit.__dataclass_fields__}) if is_valid else None
 
 
 def _is_file_record(value: object) -> bool:
@@ -241,15 +232,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# --- journal ---------------------------------------------------------------------------------------
-
-
 def append_journal(folder: RunFolder, event: str, **fields: Any) -> None:
-    """Append one line to the journal and wait for the disk. The driver only: appends must not mix."""
+    """Append an event to the journal and wait for the disk. Only the driver does: appends of two would mix."""
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
     with storing(folder.journal_path), open(folder.journal_path, "ab+", opener=regular_opener) as file:
-        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        is_torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if is_torn else b"") + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -260,14 +248,14 @@ def journal_commit(folder: RunFolder, commit: Commit) -> None:
 
 
 def read_journal(folder: RunFolder) -> list[Json]:
-    """Return the events of the journal in order; a line torn by a kill is left out."""
+    """Return the events of the journal in order, without lines that a killed driver left incomplete."""
     if not folder.journal_path.exists():
         return []
     events = []
     for line in read_whole(folder.journal_path).splitlines():
         try:
             event = json.loads(line)
-        except (ValueError, RecursionError):  # a torn line; the tiles tell what it would have said
+        except (ValueError, RecursionError):  # an incomplete line: the file of its tile has the same facts
             continue
         if isinstance(event, dict):
             events.append(event)

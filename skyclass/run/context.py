@@ -1,4 +1,4 @@
-"""What a worker must know to do any piece of a run, and what it keeps open for it."""
+"""The context of a run: the inputs that a stage needs on any worker, opened once for each process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .folder import RunFolder
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a worker must know to do any piece of a run: names and numbers, a kilobyte at most, no data."""
+    """The names and settings that any stage of a run needs on a worker: at most a kilobyte, no data."""
 
     catalog: str
     region: Region | None
@@ -31,10 +31,10 @@ class RunContext:
     device: str
     out: str
     session: str
-    """Names one call of `classify`: what a worker keeps open from an earlier call is not used again."""
+    """Identifier of one call of `classify`: files that a worker opened for an earlier call are not used again."""
     run_id: str = ""
     compile: str = "off"
-    """Whether the network is compiled: off, auto (on CPUs) or on; settled once, so that no two workers differ."""
+    """Whether the network is compiled: off, auto (on CPUs) or on. The driver decides, so that no two workers differ."""
 
     @property
     def folder(self) -> RunFolder:
@@ -43,22 +43,22 @@ class RunContext:
 
     @property
     def bundle(self) -> Bundle:
-        """The model bundle, read once a process."""
+        """The model bundle, read once for each process."""
         return _bundle(self.model, self.model_digest)
 
     @property
     def sources(self) -> Catalog:
-        """The partitions of this run, listed once a process."""
+        """The partitions of this run, listed once for each process."""
         return _catalog(self.catalog, self.region, self.session)
 
     @property
     def archive(self) -> AtlasArchive:
-        """The image archive, opened once a process."""
+        """The image archive, opened once for each process."""
         return _archive(self.images, self.bundle.bands, self.session)
 
     @property
     def classifier(self) -> Classifier:
-        """The network on this worker's device, loaded once a process."""
+        """The network on the device of this worker, loaded once for each process."""
         return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile != "off")
 
 
@@ -79,15 +79,15 @@ def _catalog(location: str, region: Region | None, session: str) -> Catalog:
 
 @lru_cache(maxsize=64)
 def tiles_near(context: RunContext, partition: int) -> tuple[Tile, ...]:
-    """Return the footprints of the tiles near the sources of a partition that have no `coadd_id`."""
-    if context.sources.kind == "prepared":  # the driver has given its sources their tiles
+    """Return the tiles near the sources of a partition that have no `coadd_id`."""
+    if context.sources.kind == "prepared":  # the driver has assigned its sources to tiles
         return ()
     positions = nameless_positions(context.sources, partition, context.region)
     return tuple(_archive(context.images, context.bundle.bands, context.session).list_tiles(positions))
 
 
 def strips_of(tile: TilePlan, strip_sources: int) -> list[Strip]:
-    """Return the strips of a tile: equal shares of at most `strip_sources` sources."""
+    """Return the strips of a tile: parts of equal size, of at most `strip_sources` sources."""
     n_strips = -(-tile.n_sources // strip_sources)
     edges = np.linspace(0, tile.n_sources, n_strips + 1).round().astype(int)
     return [Strip(tile, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""The end of a run: the class catalogue is published from its committed tiles, and can be verified against its plan."""
+"""The end of a run: publish its committed tiles as a class catalogue, and verify the catalogue against the plan."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ partitions.json   the digests of the catalogue's files, by name         written 
 sources/          a user's table of positions, with its tiles           written once
 tiles/ID.parquet  the rows of a tile; the file is the claim             created if absent
 journal.jsonl     the commits in the order in which the driver saw them, with the SHA-256 of each tile's file
-leases/           the one driver that works here: see lease.py
+leases/           the lease of the driver: see lease.py
 tmp/              scratch files; harmless when they are left behind
 report.json       the report of the run
 catalogs/         publications of the class catalogue, each a folder: see catalog/versions.py
@@ -36,7 +36,7 @@ RUN_FORMAT = "skyclass run 1"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of a run lies. Making one touches no disk."""
+    """The paths of a run folder. Constructing it does not access the disk."""
 
     path: Path
 
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def sources(self) -> Path:
-        """The user's table of positions, prepared; absent where the catalogue needs no preparation."""
+        """The user's table of positions with its tiles; absent for a catalogue in partitions."""
         return self.path / "sources"
 
     @property
@@ -87,7 +87,7 @@ class RunFolder:
         return self.tiles / f"{coadd_id}.parquet"
 
     def make(self) -> None:
-        """Make the folder and its parts; raise `StoreError` where that is not allowed."""
+        """Make the folder and its subfolders; raise `StoreError` where that is not allowed."""
         with storing(self.path):
             for part in (self.path, self.tiles, self.tmp):
                 part.mkdir(parents=True, exist_ok=True)
@@ -99,28 +99,28 @@ def start_or_resume(
     info: Mapping[str, Any],
     partitions: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> str:
-    """Return the run id of `folder`: a new run is recorded, a run with equal fingerprint goes on.
+    """Record a new run in `folder`, or resume the run with the same fingerprint, and return the run id.
 
-    `info` is provenance (versions, inputs, hashes, `label`: words on what the model was trained on);
-    it is kept from the first start and goes into every published file. `partitions` are the digests of the catalogue's
-    files by name. Raises `RunMismatch` naming every field that differs, and the files where the catalogue does.
+    `info` is provenance: versions, inputs, hashes, and the `label` of the model's training set. The first start writes
+    it, and every published file has it. `partitions` are the digests of the catalogue's files by name. Raises
+    `RunMismatch`, which names every field that differs, and the files that differ in the catalogue.
     """
     folder.make()
     if folder.run_path.exists():
-        found = read_run(folder)
-        _refuse_mismatch(folder, found["fingerprint"], fingerprint, partitions)
-        return str(found["run_id"])
+        run = read_run(folder)
+        _refuse_mismatch(folder, run["fingerprint"], fingerprint, partitions)
+        return str(run["run_id"])
     write_json(folder.partitions_path, {name: list(digest) for name, digest in partitions.items()})
     run_id = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
     created = datetime.now(UTC).isoformat(timespec="seconds")
     run = {"format": RUN_FORMAT, "run_id": run_id, "created": created}
-    write_json(folder.run_path, {**run, "fingerprint": dict(fingerprint), "info": dict(info)})
+    write_json(folder.run_path, run | {"fingerprint": dict(fingerprint), "info": dict(info)})
     return run_id
 
 
-IN_WORDS = {
+FIELD_MEANINGS = {
     "catalog": " (the content of the partitions, or of the table with the tile of each source)",
-    "plan": " (which sources lie on which tiles: the catalogue, the region or the set of images is another)",
+    "plan": " (the sources of each tile: the catalogue, the region or the set of images differs)",
     "model": " (weights, cut, composite, preprocessing or calibration)",
     "code": " (skyclass itself)",
 }
@@ -133,7 +133,7 @@ def _refuse_mismatch(
     fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if fields:
         there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
-        lines = [f"{name}: {there[name]} there, {now[name]} now{IN_WORDS.get(name, '')}" for name in fields]
+        lines = [f"{name}: {there[name]} there, {now[name]} now{FIELD_MEANINGS.get(name, '')}" for name in fields]
         lines += _partition_changes(folder, partitions) if "catalog" in fields else []
         raise RunMismatch(
             f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
@@ -143,7 +143,7 @@ def _refuse_mismatch(
 
 
 def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limit: int = 5) -> list[str]:
-    """Return the partitions that differ from those that the run was begun with, one a line."""
+    """Return a line for each partition that differs from those at the start of the run, at most `limit`."""
     old = read_json(folder.partitions_path) if folder.partitions_path.exists() else {}
     states = {name: "is missing" for name in old.keys() - new.keys()}
     states |= {name: "is new" for name in new.keys() - old.keys()}
@@ -153,7 +153,7 @@ def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limi
 
 
 def read_run(folder: RunFolder) -> Json:
-    """Return run.json: `run_id`, `created`, `fingerprint`, `info`; raise `StoreError` where it is none."""
+    """Return run.json: `run_id`, `created`, `fingerprint`, `info`; raise `StoreError` where it is damaged."""
     remedy = "restore it from a copy, or classify into another folder"
     try:
         run = read_json(folder.run_path)
@@ -169,21 +169,21 @@ def read_run(folder: RunFolder) -> Json:
 
 
 def _damaged_fields(run: Json) -> list[str]:
-    """Return the fields of run.json that are absent or of another type."""
+    """Return the fields of run.json that are absent or have a wrong type."""
     info, fingerprint = run.get("info"), run.get("fingerprint")
     model = info.get("model", {}) if isinstance(info, dict) else {}
-    sound = {
+    is_valid = {
         "run_id": isinstance(run.get("run_id"), str) and run["run_id"] != "",
         "created": isinstance(run.get("created"), str),
         "fingerprint": isinstance(fingerprint, dict) and all(isinstance(v, str) for v in fingerprint.values()),
         "info": isinstance(info, dict),
         "info.model": isinstance(model, dict) and isinstance(model.get("training", {}), dict),
     }
-    return [name for name, is_sound in sound.items() if not is_sound]
+    return [name for name, valid in is_valid.items() if not valid]
 
 
 def expected_rows(folder: RunFolder) -> int:
-    """Return the rows that the plan counted: `n_sources` of the run's info; `StoreError` if absent."""
+    """Return the number of rows that the plan counted; raise `StoreError` if run.json does not have it."""
     rows = read_run(folder)["info"].get("n_sources")
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0:
         raise StoreError(f"{folder.run_path} has no n_sources in its info: run the classification first")
@@ -191,24 +191,24 @@ def expected_rows(folder: RunFolder) -> int:
 
 
 def leftover_files(folder: RunFolder) -> list[Path]:
-    """Return what killed drivers and workers left behind: attempts, half a catalogue, names that were never renamed.
+    """Return the files that killed drivers and workers left behind: attempts at tiles, incomplete publications.
 
-    Only for who holds the lease: of a run at work these are its hands.
+    Only the holder of the lease may remove them: while another driver runs, they are files in use.
     """
-    left = [
+    paths = [
         *folder.tmp.glob("*"),
         *unfinished_publications(folder.path),
         *unfinished(folder.path),
         *unfinished(folder.sources),
     ]
-    left += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
-    return sorted(path for path in left if os.path.lexists(path))
+    paths += [path for part in (folder.tiles, folder.leases) for path in (*unfinished(part), *part.glob(".*.claim"))]
+    return sorted(path for path in paths if os.path.lexists(path))
 
 
 def fingerprint(catalog: str, region: Region | None, model: str, precision: str, plan: str) -> dict[str, str]:
-    """Return what decides the rows of a run, field by field: resuming with another value is refused.
+    """Return the fields that decide the rows of a run. A run resumes only where all of them are equal.
 
-    Contents, never paths: inputs may be moved. What the images hold is recorded at the commit of each tile.
+    They are digests of contents, not paths, so that inputs can be moved. The commit of each tile records its images.
     """
     return {
         "catalog": catalog,  # the partitions, or a user's table with its tiles

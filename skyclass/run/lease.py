@@ -1,12 +1,12 @@
-"""One driver a run folder: epochs, a heartbeat, and a fence.
+"""The lease of a run folder, which one driver holds: epochs, a heartbeat, and a fence.
 
-leases/000001.json   who drives; the time of its last change is the heartbeat     create-if-absent
-leases/000001.done   that driver has left
+leases/000001.json   the driver of epoch 1; the modification time is its heartbeat     create-if-absent
+leases/000001.done   this driver has finished
 
-A driver holds the highest epoch. The next one takes the epoch above it once the holder has left, is surely dead, or
-has given no sign for `SILENT_S`, by the clock of who waits: clocks are never compared. A driver that was passed over
-(suspended, cut off) finds a higher epoch before it writes what only a driver may write, and stops. Tiles need no such
-fence: they are claimed create-if-absent, and two attempts have the same bytes.
+A driver holds the highest epoch. Another driver takes the next epoch once the holder has finished, has certainly ended,
+or has sent no heartbeat for `SILENT_S` seconds of the other driver's clock: clocks are never compared. A driver that
+was suspended or cut off finds a higher epoch before it writes a file that only a driver may write, and stops. Tiles
+need no fence: workers claim them create-if-absent, and two attempts have the same bytes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 SILENT_S = 30.0
-"""A holder that was not heard for so long is passed over: many beats, for a disk may be slow."""
+"""Another driver takes over after so long without a heartbeat: many times `BEAT_S`, because a disk may be slow."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to drive a run folder, as long as no higher epoch is there."""
+    """The right to write to a run folder, as long as no higher epoch exists."""
 
     folder: RunFolder
     epoch: int
@@ -46,23 +46,23 @@ class Lease:
         """Raise `LeaseLost` when another driver has taken over."""
         if (highest := newest_epoch(self.folder)) != self.epoch:
             raise LeaseLost(
-                f"{self.folder.path}: another driver has taken over (epoch {highest}, this one had {self.epoch}) after "
-                f"this one gave no sign for {SILENT_S:g} s: it goes on where this one stops"
+                f"{self.folder.path}: another driver has taken over (epoch {highest}; this driver had {self.epoch}) "
+                f"after this driver sent no heartbeat for {SILENT_S:g} s: the other driver continues the run"
             )
 
 
 @contextmanager
 def hold_lease(folder: RunFolder) -> Iterator[Lease]:
-    """Give the lease of a run folder; while the block runs it is kept alive, after it others may take it at once.
+    """Hold the lease of a run folder during the block, with a heartbeat; afterwards another driver can take it at once.
 
-    Raises `LeaseHeld`, naming the holder, after watching its heartbeat for a moment.
+    Raises `LeaseHeld`, which names the holder, at the next heartbeat of a holder.
     """
     folder.make()
     with storing(folder.leases):
         folder.leases.mkdir(exist_ok=True)
         probe(folder.leases)
         lease = _take(folder)
-        _sweep(lease)
+        _remove_earlier(lease)
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(_path(lease), ended), daemon=True, name="skyclass-heartbeat")
     heart.start()
@@ -75,7 +75,7 @@ def hold_lease(folder: RunFolder) -> Iterator[Lease]:
 
 
 def newest_epoch(folder: RunFolder) -> int:
-    """Return the highest epoch that was ever taken, 0 in a new folder."""
+    """Return the highest epoch of a folder, 0 if there is none."""
     return max((int(path.stem) for path in folder.leases.glob("*.json") if path.stem.isdecimal()), default=0)
 
 
@@ -87,14 +87,14 @@ def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
             os.utime(path)  # the time of the store's clock
-        except FileNotFoundError:  # another driver has taken over and swept
+        except FileNotFoundError:  # another driver has taken over and removed it
             return
-        except OSError as error:  # a disk that is away for a moment: the next beat may come through
+        except OSError as error:  # the disk may be away for a moment: the next heartbeat may succeed
             log.warning("no heartbeat at %s: %s", path, error)
 
 
 def _take(folder: RunFolder) -> Lease:
-    """Return the lease of the epoch above the highest, once nobody holds that."""
+    """Wait until nobody holds the highest epoch, then take the next epoch and return its lease."""
     pid = os.getpid()
     holder = {"host": socket.gethostname(), "pid": pid, **_process_table(), "start": _start(pid)}
     temp = beside(folder.leases / "lease")
@@ -113,16 +113,16 @@ def _take(folder: RunFolder) -> Lease:
 
 
 def _await_end(held: Lease) -> None:
-    """Return when the holder of a lease has left, is dead, or is silent; raise `LeaseHeld` at its next heartbeat."""
+    """Wait until the holder of a lease has finished, ended, or is silent; raise `LeaseHeld` at its next heartbeat."""
     path, since = _path(held), time.monotonic()
     holder, beat = _read(path), _last_beat(path)
     while not (path.with_suffix(".done").exists() or _is_dead(holder)):
         if time.monotonic() - since > SILENT_S:
-            log.warning("%s is passed over: it gave no sign for %g s", _words(holder), SILENT_S)
+            log.warning("taking over from %s, which sent no heartbeat for %g s", _describe(holder), SILENT_S)
             return
         if _last_beat(path) != beat:
             raise LeaseHeld(
-                f"{held.folder.path} is in use by {_words(holder)}: wait for it, or give another output folder"
+                f"{held.folder.path} is in use by {_describe(holder)}: wait for it, or give another output folder"
             )
         time.sleep(BEAT_S / 10)
 
@@ -130,41 +130,41 @@ def _await_end(held: Lease) -> None:
 def _last_beat(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:  # a still newer driver has swept
+    except FileNotFoundError:  # a driver with a still higher epoch has removed it
         return -1
 
 
-def _sweep(lease: Lease) -> None:
-    """Remove the leases of earlier epochs: whoever still believes in one finds a higher epoch."""
+def _remove_earlier(lease: Lease) -> None:
+    """Remove the leases of earlier epochs; a driver that still holds one finds the higher epoch."""
     for path in lease.folder.leases.iterdir():
         if path.stem.isdecimal() and int(path.stem) < lease.epoch:
             path.unlink(missing_ok=True)
 
 
-def _words(holder: dict[str, Any]) -> str:
+def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the holder of a lease: `host`, `boot`, `start` and `pid`; nothing where the lease is damaged."""
+    """Return the host and the process that hold a lease, as `_take` writes them; {} where the lease is damaged."""
     try:
         holder = json.loads(read_whole(path))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    is_sound = (
+    is_valid = (
         isinstance(holder, dict)
         and all(isinstance(holder.get(name, ""), str) for name in ("host", "boot", "pid_namespace", "start"))
         and type(holder.get("pid")) is int
         and 0 < holder["pid"] < 2**31
     )
-    return holder if is_sound else {}
+    return holder if is_valid else {}
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Return True if the holder is surely gone; its process id says so only in the process table that it belongs to.
+    """Return whether the process of a holder has certainly ended, which only the same process table can show.
 
-    Hosts may share a name, and containers share that of their host: where boot or PID namespace differ, the heartbeat
-    decides.
+    Hosts may share a name, and containers may share the name of their host. Where the boot or the PID namespace
+    differs, the answer is False, and the heartbeat decides.
     """
     table = {"host": socket.gethostname(), **_process_table()}
     if any(holder.get(name) != value for name, value in table.items()):
@@ -174,20 +174,20 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it lives, and belongs to another user
+    except PermissionError:  # it runs, and belongs to another user
         pass
     return "" not in (holder.get("start", ""), start := _start(pid)) and holder["start"] != start
 
 
 def _process_table() -> dict[str, str]:
-    """Return what tells one table of process ids from another: the boot of the host, and the PID namespace."""
+    """Return the identity of the process table: the boot of the host, and the PID namespace."""
     return {"boot": _text("/proc/sys/kernel/random/boot_id"), "pid_namespace": _link("/proc/self/ns/pid")}
 
 
 def _start(pid: int) -> str:
-    """Return when a process started, in ticks since boot, because process ids are used again; "" where unknown.
+    """Return when a process started, in ticks since boot, because process ids are reused; "" where unknown.
 
-    A container may see the /proc of another PID namespace, whose numbers are other processes.
+    It is unknown where /proc belongs to another PID namespace, whose process ids mean other processes.
     """
     if _link("/proc/self") != str(os.getpid()):
         return ""

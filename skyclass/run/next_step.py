@@ -1,4 +1,4 @@
-"""What is at a path that holds no class catalogue, and the command that makes one of it."""
+"""Errors for a path without a class catalogue, with the command that makes one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .folder import RunFolder, expected_rows, read_run
 
 
 def not_published(path: str, error: NotPublished) -> NotPublished:
-    """Return the error of a path without a class catalogue, with the command that leads to one."""
+    """Return the error for a path without a class catalogue, with the command that makes one."""
     for folder in map(RunFolder, (Path(path), Path(path).parent)):
         if folder.run_path.is_file():
             return _unfinished(folder)
@@ -37,20 +37,20 @@ def _unfinished(folder: RunFolder) -> NotPublished:
 
 
 def classify_command(run: RunConfig) -> str:
-    """Return the command of a run: the flags whose values are not the defaults."""
-    words: list[object] = ["skyclass", "classify"]
+    """Return the command of a run, with the options whose values are not the defaults."""
+    command: list[object] = ["skyclass", "classify"]
     for field in fields(run):
         value = getattr(run, field.name)
         if field.name == "region" and value is not None:
             option = _region_option(value.to_dict())
             if option is None:
-                return f"the command that began it; its settings are in {Path(run.out) / 'run.json'}"
-            words += option
+                return f"the command that started it; its settings are in {Path(run.out) / 'run.json'}"
+            command += option
         elif value is True:
-            words += [f"--{field.name.replace('_', '-')}"]
+            command += [f"--{field.name.replace('_', '-')}"]
         elif value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", value]
-    return shell_command(words)
+            command += [f"--{field.name.replace('_', '-')}", value]
+    return shell_command(command)
 
 
 def _region_option(region: Mapping[str, Any]) -> list[str] | None:
@@ -78,7 +78,7 @@ def _input_catalogue(path: str) -> NotPublished | None:
         return None
     try:
         catalog = open_catalog(path)
-    except CatalogError:  # it is something else
+    except CatalogError:  # no catalogue of sources either
         return None
     return NotPublished(
         f"{path} is a catalogue of sources without classes ({len(catalog.partitions):,} partitions), the input of "

@@ -1,6 +1,6 @@
 """The plain pipeline: catalogue -> cutouts -> composites -> network -> class catalogue, in one process without Dask.
 
-Every parallel run gives the same rows: the engine places the same functions of `stages.py` on workers.
+The engine gives the same rows, because it runs the same functions of `stages.py` on workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer
 
 
 def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
-    """Return the report of a whole run in this process: planned, classified, committed and published."""
+    """Plan a run, classify its tiles, publish the catalogue, all in this process, and return the report."""
     context, plan, table = plan_run(run, count_here)
     context = choose_compilation(run, context, plan, warm_up_local)
     with hold_lease(context.folder) as lease:
@@ -36,7 +36,7 @@ def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
 
 
 def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state: RunState) -> None:
-    """Take one tile down the line and commit it; again, as a whole, if its files changed meanwhile."""
+    """Classify a tile and commit it; start again with its first strip if its files changed meanwhile."""
     results = []
     for strip in strips_of(tile, strip_sources):
         composites = cut_strip(context, strip)
@@ -53,12 +53,12 @@ def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state
 
 
 def pending(plan: Plan, state: RunState) -> list[TilePlan]:
-    """Return the tiles that nobody has committed yet, longest first."""
+    """Return the tiles that are not committed yet, those with most sources first."""
     return [tile for tile in plan.tiles if tile.coadd_id not in state.commits]
 
 
 def publish_and_report(context: RunContext, state: RunState, parallel_map: ParallelMap = starmap) -> RunReport:
-    """Return the report after the row check; publish what is new, its files written through `parallel_map`."""
+    """Check the rows, publish them if anything is new, and return the report; `parallel_map` writes the files."""
     report = state.report()
     state.lease.check()
     if state.is_new or not is_published(context.folder):

@@ -1,7 +1,6 @@
-"""Everything that is settled before work starts: the line's parts, the plan, and whether the inputs can do it.
+"""The plan of a run: the sources of each tile, counted partition by partition.
 
-The plan counts the sources of each tile, partition by partition: the exact number of rows to conserve, the skew,
-and the denominator of the ETA. All faults of configuration surface here, before anything is submitted.
+The plan gives the exact number of rows to conserve, the order of the tiles, and the total for the estimated time.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from .context import RunContext
 
 @dataclass(frozen=True)
 class Plan:
-    """The tiles of a run, longest first. `digest` covers their names and counts.
+    """The tiles of a run, those with most sources first. `digest` covers their names and counts.
 
-    `catalog` is a digest of what the catalogue holds, and `partitions` are those of its partitions that have sources;
-    none where the catalogue is a user's table.
+    `catalog` is a digest of the content of the catalogue. `partitions` has the digests of the partitions with sources;
+    it is empty for a user's table.
     """
 
     tiles: tuple[TilePlan, ...]
@@ -38,22 +37,22 @@ class Plan:
 
     @property
     def n_sources(self) -> int:
-        """Rows in, and so rows out."""
+        """Number of sources, which is the number of rows that the run writes."""
         return sum(tile.n_sources for tile in self.tiles)
 
     @property
     def on_tiles(self) -> list[TilePlan]:
-        """The tiles of the plan without `NO_TILE`, which stands for sources without a tile."""
+        """The tiles of the plan without `NO_TILE`, the name for sources without a tile."""
         return [tile for tile in self.tiles if tile.coadd_id != NO_TILE]
 
     @property
     def without_tile(self) -> int:
-        """Sources without a tile."""
+        """Number of sources without a tile."""
         return self.n_sources - sum(tile.n_sources for tile in self.on_tiles)
 
 
 def without_tile_lines(n_sources: int) -> list[str]:
-    """Return the line of a report on sources without a tile, none where there are no such sources."""
+    """Return the line of a report on sources without a tile, [] if there are none."""
     if not n_sources:
         return []
     why = "they are outside the images, or their coadd_id is invalid"
@@ -67,12 +66,12 @@ def partition_digests(counts: pa.Table) -> dict[int, PartitionDigest]:
 
 
 def catalog_digest(digests: Iterable[PartitionDigest]) -> str:
-    """Return a digest of the content of partitions, wherever they are and whatever their names are."""
+    """Return a digest of the content of partitions; paths and names do not matter."""
     return hashlib.sha256(repr(sorted(map(tuple, digests))).encode()).hexdigest()[:16]
 
 
 def partition_names(context: RunContext, plan: Plan) -> dict[str, PartitionDigest]:
-    """Return the digests of the partitions of a plan by their names below the catalogue's root."""
+    """Return the digests of the partitions of a plan by their paths below the root of the catalogue."""
     catalog = context.sources
     return {
         os.path.relpath(catalog.partitions[i].path, catalog.root): plan.partitions[i] for i in sorted(plan.partitions)
@@ -85,10 +84,10 @@ def make_plan(
     catalog: str = "",
     partitions: Mapping[int, PartitionDigest] = MappingProxyType({}),
 ) -> Plan:
-    """Return the plan for counts (coadd_id, partition, n), a digest of the catalogue, and those of its partitions."""
+    """Return the plan for counts (coadd_id, partition, n), the digest of the catalogue, and those of its partitions."""
     if not counts.num_rows:
         raise CatalogError(f"{context.catalog}: no source in the {in_words(context.region)}; nothing to classify")
-    keys = {i: digest.key for i, digest in partitions.items()}  # one text a partition, in however many tiles
+    keys = {i: digest.key for i, digest in partitions.items()}  # one string for each partition, shared by its tiles
     tiles: dict[str, Counter[int]] = defaultdict(Counter)
     for row in counts.select(["coadd_id", "partition", "n"]).to_pylist():
         tiles[row["coadd_id"] or NO_TILE][row["partition"]] += row["n"]
@@ -97,12 +96,12 @@ def make_plan(
         for name, n in tiles.items()
     ]
     ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
-    named = repr([(t.coadd_id, t.n_sources) for t in ordered])
-    return Plan(ordered, hashlib.sha256(named.encode()).hexdigest()[:16], catalog, partitions)
+    names_and_counts = repr([(t.coadd_id, t.n_sources) for t in ordered])
+    return Plan(ordered, hashlib.sha256(names_and_counts.encode()).hexdigest()[:16], catalog, partitions)
 
 
 def table_counts(table: pa.Table) -> pa.Table:
-    """Return (coadd_id, partition, n) of a table that is its own single partition."""
+    """Return (coadd_id, partition, n) of a table that is the only partition of its catalogue."""
     counts = table.group_by("coadd_id").aggregate([("source_id", "count")])
     zeros = pa.array(np.zeros(len(counts), np.int64))
     return pa.table({"coadd_id": counts["coadd_id"], "partition": zeros, "n": counts["source_id_count"]})

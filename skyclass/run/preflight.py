@@ -1,4 +1,4 @@
-"""Checks of the inputs before a run writes anything: photometry, partitions, model, and images."""
+"""Checks of the inputs before a run writes anything: photometry, partitions, model and images."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def archive_up(folder: RunFolder) -> Iterator[None]:
-    """Turn an archive that does not answer into an `ArchiveError` while there is nothing yet to resume."""
+    """Turn `ArchiveDown` into `ArchiveError` while the run has no commit, and so nothing to resume."""
     try:
         yield
     except ArchiveDown as error:
         if folder.journal_path.exists():
             raise
         raise ArchiveError(
-            f"the image archive does not answer: {error.trouble}; nothing was begun: try again later, or mirror the "
-            "tiles and give that folder"
+            f"the image archive does not answer: {error.trouble}; nothing was begun: try again later, or copy the "
+            "tiles and use that folder"
         ) from error
 
 
 def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = None) -> None:
-    """Raise `CatalogError` when a catalogue lacks photometry that the model's features are made of.
+    """Raise `CatalogError` when a catalogue lacks photometry that the features of the model need.
 
-    A survey's catalogue must have every column. A user's table (`table` holds its rows) may lack some, though not
-    all: the features made of them count as the training mean, and a warning says so.
+    The catalogue of a survey must have every column. A user's table (`table` holds its rows) may lack some of them: the
+    training mean replaces features that need them, with a warning.
     """
     if bundle.photometry is None:
         return
     needed = columns_of(bundle.photometry.features)
-    own = catalog.kind in ("table", "prepared")  # conformed: what the user's file lacks is null
-    if own:
+    is_user_table = catalog.kind in ("table", "prepared")  # it has every column, null where the user's file has none
+    if is_user_table:
         rows = read_partition(catalog, 0) if table is None else table
         absent = [name for name in needed if rows[name].null_count == len(rows)]
     else:
@@ -59,23 +59,23 @@ def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = 
     if not absent:
         return
     lack = f"{catalog.root} has no value in {', '.join(absent)}"
-    if own and len(absent) < len(needed):
-        log.warning("%s: %s takes the training mean of the features made of them", lack, bundle.model_id)
+    if is_user_table and len(absent) < len(needed):
+        log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return
     raise CatalogError(
-        f"{lack}: {bundle.model_id} needs the photometry {', '.join(needed)}; give a catalogue with these columns "
-        "(AllWISE has them), or choose a model of images alone, such as iicnet-mock"
+        f"{lack}: {bundle.model_id} needs the photometry {', '.join(needed)}; use a catalogue with these columns "
+        "(AllWISE has them), or a model that needs images only, such as iicnet-mock"
     )
 
 
 def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
-    """Return those of the names that the first partition of a catalogue has no column of; only its schema is read."""
+    """Return the names that are no columns of the first partition of a catalogue; only its schema is read."""
     present = set(ds.dataset(catalog.partitions[0].path, format="parquet", partitioning=None).schema.names)
     return [name for name in names if name not in present]
 
 
 def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> None:
-    """Raise `CatalogError` for two partitions with the same bytes: each of their sources would have two rows."""
+    """Raise `CatalogError` for two partitions with the same bytes: each source in them would have two rows."""
     first: dict[PartitionDigest, str] = {}
     for i, digest in digests.items():
         path = catalog.partitions[i].path
@@ -85,16 +85,16 @@ def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> N
 
 
 def refuse_faulty_model(context: RunContext) -> None:
-    """Raise `BundleError` before any work for a model that gives no probabilities; tried on the CPU of this process.
+    """Load the model on the CPU of this process; raise `BundleError` if it gives no probabilities.
 
-    A GPU is left to the workers.
+    The driver does not use a GPU, which belongs to the workers.
     """
     on_cuda = context.device.startswith("cuda") or (context.device == "auto" and cuda_is_there())
-    here = replace(context, device="cpu", precision="fp32") if on_cuda else context
-    _ = here.classifier  # loading tries it
+    cpu_context = replace(context, device="cpu", precision="fp32") if on_cuda else context
+    _ = cpu_context.classifier  # loading the network runs it once
 
 
 def preflight(context: RunContext, archive: Archive, plan: Plan) -> None:
-    """Raise `ArchiveError` when none of the first tiles of the plan is usable; one message with the reasons."""
+    """Raise `ArchiveError`, with all reasons, when none of the first tiles of the plan is usable."""
     names = [tile.coadd_id for tile in plan.on_tiles]
     require_usable_tile(archive, context.images, names, context.bundle.bands)

@@ -1,6 +1,6 @@
 """Preparation of a run: plan it, open or resume its folder, load its commits, choose precision and compilation.
 
-Every fault of the configuration surfaces here, before any task is submitted.
+Every fault of the configuration is raised here, before any tile is submitted.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ from .stages import count_partition
 log = logging.getLogger(__name__)
 
 COMPILE_FROM = 50_000
-"""Sources from which compiling the network, a quarter of a minute on each kind of machine, pays."""
+"""Number of sources from which compilation, 15 s for each kind of machine, saves time."""
 COMPILE_ON_CUDA_FROM = 5_000_000
-"""The same for a GPU: it takes 20 s, and saves 5 us a source on an H100."""
+"""The same for a GPU: compilation takes 20 s, and saves 5 us for each source on an H100."""
 ON_CUDA = "on CUDA it runs as it is"
 CHECKING_THREADS = 16
-"""Files that are looked at together: a network file system takes a millisecond for each."""
-TOLD = 5
+"""Image files that are checked at the same time: a network file system takes a millisecond for each."""
+MAX_LISTED = 5
+"""Most tiles that an error message lists."""
+
 CountTiles = Callable[["RunContext", Iterable[int]], pa.Table]
 
 
 def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | None) -> RunContext:
-    """Return the line with its run id, the run folder begun or, with the same fingerprint, resumed.
+    """Create the run folder, or open it to resume, and return the context with the run id.
 
-    The caller holds the lease. Raises `RunMismatch` for the folder of another run.
+    The caller holds the lease. Raises `RunMismatch` for the folder of a run with another fingerprint.
     """
     bundle = context.bundle
     arithmetic = context.precision + (", compiled" if context.compile != "off" else "")
@@ -59,14 +61,14 @@ def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | 
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
     run_id = start_or_resume(context.folder, fields, info, partition_names(context, plan) if table is None else {})
     if table is not None:
-        for left in unfinished(context.folder.sources):  # by a killed driver; the folder is read as a catalogue
-            remove(left)
+        for path in unfinished(context.folder.sources):  # of a killed driver: the folder is read as a catalogue
+            remove(path)
         write_bytes(context.folder.sources / "part0.parquet", parquet_bytes(table))
     return replace(context, run_id=run_id)
 
 
 def load_committed(run: RunConfig, context: RunContext) -> dict[str, Commit]:
-    """Return what earlier drivers of this run have committed; quarantined tiles only if they are not to be retried."""
+    """Return the commits of earlier drivers of this run, without the quarantined tiles that the run retries."""
     if run.retry_quarantined:
         retry_quarantined(context.folder)
     commits = committed(context.folder)
@@ -76,27 +78,27 @@ def load_committed(run: RunConfig, context: RunContext) -> dict[str, Commit]:
 
 
 def check_images(run: RunConfig, context: RunContext, commits: Mapping[str, Commit]) -> None:
-    """Raise `RunMismatch` for committed tiles whose images are others now; the files of copies are recorded anew."""
+    """Raise `RunMismatch` for committed tiles whose images differ now; journal the new records of copied files."""
     compare = partial(compare_files, context.archive, context.bundle.bands)
     recorded = [commit for commit in commits.values() if commit.images]
     with ThreadPoolExecutor(CHECKING_THREADS) as pool:
-        found = list(pool.map(lambda commit: compare(commit.coadd_id, commit.images), recorded))
-    if changed := [comparison for comparison in found if comparison.difference]:
-        more = [f"and {len(changed) - TOLD} more"] if len(changed) > TOLD else []
+        comparisons = list(pool.map(lambda commit: compare(commit.coadd_id, commit.images), recorded))
+    if changed := [comparison for comparison in comparisons if comparison.difference]:
+        more = [f"and {len(changed) - MAX_LISTED} more"] if len(changed) > MAX_LISTED else []
         raise RunMismatch(
             f"{context.folder.path}: {len(changed)} committed tiles were made from other images than those at "
             f"{run.images}; put the earlier images back to resume the run, or give another output folder:",
-            [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:TOLD]] + more,
+            [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:MAX_LISTED]] + more,
         )
-    for commit, comparison in zip(recorded, found, strict=True):
+    for commit, comparison in zip(recorded, comparisons, strict=True):
         if comparison.record != commit.images:
             journal_commit(context.folder, replace(commit, images=comparison.record))
 
 
 def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Table | None]:
-    """Return line, plan and, for a table of positions, its rows with their tiles. Writes nothing.
+    """Return context, plan and, for a table of positions, its rows with their tiles. Writes nothing.
 
-    `count` gives the sources by tile of some partitions, here or on a cluster.
+    `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """
     bundle, catalog = load_bundle(run.model), open_catalog(run.catalog, run.region)
     archive = open_archive(run.images, tuple(bundle.bands))
@@ -132,10 +134,10 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
 
 
 def choose_precision(run: RunConfig) -> str:
-    """Return fp32 or bf16, settled once by the driver, so that no two workers of a run differ.
+    """Return fp32 or bf16. The driver decides, so that no two workers of a run differ.
 
-    CUDA devices that only a joined cluster has are taken to multiply bf16. Raises `ConfigError` for a device
-    that is not there.
+    The CUDA devices of a cluster that the run joins are assumed to multiply bf16. Raises `ConfigError` for a device
+    that does not exist.
     """
     if run.device.startswith("cuda") and "://" in run.cluster:
         return "bf16" if run.precision == "auto" else run.precision
@@ -145,28 +147,28 @@ def choose_precision(run: RunConfig) -> str:
 def choose_compilation(
     run: RunConfig, context: RunContext, plan: Plan, warm_up: Callable[[RunContext], list[str]]
 ) -> RunContext:
-    """Return the line whose network is compiled if the run asks for it, or is large enough, and all who infer can.
+    """Return the context with compilation if the run asks for it or is large enough, and all workers can compile.
 
-    `warm_up` loads the network of a line wherever it will run, and returns why that fails, reason by reason. Raises
-    `ConfigError` where a run that insists on it cannot be compiled.
+    `warm_up` loads the network wherever it will run, and returns the reasons why that fails. Raises `ConfigError` where
+    compile = 'on' is impossible.
     """
     if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
         return context
     everywhere = run.compile == "on" or plan.n_sources >= COMPILE_ON_CUDA_FROM
-    asked = replace(context, compile="on" if everywhere else "auto")
-    faults = warm_up(asked)
+    compiled = replace(context, compile="on" if everywhere else "auto")
+    faults = warm_up(compiled)
     if not faults:
-        return asked
-    words = f"the network is not compiled: {'; '.join(faults)}"
+        return compiled
+    reason = f"the network is not compiled: {'; '.join(faults)}"
     if run.compile == "on":
-        raise ConfigError(f"compile = 'on', but {words}; mend that, or use auto or off")
+        raise ConfigError(f"compile = 'on', but {reason}; correct that, or use auto or off")
     if set(faults) != {ON_CUDA}:
-        log.warning(words)
+        log.warning(reason)
     return context
 
 
 def warm_up_local(context: RunContext) -> list[str]:
-    """Return [] once the network of a line is loaded in this process, or why it is not."""
+    """Load the network in this process, and return the reason in a list if that fails, else []."""
     if context.compile == "auto" and resolve_device(context.device) != "cpu":
         return [ON_CUDA]
     try:
@@ -177,12 +179,12 @@ def warm_up_local(context: RunContext) -> list[str]:
 
 
 def count_here(context: RunContext, partitions: Iterable[int]) -> pa.Table:
-    """Return (coadd_id, partition, n) of partitions, counted in this process."""
+    """Return the counts of `count_partition` for partitions, counted in this process."""
     return pa.concat_tables([count_partition(context, i) for i in partitions])
 
 
 def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
-    """Return a user's table of positions, cut to the region, each source with its tile (null where none)."""
+    """Return the rows of a user's table inside the region, each with its tile, null where no tile covers it."""
     table = standardise_table(run.catalog, run.allow_truncated)
     if run.region:
         table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))

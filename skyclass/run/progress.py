@@ -1,4 +1,4 @@
-"""Progress of a run: a line with rate and ETA."""
+"""Progress of a run: sources done, rate and estimated time."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ProgressReporter(Protocol):
     """The progress of a run in sources; the one method is called for every finished strip and tile."""
 
     def advance(self, n_sources: int) -> None:
-        """Count `n_sources` more sources as classified; the number is negative when a tile is begun again."""
+        """Count `n_sources` more sources as classified; the number is negative when a tile is repeated."""
         ...
 
 
 StartProgress = Callable[[int], AbstractContextManager[ProgressReporter]]
-"""Makes a reporter for a number of sources: `no_progress` or `rich_progress`."""
+"""Starts a reporter for a number of sources: `no_progress` or `rich_progress`."""
 
 
 class NullReporter:
@@ -42,15 +42,15 @@ class JsonLines:
     interval_s: float = 30.0
     done: int = 0
     began: float = field(default_factory=time.perf_counter)
-    said: float = 0.0
+    printed: float = 0.0
 
     def advance(self, n_sources: int) -> None:
-        """Print when it is time, or when all is done."""
+        """Print a line if `interval_s` has passed, or all sources are done."""
         self.done += n_sources
         now = time.perf_counter()
-        if now - self.said < self.interval_s and self.done < self.total:
+        if now - self.printed < self.interval_s and self.done < self.total:
             return
-        self.said = now
+        self.printed = now
         rate = self.done / max(now - self.began, 1e-9)
         eta_s = round((self.total - self.done) / rate) if rate else None
         line = {"sources": self.done, "of": self.total, "sources_per_s": round(rate, 1), "eta_s": eta_s}

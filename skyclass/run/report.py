@@ -1,4 +1,4 @@
-"""The state of a run while it works, and the report that it ends with."""
+"""The state of a run while it runs, and its report at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .plan import Plan
 from .progress import NullReporter, ProgressReporter
 from .stages import STAGES, Timing
 
-REMEDY = "mend what the reasons say, then run the same command with --retry-quarantined"
+REMEDY = "correct the faults, then run the same command with --retry-quarantined"
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What came of a run. `sources_in` = classified + without a class, checked."""
+    """The result of a run. `sources_in` is the sum of `classified` and `without_class`."""
 
     run_id: str
     model_id: str
@@ -33,35 +33,35 @@ class RunReport:
     flagged: int
     class_counts: dict[str, int]
     flag_counts: dict[str, int]
-    """Flag -> sources that carry it; flags that none carries are left out."""
+    """Flag -> number of sources that have it, without flags that no source has."""
     bad_values: dict[str, int]
-    """Column -> values outside its physical range, and names that no tile can have, which were read as missing."""
+    """Column -> number of values read as missing: outside the physical range, or no possible name of a tile."""
     without_tile: int
-    """Sources that no tile covers, or with a name of a tile that no tile can have."""
+    """Number of sources that no tile covers, or whose `coadd_id` is no possible name of a tile."""
     tiles: int
     tiles_resumed: int
     quarantined: dict[str, str]
-    """Tile -> what is wrong with it, and the way out."""
+    """Tile -> why it was quarantined, and the remedy."""
     remedy: str
     tile_bytes: int
     tile_bytes_read: int
     wall_seconds: float
     sources_per_second: float
     stage_seconds: dict[str, float]
-    """Stage -> seconds of work, all workers together."""
+    """Stage -> seconds, summed over all workers."""
     pool_busy: dict[str, float]
-    """Pool of workers -> share of its time at work; for the rest it waited: for others, or for the run to begin."""
+    """Pool of workers -> fraction of the wall time in which its threads were busy."""
     bound_by: str
-    """The stage that took most of the busiest pool's time: the one to make faster, or to give more workers."""
+    """The stage that took most of the time of the busiest pool, and limits the speed of the run."""
     simulated_model: bool
 
     @property
     def model_faults(self) -> int:
-        """Sources with an image for which the model gave no probabilities."""
+        """Number of sources with an image for which the model gave no probabilities."""
         return self.flag_counts.get(str(Flag.MODEL_FAULT.name), 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the report in types of JSON."""
         return asdict(self)
 
 
@@ -79,29 +79,29 @@ class RunState:
     """Tiles that an earlier driver committed."""
     n_classified_now: int = 0
     seen: defaultdict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
-    """Tile -> first source of a strip -> its sources, of the strips that are done."""
+    """Tile -> start of each finished strip -> number of its sources."""
     bytes_read: int = 0
     bytes_of_tiles: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     pools: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=lambda: {"this process": (1, STAGES)})
-    """Pool of workers -> how many threads it has, and which stages are theirs."""
+    """Pool of workers -> number of its threads, and the stages that run there."""
 
     def resume(self, commits: dict[str, Commit]) -> int:
-        """Take over what an earlier driver committed; return the sources that are left to do."""
+        """Take over the commits of earlier drivers, and return the number of sources that are left."""
         self.commits |= commits
         self.resumed = frozenset(commits)
         return self.plan.n_sources - sum(c.rows for c in commits.values())
 
     def strip(self, strip: Strip) -> None:
-        """Count a finished strip, once however often it was done."""
+        """Count a finished strip, once however often it is repeated."""
         tile, n_sources = strip.tile.coadd_id, strip.stop - strip.start
-        if tile in self.commits or strip.start in self.seen[tile]:  # a commit counts all its rows
+        if tile in self.commits or strip.start in self.seen[tile]:  # a commit counts all rows of its tile
             return
         self.seen[tile][strip.start] = n_sources
         self._advance(n_sources)
 
     def again(self, coadd_id: str) -> None:
-        """Take back the strips of a tile that is begun again."""
+        """Subtract the finished strips of a tile that is repeated."""
         self._advance(-sum(self.seen.pop(coadd_id, {}).values()))
 
     def _advance(self, n_sources: int) -> None:
@@ -110,37 +110,37 @@ class RunState:
             self.reporter.advance(n_sources)
 
     def time(self, timing: Timing) -> None:
-        """Count seconds and bytes."""
+        """Add the seconds and bytes of a timing."""
         self.seconds[timing.stage] += timing.seconds
         self.bytes_read += timing.bytes_read
         self.bytes_of_tiles += timing.bytes_of_tile
 
     def commit(self, commit: Commit, timings: Iterable[Timing]) -> None:
-        """Write a commit into the journal and count it, with those of its sources that were not counted yet.
+        """Journal a commit and count its sources that are not counted yet.
 
-        Raises `LeaseLost` when another driver does that now.
+        Raises `LeaseLost` when another driver has taken over.
         """
         self.lease.check()
         journal_commit(self.context.folder, commit)
-        self.commits[commit.coadd_id] = replace(commit, images={})  # of the whole sky these are many megabytes
+        self.commits[commit.coadd_id] = replace(commit, images={})  # for the whole sky, the records take many megabytes
         self._advance(commit.rows - sum(self.seen.pop(commit.coadd_id, {}).values()))
         for timing in timings:
             self.time(timing)
 
     @property
     def is_new(self) -> bool:
-        """Whether this driver committed anything itself."""
+        """Whether this driver has committed a tile."""
         return len(self.commits) > len(self.resumed)
 
     def busy(self, wall: float) -> tuple[dict[str, float], str]:
-        """Return the share of `wall` seconds that each pool was at work, and the longest stage of the busiest."""
+        """Return the fraction of `wall` seconds in which each pool was busy, and the busiest pool's longest stage."""
         spent = {pool: {s: self.seconds.get(s, 0.0) for s in stages} for pool, (_, stages) in self.pools.items()}
         shares = {pool: sum(spent[pool].values()) / (slots * wall) for pool, (slots, _) in self.pools.items()}
         busiest = spent[max(shares, key=shares.__getitem__)]
         return {pool: round(share, 3) for pool, share in shares.items()}, max(busiest, key=busiest.__getitem__)
 
     def report(self) -> RunReport:
-        """Return the report; `RowsLost` unless rows in = rows out, to the last row."""
+        """Return the report; raise `RowsLost` unless the commits have exactly the planned rows."""
         commits = self.commits.values()
         rows_out = sum(c.rows for c in commits)
         if rows_out != self.plan.n_sources:

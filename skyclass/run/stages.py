@@ -43,7 +43,7 @@ from ..types import (
     Tile,
     TilePlan,
 )
-from .commits import Commit, commit_tile, standing_commit
+from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
 
 COUNT_SCHEMA = pa.schema(
@@ -263,8 +263,8 @@ def commit_fault(context: RunContext, tile: TilePlan, reason: str) -> tuple[Comm
 
     If a worker committed the tile before it died or hung, that stands.
     """
-    if standing := standing_commit(context.folder, tile.coadd_id):
-        return standing, ()
+    if commit := existing_commit(context.folder, tile.coadd_id):
+        return commit, ()
     fault = TileFault(tile.coadd_id, reason)
     cut = faulty_strip(context, Strip(tile, 0, tile.n_sources), fault, Timing("cut", 0.0))
     return commit_strips(context, tile, [infer_strip(context, cut)])

@@ -78,7 +78,7 @@ def test_commands_of_runs() -> None:
     for option, region in regions.items():
         assert classify_command(RunConfig("c", "i", "o", region=region)).endswith(f" --out o {option}")
     pixels = RunConfig("c", "i", "o", region=Pixels(3, (5,)))
-    assert classify_command(pixels) == "the command that began it; its settings are in o/run.json"
+    assert classify_command(pixels) == "the command that started it; its settings are in o/run.json"
 
 
 @pytest.mark.parametrize("verb", VERBS)
