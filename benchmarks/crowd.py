@@ -20,7 +20,7 @@ from distributed import Worker, get_worker
 
 from skyclass.run.commits import Commit
 from skyclass.run.context import RunContext, strips_of
-from skyclass.run.stages import CutStrip, StripResult, Timing
+from skyclass.run.strips import CutStrip, StripResult, Timing
 from skyclass.types import CLASSES, Strip, TilePlan
 
 QUIET = {

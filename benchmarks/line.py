@@ -20,7 +20,8 @@ from skyclass.run.pipeline import classify_tile, publish_and_report
 from skyclass.run.prepare import count_here, open_run, plan_run
 from skyclass.run.progress import NullReporter
 from skyclass.run.report import RunReport, RunState
-from skyclass.run.stages import cut_and_composite, open_tile, tile_sources
+from skyclass.run.stages import cut_and_composite, open_tile
+from skyclass.run.tile_sources import tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile
 

@@ -42,7 +42,8 @@ from skyclass.run.config import RunConfig
 from skyclass.run.context import RunContext, strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
-from skyclass.run.stages import cut_strip, open_tile, tile_sources
+from skyclass.run.stages import cut_strip, open_tile
+from skyclass.run.tile_sources import tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
 from .line import hold

@@ -29,15 +29,14 @@ from skyclass.run.prepare import count_here, open_run, plan_run
 from skyclass.run.progress import no_progress
 from skyclass.run.report import RunReport
 from skyclass.run.stages import (
-    StripResult,
     commit_strips,
     cut_and_composite,
     cut_strip,
     infer_strip,
     open_tile,
-    planned_sources,
-    tile_sources,
 )
+from skyclass.run.strips import StripResult
+from skyclass.run.tile_sources import planned_sources, tile_sources
 from skyclass.types import Flag, TilePlan
 
 from . import line as bench_line

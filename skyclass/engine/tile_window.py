@@ -24,7 +24,6 @@ from ..run.context import RunContext, strips_of
 from ..run.report import RunState
 from ..run.stages import (
     TILE_ATTEMPTS,
-    Timing,
     classify_strip,
     classify_whole,
     commit_fault,
@@ -34,6 +33,7 @@ from ..run.stages import (
     kept_changing,
     next_attempt,
 )
+from ..run.strips import Timing
 from ..types import Strip, TilePlan
 from .window import ATTEMPTS, STALL_S, BoundedWindow, has_failed, raise_failure
 from .workers import RESUMES, Placement

@@ -19,7 +19,7 @@ from ..errors import ClusterLost, ConfigError
 from ..model.classifier import cuda_is_there, set_threads
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local
-from ..run.stages import STAGES
+from ..run.strips import STAGES
 from ..version import versions
 
 log = logging.getLogger(__name__)

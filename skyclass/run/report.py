@@ -16,7 +16,7 @@ from .context import RunContext
 from .lease import Lease
 from .plan import Plan
 from .progress import NullReporter, ProgressReporter
-from .stages import STAGES, Timing
+from .strips import STAGES, Timing
 
 REMEDY = "correct the faults, then run the same command with --retry-quarantined"
 

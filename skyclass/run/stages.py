@@ -1,31 +1,28 @@
-"""COUNT, CUT, INFER and COMMIT: one function each, the same in plain Python and on Dask.
+"""COUNT, CUT, INFER and COMMIT: the functions that the plain pipeline calls and that the engine runs on workers.
 
-A strip goes in, a strip comes out. A fault of a tile is data: its sources keep their rows, flagged and
-without a class. What can go wrong beyond that is a defect and is raised.
+A fault of a tile is data: its sources keep their rows, with a flag and without a class. Any other fault is raised.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..errors import InputChanged, RowsLost, TileFault
+from ..errors import TileFault
 from ..images.composite import BLOCK, CompositeSettings, composite
 from ..images.cutouts import Cutter, in_order, mark, parts_of, read_bands
 from ..images.records import record_files, replaced_fault
 from ..model.photometry import features
 from ..model.probabilities import is_distribution
-from ..schema import CLASS_SCHEMA, bad_bits, bad_value_counts
-from ..sky.healpix import healpix29
+from ..schema import bad_bits, bad_value_counts
 from ..sky.tile_wcs import tile_pixels
 from ..sources.footers import unchanged
-from ..sources.partitions import count_tiles, read_partition
+from ..sources.partitions import count_tiles
 from ..types import (
     CLASSES,
     FAULT_FLAGS,
@@ -37,7 +34,6 @@ from ..types import (
     Float32,
     Float64,
     Int32,
-    Int64,
     RowRange,
     Strip,
     Tile,
@@ -45,6 +41,9 @@ from ..types import (
 )
 from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
+from .strips import CutStrip, StripResult, Timing
+from .tile_rows import class_rows
+from .tile_sources import ids_of, tile_sources
 
 COUNT_SCHEMA = pa.schema(
     [
@@ -57,62 +56,11 @@ COUNT_SCHEMA = pa.schema(
 )
 
 TILE_ATTEMPTS = 2
-"""Times that a tile is done whose files change meanwhile, or whose workers die, before it is quarantined."""
-
-STAGES = ("read", "cut", "infer", "commit")
-"""Where time is spent; `cut` is cutting and compositing, block by block."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where a piece of work spent its seconds, and the tile bytes it read of how many."""
-
-    stage: str
-    seconds: float
-    bytes_read: int = 0
-    bytes_of_tile: int = 0
-
-
-@dataclass(frozen=True)
-class CutStrip:
-    """Composites of a strip on their way to the network: `images` (N, C, S, S) float16, NaN = missing.
-
-    `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model takes any. With a
-    `fault` there is neither (None) and each source carries the fault's flag. `source_id` says whose rows they are:
-    rows are joined by name, never by place. `tile` has the files that were read; None where the tile cannot be opened.
-    """
-
-    strip: Strip
-    source_id: pa.Array
-    images: Float16 | None
-    photometry: Float32 | None
-    flags: Int32
-    valid_frac: Float32
-    fault: TileFault | None
-    tile: Tile | None
-    timings: tuple[Timing, ...]
-
-    def __sizeof__(self) -> int:
-        """Return the bytes of the images: Dask asks, to know what its workers hold."""
-        return object.__sizeof__(self) + (0 if self.images is None else self.images.nbytes)
-
-
-@dataclass(frozen=True)
-class StripResult:
-    """What is known of each source of a strip: `probabilities` (N, 3) float32, NaN where there is no class."""
-
-    strip: Strip
-    source_id: pa.Array
-    probabilities: Float32
-    flags: Int32
-    valid_frac: Float32
-    fault: TileFault | None
-    tile: Tile | None
-    timings: tuple[Timing, ...]
+"""Attempts at a tile whose files change, or whose workers die, before it is quarantined."""
 
 
 def count_partition(context: RunContext, partition: int) -> pa.Table:
-    """Return the sources of a partition by tile, with the partition's digest (`COUNT_SCHEMA`)."""
+    """Return the number of sources of a partition by tile, with the digest of the partition (`COUNT_SCHEMA`)."""
     with unchanged(context.sources.partitions[partition].path) as digest:
         counts = count_tiles(context.sources, partition, context.region, partial(tiles_near, context, partition))
     columns = {"nbytes": pa.array([digest.nbytes] * len(counts), pa.int64()), "footer": [digest.footer] * len(counts)}
@@ -120,12 +68,11 @@ def count_partition(context: RunContext, partition: int) -> pa.Table:
 
 
 def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
-    """Return the composites of a strip, each band's rows read once."""
+    """Return the composites of a strip; the pixel rows of each band are read once."""
     began = time.perf_counter()
+    is_first = strip.start == 0
     try:
-        tile = open_tile(
-            context, strip.tile, verify=strip.start == 0
-        )  # once a tile: a fault of one strip is its tile's
+        tile = open_tile(context, strip.tile, verify=is_first)  # once: a fault of one strip is a fault of the tile
         sources = tile_sources(context, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         opened = time.perf_counter() - began
@@ -135,16 +82,23 @@ def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
     wanted = context.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
     timings = (
-        replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if strip.start == 0 else 0),
+        replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if is_first else 0),
         Timing("cut", time.perf_counter() - began - opened - read.seconds),
     )
     return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, tile, timings)
 
 
+def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:
+    """Return the tile of a plan in the bands of the model; `verify` checks its files. Raises `TileFault`."""
+    if tile.coadd_id == NO_TILE:
+        raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
+    return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.attempt > 1)
+
+
 def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
     """Return composites, flags and valid fractions of sources, each from the image set that covers it best.
 
-    The last element is the time and the bytes of reading. One image set is in memory at a time.
+    The last element is the timing of reading. Only one image set is in memory at a time.
     """
     size_px, settings = context.bundle.size_px, context.bundle.composite
     results, seconds, bytes_read = [], 0.0, 0
@@ -164,8 +118,8 @@ def cut_and_composite(
 ) -> tuple[Float16, Int32, Float32]:
     """Return composites (N, B, S, S), flags (N,) and valid fractions (N,) of sources, cut `BLOCK` at a time.
 
-    Sources must be in the order of their pixel rows: then a block's pixels come once from memory, and its cutouts
-    never go there.
+    Sources must be in the order of their pixel rows. Then each block reads its pixels from memory once, and its cutouts
+    stay in the processor's cache.
     """
     cutter = Cutter(rows, tile, x, y, size_px)
     images = np.empty((len(x), len(tile.bands), size_px, size_px), np.float16)
@@ -179,7 +133,7 @@ def cut_and_composite(
 
 
 def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
-    """Return a strip without images, each source flagged with the fault of its tile."""
+    """Return a strip without images, in which each source has the flag of the fault of its tile."""
     uncovered = strip.tile.coadd_id == NO_TILE
     flag = UNCOVERED_FLAGS if uncovered else FAULT_FLAGS[fault.kind]
     n = strip.stop - strip.start
@@ -189,7 +143,7 @@ def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Ti
 
 
 def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
-    """Return class probabilities for a strip; NaN for sources without an image, or where the model gives none."""
+    """Return the class probabilities of a strip; NaN for sources without an image, or where the model gives none."""
     began = time.perf_counter()
     flags = composites.flags
     probabilities = np.full((len(flags), len(CLASSES)), np.nan, dtype=np.float32)
@@ -213,7 +167,7 @@ def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
 
 
 def without_faults(probabilities: Float32, flags: Int32, has_image: Bool) -> tuple[Float32, Int32]:
-    """Return probabilities and flags; rows of an image that are no probabilities become NaN, flagged `MODEL_FAULT`."""
+    """Return probabilities and flags: for an image without valid probabilities NaN and the flag `MODEL_FAULT`."""
     faulty = has_image & ~is_distribution(probabilities)
     if not faulty.any():
         return probabilities, flags
@@ -221,12 +175,12 @@ def without_faults(probabilities: Float32, flags: Int32, has_image: Bool) -> tup
 
 
 def classify_strip(context: RunContext, strip: Strip) -> StripResult:
-    """Return CUT and INFER in one piece of work: no transport between them."""
+    """Return the result of CUT and INFER in one task: no transfer of composites between workers."""
     return infer_strip(context, cut_strip(context, strip))
 
 
 def commit_strips(context: RunContext, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return the commit of a tile whose strips are all there, one immutable file claimed once, and all its timings.
+    """Commit a tile from the results of all its strips, and return the commit with all timings.
 
     Raises the `TileFault` of a tile whose files changed between two of its strips.
     """
@@ -241,9 +195,9 @@ def commit_strips(context: RunContext, tile: TilePlan, results: list[StripResult
 
 
 def opened_tile(results: list[StripResult]) -> Tile | None:
-    """Return the tile that all strips were cut from; None if none could be opened.
+    """Return the tile from which all strips were cut; None if no strip could open it.
 
-    Raises the `TileFault` of a file that is another one in some of the strips.
+    Raises the `TileFault` of a file that differs between strips.
     """
     if changed := next((r.fault for r in results if r.fault and r.fault.kind == "changed"), None):
         raise changed
@@ -254,14 +208,14 @@ def opened_tile(results: list[StripResult]) -> Tile | None:
 
 
 def classify_whole(context: RunContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return the commit of a tile, all its strips done one after the other: nothing but the commit is sent."""
+    """Classify the strips of a tile one after the other, commit the tile, and return the commit with all timings."""
     return commit_strips(context, tile, [classify_strip(context, strip) for strip in strips_of(tile, strip_sources)])
 
 
 def commit_fault(context: RunContext, tile: TilePlan, reason: str) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return the commit of a tile that cannot be classified: all its rows, flagged, without a class.
+    """Commit the rows of a tile that cannot be classified, with a flag and without a class, and return the commit.
 
-    If a worker committed the tile before it died or hung, that stands.
+    If a worker committed the tile before it died or hung, that commit is returned.
     """
     if commit := existing_commit(context.folder, tile.coadd_id):
         return commit, ()
@@ -271,118 +225,10 @@ def commit_fault(context: RunContext, tile: TilePlan, reason: str) -> tuple[Comm
 
 
 def next_attempt(tile: TilePlan) -> TilePlan:
-    """Return a tile to be done again because its files changed."""
+    """Return the plan of another attempt at a tile whose files changed."""
     return replace(tile, attempt=tile.attempt + 1)
 
 
 def kept_changing(fault: TileFault) -> str:
-    """Return why a tile is quarantined whose files changed in each attempt."""
+    """Return the reason for quarantine of a tile whose files changed in each attempt."""
     return f"{fault.reason} ({TILE_ATTEMPTS} attempts)"
-
-
-def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) -> pa.Table:
-    """Return the rows of a tile in `CLASS_SCHEMA`; `RowsLost` unless each source has exactly one result.
-
-    A fault of one strip is a fault of the tile: what stands in a row does not depend on how strips were cut.
-    """
-    sources = tile_sources(context, tile)
-    faulty = next((r for r in results if r.fault), None)
-    place = np.arange(len(sources)) if faulty else places(sources, results, tile)
-    probabilities, flags, valid_frac = (
-        np.concatenate([getattr(r, name) for r in results])[place] for name in ("probabilities", "flags", "valid_frac")
-    )
-    if faulty:  # a tile that disappeared meanwhile has strips in two orders: no row is joined by name
-        require_rows(tile, len(sources), len(flags), len(flags))
-        probabilities, flags, valid_frac = (
-            np.full_like(a, v) for a, v in ((probabilities, np.nan), (flags, faulty.flags[0]), (valid_frac, 0))
-        )
-    columns = {name: sources[name] for name in sources.column_names}
-    columns |= class_columns(probabilities)
-    columns |= {
-        "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": flags | mark(bad_bits(sources) != 0, Flag.BAD_VALUE),
-        "valid_frac": valid_frac,
-        "model_id": pa.array([context.bundle.model_id] * len(sources)),
-        "run_id": pa.array([context.run_id] * len(sources)),
-    }
-    return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
-
-
-def places(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int64:
-    """Return for each source the place of its result in the concatenated `results`."""
-    given = pa.concat_arrays([r.source_id for r in results])
-    place = pc.index_in(ids_of(sources), value_set=given)
-    require_rows(tile, len(sources), len(given), len(pc.unique(place)) - bool(place.null_count))
-    return np.asarray(place.to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-def require_rows(tile: TilePlan, read: int, classified: int, distinct: int) -> None:
-    """Raise `RowsLost` unless as many sources were read and classified as planned."""
-    if {read, classified, distinct} != {tile.n_sources}:
-        raise RowsLost(
-            f"tile {tile.coadd_id}: {tile.n_sources} sources planned, {read} read, {classified} classified, {distinct} "
-            "of them distinct; does the catalogue repeat a source_id?"
-        )
-
-
-def ids_of(sources: pa.Table) -> pa.Array:
-    """Return the source ids of a table as one array."""
-    return sources["source_id"].combine_chunks()
-
-
-def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
-    """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
-    known = ~np.isnan(probabilities.sum(axis=1))
-    p = np.where(known[:, None], probabilities, 1 / len(CLASSES))
-    ranked = np.sort(p, axis=1)
-    numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}
-    numbers["margin"] = ranked[:, -1] - ranked[:, -2]
-    numbers["entropy"] = -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1)
-    columns = {name: pa.array(v.astype(np.float32), mask=~known) for name, v in numbers.items()}
-    columns["class"] = pa.array(np.asarray(CLASSES, dtype=object)[p.argmax(axis=1)], pa.string(), mask=~known)
-    return columns
-
-
-def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:
-    """Return the tile of a plan with the bands of the model, its files checked with `verify`; raises `TileFault`."""
-    if tile.coadd_id == NO_TILE:
-        raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.attempt > 1)
-
-
-def read_unchanged(context: RunContext, partition: int, key: str, coadd_id: str) -> pa.Table:
-    """Return the sources of a tile in a partition; `InputChanged` unless the partition is the planned one."""
-    partitions = context.sources.partitions
-    if partition >= len(partitions):
-        raise InputChanged(
-            f"{context.catalog} has {len(partitions)} partitions: fewer than when the run was planned: put them back, "
-            "and run the same command again"
-        )
-    with unchanged(partitions[partition].path, key):
-        return read_partition(
-            context.sources, partition, context.region, coadd_id, partial(tiles_near, context, partition)
-        )
-
-
-@lru_cache(maxsize=8)
-def tile_sources(context: RunContext, tile: TilePlan, opened: Tile | None = None) -> pa.Table:
-    """Return the sources of a tile, ordered by pixel row on its image so that a strip is one contiguous row range.
-
-    Without an opened tile they are in the order of their names. The order depends on the catalogue and the header of
-    the opened tile alone: each worker finds the same one.
-    """
-    sources = planned_sources(context, tile)
-    if opened is None:
-        return sources
-    _, y = tile_pixels(opened, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-    return sources.take(pa.array(np.argsort(y, kind="stable"))).combine_chunks()
-
-
-@lru_cache(maxsize=8)
-def planned_sources(context: RunContext, tile: TilePlan) -> pa.Table:
-    """Return the sources of a tile in the order of their names. The cache spares its strips from reading them again."""
-    keys = tile.keys or ("",) * len(tile.partitions)
-    parts = [read_unchanged(context, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
-    sources = pa.concat_tables(parts)
-    source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
-    return sources.take(pa.array(np.argsort(source_id, kind="stable"))).combine_chunks()

@@ -27,6 +27,8 @@ from skyclass.run.context import RunContext
 from skyclass.run.folder import RunFolder
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
+from skyclass.run.tile_rows import class_rows
+from skyclass.run.tile_sources import planned_sources
 from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip
 from tests.support.engines import engine_workers
@@ -273,20 +275,20 @@ def test_rows_are_joined_by_name_whatever_order_the_strips_have(run):
     line.folder.make()
     tile = plan.tiles[0]
     result = stages.classify_strip(line, Strip(tile, 0, tile.n_sources))
-    expected = stages.class_rows(line, tile, [result])
-    stages.planned_sources.cache_clear()
+    expected = class_rows(line, tile, [result])
+    planned_sources.cache_clear()
 
     class Blind(RunContext):
         @property
         def archive(self):
             return BrokenArchive()
 
-    rows = stages.class_rows(Blind(**vars(line)), tile, [result])
+    rows = class_rows(Blind(**vars(line)), tile, [result])
     assert rows["source_id"].to_pylist() != result.source_id.to_pylist() and rows.equals(expected)
     by_name = dict(zip(result.source_id.to_pylist(), result.probabilities[:, 2].tolist(), strict=True))
     assert rows["p_star"].to_pylist() == [by_name[name] for name in rows["source_id"].to_pylist()]
     with pytest.raises(RowsLost, match="classified"):
-        stages.class_rows(line, tile, [result, result])
+        class_rows(line, tile, [result, result])
 
 
 def test_another_region_or_catalogue_is_another_run(run, sky):

@@ -18,7 +18,7 @@ from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError
 from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import COLUMNS, features
-from skyclass.run import config, pipeline, stages
+from skyclass.run import config, pipeline, stages, strips
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
@@ -101,7 +101,7 @@ def test_each_strip_carries_the_features_of_its_own_sources(run, sky):
         np.testing.assert_array_equal(cut.photometry, [expected[i] for i in cut.source_id.to_pylist()])
         seen += len(cut.photometry)
     assert seen == sky.n_sources
-    fault = stages.faulty_strip(line, strip, skyclass.errors.TileFault("t", "gone"), stages.Timing("cut", 0.0))
+    fault = stages.faulty_strip(line, strip, skyclass.errors.TileFault("t", "gone"), strips.Timing("cut", 0.0))
     assert fault.photometry is None and (fault.flags == FAULT_FLAGS["bad"]).all()
 
 

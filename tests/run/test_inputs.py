@@ -16,7 +16,7 @@ import pytest
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError, InputChanged, RunMismatch
-from skyclass.run import pipeline, stages
+from skyclass.run import pipeline, stages, tile_sources
 from skyclass.run.commits import committed, uncommit
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder
@@ -141,8 +141,8 @@ def replaced_at_first_strip(monkeypatch, path: Path) -> None:
     def replacing(*args):
         if not done:
             done.append(other_sources(path))
-            stages.tile_sources.cache_clear()
-            stages.planned_sources.cache_clear()
+            tile_sources.tile_sources.cache_clear()
+            tile_sources.planned_sources.cache_clear()
         return infer(*args)
 
     monkeypatch.setattr(stages, "infer_strip", replacing)
@@ -191,7 +191,7 @@ def test_a_partition_that_disappears_during_the_run_is_named(own, monkeypatch):
     gone.unlink()
     with pytest.raises(CatalogError, match=str(gone)):
         for tile in plan.tiles:
-            stages.tile_sources(line, tile)
+            tile_sources.tile_sources(line, tile)
 
 
 def test_a_partition_is_known_by_size_and_footer_whatever_its_times(tmp_path: Path):

@@ -1,0 +1,61 @@
+"""What the stages of a strip return, and where they spend their time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..errors import TileFault
+from ..types import Float16, Float32, Int32, Strip, Tile
+
+STAGES = ("read", "cut", "infer", "commit")
+"""Stages that are timed. `cut` includes the composites, which are made block by block."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of a stage, the pixel bytes that it read, and the pixel bytes of the tile."""
+
+    stage: str
+    seconds: float
+    bytes_read: int = 0
+    bytes_of_tile: int = 0
+
+
+@dataclass(frozen=True)
+class CutStrip:
+    """The composites of a strip: `images` (N, C, S, S) float16, NaN = missing.
+
+    `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model needs any. With a
+    `fault` both are None, and each source has the flag of the fault. `source_id` identifies the rows, which are joined
+    by name, never by index. `tile` has the files that were read; it is None where the tile cannot be opened.
+    """
+
+    strip: Strip
+    source_id: pa.Array
+    images: Float16 | None
+    photometry: Float32 | None
+    flags: Int32
+    valid_frac: Float32
+    fault: TileFault | None
+    tile: Tile | None
+    timings: tuple[Timing, ...]
+
+    def __sizeof__(self) -> int:
+        """Return the size in bytes, for Dask's measure of the memory of a worker."""
+        return object.__sizeof__(self) + (0 if self.images is None else self.images.nbytes)
+
+
+@dataclass(frozen=True)
+class StripResult:
+    """The result of a strip: `probabilities` (N, 3) float32, NaN for sources without a class."""
+
+    strip: Strip
+    source_id: pa.Array
+    probabilities: Float32
+    flags: Int32
+    valid_frac: Float32
+    fault: TileFault | None
+    tile: Tile | None
+    timings: tuple[Timing, ...]

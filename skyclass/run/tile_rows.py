@@ -1,0 +1,74 @@
+"""The rows of a tile in the class catalogue, from its sources and the results of its strips."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import RowsLost
+from ..images.cutouts import mark
+from ..schema import CLASS_SCHEMA, bad_bits
+from ..sky.healpix import healpix29
+from ..types import CLASSES, Flag, Float32, Int64, TilePlan
+from .context import RunContext
+from .strips import StripResult
+from .tile_sources import ids_of, tile_sources
+
+
+def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) -> pa.Table:
+    """Return the rows of a tile in `CLASS_SCHEMA`; raise `RowsLost` unless each source has exactly one result.
+
+    A fault of one strip is a fault of the tile, so that rows do not depend on the division into strips.
+    """
+    sources = tile_sources(context, tile)
+    faulty = next((r for r in results if r.fault), None)
+    index = np.arange(len(sources)) if faulty else result_index(sources, results, tile)
+    probabilities, flags, valid_frac = (
+        np.concatenate([getattr(r, name) for r in results])[index] for name in ("probabilities", "flags", "valid_frac")
+    )
+    if faulty:  # the strips of a tile that disappeared meanwhile have two orders, so that rows cannot be joined by name
+        require_rows(tile, len(sources), len(flags), len(flags))
+        probabilities, flags, valid_frac = (
+            np.full_like(a, v) for a, v in ((probabilities, np.nan), (flags, faulty.flags[0]), (valid_frac, 0))
+        )
+    columns = {name: sources[name] for name in sources.column_names}
+    columns |= class_columns(probabilities)
+    columns |= {
+        "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
+        "flags": flags | mark(bad_bits(sources) != 0, Flag.BAD_VALUE),
+        "valid_frac": valid_frac,
+        "model_id": pa.array([context.bundle.model_id] * len(sources)),
+        "run_id": pa.array([context.run_id] * len(sources)),
+    }
+    return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+
+
+def result_index(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int64:
+    """Return the index of each source in the concatenated `results`."""
+    source_id = pa.concat_arrays([r.source_id for r in results])
+    index = pc.index_in(ids_of(sources), value_set=source_id)
+    require_rows(tile, len(sources), len(source_id), len(pc.unique(index)) - bool(index.null_count))
+    return np.asarray(index.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def require_rows(tile: TilePlan, n_read: int, n_classified: int, n_distinct: int) -> None:
+    """Raise `RowsLost` unless as many sources were read and classified as planned."""
+    if {n_read, n_classified, n_distinct} != {tile.n_sources}:
+        raise RowsLost(
+            f"tile {tile.coadd_id}: {tile.n_sources} sources planned, {n_read} read, {n_classified} classified, "
+            f"{n_distinct} of them distinct; does the catalogue repeat a source_id?"
+        )
+
+
+def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
+    """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
+    known = ~np.isnan(probabilities.sum(axis=1))
+    p = np.where(known[:, None], probabilities, 1 / len(CLASSES))
+    ranked = np.sort(p, axis=1)
+    numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}
+    numbers["margin"] = ranked[:, -1] - ranked[:, -2]
+    numbers["entropy"] = -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1)
+    columns = {name: pa.array(v.astype(np.float32), mask=~known) for name, v in numbers.items()}
+    columns["class"] = pa.array(np.asarray(CLASSES, dtype=object)[p.argmax(axis=1)], pa.string(), mask=~known)
+    return columns
