@@ -88,7 +88,7 @@ def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFo
     with hold_lease(folder) as lease:
         os.kill(other.pid, signal.SIGCONT)
         said = other.communicate(timeout=30)[0]
-        assert said.startswith("lost") and "epoch 2, this one had 1" in said
+        assert said.startswith("lost") and "epoch 2; this driver had 1" in said
         lease.check()
     with hold_lease(folder) as lease:
         assert lease.epoch == 3, "who was passed over frees nothing when it leaves"
