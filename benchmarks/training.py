@@ -24,10 +24,12 @@ from skyclass.model.bundle import Cut
 from skyclass.model.classifier import resolve_device, set_threads
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.fit.ddp import Group
-from skyclass.training.fit.job import Job, Position, composite_settings, prepare
-from skyclass.training.fit.log import Asked, Journal
+from skyclass.training.fit.initial import composite_settings
+from skyclass.training.fit.job import Job, Position, prepare
+from skyclass.training.fit.log import StopRequest, TrainingLog
 from skyclass.training.fit.recipe import train_config
 from skyclass.training.fit.train import train_epoch
+from skyclass.training.progress import no_progress
 
 from .measure import commit, cores, cpu_model
 
@@ -91,7 +93,7 @@ def job_of(network: str, steps: int, batch_size: int, folder: str) -> Job:
 
 def whole(job: Job) -> None:
     """Train for an epoch: reading, augmentation, passes, optimiser, log."""
-    train_epoch(job, Position(), Journal(job, None), Asked())
+    train_epoch(job, Position(), TrainingLog(job, no_progress), StopRequest())
     synchronise(job)
 
 

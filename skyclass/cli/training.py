@@ -115,7 +115,7 @@ def train(toml: str | None, **options: Any) -> int:
     TRAIN_TOML holds the same keys as the options below, which override it; `skyclass init train` writes one. The
     command also works under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN_TOML`.
     """
-    from ..training.progress import training_progress
+    from ..training.progress import no_progress, training_progress
 
     run, is_first = read_config(TrainConfig, toml, options, train_config), is_first_rank()
     if run.cluster != "none":
@@ -123,8 +123,8 @@ def train(toml: str | None, **options: Any) -> int:
     else:
         from ..training.fit.train import train as train_here
 
-        with training_progress() if is_first else nullcontext() as watch:
-            train_here(run, watch)
+        with training_progress() if is_first else nullcontext(no_progress) as progress:
+            train_here(run, progress)
     if is_first:
         from ..model.bundle import load_bundle
 
@@ -142,8 +142,8 @@ def train_on_cluster(run: TrainConfig, file: Path) -> None:
     from ..training.progress import training_progress
 
     n_workers = run.nodes if run.cluster == "local" else None
-    with connect(run.cluster, n_workers, gpus=0) as client, training_progress() as watch:
-        launch(file, client, run.nodes, run.ranks_per_node, echo=partial(say, err=True), watch=watch)
+    with connect(run.cluster, n_workers, gpus=0) as client, training_progress() as progress:
+        launch(file, client, run.nodes, run.ranks_per_node, print_line=partial(say, err=True), progress=progress)
 
 
 def ranks_file(run: TrainConfig, toml: str | None, options: Mapping[str, Any]) -> Path:

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, and never trusted without their digest.
+"""Checkpoints: written whole or not at all, and read only if their digest is right.
 
-A file is one line of text with the SHA-256 of what follows, then the state as torch writes it. It is read back
-with `weights_only`, so nothing in it can run code. A torn file is removed, and the one before it counts.
+A file has one line of text with the SHA-256 of the rest, and then the state as torch writes it. It is read with
+`weights_only`, so nothing in it can run code. A damaged file is removed, and the checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ...files import replacing
 log = logging.getLogger(__name__)
 
 KEEP = 2
-"""The newest may be torn by a dying disk; then the one before it counts."""
+"""Checkpoints that are kept: if the newest is damaged, the one before it is used."""
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
-    """Write `state` as checkpoint `number` (rising) and remove all but the newest two; return its path."""
+    """Write `state` as checkpoint `number` (increasing), remove all but the newest two, and return its path."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
@@ -36,23 +36,23 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    for old in [*_newest_first(folder)[KEEP:], *folder.glob(".*.ckpt")]:  # only one process writes here
+    for old in [*_newest_first(folder)[KEEP:], *folder.glob(".*.ckpt")]:  # no other process writes into this folder
         old.unlink()
     return path
 
 
 def latest_checkpoint(folder: Path) -> int | None:
-    """Return the number of the newest whole checkpoint in a folder, None without one; a torn file is removed."""
+    """Remove damaged checkpoints, and return the number of the newest whole one, None without one."""
     for path in _newest_first(folder):
         if _content(path) is not None:
             return int(path.stem)
-        log.warning("%s is torn: going on from the checkpoint before it", path)
-        path.unlink()  # else it would count as one of those that are kept
+        log.warning("%s is damaged: resuming from the checkpoint before it", path)
+        path.unlink()  # otherwise it would count as one of the `KEEP` checkpoints
     return None
 
 
 def load_checkpoint(folder: Path, number: int) -> dict[str, Any]:
-    """Return the state of a whole checkpoint; `StoreError` when this machine does not see it."""
+    """Return the state of a checkpoint; `StoreError` if this machine cannot read it."""
     path = _path(folder, number)
     content = _content(path) if path.is_file() else None
     if content is None:
@@ -71,4 +71,4 @@ def _content(path: Path) -> bytes | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[0-9]*.ckpt"), reverse=True)  # `*` would take the names of unfinished ones too
+    return sorted(folder.glob("[0-9]*.ckpt"), reverse=True)  # `*` would match unfinished files, too

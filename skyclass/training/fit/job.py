@@ -1,6 +1,6 @@
-"""A training run that is ready to step: its data, its network, what decides its weights, and what its bundle says.
+"""A training that is ready for its first step: data, network, optimiser, fingerprint and the fields of its bundle.
 
-TrainConfig, Dataset -> prepare -> Job -> train.py steps it -> bundle_fields
+TrainConfig, Dataset -> prepare -> Job -> steps of train.py -> bundle_fields
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from torch import Tensor, nn
 from ... import __version__
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
-from ...model.bundle import Preprocessing, load_bundle, load_weights
+from ...model.bundle import Preprocessing, load_bundle
 from ...model.classifier import Preprocess, resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
-from ...networks import build, channels_last
-from ...networks.fusion import FusionNet
+from ...networks import channels_last
 from ...types import CLASSES, Float16, Float32, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, rows_digest
-from .ddp import Group, synced
-from .recipe import TrainConfig, changed_composite
+from .batchnorm import sync_batchnorm
+from .ddp import Group
+from .initial import freeze, initial_network, make_optimiser
+from .recipe import TrainConfig
 
-LISTEN_STEPS = 8
+SIGNAL_STEPS = 8
+"""Steps on GPUs between two checks for signals, which make the GPUs wait."""
 STATISTICS_ROWS = 8192
-"""Images that give the mean and scatter of the network's input: enough for three digits."""
+"""Images for the mean and scatter of the input of the network: enough for three digits."""
 NEUTRAL = (
     *("out", "dataset", "label", "device", "checkpoint_minutes", "start_from"),
     *("cluster", "nodes", "ranks_per_node"),
 )
-"""Settings that do not change the weights: a training may be resumed with others."""
+"""Settings that do not change the weights. A training may be resumed with other values of them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training run that is ready to step: data, network, and what moves it."""
+    """A training that is ready for its first step."""
 
     run: TrainConfig
     group: Group
@@ -58,20 +60,20 @@ class Job:
     photometry_settings: PhotometrySettings | None
     network: nn.Module
     wrapped: nn.Module
-    """The network as the ranks share it."""
+    """The network with gradients averaged over the ranks."""
     class_weights: Tensor
     optimiser: torch.optim.Optimizer
     fingerprint: dict[str, Any]
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Number of steps in an epoch."""
         return math.ceil(len(self.train_rows) / self.run.batch_size)
 
     @property
-    def listen(self) -> int:
-        """Steps between two looks at what signals ask for: ranks must agree on it, and GPUs would wait for that."""
-        return min(LISTEN_STEPS, self.steps) if self.group.world > 1 and self.group.device != "cpu" else 1
+    def signal_interval(self) -> int:
+        """Number of steps between two checks for signals, at which all ranks agree whether to stop."""
+        return min(SIGNAL_STEPS, self.steps) if self.group.world > 1 and self.group.device != "cpu" else 1
 
     @property
     def checkpoints(self) -> Path:
@@ -81,7 +83,7 @@ class Job:
 
 @dataclass
 class Position:
-    """How far a training run has come: `step` steps into `epoch` (from 1), what was seen, what was best."""
+    """The position of a training: `step` steps into `epoch` (from 1), with the loss and the records so far."""
 
     epoch: int = 1
     step: int = 0
@@ -91,19 +93,14 @@ class Position:
 
     def since_best(self) -> int:
         """Return the number of epochs since the best one."""
-        bests = [record["epoch"] for record in self.history if record["best"]]
-        return len(self.history) - (bests[-1] if bests else 0)
-
-
-def composite_settings(run: TrainConfig) -> CompositeSettings:
-    """Return the composite settings of a run: those of Atlas images with its changes."""
-    return changed_composite(run.bands, run.composite)
+        best_epochs = [record["epoch"] for record in self.history if record["best"]]
+        return len(self.history) - (best_epochs[-1] if best_epochs else 0)
 
 
 def prepare(
     run: TrainConfig, dataset: Dataset, images: Float16 | None, settings: CompositeSettings, group: Group | None = None
 ) -> Job:
-    """Return the run with its inputs measured and its network initialised from the seed or from `start_from`."""
+    """Return a job: the statistics of its input, and its network initialised from the seed or from `start_from`."""
     group = group or Group()
     train_rows, val_rows = dataset.split("train"), dataset.split("val")
     check_rows(run, dataset, train_rows, val_rows, group)
@@ -115,7 +112,7 @@ def prepare(
     torch.manual_seed(run.seed)
     network = initial_network(run)
     freeze(network, run.frozen)
-    network = channels_last(synced(network, group).to(group.device))
+    network = channels_last(sync_batchnorm(network, group).to(group.device))
     return Job(
         run,
         group,
@@ -132,18 +129,18 @@ def prepare(
         network,
         group.wrap(network),
         class_weights(dataset.labels[train_rows], run.balanced).to(group.device),
-        optimiser_of(run, network),
+        make_optimiser(run, network),
         fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
 
 
 def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: Int64, group: Group) -> None:
-    """Raise `ConfigError` unless every class is there to train and to validate on; all problems in one message."""
+    """Raise `ConfigError` with all problems unless every class has training and validation rows."""
     problems = []
-    for side, rows in (("train", train_rows), ("val", val_rows)):
-        lost = [name for name, n in label_counts(dataset.labels[rows]).items() if not n]
-        if lost:
-            problems.append(f"no {', '.join(lost)} in its split {side!r} ({len(rows)} rows): label more of the sky")
+    for split, rows in (("train", train_rows), ("val", val_rows)):
+        missing = [name for name, n in label_counts(dataset.labels[rows]).items() if not n]
+        if missing:
+            problems.append(f"no {', '.join(missing)} in its split {split!r} ({len(rows)} rows): label more of the sky")
     steps = max(1, math.ceil(len(train_rows) / run.batch_size))
     if len(train_rows) // steps < max(2, group.world):
         problems.append(
@@ -154,54 +151,6 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
         raise ConfigError(f"dataset {run.dataset}: " + "; ".join(problems))
 
 
-def initial_network(run: TrainConfig) -> nn.Module:
-    """Return the network before the first step: random, or with the weights of `start_from`."""
-    try:
-        network = build(run.network, **run.network_options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"options = {run.options} do not make a {run.network}: {error}") from error
-    if not run.start_from:
-        return network
-    start = load_bundle(run.start_from)
-    ours = run.network_options
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        ours = {k: v for k, v in ours.items() if k not in ("features", "colour_hidden")}
-    elif start.network != run.network:
-        raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
-    here = (run.bands, composite_settings(run), run.input_px)
-    if (there := (start.bands, start.composite, start.preprocessing.input_px)) != here:
-        raise ConfigError(f"start_from = {run.start_from!r} was trained on other images: {there}, this run on {here}")
-    seen = start.photometry.features if start.photometry else ()
-    if seen and seen != run.features:
-        raise ConfigError(
-            f"start_from = {run.start_from!r} looks at {', '.join(seen)}, this run at {', '.join(run.features)}"
-        )
-    if start.network_options != ours:
-        raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {ours}")
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        network.begin_with(load_weights(start))
-    else:
-        network.load_state_dict(load_weights(start))
-    return network
-
-
-def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
-    """Let the parts of a network keep their weights; `ConfigError` for a part that it has not."""
-    parts = dict(network.named_children())
-    if unknown := [name for name in names if name not in parts]:
-        raise ConfigError(f"frozen: the network has no part {', '.join(unknown)}; its parts are {', '.join(parts)}")
-    for name in names:
-        parts[name].requires_grad_(False)
-
-
-def optimiser_of(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) when weights decay."""
-    learning = [p for p in network.parameters() if p.requires_grad]
-    if run.weight_decay:
-        return torch.optim.AdamW(learning, run.learning_rate, weight_decay=run.weight_decay, fused=True)
-    return torch.optim.Adam(learning, run.learning_rate, fused=True)
-
-
 def fingerprint(
     run: TrainConfig,
     dataset: Dataset,
@@ -210,12 +159,12 @@ def fingerprint(
     photometry: PhotometrySettings | None,
     precision: str,
 ) -> dict[str, Any]:
-    """Return what decides the weights: a training is resumed only where all of it is the same.
+    """Return everything that decides the weights. A training is resumed only if all of it is unchanged.
 
-    The mean and scatter of the inputs stand for pixels and photometry, whatever folder they lie in.
+    Digests and statistics represent the pixels and the photometry, so that the dataset may move to another folder.
     """
-    kept = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
-    content = kept | {
+    settings_of_weights = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
+    content = settings_of_weights | {
         "start": load_bundle(run.start_from).model_id if run.start_from else "",
         "precision": precision,
         "rows": rows_digest(dataset),
@@ -232,7 +181,7 @@ def fingerprint(
 
 
 def folder_of(run: TrainConfig) -> Path:
-    """Return the folder of the bundle as a path that cannot be taken for the name of a shipped model."""
+    """Return the folder of the bundle as an absolute path, which is never the name of a shipped model."""
     return Path(run.out).absolute()
 
 
@@ -240,13 +189,13 @@ def input_statistics(images: Float16 | None, rows: Int64, run: TrainConfig) -> P
     """Return the preprocessing with the mean and std of the resized training images, channel by channel."""
     if images is None:
         return Preprocessing(run.input_px, (0.0,) * len(run.bands), (1.0,) * len(run.bands))
-    chosen = rows[:: max(1, len(rows) // STATISTICS_ROWS)]
+    sample = rows[:: max(1, len(rows) // STATISTICS_ROWS)]
     channels = images.shape[1]
-    plain = Preprocess(Preprocessing(run.input_px, (0.0,) * channels, (1.0,) * channels))
+    resize = Preprocess(Preprocessing(run.input_px, (0.0,) * channels, (1.0,) * channels))
     moments = np.zeros((2, channels))
-    for part in np.array_split(chosen, math.ceil(len(chosen) / 256)):
-        x = plain(torch.from_numpy(images[part])).double()
-        share = len(part) / len(chosen)
+    for part in np.array_split(sample, math.ceil(len(sample) / 256)):
+        x = resize(torch.from_numpy(images[part])).double()
+        share = len(part) / len(sample)
         moments += share * np.stack([x.mean((0, 2, 3)).numpy(), (x**2).mean((0, 2, 3)).numpy()])
     mean, square = moments
     std = np.sqrt(np.maximum(square - mean**2, 1e-12))
@@ -254,7 +203,7 @@ def input_statistics(images: Float16 | None, rows: Int64, run: TrainConfig) -> P
 
 
 def photometry_statistics(values: Float32, rows: Int64, names: tuple[str, ...]) -> PhotometrySettings:
-    """Return the features with their mean and std over the training rows; NaN does not count."""
+    """Return the features with their mean and std over the training rows, without NaN."""
     known = values[rows]
     if empty := [name for name, column in zip(names, known.T, strict=True) if not np.isfinite(column).any()]:
         raise ConfigError(f"features {', '.join(empty)}: no training row has a value; leave them out")
@@ -263,7 +212,7 @@ def photometry_statistics(values: Float32, rows: Int64, names: tuple[str, ...]) 
 
 
 def class_weights(labels: Int64, balanced: bool) -> Tensor:
-    """Return the weight (3,) of each class in the loss: so that all count alike, or all 1."""
+    """Return the weight (3,) of each class in the loss: inverse to its number of rows if `balanced`, otherwise 1."""
     counts = np.bincount(labels, minlength=len(CLASSES))
     if not balanced:
         return torch.ones(len(CLASSES))
@@ -272,7 +221,7 @@ def class_weights(labels: Int64, balanced: bool) -> Tensor:
 
 
 def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the bundle after an epoch."""
+    """Return the fields of the bundle of an epoch."""
     run = job.run
     return {
         "name": run.name,
@@ -288,7 +237,7 @@ def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """Return where the weights come from; it always says whether the data were simulated."""
+    """Return the provenance of the weights, with the mark of simulated data."""
     run, simulated = job.run, bool(job.dataset.provenance["simulated"])
     return {
         "simulated": simulated,

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs, and what it is told by signals."""
+"""The log of a training, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..progress import Progress
 from .job import Job, Position
 
 log = logging.getLogger(__name__)
 
-Watch = Callable[[dict[str, Any]], None]
 
+class TrainingLog:
+    """The log of a training: OUT.jsonl, TensorBoard if it is installed, and `progress`. Only rank 0 writes."""
 
-class Journal:
-    """The log of a run: OUT.jsonl, TensorBoard where it is installed, and whoever watches. Only rank 0 writes."""
-
-    def __init__(self, job: Job, watch: Watch | None) -> None:
-        self.job, self.watch = job, watch if job.group.is_first else None
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job, self.progress = job, progress
         self.path = Path(f"{job.run.out}.jsonl")
         self.board = tensorboard(f"{job.run.out}.tensorboard") if job.group.is_first else None
 
     def restart(self, history: list[dict[str, Any]]) -> None:
-        """Write the epochs that are done; what an interrupted epoch logged is gone."""
+        """Write the records of the finished epochs. The log of an unfinished epoch is dropped."""
         if self.job.group.is_first:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(json.dumps(record) + "\n" for record in history))
 
     def step(self, position: Position, images_per_s: float) -> None:
-        """Tell who watches how far an epoch has come."""
-        if self.watch:
-            facts = {"epoch": position.epoch, "step": position.step, "steps": self.job.steps}
-            self.watch(facts | {"epochs": self.job.run.epochs, "images_per_s": images_per_s})
+        """Report the progress within an epoch."""
+        if self.job.group.is_first:
+            event = {"epoch": position.epoch, "step": position.step, "steps": self.job.steps}
+            self.progress(event | {"epochs": self.job.run.epochs, "images_per_s": images_per_s})
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Log a finished epoch."""
@@ -49,12 +48,11 @@ class Journal:
             for name in record.keys() - {"epoch", "best"}:
                 self.board.add_scalar(name, record[name], record["epoch"])
             self.board.flush()
-        if self.watch:
-            self.watch(record)
+        self.progress(record)
 
 
 def tensorboard(folder: str) -> Any:
-    """Return a TensorBoard writer, None where TensorBoard is not installed."""
+    """Return a TensorBoard writer, None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -64,35 +62,35 @@ def tensorboard(folder: str) -> Any:
 
 
 @dataclass
-class Asked:
-    """What signals have asked for."""
+class StopRequest:
+    """The requests of signals: to stop after a checkpoint, or to write a checkpoint."""
 
     stop: bool = False
     checkpoint: bool = False
 
 
 @contextmanager
-def stop_signals() -> Iterator[Asked]:
-    """Give what signals ask for: SIGINT and SIGTERM to stop after a checkpoint, SIGUSR1 for a checkpoint.
+def stop_signals() -> Iterator[StopRequest]:
+    """Let SIGINT and SIGTERM request a stop, and SIGUSR1 a checkpoint, during the block.
 
-    A second SIGINT or SIGTERM ends the process at once. Outside the main thread signals are left alone.
+    A second SIGINT or SIGTERM ends the process at once. Outside the main thread no signal is handled.
     """
-    asked = Asked()
+    request = StopRequest()
 
     def stop(number: int, frame: object) -> None:
-        asked.stop = True
+        request.stop = True
         signal.signal(number, signal.default_int_handler)
 
     def checkpoint(number: int, frame: object) -> None:
-        asked.checkpoint = True
+        request.checkpoint = True
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
     handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGUSR1: checkpoint}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

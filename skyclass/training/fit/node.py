@@ -1,6 +1,6 @@
-"""A node of a launched training: the Dask task that starts its ranks, publishes what they report and ends them.
+"""A node of a training: the Dask task that starts its ranks, publishes their reports and ends them.
 
-A rank reports JSON lines through a pipe: `{}` as a sign of life, `{"watch": record}` for a record of the training,
+A rank writes JSON lines into a pipe: `{}` as a heartbeat, `{"progress": event}` for an event of the training, and
 `{"error": text, "lost_peer": bool}` when it fails.
 """
 
@@ -26,19 +26,19 @@ RENDEZVOUS = "SKYCLASS_RENDEZVOUS"
 """Environment variable: a new path in a private folder, where the ranks of one attempt find each other."""
 RENDEZVOUS_HOST = "SKYCLASS_RENDEZVOUS_HOST"
 """Environment variable: the address on which rank 0 listens, where the file system has no locks between machines."""
-TICK_S = 0.5
-BEAT_S = 2.0
-"""Seconds between two signs of life of a rank."""
-LINE_BYTES, LINES_A_TICK = 1_000, 200
-"""Bounds on the text of ranks that a node publishes: it drops what exceeds them, and says how much."""
+POLL_S = 0.5
+HEARTBEAT_S = 2.0
+"""Seconds between two heartbeats of a rank."""
+MAX_LINE_BYTES, MAX_LINES = 1_000, 200
+"""Bounds on the printed lines of a rank that a node publishes at a time. It counts the lines that it drops."""
 Report = dict[str, Any]
 Inbox = SimpleQueue[tuple[int, Report]]
-"""What ranks report, with the number of the rank."""
+"""Reports of the ranks of a node, with the number of the rank."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a job: a Dask worker and the ranks that it starts."""
+    """One node of a training: a Dask worker and the ranks that it starts."""
 
     name: str
     address: str
@@ -52,8 +52,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What each node must know of a training."""
+class LaunchSpec:
+    """The part of a launch that every node needs."""
 
     command: tuple[str, ...]
     """Arguments of Python for a rank; the number of its pipe and `train_toml` follow."""
@@ -62,7 +62,7 @@ class Job:
     """Working directory of the ranks."""
     nodes: tuple[Node, ...]
     rendezvous_host: str | None
-    """Address on which rank 0 listens; None where the ranks meet through a file."""
+    """Address on which rank 0 listens; None where the ranks find each other through a file."""
     silent_s: float
     """Silence after which a node or a rank counts as dead."""
     grace_s: float
@@ -70,190 +70,192 @@ class Job:
     rendezvous: str = ""
     """A path in a private folder that no attempt has used before."""
     topic: str = ""
-    """Name of the Dask events of this attempt."""
+    """Topic of the Dask events of this attempt."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a rank, a node or an attempt ended; `lost_peer` when a rank knew only that another rank is gone."""
+class Outcome:
+    """The outcome of a rank, a node or an attempt. `lost_peer` means that a rank knows only that another is gone."""
 
-    how: Literal["done", "failed", "refused", "interrupted"]
+    status: Literal["done", "failed", "refused", "interrupted"]
     reason: str = ""
     lost_peer: bool = False
 
     @property
     def is_failure(self) -> bool:
-        """True where the other ranks cannot go on."""
-        return self.how in ("failed", "refused")
+        """True if the other ranks cannot continue."""
+        return self.status in ("failed", "refused")
 
 
-ENDINGS: dict[int, Literal["done", "refused", "interrupted"]] = {0: "done", 2: "refused", 4: "interrupted"}
-"""By exit code; any other code is a failure."""
+STATUS: dict[int, Literal["done", "refused", "interrupted"]] = {0: "done", 2: "refused", 4: "interrupted"}
+"""Status by exit code; any other code is a failure."""
 
 
-def verdict(endings: Collection[Ending]) -> Ending:
-    """Return how all ended together: causes go before consequences, and all causes are named."""
-    failures = [e for e in endings if e.is_failure]
-    causes = [e for e in failures if not e.lost_peer] or failures or [e for e in endings if e.how == "interrupted"]
+def combined_outcome(outcomes: Collection[Outcome]) -> Outcome:
+    """Return the common outcome of several. It names all causes of a failure, and a lost peer only without a cause."""
+    failures = [o for o in outcomes if o.is_failure]
+    causes = [o for o in failures if not o.lost_peer] or failures or [o for o in outcomes if o.status == "interrupted"]
     if not causes:
-        return Ending("done")
-    how = "refused" if any(e.how == "refused" for e in causes) else causes[0].how
-    return Ending(how, "; ".join(dict.fromkeys(e.reason for e in causes)), all(e.lost_peer for e in causes))
+        return Outcome("done")
+    status = "refused" if any(o.status == "refused" for o in causes) else causes[0].status
+    return Outcome(status, "; ".join(dict.fromkeys(o.reason for o in causes)), all(o.lost_peer for o in causes))
 
 
 @dataclass
-class Rank:
-    """A process of this node, and what it has reported."""
+class RankProcess:
+    """The process of a rank of this node, and its reports."""
 
     number: int
     process: subprocess.Popen[bytes]
     readers: tuple[threading.Thread, ...]
-    heard: Report = field(default_factory=dict)
+    reported: Report = field(default_factory=dict)
+    """All reports of the rank so far, merged."""
     silent_s: float = 0.0
 
     def has_ended(self) -> bool:
-        """Return whether the process has ended and all that it wrote is read."""
+        """Return whether the process has ended and all of its output is read."""
         if self.process.poll() is None:
             return False
         for reader in self.readers:
-            reader.join(BEAT_S)  # in vain where a child of the rank has inherited its output
+            reader.join(HEARTBEAT_S)  # times out if a child of the rank has inherited its output
         return True
 
-    def ending(self, job: Job, node: Node) -> Ending | None:
-        """Return how the rank ended; None while it lives. A rank that is silent for too long counts as failed."""
+    def outcome(self, spec: LaunchSpec, node: Node) -> Outcome | None:
+        """Return the outcome of the rank, None while it runs. A rank that is silent for too long has failed."""
         name, code = f"rank {self.number} on {node.name}", self.process.returncode
-        if code is None and self.silent_s < job.silent_s:
+        if code is None and self.silent_s < spec.silent_s:
             return None
         if code is None:
-            return Ending("failed", f"{name} has been silent for {self.silent_s:.0f} s: it is stopped or frozen")
+            return Outcome("failed", f"{name} has been silent for {self.silent_s:.0f} s: it is stopped or frozen")
         if code < 0:
-            return Ending("failed", f"{name} was killed by {signal.Signals(-code).name}")
-        reason = self.heard.get("error", f"ended with code {code}")
-        return Ending(ENDINGS.get(code, "failed"), f"{name}: {reason}", self.heard.get("lost_peer", False))
+            return Outcome("failed", f"{name} was killed by {signal.Signals(-code).name}")
+        reason = self.reported.get("error", f"ended with code {code}")
+        return Outcome(STATUS.get(code, "failed"), f"{name}: {reason}", self.reported.get("lost_peer", False))
 
 
-def run_node(job: Job, index: int) -> None:
-    """Run the ranks of a node until all have ended, one has failed, or this task is cancelled: the Dask task."""
-    from distributed import get_worker  # here, not above: a rank imports this file, too
+def run_node(spec: LaunchSpec, index: int) -> None:
+    """Run the ranks of a node until all have ended, one has failed, or this Dask task is cancelled."""
+    from distributed import get_worker  # ranks import this module, and need no Dask
 
-    worker, node, inbox = get_worker(), job.nodes[index], Inbox()
+    worker, node, inbox = get_worker(), spec.nodes[index], Inbox()
     key = worker.get_current_task()
-    ranks: list[Rank] = []
+    ranks: list[RankProcess] = []
 
-    def publish(reports: list[tuple[int, Report]], ending: Ending | None = None) -> None:
-        event = {"node": index, "reports": reports, "ending": ending and asdict(ending)}
-        worker.log_event(job.topic, event)
+    def publish(reports: list[tuple[int, Report]], outcome: Outcome | None = None) -> None:
+        event = {"node": index, "reports": reports, "outcome": outcome and asdict(outcome)}
+        worker.log_event(spec.topic, event)
 
     try:
         for local_rank in range(node.ranks):
-            ranks.append(start_rank(job, node, local_rank, inbox))
-        ending, stop_at = None, math.inf
-        while ending is None:
-            time.sleep(TICK_S)
-            ending = listen(job, node, ranks, inbox, publish)
-            if stop_at == math.inf and not is_wanted(worker, key):
-                stop_at = time.monotonic() + job.grace_s
+            ranks.append(start_rank(spec, node, local_rank, inbox))
+        outcome, stop_at = None, math.inf
+        while outcome is None:
+            time.sleep(POLL_S)
+            outcome = poll_ranks(spec, node, ranks, inbox, publish)
+            if stop_at == math.inf and not is_task_running(worker, key):
+                stop_at = time.monotonic() + spec.grace_s
                 for rank in ranks:
                     rank.process.terminate()
             if time.monotonic() > stop_at:
-                ending = Ending("interrupted", f"the ranks on {node.name} did not end in {job.grace_s:.0f} s")
+                outcome = Outcome("interrupted", f"the ranks on {node.name} did not end in {spec.grace_s:.0f} s")
     finally:
         for rank in ranks:
             rank.process.kill()
             rank.process.wait()
-    publish([], ending)
+    publish([], outcome)
 
 
-def is_wanted(worker: Worker, key: Any) -> bool:
-    """Return whether the driver still waits for a task: Dask cancels it when the driver asks for that, or dies."""
+def is_task_running(worker: Worker, key: Any) -> bool:
+    """Return whether a task still runs. Dask cancels it when the driver cancels it or dies."""
     task = worker.state.tasks.get(key)
     return (
         task is not None and task.state in ("executing", "long-running") and worker.status.name in ("running", "paused")
     )
 
 
-def listen(
-    job: Job,
+def poll_ranks(
+    spec: LaunchSpec,
     node: Node,
-    ranks: list[Rank],
+    ranks: list[RankProcess],
     inbox: Inbox,
     publish: Callable[[list[tuple[int, Report]]], None],
-) -> Ending | None:
-    """Publish what the ranks have reported; return how they ended together, None while they go on."""
+) -> Outcome | None:
+    """Publish the reports of the ranks. Return the outcome of the node, None while its ranks run."""
     n_ended = sum([rank.has_ended() for rank in ranks])
     reports = [inbox.get() for _ in range(inbox.qsize())]
-    publish([(number, report) for number, report in reports if "watch" in report or "text" in report])
+    publish([(number, report) for number, report in reports if "progress" in report or "text" in report])
     for rank in ranks:
-        rank.silent_s += TICK_S
+        rank.silent_s += POLL_S
     for number, report in reports:
         rank = ranks[number - node.first_rank]
         rank.silent_s = 0.0
-        rank.heard |= report
-    endings = [ending for rank in ranks if (ending := rank.ending(job, node))]
-    return verdict(endings) if n_ended == len(ranks) or any(e.is_failure for e in endings) else None
+        rank.reported |= report
+    outcomes = [outcome for rank in ranks if (outcome := rank.outcome(spec, node))]
+    return combined_outcome(outcomes) if n_ended == len(ranks) or any(o.is_failure for o in outcomes) else None
 
 
-def start_rank(job: Job, node: Node, local_rank: int, inbox: Inbox) -> Rank:
-    """Start a rank; threads put what it reports and prints into the inbox."""
+def start_rank(spec: LaunchSpec, node: Node, local_rank: int, inbox: Inbox) -> RankProcess:
+    """Start a rank, and threads that put its reports and its printed lines into the inbox; return its process."""
     number = node.first_rank + local_rank
     pipe, report_fd = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, *job.command, str(report_fd), job.train_toml],
-        env=rank_environment(job, node, local_rank, os.environ),
-        cwd=job.folder,
+        [sys.executable, *spec.command, str(report_fd), spec.train_toml],
+        env=rank_environment(spec, node, local_rank, os.environ),
+        cwd=spec.folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=(report_fd,),
-        start_new_session=True,  # a Ctrl-C in the terminal of a local cluster is for the driver alone
+        start_new_session=True,  # a Ctrl-C in the terminal of a local cluster goes to the driver alone
     )
     os.close(report_fd)
     streams = ((read_reports, os.fdopen(pipe, "rb")), (read_text, process.stdout))
     readers = tuple(threading.Thread(target=f, args=(stream, number, inbox), daemon=True) for f, stream in streams)
     for reader in readers:
         reader.start()
-    return Rank(number, process, readers)
+    return RankProcess(number, process, readers)
 
 
 def read_reports(stream: IO[bytes], rank: int, inbox: Inbox) -> None:
     """Put the reports of a rank into the inbox."""
     with stream:
         for line in stream:
-            if line.endswith(b"\n"):  # else the rank was killed while it wrote
+            if line.endswith(b"\n"):  # otherwise the rank was killed while it wrote the line
                 inbox.put((rank, json.loads(line)))
 
 
 def read_text(stream: IO[bytes], rank: int, inbox: Inbox) -> None:
-    """Put the lines that a rank prints into the inbox; drop them, and say how many, while too many wait there."""
-    dropped = 0
+    """Put the lines that a rank prints into the inbox. While the inbox is full, count the lines instead."""
+    n_dropped = 0
     with stream:
-        while line := stream.readline(LINE_BYTES):
-            if inbox.qsize() >= LINES_A_TICK:
-                dropped += 1
+        while line := stream.readline(MAX_LINE_BYTES):
+            if inbox.qsize() >= MAX_LINES:
+                n_dropped += 1
                 continue
-            if dropped:
-                inbox.put((rank, {"text": f"... {dropped} lines left out"}))
+            if n_dropped:
+                inbox.put((rank, {"text": f"... {n_dropped} lines left out"}))
             inbox.put((rank, {"text": line.decode(errors="replace").rstrip()}))
-            dropped = 0
+            n_dropped = 0
 
 
-def rank_environment(job: Job, node: Node, local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
+def rank_environment(spec: LaunchSpec, node: Node, local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a rank: that of the worker, with rank, devices, threads, network and rendezvous set.
 
-    It lacks MASTER_ADDR, for which torch would listen on every interface, and Dask's settings, which may hold the key
-    of the cluster.
+    It lacks MASTER_ADDR, with which torch would listen on every interface, and the settings of Dask, which may hold
+    the key of the cluster.
     """
-    kept = {k: v for k, v in inherited.items() if not k.startswith(("MASTER_", "DASK_", RENDEZVOUS))}
+    base = {k: v for k, v in inherited.items() if not k.startswith(("MASTER_", "DASK_", RENDEZVOUS))}
     numbers = {
         "RANK": node.first_rank + local_rank,
-        "WORLD_SIZE": sum(each.ranks for each in job.nodes),
+        "WORLD_SIZE": sum(each.ranks for each in spec.nodes),
         "LOCAL_RANK": local_rank,
         "LOCAL_WORLD_SIZE": node.ranks,
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), node.threads),
         "PYTHONUNBUFFERED": 1,
     }
-    meeting = {RENDEZVOUS: job.rendezvous} | ({RENDEZVOUS_HOST: job.rendezvous_host} if job.rendezvous_host else {})
+    host = {RENDEZVOUS_HOST: spec.rendezvous_host} if spec.rendezvous_host else {}
+    rendezvous = {RENDEZVOUS: spec.rendezvous} | host
     devices = {} if node.devices is None else {"CUDA_VISIBLE_DEVICES": ",".join(node.devices)}
     network = {"GLOO_SOCKET_IFNAME": node.interface, "NCCL_SOCKET_IFNAME": f"={node.interface}"}
     numbers_as_text = {name: str(number) for name, number in numbers.items()}
-    return {**kept, **numbers_as_text, **meeting, **devices, **network, "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**base, **numbers_as_text, **rendezvous, **devices, **network, "OMP_WAIT_POLICY": "PASSIVE"}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,36 @@ from skyclass.errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from skyclass.model.bundle import load_bundle
 from skyclass.training.data.dataset import save_dataset
 from skyclass.training.fit import launch as launch_module
-from skyclass.training.fit.launch import (
+from skyclass.training.fit.launch import launch, private_folder, raise_unless_done
+from skyclass.training.fit.machines import (
     Machine,
     all_devices,
-    by_machine,
-    choose_workers,
     is_locked,
-    launch,
-    lock,
     make_nodes,
-    private_folder,
-    raise_unless_done,
+    select_workers,
+    workers_by_host,
 )
-from skyclass.training.fit.node import RENDEZVOUS, RENDEZVOUS_HOST, Ending, Inbox, Job, rank_environment, read_text
-from skyclass.training.fit.node import verdict as verdict_of
+from skyclass.training.fit.node import (
+    RENDEZVOUS,
+    RENDEZVOUS_HOST,
+    Inbox,
+    LaunchSpec,
+    Outcome,
+    combined_outcome,
+    rank_environment,
+    read_text,
+)
+from skyclass.training.locks import file_lock
 from tests.support.datasets import blobs, written
 
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from skyclass.training.fit.rank import crash_reporter, end, report_life, reporter
+from skyclass.training.fit.rank import crash_hook, exit_now, reporter, start_heartbeat
 
 report = reporter(int(sys.argv[1]))
-report_life(report)
-sys.excepthook = crash_reporter(report)
+start_heartbeat(report)
+sys.excepthook = crash_hook(report)
 file = Path(sys.argv[2]).with_name("plan.json")
 plan = json.loads(file.read_text())
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -70,7 +76,7 @@ def take_steps():
             os.kill(os.getpid(), plan["signal"])
         if plan["fails"] == rank:
             report({"error": "class star is empty"})
-            end(plan["code"])
+            exit_now(plan["code"])
         time.sleep(plan["pause_s"])
 if plan["sum"]:
     import torch, torch.distributed as dist
@@ -81,10 +87,10 @@ if plan["sum"]:
             take_steps()
     except PeerLost as error:
         report({"error": str(error), "lost_peer": True})
-        end(error.exit_code)
+        exit_now(error.exit_code)
 else:
     take_steps()
-end(0)
+exit_now(0)
 """
 PLAN = {"sum": False, "steps": 3, "signal": 0, "fails": None, "code": 2, "pause_s": 0.1}
 Lines = list[str]
@@ -116,7 +122,7 @@ def go(client: Client, data: Path, tmp_path: Path) -> Iterator[Go]:
         (tmp_path / "plan.json").write_text(json.dumps(PLAN | plan))
         client.wait_for_workers(2, timeout=60)
         limits: dict[str, Any] = {"silent_s": 10, "grace_s": 10, "command": (str(script),)}
-        launch(toml, client, nodes, echo=lambda line: (lines.append(line), act(line)), **limits)
+        launch(toml, client, nodes, print_line=lambda line: (lines.append(line), act(line)), **limits)
 
     yield start
     assert await_none_left(str(toml), 20) == []
@@ -351,7 +357,7 @@ def test_no_rank_outlives_a_part_of_a_cluster_that_the_driver_has_joined(data: P
 def test_where_locks_are_missing_rank_0_listens_on_the_address_of_the_cluster(
     go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch_module, "lock", lambda file: "none")
+    monkeypatch.setattr(launch_module, "file_lock", lambda path, wait: nullcontext("unsupported"))
     sockets: list[tuple[str, str]] = []
     lines: Lines = []
 
@@ -388,9 +394,10 @@ def test_a_file_system_without_locks_is_found(tmp_path: Path, monkeypatch: pytes
     def flock(file: object, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(launch_module.fcntl, "flock", flock)
-    with open(tmp_path / "lock", "w") as file:
-        assert lock(file) == "none"
+    monkeypatch.setattr("fcntl.flock", flock)
+    with file_lock(tmp_path / "lock", wait=False) as state:
+        assert state == "unsupported"
+    assert not is_locked(tmp_path / "lock")
     with private_folder(tmp_path / "ranks") as usable:
         assert not usable
 
@@ -431,18 +438,18 @@ def test_one_worker_a_machine_and_several_only_on_a_single_one() -> None:
     gpu = {"resources": {"GPU": 1}}
     cpu = {"resources": {}}
     workers = {"tcp://10.0.0.6:1": gpu, "tcp://10.0.0.6:2": cpu, "tcp://10.0.0.5:9": gpu}
-    hosts = by_machine(workers)
-    assert choose_workers(hosts, None) == ["tcp://10.0.0.5:9", "tcp://10.0.0.6:2"]
-    assert choose_workers(hosts, 1) == ["tcp://10.0.0.5:9"]
+    hosts = workers_by_host(workers)
+    assert select_workers(hosts, None) == ["tcp://10.0.0.5:9", "tcp://10.0.0.6:2"]
+    assert select_workers(hosts, 1) == ["tcp://10.0.0.5:9"]
     with pytest.raises(ConfigError, match="nodes = 3: the cluster is 2 machines"):
-        choose_workers(hosts, 3)
+        select_workers(hosts, 3)
     alone = {"10.0.0.6": hosts["10.0.0.6"]}
-    assert choose_workers(alone, None) == ["tcp://10.0.0.6:2"]
-    assert choose_workers(alone, 2) == ["tcp://10.0.0.6:2", "tcp://10.0.0.6:1"]
+    assert select_workers(alone, None) == ["tcp://10.0.0.6:2"]
+    assert select_workers(alone, 2) == ["tcp://10.0.0.6:2", "tcp://10.0.0.6:1"]
     with pytest.raises(ConfigError, match="one machine with 2 worker"):
-        choose_workers(alone, 3)
+        select_workers(alone, 3)
     with pytest.raises(ConfigError, match="no workers"):
-        choose_workers({}, None)
+        select_workers({}, None)
 
 
 @pytest.mark.parametrize(
@@ -490,7 +497,7 @@ def test_a_machine_that_cannot_take_part_is_named() -> None:
 def test_ranks_use_the_interface_of_the_cluster_and_their_own_devices() -> None:
     machines = {"tls://10.0.0.5:1": Machine("0,1", 2, 8, "ib0"), "tls://10.0.0.6:1": Machine("0,1", 2, 8, "eth1")}
     nodes = make_nodes(list(machines), machines, None, False)
-    job = Job(("-m", "rank"), "/a.toml", "/", nodes, None, 60, 30, "/shared/ranks-1")
+    spec = LaunchSpec(("-m", "rank"), "/a.toml", "/", nodes, None, 60, 30, "/shared/ranks-1")
     worker = {
         "PATH": "/bin",
         "MASTER_ADDR": "0.0.0.0",
@@ -503,7 +510,7 @@ def test_ranks_use_the_interface_of_the_cluster_and_their_own_devices() -> None:
         "OMP_NUM_THREADS": "1",
         RENDEZVOUS_HOST: "x",
     }
-    assert rank_environment(job, nodes[1], 1, worker) == {
+    assert rank_environment(spec, nodes[1], 1, worker) == {
         "PATH": "/bin",
         "RANK": "3",
         "WORLD_SIZE": "4",
@@ -520,26 +527,26 @@ def test_ranks_use_the_interface_of_the_cluster_and_their_own_devices() -> None:
         RENDEZVOUS: "/shared/ranks-1",
     }
     lone = replace(nodes[0], devices=None)
-    environment = rank_environment(replace(job, nodes=(lone,), rendezvous_host="10.0.0.5"), lone, 0, worker)
+    environment = rank_environment(replace(spec, nodes=(lone,), rendezvous_host="10.0.0.5"), lone, 0, worker)
     assert environment["CUDA_VISIBLE_DEVICES"] == "1,0" and environment[RENDEZVOUS_HOST] == "10.0.0.5"
 
 
-# --- endings --------------------------------------------------------------------------------------------------------
+# --- outcomes --------------------------------------------------------------------------------------------------------
 
 
 def test_causes_are_named_and_what_followed_from_them_is_not() -> None:
-    done, peer = Ending("done"), Ending("failed", "rank 0 on a: another rank is gone", lost_peer=True)
-    cause, stopped = Ending("failed", "rank 1 on b: no star"), Ending("interrupted", "rank 2 on c: stopped")
-    refused = Ending("refused", "rank 3 on d: no such file")
-    assert verdict_of([done, done]) == done
-    assert verdict_of([done, stopped]) == stopped
-    assert verdict_of([peer, stopped, cause]) == cause
-    assert verdict_of([peer, stopped, done]) == peer
-    assert verdict_of([cause, refused]) == Ending("refused", "rank 1 on b: no star; rank 3 on d: no such file")
+    done, peer = Outcome("done"), Outcome("failed", "rank 0 on a: another rank is gone", lost_peer=True)
+    cause, stopped = Outcome("failed", "rank 1 on b: no star"), Outcome("interrupted", "rank 2 on c: stopped")
+    refused = Outcome("refused", "rank 3 on d: no such file")
+    assert combined_outcome([done, done]) == done
+    assert combined_outcome([done, stopped]) == stopped
+    assert combined_outcome([peer, stopped, cause]) == cause
+    assert combined_outcome([peer, stopped, done]) == peer
+    assert combined_outcome([cause, refused]) == Outcome("refused", "rank 1 on b: no star; rank 3 on d: no such file")
     raise_unless_done(done)
-    for ending, kind in ((cause, SkyclassError), (refused, ConfigError), (stopped, Interrupted)):
-        with pytest.raises(kind, match=ending.reason) as caught:
-            raise_unless_done(ending)
+    for outcome, kind in ((cause, SkyclassError), (refused, ConfigError), (stopped, Interrupted)):
+        with pytest.raises(kind, match=outcome.reason) as caught:
+            raise_unless_done(outcome)
         assert type(caught.value) is kind
 
 

@@ -27,19 +27,19 @@ from skyclass.model.classifier import Preprocess, load_classifier
 from skyclass.networks import build
 from skyclass.training.data.dataset import Dataset, save_dataset
 from skyclass.training.evaluation.evaluate import evaluate
-from skyclass.training.fit.augment import Draw, augment, draw
+from skyclass.training.fit.augment import Augmentation, augment, draw_augmentation
 from skyclass.training.fit.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from skyclass.training.fit.ddp import Group, place
+from skyclass.training.fit.ddp import Group, rank_numbers
+from skyclass.training.fit.initial import composite_settings
 from skyclass.training.fit.job import (
     Position,
     bundle_fields,
     class_weights,
-    composite_settings,
     input_statistics,
     prepare,
 )
 from skyclass.training.fit.recipe import TrainConfig, rate_factor, train_config
-from skyclass.training.fit.train import batches, close_epoch, logits_of, train, unknown, validate
+from skyclass.training.fit.train import batches, close_epoch, logits_of, missing_photometry, train, validate
 from tests.support.datasets import SMALL, ZERO_POINTS, blobs, written
 
 
@@ -129,7 +129,7 @@ def test_frozen_parts_keep_their_weights_and_statistics(tmp_path: Path) -> None:
     colour = replace(first, out=str(tmp_path / "colour"), network="colour", features=("w1-w2", "w3_limit"))
     train(colour, dataset=data)
     other = replace(colour, out="-", start_from=str(tmp_path / "colour"), features=("w1", "w2_snr"))
-    with pytest.raises(ConfigError, match="looks at w1-w2, w3_limit, this run at w1, w2_snr"):
+    with pytest.raises(ConfigError, match="uses the features w1-w2, w3_limit, this run w1, w2_snr"):
         job_of(other, data)
 
 
@@ -165,7 +165,7 @@ def test_fusion_begins_as_the_image_network_it_starts_from(tmp_path: Path) -> No
         fused, alone = logits_of(job, job.network, [images, photometry]), logits_of(plain, plain.network, [images])
     assert torch.allclose(fused, alone, atol=1e-5)
     shown = np.concatenate([inputs[1].numpy() for _, inputs, _ in batches(job, 1, 0)])
-    hidden = (shown == unknown(job.photometry_settings).numpy()).all(1)
+    hidden = (shown == missing_photometry(job.photometry_settings).numpy()).all(1)
     assert 0.2 < hidden.mean() < 0.8
     with pytest.raises(ConfigError, match="other images"):
         job_of(replace(run, composite={"stretch": "linear"}), data)
@@ -206,19 +206,22 @@ def test_what_augmentation_does_to_an_image() -> None:
     preprocess = Preprocess(settings)
     plain = preprocess(images)
     still = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (8, 1, 1))
-    same = augment(preprocess, images, Draw(still, None))
+    same = augment(preprocess, images, Augmentation(still, None))
     assert (same - plain).abs().max() < 1e-5, "nothing drawn: the very interpolation of inference, rim included"
 
     run = TrainConfig(out="-", dataset="-", flips=True)
     turned = {
-        augment(preprocess, images[:1], draw(run, np.random.default_rng(k), (1, 2, 9, 9))).numpy().round(3).tobytes()
+        augment(preprocess, images[:1], draw_augmentation(run, np.random.default_rng(k), (1, 2, 9, 9)))
+        .numpy()
+        .round(3)
+        .tobytes()
         for k in range(60)
     }
     assert len(turned) == 8
     shifted = still + np.float32([[0, 0, 2 / 9], [0, 0, 0]])  # one native pixel to the left
-    moved = augment(preprocess, images, Draw(shifted, None))
+    moved = augment(preprocess, images, Augmentation(shifted, None))
     assert (moved[..., 3:-6] - plain[..., 6:-3])[..., 3:-3, :].abs().max() < 1e-5
-    noisy = draw(replace(run, flips=False, noise=0.5), rng, (8, 2, 9, 9))
+    noisy = draw_augmentation(replace(run, flips=False, noise=0.5), rng, (8, 2, 9, 9))
     assert noisy.noise is not None and np.std(noisy.noise) == pytest.approx(0.5, rel=0.1)
     holes = images.clone()
     holes[:, :, 4, 4] = torch.nan
@@ -234,13 +237,13 @@ def test_ranks_share_a_batch_without_gap_or_overlap(n: int, world: int) -> None:
 
 def test_who_a_rank_is_by_torchrun_and_by_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
-    assert place({}) == (0, 1, 0)
-    assert place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == (3, 4, 1)
+    assert rank_numbers({}) == (0, 1, 0)
+    assert rank_numbers({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == (3, 4, 1)
     with pytest.raises(ConfigError, match="LOCAL_RANK is not set"):
-        place({"RANK": "3", "WORLD_SIZE": "4"})
+        rank_numbers({"RANK": "3", "WORLD_SIZE": "4"})
     slurm = {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node7"}
-    assert place(slurm | {"SLURM_NTASKS": "4"}) == (0, 1, 0), "a batch script is not a step"
-    assert place(slurm | {"SLURM_STEP_NUM_TASKS": "4"}) == (2, 4, 0)
+    assert rank_numbers(slurm | {"SLURM_NTASKS": "4"}) == (0, 1, 0), "a batch script is not a step"
+    assert rank_numbers(slurm | {"SLURM_STEP_NUM_TASKS": "4"}) == (2, 4, 0)
     assert os.environ["MASTER_ADDR"] == "node7"
 
 
@@ -295,7 +298,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: 
         assert latest_checkpoint(tmp_path) == 2 and load_checkpoint(tmp_path, 2)["number"] == 2
         with pytest.raises(StoreError, match="3.ckpt cannot be read"):
             load_checkpoint(tmp_path, 3)
-    assert "torn" in caplog.text
+    assert "damaged" in caplog.text
     newest.write_bytes(whole)
     assert latest_checkpoint(tmp_path) == 3 and load_checkpoint(tmp_path, 3)["weights"][0] == 3
 

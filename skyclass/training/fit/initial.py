@@ -1,0 +1,69 @@
+"""The network and the optimiser before the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...errors import ConfigError
+from ...images.composite import CompositeSettings
+from ...model.bundle import load_bundle, load_weights
+from ...networks import build
+from ...networks.fusion import FusionNet
+from .recipe import TrainConfig, changed_composite
+
+
+def composite_settings(run: TrainConfig) -> CompositeSettings:
+    """Return the composite settings of a training: those of Atlas images with the changes of the run."""
+    return changed_composite(run.bands, run.composite)
+
+
+def initial_network(run: TrainConfig) -> nn.Module:
+    """Return the network before the first step, with random weights or those of `start_from`."""
+    try:
+        network = build(run.network, **run.network_options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"options = {run.options} do not make a {run.network}: {error}") from error
+    if not run.start_from:
+        return network
+    start = load_bundle(run.start_from)
+    options = run.network_options
+    if isinstance(network, FusionNet) and start.network == "iicnet":
+        options = {k: v for k, v in options.items() if k not in ("features", "colour_hidden")}
+    elif start.network != run.network:
+        raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
+    images = (run.bands, composite_settings(run), run.input_px)
+    if (start_images := (start.bands, start.composite, start.preprocessing.input_px)) != images:
+        raise ConfigError(
+            f"start_from = {run.start_from!r} was trained on other images: {start_images}, this run on {images}"
+        )
+    start_features = start.photometry.features if start.photometry else ()
+    if start_features and start_features != run.features:
+        raise ConfigError(
+            f"start_from = {run.start_from!r} uses the features {', '.join(start_features)}, "
+            f"this run {', '.join(run.features)}"
+        )
+    if start.network_options != options:
+        raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {options}")
+    if isinstance(network, FusionNet) and start.network == "iicnet":
+        network.begin_with(load_weights(start))
+    else:
+        network.load_state_dict(load_weights(start))
+    return network
+
+
+def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
+    """Keep the weights of some parts of a network; `ConfigError` for a part that the network does not have."""
+    parts = dict(network.named_children())
+    if unknown := [name for name in names if name not in parts]:
+        raise ConfigError(f"frozen: the network has no part {', '.join(unknown)}; its parts are {', '.join(parts)}")
+    for name in names:
+        parts[name].requires_grad_(False)
+
+
+def make_optimiser(run: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Return Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) with weight decay."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if run.weight_decay:
+        return torch.optim.AdamW(parameters, run.learning_rate, weight_decay=run.weight_decay, fused=True)
+    return torch.optim.Adam(parameters, run.learning_rate, fused=True)
