@@ -39,10 +39,10 @@ from skyclass.model.compile import Captured, Network, compiled
 from skyclass.run.progress import no_progress
 from skyclass.types import Float16
 
-from .measure import commit, cores, cpu_model
 from .rivals import DENSE, MODEL, Field, eager_network, field_of, macs_an_image
 from .run import WORK, write_record
 from .scenarios import Scenario
+from .timing import commit, cores, cpu_model
 
 COPIES = {"cuda": 10, "cpu": 1}
 """How often each source of the line is classified."""

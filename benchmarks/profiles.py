@@ -35,10 +35,10 @@ from skyclass.run.stages import cut_strip, infer_strip
 from skyclass.types import Strip
 
 from . import scale
-from .measure import commit, cores, cpu_model
 from .rivals import DENSE, MODEL, Field, field_of
 from .run import WORK
 from .scenarios import Scenario
+from .timing import commit, cores, cpu_model
 
 INFERRED = 2_048
 TENTH = 1_824

@@ -46,10 +46,10 @@ from skyclass.run.stages import cut_strip, open_tile
 from skyclass.run.tile_sources import tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
-from .line import hold
-from .measure import commit, cores, cpu_model
+from .null_stages import hold
 from .run import WORK, make_sky, write_record
 from .scenarios import Scenario
+from .timing import commit, cores, cpu_model
 
 BANDS = ("w1", "w2", "w3")
 SIZE_PX = 37

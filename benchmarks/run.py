@@ -39,9 +39,10 @@ from skyclass.run.strips import StripResult
 from skyclass.run.tile_sources import planned_sources, tile_sources
 from skyclass.types import Flag, TilePlan
 
-from . import line as bench_line
-from .line import HeldStrip, hold
-from .measure import (
+from . import null_stages
+from .null_stages import PreparedStrip, hold
+from .scenarios import Scenario, find
+from .timing import (
     Amount,
     Measurement,
     drop_from_page_cache,
@@ -50,7 +51,6 @@ from .measure import (
     reset_peak,
     surroundings,
 )
-from .scenarios import Scenario, find
 
 WORK = Path(__file__).parent / "work"
 """Simulated skies, made once, and run folders, removed when timed. Not in git."""
@@ -64,7 +64,7 @@ class Bench:
     images: Path
     run: RunConfig
     line: RunContext
-    strips: tuple[HeldStrip, ...]
+    strips: tuple[PreparedStrip, ...]
     results: dict[TilePlan, list[StripResult]]
 
     @property
@@ -241,8 +241,8 @@ def line_measurements(bench: Bench) -> Iterator[Measurement]:
     """Give the whole line, and the line with the archive or the network taken out."""
     lines: dict[str, Callable[[RunConfig], RunReport]] = {
         "line": pipeline.classify,
-        "line-null-archive": lambda run: bench_line.classify(run, null_archive=True),
-        "line-null-classifier": lambda run: bench_line.classify(run, null_classifier=True),
+        "line-null-archive": lambda run: null_stages.classify(run, null_archive=True),
+        "line-null-classifier": lambda run: null_stages.classify(run, null_classifier=True),
     }
     for name, classify in lines.items():
         yield measure(name, whole(classify), bench.fresh, bench.scenario, torch.get_num_threads())

@@ -1,8 +1,8 @@
 """`python -m benchmarks.scale`: the full sky on a simulated cluster, with the engine's own driver.
 
-Driver, window, journal, lease, scheduler and workers are the real ones; the stages sleep (`crowd.py`), so what
-is measured is what the engine itself costs: CPU time of driver and scheduler for each strip, their memory, how
-busy the GPUs are kept, and the tail. All workers share this machine with the driver and the scheduler.
+Driver, window, journal, lease, scheduler and workers are the real ones. The stages sleep (`simulated_cluster.py`), so
+the measurement shows the cost of the engine: CPU time of driver and scheduler for each strip, their memory, how busy
+the GPUs are, and the tail. All workers share this machine with the driver and the scheduler.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from skyclass.run.plan import Plan
 from skyclass.run.report import RunState
 from skyclass.types import TilePlan
 
-from . import crowd
-from .crowd import SleepLine
-from .measure import commit, cores, cpu_model
+from . import simulated_cluster
 from .report import records_of
 from .run import write_record
+from .simulated_cluster import SleepContext
+from .timing import commit, cores, cpu_model
 
 SKY_SOURCES = 747_634_026
 GPUS_A_PROCESS = 64
@@ -104,7 +104,7 @@ def n_strips(plan: Plan) -> int:
 
 
 @contextmanager
-def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iterator[tuple[Client, psutil.Process]]:
+def start_cluster(gpus: int, form: str, profile: Path | None = None) -> Iterator[tuple[Client, psutil.Process]]:
     """Give a client of a scheduler with so many simulated GPU workers, and the scheduler.
 
     Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with. The
@@ -128,22 +128,22 @@ def simulated_cluster(gpus: int, form: str, profile: Path | None = None) -> Iter
             n = min(GPUS_A_PROCESS, gpus - first)
             cpu_workers = 0 if form == "fused" else -(-n // GPUS_A_CPU_WORKER)
             n_workers += cpu_workers
-            command = [sys.executable, "-m", "benchmarks.crowd", address, "--gpus", str(n)]
+            command = [sys.executable, "-m", "benchmarks.simulated_cluster", address, "--gpus", str(n)]
             command += ["--threads", str(CORES_A_GPU if form == "fused" else 1)]
             command += ["--cpu-workers", str(cpu_workers)]
             command += ["--cores", str(CORES_A_GPU * min(n, GPUS_A_CPU_WORKER))]
             _start(stack, command, environment, folder)
         client = stack.enter_context(Client(address, timeout="60s", security=security))
         client.wait_for_workers(n_workers, timeout=600)
-        client.run_on_scheduler(stages_known)  # or the first task would be charged for importing torch there
+        client.run_on_scheduler(import_stages)  # otherwise the first task would include the import of torch
         yield client, psutil.Process(scheduler.pid)
 
 
-def stages_known() -> bool:
-    """Return whether the stages can be imported, which imports them."""
-    from . import crowd as here
+def import_stages() -> bool:
+    """Import the stages, and return whether they are there."""
+    from . import simulated_cluster
 
-    return hasattr(here, "cut_strip")
+    return hasattr(simulated_cluster, "cut_strip")
 
 
 def _start(
@@ -197,11 +197,11 @@ def simulate(
 ) -> dict[str, Any]:
     """Return the record of a plan driven by the engine over simulated workers, every row accounted for."""
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
-    line = SleepLine("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
+    line = SleepContext("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
     line.folder.make()
-    stages = {name: getattr(crowd, name) for name in STAGES}
+    stages = {name: getattr(simulated_cluster, name) for name in STAGES}
     try:
-        with simulated_cluster(gpus, form, profile) as (client, scheduler), hold_lease(line.folder) as lease:
+        with start_cluster(gpus, form, profile) as (client, scheduler), hold_lease(line.folder) as lease:
             tally, here = RunState(line, plan, lease), psutil.Process()
             idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)

@@ -31,7 +31,7 @@ from skyclass.training.fit.recipe import train_config
 from skyclass.training.fit.train import train_epoch
 from skyclass.training.progress import no_progress
 
-from .measure import commit, cores, cpu_model
+from .timing import commit, cores, cpu_model
 
 BANDS = ("w1", "w2", "w3")
 

@@ -40,7 +40,7 @@ from skyclass.training.fit.recipe import TrainConfig, train_config
 from skyclass.training.fit.train import train
 from skyclass.types import Float32, Int64
 
-from . import classic, selfsup, small
+from . import classic, selfsup, tabular
 from .spectra import simulate_spectra
 from .spectrum import SpectrumNet
 
@@ -292,7 +292,7 @@ def per_image_stretch(network: str, study: Study, seed: int) -> dict[str, Any]:
 def real_tables(study: Study, seed: int) -> dict[str, Any]:
     """The colour network on real sources."""
     assert study.real is not None
-    return small.real_tables(study.real, seed) | {"simulated": False}
+    return tabular.real_tables(study.real, seed) | {"simulated": False}
 
 
 def four_bands(study: Study, seed: int) -> dict[str, Any]:
@@ -395,10 +395,14 @@ def colours(study: Study, seed: int) -> dict[str, Any]:
     train_rows, val, test = (data.split(name) for name in ("train", "val", "test"))
     scale = scale_of(x[train_rows])
     x = scaled(x, scale)
-    network = small.fit_small(
-        small.seeded(ColourNet, seed), x[train_rows], data.labels[train_rows], val=(x[val], data.labels[val]), seed=seed
+    network = tabular.fit_tabular(
+        tabular.seeded(ColourNet, seed),
+        x[train_rows],
+        data.labels[train_rows],
+        val=(x[val], data.labels[val]),
+        seed=seed,
     )
-    p = softmax(small.logits_small(network, x[test])).astype(np.float32)
+    p = softmax(tabular.logits_of(network, x[test])).astype(np.float32)
     return rated(data.labels[test], p, train_rows=len(train_rows), epochs="60 at most, early stopping")
 
 
@@ -408,11 +412,11 @@ def spectra(study: Study, seed: int) -> dict[str, Any]:
     flux, labels = simulate_spectra(sum(counts), seed)
     train_rows, val, test = np.split(np.random.default_rng(seed).permutation(len(labels)), np.cumsum(counts)[:-1])
     epochs = 12
-    network = small.fit_small(
-        small.seeded(SpectrumNet, seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
+    network = tabular.fit_tabular(
+        tabular.seeded(SpectrumNet, seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
         epochs=epochs, seed=seed, learning_rate=1e-3,
     )  # fmt: skip
-    p = softmax(small.logits_small(network, flux[test])).astype(np.float32)
+    p = softmax(tabular.logits_of(network, flux[test])).astype(np.float32)
     return rated(labels[test], p, train_rows=len(train_rows), epochs=epochs)
 
 

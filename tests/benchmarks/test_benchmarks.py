@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import device, line, measure, profiles, rivals, scale
+from benchmarks import device, null_stages, profiles, rivals, scale, timing
 from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
@@ -49,10 +49,10 @@ def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bu
 def test_the_bench_line_with_nothing_taken_out_gives_the_rows_of_the_pipeline(run, tmp_path: Path) -> None:
     pipeline.classify(run)
     whole, null = (replace(run, out=str(tmp_path / name)) for name in ("whole", "null"))
-    line.classify(whole)
+    null_stages.classify(whole)
     rows = open_catalog(run.out).to_arrow()
     assert open_catalog(whole.out).to_arrow().equals(rows)
-    without = line.classify(null, null_archive=True, null_classifier=True)
+    without = null_stages.classify(null, null_archive=True, null_classifier=True)
     assert without.sources_in == without.classified == len(rows)
 
 
@@ -62,10 +62,10 @@ def test_an_unknown_scenario_names_the_known_ones() -> None:
 
 
 def test_peak_memory_is_that_of_the_stage() -> None:
-    measure.reset_peak()
-    before = measure.peak_here_mb()
+    timing.reset_peak()
+    before = timing.peak_here_mb()
     block = bytearray(300_000_000)  # more than a process keeps of what it has freed
-    assert measure.peak_here_mb() - before > 0.9 * len(block) / 1e6
+    assert timing.peak_here_mb() - before > 0.9 * len(block) / 1e6
 
 
 RIVALS = [

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from benchmarks.paper.classic import METHODS, embed_images, embeddings, fit_forest, fit_svm, network_of, thinned
-from benchmarks.paper.small import (
-    fit_small,
-    logits_small,
+from benchmarks.paper.spectrum import SpectrumNet
+from benchmarks.paper.tabular import (
+    fit_tabular,
+    logits_of,
     read_colours,
     real_tables,
     scale_of,
@@ -21,7 +22,6 @@ from benchmarks.paper.small import (
     seeded,
     split_rows,
 )
-from benchmarks.paper.spectrum import SpectrumNet
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
 from skyclass.model.bundle import Cut, load_bundle
@@ -127,8 +127,8 @@ def test_a_small_network_learns_stops_early_and_follows_its_seed():
 
     def fit(seed):
         network = seeded(ColourNet, seed, features=4)
-        fit_small(network, sets[0], y, val=(sets[1], y_val), epochs=30, batch_size=64, seed=seed)
-        return logits_small(network, sets[1])
+        fit_tabular(network, sets[0], y, val=(sets[1], y_val), epochs=30, batch_size=64, seed=seed)
+        return logits_of(network, sets[1])
 
     first = fit(0)
     assert score(y_val, first) > 0.8
@@ -142,8 +142,8 @@ def test_a_small_network_of_spectra_learns():
     wave = np.arange(128)
     lines = np.exp(-((wave - np.array([30, 64, 100])[labels, None]) ** 2) / 20)
     spectra = scaled((lines + rng.normal(0, 0.1, lines.shape)).astype(np.float32), (tuple([0.0] * 128), (1.0,) * 128))
-    network = fit_small(seeded(SpectrumNet, 0), spectra, labels, epochs=6, batch_size=32)
-    assert score(labels, logits_small(network, spectra)) > 0.9
+    network = fit_tabular(seeded(SpectrumNet, 0), spectra, labels, epochs=6, batch_size=32)
+    assert score(labels, logits_of(network, spectra)) > 0.9
 
 
 def test_scaling_passes_over_what_is_unknown():
@@ -156,7 +156,7 @@ def test_scaling_passes_over_what_is_unknown():
 def test_a_small_network_refuses_what_it_cannot_learn():
     x, y = blobs(50, 8)
     with pytest.raises(ConfigError, match="not finite.*epochs = 0"):
-        fit_small(build("colour", features=4), x, y, epochs=0)
+        fit_tabular(build("colour", features=4), x, y, epochs=0)
 
 
 def test_splits_are_stratified_disjoint_and_whole():

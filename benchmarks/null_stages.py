@@ -46,7 +46,7 @@ class NullArchive:
 
 
 @dataclass(frozen=True)
-class BenchLine(RunContext):
+class BenchContext(RunContext):
     """A line in which the archive or the classifier may be a null stage."""
 
     null_archive: bool = False
@@ -71,7 +71,7 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
     opened, plan, table = plan_run(run, count_here)
     with hold_lease(opened.folder) as lease:
         opened = open_run(run, opened, plan, table)
-        line = BenchLine(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
+        line = BenchContext(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
         tally = RunState(line, plan, lease, NullReporter())
         for tile in plan.tiles:
             classify_tile(line, tile, run.strip_sources, tally)
@@ -79,7 +79,7 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
 
 
 @dataclass(frozen=True)
-class HeldStrip:
+class PreparedStrip:
     """Everything that the stages make of a strip, each stage's input being the output of the one before."""
 
     strip: Strip
@@ -92,7 +92,7 @@ class HeldStrip:
     photometry: Float32 | None
 
 
-def hold(line: RunContext, strip: Strip) -> HeldStrip:
+def hold(line: RunContext, strip: Strip) -> PreparedStrip:
     """Return a strip with its rows, composites and, if the model takes any, photometry in memory."""
     tile = open_tile(line, strip.tile)
     sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
@@ -101,4 +101,4 @@ def hold(line: RunContext, strip: Strip) -> HeldStrip:
     images, flags, _ = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
     wanted = line.bundle.photometry
     photometry = features(sources, wanted.features) if wanted else None
-    return HeldStrip(strip, tile, x, y, rows, images, flags, photometry)
+    return PreparedStrip(strip, tile, x, y, rows, images, flags, photometry)

@@ -1,6 +1,6 @@
 """Small networks, trained in memory: colours, spectra, a linear layer on an embedding. And the real tables.
 
-values (N, F) --scaled--> fit_small(network, ...) --> logits_small(network, ...)
+values (N, F) --scaled--> fit_tabular(network, ...) --> logits_of(network, ...)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CAVEATS = (
 )
 
 
-def fit_small(
+def fit_tabular(
     network: nn.Module,
     inputs: Float32,
     labels: Int64,
@@ -88,7 +88,7 @@ def fit_small(
     return network.eval()
 
 
-def logits_small(network: nn.Module, inputs: Float32) -> Float32:
+def logits_of(network: nn.Module, inputs: Float32) -> Float32:
     """Return logits (N, classes) float32 for inputs (N, ...); the network is left in eval mode."""
     network.eval()
     with torch.inference_mode():
@@ -121,9 +121,9 @@ def real_tables(folder: str | Path, seed: int, *, epochs: int = 60) -> dict[str,
     scale = scale_of(colours[parts["train"]])
     sets = {name: (scaled(colours[index], scale), labels[index]) for name, index in parts.items()}
     network = seeded(ColourNet, seed, features=colours.shape[1])
-    fit_small(network, *sets["train"], val=sets["val"], epochs=epochs, seed=seed)
+    fit_tabular(network, *sets["train"], val=sets["val"], epochs=epochs, seed=seed)
     true, seen = labels[parts["test"]], colours[parts["test"]]
-    given = {"colour_network": logits_small(network, sets["test"][0]).argmax(1), "colour_cuts": _cuts(seen)}
+    given = {"colour_network": logits_of(network, sets["test"][0]).argmax(1), "colour_cuts": _cuts(seen)}
     tables = {method: confusion(true, guess) for method, guess in given.items()}
     return {
         "recall": {method: confusion_scores(table)["recall"] for method, table in tables.items()},
@@ -212,7 +212,7 @@ def _epoch(
 
 
 def _loss(network: nn.Module, inputs: Float32, labels: Int64, weights: Tensor) -> float:
-    logits = torch.from_numpy(logits_small(network, inputs))
+    logits = torch.from_numpy(logits_of(network, inputs))
     return float(F.cross_entropy(logits, torch.from_numpy(labels), weight=weights))
 
 

@@ -34,7 +34,7 @@ IDS = pa.array(["J000000.00+000000.0"])
 
 
 @dataclass(frozen=True)
-class SleepLine(RunContext):
+class SleepContext(RunContext):
     """A line whose stages sleep: `cut_rate` sources/s of one core, `infer_rate` of one GPU, `commit_rate` of a core."""
 
     cut_rate: float = 0.0
@@ -48,13 +48,13 @@ def _slept(stage: str, seconds: float) -> Timing:
     return Timing(stage, time.perf_counter() - began)
 
 
-def cut_strip(line: SleepLine, strip: Strip) -> CutStrip:
+def cut_strip(line: SleepContext, strip: Strip) -> CutStrip:
     """Return a strip without pixels, after the time that cutting it takes."""
     timing = _slept("cut", (strip.stop - strip.start) / line.cut_rate)
     return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, None, (timing,))
 
 
-def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
+def infer_strip(line: SleepContext, composites: CutStrip) -> StripResult:
     """Return a strip without probabilities, after the time that inferring it takes."""
     strip = composites.strip
     timing = _slept("infer", (strip.stop - strip.start) / line.infer_rate)
@@ -63,14 +63,14 @@ def infer_strip(line: SleepLine, composites: CutStrip) -> StripResult:
     return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, None, timings)
 
 
-def classify_strip(line: SleepLine, strip: Strip) -> StripResult:
+def classify_strip(line: SleepContext, strip: Strip) -> StripResult:
     """Return both in one, for a worker that cuts with several threads and has one GPU, which takes turns."""
     composites = cut_strip(line, strip)
     with get_worker().gpu:
         return infer_strip(line, composites)
 
 
-def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
+def commit_strips(line: SleepContext, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
     """Return a commit without a file whose rows are those that the strips bring, after the time that it takes."""
     timing = _slept("commit", tile.n_sources / line.commit_rate)
     rows = sum(r.strip.stop - r.strip.start for r in results)
@@ -79,7 +79,7 @@ def commit_strips(line: SleepLine, tile: TilePlan, results: list[StripResult]) -
     return commit, (*timings, timing)
 
 
-def classify_whole(line: SleepLine, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
+def classify_whole(line: SleepContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile whose strips were done one after the other."""
     return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
 
