@@ -1,4 +1,4 @@
-"""The simulated sky: an archive of real layout and known truth, for tests, benchmarks and `skyclass demo`."""
+"""The simulated sky: an archive in the layout of the real one, with known classes, for tests and demonstrations."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ REFERENCE = {"w1": (0.0351, 50.3), "w2": (0.0399, 50.4), "w3": (0.2896, 25.9), "
 """Sigma per pixel (DN) at a coverage: median uncertainty of tile 0098p408_ac51."""
 REFERENCE_SKY_DN = {"w3": 406.27, "w4": 121.71}
 FLUX_SIGMA = {"w1": (68.0, 4.0, 0.36), "w2": (78.0, 3.1, 0.32), "w3": (150.0, 18.0, 2.5)}
-"""Flux error of the matched filter: pixels' worth of `sigma`; what unresolved sources add (DN); what known
-ones leave behind (DN for a thousand per square degree). Measured on simulated tiles, used to plan alone."""
+"""Flux error of the matched filter: noise in units of `sigma` per pixel, confusion by unresolved sources (DN), and
+residuals of fitted sources (DN for a thousand per square degree). Measured on simulated tiles; used only to plan."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class BandSky:
 
 
 def band_sky(seed: int, tile: Tile, band: str) -> BandSky:
-    """Return the conditions of a tile in a band, drawn from the seed and the tile's name alone."""
+    """Return the conditions of a tile in a band. They depend only on the seed and the name of the tile."""
     name = int(tile.coadd_id[:4]) * 10_000 + int(tile.coadd_id[5:8]) * 10 + (tile.coadd_id[4] == "p")
     key = (seed, 300, name, BANDS.index(band))
     shared = np.random.default_rng([seed, 301, name]).random(2)
     rng = np.random.default_rng(key)
     low, high = SKY_DN[band]
-    # Zodiacal light sets the sky of all bands together; the scanning sets their coverage together.
+    # Zodiacal light sets the sky level of all bands, and the scan pattern their coverage, so both are correlated.
     sky = low + (high - low) * float(0.8 * shared[0] + 0.2 * rng.random())
     coverage = COVERAGE[band][0] + (COVERAGE[band][1] - COVERAGE[band][0]) * float(shared[1])
     sigma, at_coverage = REFERENCE[band]
@@ -56,7 +56,7 @@ def band_sky(seed: int, tile: Tile, band: str) -> BandSky:
 def coverage_axes(sky: BandSky, shape: tuple[int, int], y: Float64, x: Float64) -> tuple[Float64, Float64]:
     """Return (rows, columns): coverage at 0-based pixels is `sky.coverage * (1 + rows + columns)`, in frames.
 
-    Slow waves of twelve per cent, on the scales of a full tile.
+    The variation is slow waves of twelve per cent on the scale of a full tile.
     """
     rng = np.random.default_rng([*sky.seed, 1])
     p = rng.uniform(0, 2 * np.pi, 4)
@@ -67,7 +67,7 @@ def coverage_axes(sky: BandSky, shape: tuple[int, int], y: Float64, x: Float64) 
 
 
 def expected_flux_sigma(seed: int, tile: Tile, band: str, crowd_per_deg2: float) -> float:
-    """Return about the flux error (DN) of a faint source, before the tile is rendered."""
+    """Return an estimate of the flux error (DN) of a faint source, without rendering the tile."""
     pixels, confusion, crowding = FLUX_SIGMA[band]
     noise = pixels * band_sky(seed, tile, band).sigma
     return float(np.sqrt(noise**2 + confusion**2 + (crowding * crowd_per_deg2 / 1000) ** 2))

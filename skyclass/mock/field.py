@@ -1,8 +1,8 @@
-"""Where the simulated sources stand: drawn cell by cell of HEALPix, so neighbouring tiles see the same sky.
+"""The positions of the simulated sources, drawn by HEALPix cell, so that neighbouring tiles have the same sources.
 
-Each cell has its own random stream, fixed by the seed and the cell's number: neither the order of tiles nor
-threads change a source. Three layers share the sky: candidates for the catalogue, faint sources below its
-limit (the confusion), and very bright stars that saturate.
+Each cell has its own random stream, which depends on the seed and the number of the cell, so neither the order of tiles
+nor threads change a source. The sky has three layers: candidates for the catalogue, faint sources below its limit
+(confusion), and very bright stars that saturate.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ CLUSTERED_SHARE = 0.15
 CLUSTER_SIGMA_DEG = 60 / 3600
 SELECTION_SNR = 5.0
 MERGE_PX = 6.0 / PIXEL_SCALE_ARCSEC
-"""Of two candidates closer than 6 arcsec, well inside one beam, the extractor lists the brighter alone."""
+"""Of two candidates closer than 6 arcsec, well inside one beam, the extractor lists only the brighter one."""
 BORDER_PX = 50.0 / PIXEL_SCALE_ARCSEC
 """A catalogue source lies more than 50 arcsec from its tile's border (AllWISE Explanatory Supplement V.4)."""
 
 
 @dataclass(frozen=True)
 class Sources(Draw):
-    """N sources on the sky: `Draw` and their place in degrees.
+    """N sources on the sky: `Draw` and their positions in degrees.
 
-    `layer` (N,) is 0 for a candidate, 1 faint, 2 saturated; `rank` (N,) is uniform, for thinning; `jitter`
-    (N, 2) holds normal deviates of the catalogue's position error.
+    `layer` (N,) is 0 for a candidate, 1 for a faint and 2 for a saturated source. `rank` (N,) is uniform, for thinning.
+    `jitter` (N, 2) has normal deviates for the position errors of the catalogue.
     """
 
     ra: Float64
@@ -56,13 +56,13 @@ class Sources(Draw):
         return len(self.ra)
 
     def take(self, rows: Int64 | Bool) -> Sources:
-        """Return the chosen rows."""
+        """Return some of the rows."""
         return Sources(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 @dataclass(frozen=True)
 class SkyModel:
-    """What fixes the sky: seed, mix, candidates drawn per square degree, and the share of them kept."""
+    """The parameters of a sky: seed, mix, candidates drawn per square degree, and the share of them that is kept."""
 
     seed: int
     mix: Mix
@@ -71,24 +71,24 @@ class SkyModel:
 
 
 def concatenate(parts: Sequence[Sources]) -> Sources:
-    """Return several lots of sources as one."""
+    """Return several sets of sources as one."""
     return Sources(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Sources)})
 
 
 def relative_density(seed: int, ra: Float64, dec: Float64) -> Float64:
-    """Return the smooth density of sources, about 1 on average: waves of half a degree to eight degrees."""
+    """Return the smooth density of sources, with a mean of about 1: waves of half a degree to eight degrees."""
     rng = np.random.default_rng([seed, 101])
     lon, lat = np.radians(ra), np.radians(dec)
-    place = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+    unit_vector = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
     direction = rng.standard_normal((8, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wavelength_rad = np.radians(np.geomspace(0.5, 8.0, 8))
-    phase = place @ (2 * np.pi * direction / wavelength_rad[:, None]).T + rng.uniform(0, 2 * np.pi, 8)
+    phase = unit_vector @ (2 * np.pi * direction / wavelength_rad[:, None]).T + rng.uniform(0, 2 * np.pi, 8)
     return cast(Float64, np.clip(np.exp(0.16 * np.cos(phase).sum(-1)), 0.5, 2.0))
 
 
 def _scatter(rng: np.random.Generator, cell: int, n: int) -> tuple[Float64, Float64]:
-    """Return n positions in a cell: most uniform (HEALPix is equal-area), some around cluster centres."""
+    """Return n positions in a cell: most are uniform (HEALPix cells have equal areas), some are clustered."""
     dx, dy = rng.random((2, n))
     lon, lat = healpix_to_lonlat(np.full(n, cell), 2**CELL_ORDER, dx, dy, order="nested")
     ra, dec = np.degrees(np.asarray(lon.value)), np.degrees(np.asarray(lat.value))
@@ -111,48 +111,48 @@ def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
         (*SATURATED_W1, counts_per_deg2(*SATURATED_W1)),
     )[layer]
     ra0, dec0 = pixel_centres(CELL_ORDER, [cell])
-    # Rounding at random, not Poisson: the mock must hold about as many sources as were asked for.
+    # Random rounding instead of a Poisson number: the mock must have about as many sources as requested.
     n = int(per_deg2 * CELL_DEG2 * float(relative_density(sky.seed, ra0, dec0)[0]) + rng.random())
     kind = (sky.mix, "natural", "stars")[layer]
     slope = BALANCED_SLOPE if kind == "balanced" else COUNT_SLOPE
-    made = draw(rng, n, kind, bright, faint, slope)  # type: ignore[arg-type]
+    sources = draw(rng, n, kind, bright, faint, slope)  # type: ignore[arg-type]
     ra, dec = _scatter(rng, cell, n)
-    drawn = {f.name: getattr(made, f.name) for f in fields(Draw)}
+    drawn = {f.name: getattr(sources, f.name) for f in fields(Draw)}
     rank, jitter = rng.random(n), rng.standard_normal((n, 2))
     return Sources(**drawn, ra=ra, dec=dec, layer=np.full(n, layer), rank=rank, jitter=jitter)
 
 
 def cells_near(tile: Tile, margin_deg: float) -> Int64:
-    """Return the cells whose sources may touch a tile, a superset."""
+    """Return all cells whose sources may touch a tile, and perhaps some more."""
     reach = 0.5 * np.hypot(*tile.shape) * abs(tile.cdelt_deg[1]) + margin_deg
     return Cone(*tile.crval_deg, float(reach)).cover(CELL_ORDER)
 
 
 def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2)) -> Sources:
-    """Return the layers' sources within a tile or `margin_px` outside it, in the order of their cells."""
+    """Return the sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
     margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
-    lots = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
-    found = concatenate(lots)
-    kept = (found.layer != 0) | (found.rank < sky.kept_share)
-    x, y = tile_pixels(tile, found.ra, found.dec)
-    return found.take(kept & (edge_distance_px(tile, x, y) > -margin_px))
+    parts = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
+    sources = concatenate(parts)
+    kept = (sources.layer != 0) | (sources.rank < sky.kept_share)
+    x, y = tile_pixels(tile, sources.ra, sources.dec)
+    return sources.take(kept & (edge_distance_px(tile, x, y) > -margin_px))
 
 
 def owned(tile: Tile, neighbours: Sequence[Tile], ra: Float64, dec: Float64) -> Bool:
-    """Return where this tile is the one in which a source is farthest from the edge (the first on a tie)."""
-    mine = edge_distance_px(tile, *tile_pixels(tile, ra, dec))
-    best, earlier = np.asarray(mine > -np.inf), True
+    """Return the mask of sources that are farthest from the edge in this tile (in the first tile on a tie)."""
+    distance = edge_distance_px(tile, *tile_pixels(tile, ra, dec))
+    best, earlier = np.asarray(distance > -np.inf), True
     for other in neighbours:
         if other.coadd_id == tile.coadd_id:
             earlier = False
         elif separation_deg(*tile.crval_deg, *other.crval_deg) < 4.0:
-            theirs = edge_distance_px(other, *tile_pixels(other, ra, dec))
-            best &= (mine > theirs) if earlier else (mine >= theirs)
+            other_distance = edge_distance_px(other, *tile_pixels(other, ra, dec))
+            best &= (distance > other_distance) if earlier else (distance >= other_distance)
     return best
 
 
 def listable(x: Float64, y: Float64, w1_mag: Float64) -> Bool:
-    """Return which candidates an extractor would list: no brighter one within 6 arcsec."""
+    """Return the mask of candidates that an extractor would list: those without a brighter one within 6 arcsec."""
     keep = np.ones(len(x), np.bool_)
     if len(x):
         pairs = cKDTree(np.column_stack([x, y])).query_pairs(MERGE_PX, output_type="ndarray")
@@ -176,23 +176,23 @@ def _expected_rows(sky: SkyModel, tiles: Sequence[Tile], rows_per_deg2: float) -
     # The balanced sky is brighter, source by source, and leaves more behind.
     crowd_per_deg2 = rows_per_deg2 * (2 if sky.mix == "balanced" else 1)
     for tile in tiles:
-        found = sources_near(sky, tile, 8.0, (0,))
-        x, y = tile_pixels(tile, found.ra, found.dec)
+        sources = sources_near(sky, tile, 8.0, (0,))
+        x, y = tile_pixels(tile, sources.ra, sources.dec)
         sigma = [expected_flux_sigma(sky.seed, tile, b, crowd_per_deg2) for b in BANDS[:3]]
-        good = selected(sky.mix, (10 ** (0.4 * (zero - found.mags[:, :3])) / sigma).T)
-        good &= listable(x, y, found.mags[:, 0]) & (edge_distance_px(tile, x, y) > BORDER_PX)
-        good &= owned(tile, tiles, found.ra, found.dec)
-        ranks.append(found.rank[good])
+        good = selected(sky.mix, (10 ** (0.4 * (zero - sources.mags[:, :3])) / sigma).T)
+        good &= listable(x, y, sources.mags[:, 0]) & (edge_distance_px(tile, x, y) > BORDER_PX)
+        good &= owned(tile, tiles, sources.ra, sources.dec)
+        ranks.append(sources.rank[good])
     return np.sort(np.concatenate(ranks))
 
 
 def listed_deg2(size_px: int) -> float:
-    """Return the area of a tile, in square degrees, whose sources a catalogue may list."""
+    """Return the area (square degrees) of the part of a tile whose sources a catalogue may list."""
     return float(((size_px - 2 * BORDER_PX) * PIXEL_SCALE_ARCSEC / 3600) ** 2)
 
 
 def plan_sky(seed: int, mix: Mix, tiles: Sequence[Tile], n_rows: int) -> SkyModel:
-    """Return the sky whose tiles will list close to `n_rows` sources, by thinning a denser one."""
+    """Return the sky whose tiles list about `n_rows` sources: a denser sky is drawn and thinned."""
     rows_per_deg2 = n_rows / (len(tiles) * listed_deg2(tiles[0].shape[0]))
     sky = SkyModel(seed, mix, 2.0 * rows_per_deg2)
     for _ in range(6):
@@ -204,6 +204,6 @@ def plan_sky(seed: int, mix: Mix, tiles: Sequence[Tile], n_rows: int) -> SkyMode
         ranks = _expected_rows(sky, tiles, rows_per_deg2)
         if len(ranks) <= n_rows:
             break
-        # Thinning also frees sources from brighter neighbours: a few rounds settle it.
+        # Thinning also removes brighter neighbours, so that more sources are listed: it takes a few rounds.
         sky = SkyModel(seed, mix, sky.drawn_per_deg2, float(ranks[n_rows - 1]) + 1e-12)
     return sky

@@ -1,7 +1,7 @@
-"""The tile grid of AllWISE as derived from its published tiles, and the header of an Atlas image.
+"""The tile grid of AllWISE, derived from its published tiles, and the header of an Atlas image.
 
-The grid gives exactly 18,240 tiles and agrees with the published names but for right ascensions that land on
-a tenth of a degree, for true centres drift from equal steps, by 0.015 degrees at most.
+The grid has exactly 18,240 tiles. Its names agree with the published ones except for right ascensions close to a tenth
+of a degree, because the true centres deviate from equal steps by up to 0.015 degrees.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Value = str | float | int
 
 @dataclass(frozen=True)
 class BandFacts:
-    """What the header says about one band of one simulated tile; sky and sigma in DN."""
+    """The properties of one band of one simulated tile in its header; sky and sigma in DN."""
 
     band: str
     sky: float
@@ -51,7 +51,7 @@ def row_length(k: int) -> int:
 
 def tile_name(ra_deg: float, dec_deg: float) -> str:
     """Return the AllWISE tile name of a tile centre, e.g. `1497p015_ac51`."""
-    # The slack keeps 271.2999999 from losing its tenth to rounding.
+    # The offset makes 271.2999999 count as 271.3.
     ra10, dec10 = int(10 * ra_deg + 1e-6), 10 * abs(dec_deg)
     number = int(dec10 + 1e-6) if dec_deg >= 0 else math.ceil(dec10 - 1e-6)
     return f"{ra10:04d}{'p' if dec_deg >= 0 else 'm'}{number:03d}_ac51"
@@ -90,7 +90,7 @@ def _card(keyword: str, value: Value, comment: str = "") -> str:
 
 
 def _layout_cards(tile: Tile) -> Iterable[str]:
-    """Yield the cards of the array, the boilerplate and the world coordinates."""
+    """Yield the cards of the array, the standard comments and the world coordinates."""
     yield _card("SIMPLE", "=T", "file does conform to FITS standard")
     yield _card("BITPIX", -32, "number of bits per data pixel")
     yield _card("NAXIS", 2, "number of data axes")
@@ -118,13 +118,13 @@ _FIXED = {
     "w3": (413662255, 12.082, "=18.", 0.012, 269),
     "w4": (413662255, 22.194, "=13.", 0.012, 269),
 }
-"""BITMASK, WAVELEN, MAGZP, MAGZPUNC, NUMFRMS of each band, as real headers have them."""
+"""BITMASK, WAVELEN, MAGZP, MAGZPUNC and NUMFRMS of each band, as in real headers."""
 
 
 def _origin_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
     """Yield the cards of origin, dates, band and zero point."""
     bitmask, wavelength, zero_point, zero_point_error, frames = _FIXED[facts.band]
-    # One HISTORY card, not two: the W3 header fills its 72 places to the last.
+    # One HISTORY card, not two, because the W3 header fills all 72 cards.
     yield f"HISTORY AWAIC layout, SIMULATED by skyclass mock, seed {facts.seed}".ljust(80)
     yield _card("BITMASK", bitmask, "Fatal bitstring mask template")
     yield _card("WRELEASE", "release-v6.0", "WSDS s/w release tag")
@@ -165,13 +165,13 @@ def _depth_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
     yield _card("RANDSEED", facts.seed, "random seed")
 
 
-def _place_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
-    """Yield the cards of exposure times (W3), place on the sky, file name and astrometric check."""
+def _position_cards(tile: Tile, facts: BandFacts) -> Iterable[str]:
+    """Yield the cards of exposure times (W3), position on the sky, file name and astrometric check."""
     if facts.band == "w3":
         for keyword, share in (("FRC8P8ET", 1), ("FRC4P4ET", 0), ("FRC2P2ET", 0), ("FRC1P1ET", 0)):
             yield _card(keyword, share, "fraction of NUMFRMS with this exposure time")
-    place = SkyCoord(*tile.crval_deg, unit="deg")
-    ecliptic, galactic = place.barycentricmeanecliptic, place.galactic
+    centre = SkyCoord(*tile.crval_deg, unit="deg")
+    ecliptic, galactic = centre.barycentricmeanecliptic, centre.galactic
     for keyword, angle in (
         ("ELON", ecliptic.lon), ("ELAT", ecliptic.lat), ("GLON", galactic.l), ("GLAT", galactic.b),
     ):  # fmt: skip
@@ -189,6 +189,6 @@ def header_bytes(tile: Tile, facts: BandFacts) -> bytes:
     """Return the two blocks (5,760 bytes) of an Atlas header, card by card in the order of the real one."""
     cards = [
         *_layout_cards(tile), *_origin_cards(tile, facts), *_depth_cards(tile, facts),
-        *_place_cards(tile, facts), "END".ljust(80),
+        *_position_cards(tile, facts), "END".ljust(80),
     ]  # fmt: skip
     return "".join(cards).encode("ascii").ljust(2 * BLOCK_BYTES)

@@ -1,8 +1,8 @@
-"""Photometry as the archive has it: measured on the pixels, so blends, confusion and sky errors are in it.
+"""Photometry measured on the pixels, like that of AllWISE, with blends, confusion and errors of the sky level.
 
-A matched filter at the catalogue's position, on a local sky; sources that the extractor separates are fitted
-together, as the archive does. The filter's noise is measured on the tile itself, at random places, and so
-holds what the unresolved sources add to it.
+It is a matched filter at the position of the catalogue on a local sky. Sources that the extractor separates are fitted
+together. The noise of the filter is measured at random positions of the tile, so that it includes the confusion by
+unresolved sources.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NOISE_POINTS = 4000
 SKY_RADII_PX = (28.0, 40.0)
 SKY_ANGLES = 26
 REACH_PX = 22.0
-"""Sources farther apart than 30 arcsec do not touch each other's fit: the second round takes what is left."""
+"""Sources more than 30 arcsec apart are fitted independently; the second round fits the residuals."""
 MODEL_ERROR = 0.022
-"""Relative flux error that does not average out (the smallest real `w1sigmpro` is 0.021)."""
+"""Relative flux error that does not decrease with the S/N (the smallest real `w1sigmpro` is 0.021)."""
 UPPER_LIMIT_SNR = 2.0
 
 
@@ -58,12 +58,12 @@ def _gather(image: Float32, ix: np.ndarray, iy: np.ndarray) -> Float32:
     """Return pixels at 0-based columns and rows, NaN outside the image."""
     rows, columns = image.shape
     inside = (ix >= 0) & (iy >= 0) & (ix < columns) & (iy < rows)
-    found = image[iy.clip(0, rows - 1), ix.clip(0, columns - 1)]
-    return np.where(inside, found, np.float32(np.nan))
+    pixels = image[iy.clip(0, rows - 1), ix.clip(0, columns - 1)]
+    return np.where(inside, pixels, np.float32(np.nan))
 
 
 def _local_sky(image: Float32, x: Float64, y: Float64) -> Float64:
-    """Return the median of two rings, 38 and 55 arcsec away; the image's median where those are empty."""
+    """Return the median of two rings at 38 and 55 arcsec, or that of the image where the rings are empty."""
     angle = 2 * np.pi * np.arange(SKY_ANGLES) / SKY_ANGLES
     dx = np.concatenate([r * np.cos(angle) for r in SKY_RADII_PX])
     dy = np.concatenate([r * np.sin(angle) for r in SKY_RADII_PX])
@@ -76,7 +76,7 @@ def _local_sky(image: Float32, x: Float64, y: Float64) -> Float64:
 
 
 def _fit(image: Float32, band: str, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-    """Return (flux, sky) in DN of a batch at 0-based pixels, each fitted alone; flux NaN without a pixel."""
+    """Return (flux, sky) in DN of a batch at 0-based pixels, each fitted alone. The flux is NaN without a pixel."""
     data, psf = _stamps(image, band, x, y)
     sky = _local_sky(image, x, y)
     usable = np.isfinite(data)
@@ -98,7 +98,7 @@ def _stamps(image: Float32, band: str, x: Float64, y: Float64) -> tuple[Float32,
 def _chi2(
     residual: Float32, band: str, sigma_px: float, x: Float64, y: Float64, flux: Float64, sky: Float64
 ) -> Float64:
-    """Return the reduced chi-square of each source's fit, from what it left within 6 pixels."""
+    """Return the reduced chi-square of the fit of each source, from the residuals within 6 pixels."""
     data, psf = _stamps(residual, band, x, y)
     offset = np.arange(-HALF_PX, HALF_PX + 1)
     near = np.isfinite(data) & (np.hypot(offset[:, None], offset[None, :]) <= 6)
@@ -108,16 +108,16 @@ def _chi2(
 
 
 def _in_chunks(function: Callable[..., Any], *columns: Float64) -> Any:
-    """Return what a function of columns gives for all rows, in chunks that bound the memory."""
+    """Return the result of a function of columns for all rows, computed in chunks that bound the memory."""
     n = len(columns[0])
-    lots = [function(*(c[i : i + CHUNK] for c in columns)) for i in range(0, max(n, 1), CHUNK)]
-    if isinstance(lots[0], tuple):
-        return tuple(np.concatenate(parts) for parts in zip(*lots, strict=True))
-    return np.concatenate(lots)
+    chunks = [function(*(c[i : i + CHUNK] for c in columns)) for i in range(0, max(n, 1), CHUNK)]
+    if isinstance(chunks[0], tuple):
+        return tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    return np.concatenate(chunks)
 
 
 def lower_scatter(values: Float64 | Float32) -> float:
-    """Return the median less the 16th percentile: a sigma that bright sources do not raise."""
+    """Return the median minus the 16th percentile, a sigma that bright sources do not increase."""
     low, middle = np.nanpercentile(values, [15.865, 50.0])
     return float(middle - low)
 
@@ -134,16 +134,16 @@ def _saturated_share(mag: Float64, band: str) -> Float64:
 
 
 def _shares(band: str, x: Float64, y: Float64) -> csr_array:
-    """Return the sparse (N, N) share of each other's flux that a source's filter picks up, 0 for itself."""
+    """Return the sparse (N, N) share of the flux of other sources in the filter of a source, 0 for itself."""
     tree = cKDTree(np.column_stack([x, y]))
     pairs = tree.sparse_distance_matrix(tree, REACH_PX, output_type="ndarray")
-    # cKDTree gives no order: fix it, so that sums round alike every time.
+    # cKDTree returns no fixed order. Sort the pairs, so that sums always round in the same way.
     pairs = np.sort(pairs[pairs["v"] > 0], order=["i", "j"])
     return csr_array((overlap(ATLAS[band], pairs["v"]), (pairs["i"], pairs["j"])), (len(x), len(x)))
 
 
 def _fit_together(shares: csr_array, alone: Float64) -> Float64:
-    """Return the fluxes of sources fitted together, from what the filter gave each alone; NaN stays NaN."""
+    """Return the fluxes of sources fitted together, from the fluxes of separate fits. NaN stays NaN."""
     usable = np.isfinite(alone)
     weight = usable.astype(np.float64)
     coupled = shares.multiply(weight[:, None]).multiply(weight[None, :]).tocsr()
@@ -153,9 +153,9 @@ def _fit_together(shares: csr_array, alone: Float64) -> Float64:
 
 
 def photometry(image: Float32, sky: BandSky, x: Float64, y: Float64) -> Photometry:
-    """Return the measured photometry of all sources that are fitted, at 0-based pixels of one band.
+    """Return the measured photometry of all fitted sources at 0-based pixels of one band.
 
-    Two rounds: all sources, then what their model leaves on the image, with the sky of that residual.
+    The first round fits all sources. The second fits the residual image, with its sky level.
     """
     band = sky.band
     shares = _shares(band, x, y)
@@ -167,7 +167,7 @@ def photometry(image: Float32, sky: BandSky, x: Float64, y: Float64) -> Photomet
     chi2 = _in_chunks(partial(_chi2, residual, band, sigma_px), x, y, flux, local_sky)
     noise = _blank_scatter(residual, sky)
     rows, columns = coverage_axes(sky, image.shape, y, x)
-    # Two sources that share light share noise: the variance of the closest pair's fit.
+    # The noise of overlapping sources is correlated: this is the variance of a fit of the closest pair.
     closest = np.zeros(len(x))
     np.maximum.at(closest, np.repeat(np.arange(len(x)), np.diff(shares.indptr)), shares.data)
     noise_here = noise / np.sqrt((1 + rows + columns) * (1 - closest**2))
@@ -175,9 +175,9 @@ def photometry(image: Float32, sky: BandSky, x: Float64, y: Float64) -> Photomet
 
 
 def _blank_scatter(residual: Float32, sky: BandSky) -> float:
-    """Return the scatter of the filter's flux (DN) at random places, the fitted sources being gone."""
+    """Return the scatter of the flux of the filter (DN) at random positions of the residual image."""
     rng = np.random.default_rng([*sky.seed, 4])
-    # Away from the border, so that small tiles do not measure their own edge.
+    # Keep away from the border, so that the edge of small tiles does not count.
     margin = min(50, min(residual.shape) // 4)
     x = rng.uniform(margin, residual.shape[1] - margin, NOISE_POINTS)
     y = rng.uniform(margin, residual.shape[0] - margin, NOISE_POINTS)

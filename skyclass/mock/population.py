@@ -1,8 +1,8 @@
-"""What shines on the simulated sky: classes, magnitudes, colours and sizes of galaxies, quasars and stars.
+"""The population of the simulated sky: classes, magnitudes, colours and sizes of galaxies, quasars and stars.
 
-Vega magnitudes throughout. Numbers marked with a table were fitted to it; the others are assumptions, kept
-here and nowhere else. The tables are biased (galaxies seen in W3, quasars chosen by colour, bright stars),
-so what they lack is added: early-type galaxies, quasars lost in their hosts, late and dusty stars.
+All magnitudes are Vega magnitudes. Numbers marked with a table are fitted to it. The others are assumptions, and this
+module has all of them. The tables are biased (galaxies detected in W3, quasars selected by colour, bright stars), so
+the missing kinds are added: early-type galaxies, quasars diluted by their hosts, late and dusty stars.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ COLOURS: dict[str, Mixture2] = {
         (0.327, (0.278, 2.814), (0.0304, 0.1060, 0.6082)),
         (0.163, (0.464, 3.699), (0.0719, -0.0100, 0.1672)),
     ),
-    # Assumed: the table lacks galaxies without dust, which W3 does not see.
+    # Assumed: the table lacks galaxies without dust, which W3 does not detect.
     "early": ((1.0, (0.10, 1.0), (0.0144, 0.0, 0.36)),),
     # Table desi_quasars, the 2,978 with W2 < 14.5, where W3 is well measured (preselected W1-W2 >= 0.65).
     "quasar": (
         (0.643, (1.251, 2.919), (0.0308, 0.0288, 0.0820)),
         (0.357, (0.956, 2.958), (0.0281, 0.0181, 0.1699)),
     ),
-    # Assumed: quasars reddened or diluted by their host, which the colour preselection threw away.
+    # Assumed: quasars reddened or diluted by their host, which the colour preselection excludes.
     "host-diluted quasar": ((1.0, (0.60, 2.8), (0.0484, 0.0, 0.2025)),),
     # Table exoplanet_host_stars, the 353 with 8 < W1, no limits, and W3 errors below 0.1 mag.
     "FGK": (
         (0.901, (-0.042, 0.054), (0.0004, -0.0004, 0.0044)),
         (0.099, (0.041, 0.314), (0.0078, -0.0141, 0.1780)),
     ),
-    # Assumed: what a bright sample of planet hosts does not hold.
+    # Assumed: stars that a bright sample of planet hosts does not include.
     "late M": ((1.0, (0.18, 0.30), (0.0036, 0.0, 0.0225)),),
     "brown dwarf": ((1.0, (0.90, 1.2), (0.36, 0.0, 0.25)),),
     "dusty": ((1.0, (0.60, 1.8), (0.1225, 0.0, 0.49)),),
@@ -55,18 +55,18 @@ W3_W4: dict[str, tuple[float, float]] = {
 """Assumed mean and scatter of W3-W4; `quasar` agrees with table desi_quasars at W1 < 14 (2.37)."""
 
 GALAXY_REDDENING_PER_MAG = 0.06
-"""Assumed: W1-W2 of galaxies grows as they lie farther. Table sdss_galaxies has 0.09, steepened by W3."""
+"""Assumed: W1-W2 of galaxies increases with distance. Table sdss_galaxies has 0.09, because of its W3 limit."""
 COUNT_SLOPE = 0.34
 """dlog10(N)/dmag of the differential counts (pre-launch WSDC simulation, 8 < W1 < 12.5)."""
 COUNT_AT_12_25 = 234.0
 """Sources per square degree and magnitude at W1 = 12.25 (the same source)."""
 BALANCED_SLOPE = 0.28
-"""Flatter than the sky, so that a training set holds enough bright sources."""
+"""Flatter than on the sky, so that a training set has enough bright sources."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """N sources without a place: `mags` (N, 4) total W1..W4, `subtype` (N,) index into `SUBTYPES`.
+    """N sources without positions: `mags` (N, 4) total W1..W4, `subtype` (N,) index into `SUBTYPES`.
 
     `radius_arcsec` (N,) half-light radius (0 for points), `axis_ratio`, `angle_rad` and `sersic_index` (N,).
     """
@@ -82,7 +82,7 @@ class Draw:
 def class_fractions(w1_mag: Float64) -> Float64:
     """Return (N, 3) shares of galaxies, quasars and stars at each W1 on the natural sky (assumed).
 
-    Stars rule the bright end, galaxies overtake at W1 = 16; quasars rise to 2 % (62 per square degree are
+    Stars dominate at the bright end and galaxies beyond W1 = 16. Quasars rise to 2 % (62 per square degree are
     brighter than W2 = 15.05 in Stern et al. 2012, arXiv:1205.0811).
     """
     quasar = np.minimum(0.015 * 10 ** (0.35 * (w1_mag - 16.5)), 0.03)
@@ -99,14 +99,14 @@ def _subtype_fractions(w1_mag: Float64) -> Float64:
     )
 
 
-def _choose(rng: np.random.Generator, shares: Float64) -> Int64:
-    """Return one column index per row of `shares` (N, K), which sum to 1."""
+def _draw_columns(rng: np.random.Generator, shares: Float64) -> Int64:
+    """Return a random column index for each row of `shares` (N, K), which sum to 1."""
     above = np.cumsum(shares, 1) < rng.random(len(shares))[:, None]
     return cast(Int64, above.sum(1).clip(max=shares.shape[1] - 1))
 
 
 def counts_magnitude(rng: np.random.Generator, n: int, bright: float, faint: float, slope: float) -> Float64:
-    """Return N magnitudes between two limits whose logarithmic counts rise with `slope` per magnitude."""
+    """Return N magnitudes between two limits whose logarithmic counts increase by `slope` per magnitude."""
     low, high = 10 ** (slope * bright), 10 ** (slope * faint)
     return np.asarray(np.log10(low + rng.random(n) * (high - low)) / slope)
 
@@ -118,7 +118,7 @@ def counts_per_deg2(bright: float, faint: float) -> float:
 
 
 def _colours(rng: np.random.Generator, subtype: Int64) -> Float64:
-    """Return (N, 2) W1-W2 and W2-W3, drawn from the mixture of each source's subtype."""
+    """Return (N, 2) W1-W2 and W2-W3, drawn from the mixture of the subtype of each source."""
     out = np.empty((len(subtype), 2))
     pick, normal = rng.random(len(subtype)), rng.standard_normal((len(subtype), 2))
     for s, name in enumerate(SUBTYPES):
@@ -138,7 +138,7 @@ def _w3_w4(rng: np.random.Generator, subtype: Int64) -> Float64:
 
 
 def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: Int64) -> Float64:
-    """Return half-light radii in arcsec, 2 at W1 = 14, smaller when fainter (assumed); 0 for points."""
+    """Return half-light radii in arcsec: 2 at W1 = 14, smaller for fainter sources (assumed), 0 for points."""
     log_radius = 0.30 - 0.15 * (w1_mag - 14.0) + 0.2 * rng.standard_normal(len(w1_mag))
     log_radius -= np.where(subtype == SUBTYPES.index("early"), 0.15, 0.0)
     return np.where(CLASS_OF_SUBTYPE[subtype] == 0, 10 ** np.minimum(log_radius, 1.4), 0.0)
@@ -147,14 +147,14 @@ def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: Int64
 def draw(
     rng: np.random.Generator, n: int, mix: Mix | Literal["stars"], bright: float, faint: float, slope: float
 ) -> Draw:
-    """Return N sources between two W1 magnitudes: natural shares, equal thirds, or stars alone."""
+    """Return N sources between two W1 magnitudes: natural shares of the classes, equal shares, or only stars."""
     w1 = counts_magnitude(rng, n, bright, faint, slope)
     if mix == "natural":
         shares = class_fractions(w1)
     else:
         shares = np.tile([1 / 3, 1 / 3, 1 / 3] if mix == "balanced" else [0.0, 0.0, 1.0], (n, 1))
     shares = shares[:, CLASS_OF_SUBTYPE] * _subtype_fractions(w1)
-    subtype = _choose(rng, shares)
+    subtype = _draw_columns(rng, shares)
     colours = _colours(rng, subtype)
     galaxy = CLASS_OF_SUBTYPE[subtype] == CLASSES.index("galaxy")
     colours[:, 0] += np.where(galaxy, np.clip(GALAXY_REDDENING_PER_MAG * (w1 - 14.3), -0.18, 0.20), 0.0)

@@ -1,8 +1,8 @@
 """The point spread functions of the simulated sky: sums of round gaussians, with realistic wings.
 
-Fitted to the radial profiles of the empirical WISE single-exposure models `psf_model_w{1,2,3}.fits` of the
-unwise_psf project ("raw"), and to the same models smoothed until a gaussian fit to the core gives the FWHM
-seen on AllWISE Atlas images, 8.5, 9.4 and 11.0 arcsec ("Atlas"). W4 is a plain pair: 12.0 and 15.5 arcsec.
+"Raw" PSFs are fitted to the radial profiles of the empirical single-exposure models `psf_model_w{1,2,3}.fits` of the
+unwise_psf project. "Atlas" PSFs are fitted to the same models, smoothed until a gaussian fit to the core has the FWHM
+measured on AllWISE Atlas images: 8.5, 9.4 and 11.0 arcsec. W4 is a sum of two gaussians with 12.0 and 15.5 arcsec.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from skyclass.types import PIXEL_SCALE_ARCSEC, Float32, Float64
 
 Mixture = tuple[tuple[float, float], ...]
-"""(weight, sigma in arcsec) of each gaussian; weights are normalised on use."""
+"""(weight, sigma in arcsec) of each gaussian. Weights are normalised on use."""
 
 ATLAS: dict[str, Mixture] = {
     "w1": ((0.0224, 2.8), (0.6660, 3.5), (0.0997, 4.5), (0.0436, 6.0), (0.0819, 9.0), (0.0200, 14.0),
@@ -38,7 +38,7 @@ def _arrays(mixture: Mixture) -> tuple[Float64, Float64]:
 
 
 def transfer(mixture: Mixture, fx: Float32, fy: Float32) -> Float32:
-    """Return the PSF's transform at frequencies `fy` (rows) by `fx` (columns), in cycles per pixel."""
+    """Return the Fourier transform of the PSF at frequencies `fy` (rows) by `fx` (columns), in cycles per pixel."""
     out = np.zeros((len(fy), len(fx)), np.float32)
     for weight, sigma in zip(*_arrays(mixture), strict=True):
         rows, columns = (np.exp(-2 * (np.pi * sigma * f) ** 2).astype(np.float32) for f in (fy, fx))
@@ -47,7 +47,7 @@ def transfer(mixture: Mixture, fx: Float32, fy: Float32) -> Float32:
 
 
 def stamps(mixture: Mixture, dx: Float64, dy: Float64) -> Float32:
-    """Return the PSF (N, S, S) at pixel offsets `dx`, `dy` (N, S) from each source; a whole one sums to 1."""
+    """Return the PSF (N, S, S) at pixel offsets `dx`, `dy` (N, S) from each source. A complete PSF sums to 1."""
     out = np.zeros((*dy.shape, dx.shape[1]), np.float32)
     for weight, sigma in zip(*_arrays(mixture), strict=True):
         rows, columns = (np.exp(-0.5 * (d / sigma) ** 2).astype(np.float32) for d in (dy, dx))
@@ -56,7 +56,7 @@ def stamps(mixture: Mixture, dx: Float64, dy: Float64) -> Float32:
 
 
 def overlap(mixture: Mixture, distance_px: Float64) -> Float64:
-    """Return the overlap of two PSFs at each distance in pixels: their correlation, 1 at no distance."""
+    """Return the overlap of two PSFs at each distance in pixels: their correlation, 1 at distance 0."""
     weight, sigma = _arrays(mixture)
     variance = (sigma[:, None] ** 2 + sigma[None, :] ** 2).ravel()
     amplitude = np.outer(weight, weight).ravel() / variance

@@ -1,7 +1,7 @@
 """Pixels of one simulated Atlas band: sources, sky, noise, holes.
 
-All light is laid down as points: a galaxy is a spiral of points that carry equal flux. Points are spread with
-cubic B-splines, and one Fourier transform turns them into the PSF exactly, wherever between pixels they fall.
+All light consists of points; a galaxy is a spiral of points of equal flux. Points are deposited with cubic B-splines,
+and one Fourier transform convolves them with the PSF, exactly at any subpixel position.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .psf import ATLAS, RAW, transfer
 PAD_PX = 64
 Points = tuple[Float64, Float64, Float64]
 MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
-"""Structure of the sky on the scale of an arcminute, as the real cutouts of tile 1210p015_ac51 show it."""
+"""Structure of the sky on the scale of an arcminute, as in real cutouts of tile 1210p015_ac51."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
 POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
-"""How many points carry a galaxy, from which half-light radius in arcsec on (the PSF's sigma is 3.6)."""
+"""(half-light radius in arcsec, number of points of a larger galaxy); the sigma of the PSF is 3.6 arcsec."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
@@ -43,14 +43,14 @@ def _background(sky: BandSky, shape: tuple[int, int]) -> Float32:
 
 
 def _profile_radii(sersic_index: float, n_points: int) -> Float64:
-    """Return radii, in half-light radii, of n points of equal flux of a Sersic (1963) profile, cut at 5."""
+    """Return radii, in half-light radii, of n points of equal flux of a Sersic (1963) profile, truncated at 5."""
     b = gammaincinv(2 * sersic_index, 0.5)
     radius = (gammaincinv(2 * sersic_index, (np.arange(n_points) + 0.5) / n_points) / b) ** sersic_index
     return cast(Float64, np.minimum(radius, 5.0))
 
 
 def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: int, index: float) -> Points:
-    """Return points (x, y, flux) of galaxies of one profile: a sunflower spiral, squeezed and turned."""
+    """Return points (x, y, flux) of galaxies of one profile: a sunflower spiral, compressed and rotated."""
     k = np.arange(n_points)
     radius, angle = _profile_radii(index, n_points), GOLDEN_ANGLE * k
     radius = radius if n_points > 1 else np.zeros(1)
@@ -67,8 +67,8 @@ def light_points(sources: Sources, tile: Tile, band: str) -> Points:
     """Return all light of a band as points: 0-based pixels x, y and flux in DN."""
     x, y = (p - 1 for p in tile_pixels(tile, sources.ra, sources.dec))
     flux = 10 ** (0.4 * (ZERO_POINT_MAG[band] - sources.mags[:, BANDS.index(band)]))
-    round_ones = sources.radius_arcsec == 0
-    parts = [(x[round_ones], y[round_ones], flux[round_ones])]
+    is_point = sources.radius_arcsec == 0
+    parts = [(x[is_point], y[is_point], flux[is_point])]
     limits = [r for r, _ in POINTS_OF_GALAXY] + [np.inf]
     for (low, n), high in zip(POINTS_OF_GALAXY, limits[1:], strict=True):
         for index in (1.0, 4.0):
@@ -84,25 +84,25 @@ def _spline(t: Float64) -> tuple[Float64, Float64, Float64, Float64]:
 
 
 def _deposit(x: Float64, y: Float64, flux: Float64, side: int) -> Float32:
-    """Return a (side, side) grid of points spread with cubic B-splines; what lies outside is dropped."""
+    """Return a (side, side) grid of points deposited with cubic B-splines. Points outside are dropped."""
     ix, iy = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     inside = (ix >= 1) & (iy >= 1) & (ix < side - 3) & (iy < side - 3)
-    # Sorted by pixel, so that memory is written in order.
+    # Sort by pixel, so that memory is accessed in order.
     order = np.flatnonzero(inside)
     order = order[np.argsort(iy[order] * side + ix[order], kind="stable")]
     ix, iy, flux = ix[order], iy[order], flux[order]
     wx, wy = _spline(x[order] - ix), _spline(y[order] - iy)
-    at = np.concatenate([(iy + j - 1) * side + ix + i - 1 for j in range(4) for i in range(4)])
+    index = np.concatenate([(iy + j - 1) * side + ix + i - 1 for j in range(4) for i in range(4)])
     weights = np.concatenate([flux * wy[j] * wx[i] for j in range(4) for i in range(4)])
-    return cast(Float32, np.bincount(at, weights, side * side).reshape(side, side).astype(np.float32))
+    return cast(Float32, np.bincount(index, weights, side * side).reshape(side, side).astype(np.float32))
 
 
 def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
-    """Return the filter that gives white noise its correlation: the raw PSF, and a mottle of an arcminute."""
+    """Return the filter that correlates white noise: the raw PSF, and structure of an arcminute."""
     out = np.zeros((len(fy), len(fx)), np.float32)
     for mixture, sigma in ((RAW[sky.band], sky.sigma), (((1.0, 45.0),), MOTTLE_DN[sky.band])):
         part = transfer(mixture, fx, fy)
-        # The real transform holds the columns but the first and last twice.
+        # In the transform of a real image all columns except the first and the last count twice.
         power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())
         out += np.float32(sigma / np.sqrt(power / len(fy) ** 2)) * part
     return out
@@ -121,7 +121,7 @@ def _inverse(spectrum: NDArray[np.complex64], side: int, shape: tuple[int, int])
 
 
 def _light_spectrum(band: str, points: Points, shape: tuple[int, int]) -> NDArray[np.complex64]:
-    """Return the spectrum of points of light seen through the Atlas PSF."""
+    """Return the spectrum of points of light, convolved with the Atlas PSF."""
     side, fx, fy = _frequencies(shape)
     x, y, flux = points
     spectrum = fft.rfft2(_deposit(x + PAD_PX, y + PAD_PX, flux, side))
@@ -130,7 +130,7 @@ def _light_spectrum(band: str, points: Points, shape: tuple[int, int]) -> NDArra
 
 
 def _noise_spectrum(sky: BandSky, shape: tuple[int, int]) -> NDArray[np.complex64]:
-    """Return the spectrum of the noise, deeper where the coverage is lower."""
+    """Return the spectrum of the noise, which is higher where the coverage is lower."""
     side, fx, fy = _frequencies(shape)
     white = np.random.default_rng([*sky.seed, 2]).standard_normal((side, side), np.float32)
     pixel = np.arange(side, dtype=np.float64) - PAD_PX
@@ -142,7 +142,7 @@ def _noise_spectrum(sky: BandSky, shape: tuple[int, int]) -> NDArray[np.complex6
 
 
 def light_image(band: str, points: Points, shape: tuple[int, int]) -> Float32:
-    """Return the image in DN of points of light (0-based x, y, flux) alone: no sky, no noise."""
+    """Return the image in DN of points of light (0-based x, y, flux), without sky and noise."""
     return _inverse(_light_spectrum(band, points, shape), _frequencies(shape)[0], shape)
 
 
@@ -156,7 +156,7 @@ def _blank(image: Float32, x: float, y: float, radius: float) -> None:
 
 
 def _blank_saturated(image: Float32, sources: Sources, tile: Tile, band: str) -> None:
-    """Set the cores of saturated stars to NaN, the wider the brighter."""
+    """Set the cores of saturated stars to NaN. The cores of brighter stars are wider."""
     excess = SATURATION_MAG[band] - 1.0 - sources.mags[:, BANDS.index(band)]
     rows = np.flatnonzero(excess > 0)
     x, y = tile_pixels(tile, sources.ra[rows], sources.dec[rows])
@@ -169,8 +169,8 @@ def _blank_holes(image: Float32, sky: BandSky) -> None:
     rng = np.random.default_rng([*sky.seed, 3])
     n = max(1, round(12 * image.size / FULL_SIZE_PX**2))
     rows, columns = image.shape
-    places = (rng.uniform(low, high, n) for low, high in ((0, columns), (0, rows), (1, 5)))
-    for x, y, radius in zip(*places, strict=True):
+    discs = (rng.uniform(low, high, n) for low, high in ((0, columns), (0, rows), (1, 5)))
+    for x, y, radius in zip(*discs, strict=True):
         _blank(image, x, y, radius)
 
 

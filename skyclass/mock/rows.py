@@ -1,4 +1,4 @@
-"""Rows of the simulated catalogue and of the truth: names, types, units and descriptions as in AllWISE."""
+"""Rows of the simulated catalogue and of the truth, with the names, types, units and descriptions of AllWISE."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _FLUX: tuple[tuple[str, pa.DataType, str, str], ...] = (
 
 
 def _field(name: str, kind: pa.DataType, unit: str, text: str) -> pa.Field:
-    """Return an Arrow field that carries its unit and description, as `_common_metadata` of AllWISE does."""
+    """Return an Arrow field with its unit and description, as in `_common_metadata` of AllWISE."""
     return pa.field(name, kind, metadata={"units": unit, "description": text})
 
 
@@ -99,7 +99,7 @@ TRUTH_SCHEMA = pa.schema(
 def _sexagesimal(value: Float64, decimals: int) -> list[str]:
     """Return values (hours or degrees, >= 0) as ddmmss with truncated decimals."""
     scale = 10**decimals
-    # Truncated as the archive does, with slack for binary fractions.
+    # Truncated as in the archive; the offset allows for binary fractions.
     ticks = np.floor(value * 3600 * scale + 1e-6).astype(np.int64)
     seconds, fraction = np.divmod(ticks, scale)
     h, m, s = seconds // 3600, seconds // 60 % 60, seconds % 60
@@ -115,7 +115,7 @@ def designations(ra: Float64, dec: Float64) -> list[str]:
 
 
 def counters(coadd_id: str, src: Int64) -> Int64:
-    """Return `cntr`: RRRR, sign (1 for p), DDD, 01351, running number; it names the tile."""
+    """Return `cntr`: RRRR, sign (1 for p), DDD, 01351, running number. It identifies the tile."""
     base = int(f"{coadd_id[:4]}{int(coadd_id[4] == 'p')}{coadd_id[5:8]}01351") * 1_000_000
     return base + np.asarray(src, np.int64)
 
@@ -127,8 +127,8 @@ def _quality(snr: Float64) -> np.ndarray:
 
 def _position_columns(ra: Float64, dec: Float64, sigma: Float64) -> dict[str, object]:
     """Return the columns of names, positions and their errors."""
-    place = SkyCoord(ra, dec, unit="deg")
-    galactic, ecliptic = place.galactic, place.barycentricmeanecliptic
+    position = SkyCoord(ra, dec, unit="deg")
+    galactic, ecliptic = position.galactic, position.barycentricmeanecliptic
     return {
         "designation": designations(ra, dec), "ra": ra, "dec": dec,
         "sigra": sigma.round(4), "sigdec": sigma.round(4), "sigradec": np.zeros(len(ra)),
@@ -152,7 +152,7 @@ def _band_columns(band: str, phot: Photometry | None, n: int) -> dict[str, objec
 
 def _flag_columns(bands: Mapping[str, Photometry], n: int, n_near: Int64, haloed: Bool) -> dict[str, object]:
     """Return the columns of flags."""
-    # The mock's own fourth band never reaches the catalogue, so its letter is X and its flag 0.
+    # The fourth band of the mock is not in the catalogue, so its letter is X and its flag is 0.
     letters = [_quality(bands[b].snr) if b in bands else np.full(n, "X") for b in BANDS]
     poor = np.any([phot.chi2 > 3 for phot in bands.values()], axis=0) if n else np.zeros(0, np.bool_)
     return {

@@ -1,4 +1,4 @@
-"""`write_mock`: a simulated archive on disk: images and catalogue in their real layouts, the truth beside."""
+"""`write_mock`: a simulated archive on disk, with images and catalogue in their real layouts, and the true classes."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows,
 
 FULL_TILE_SOURCES = 20_000
 MIN_SIZE_PX = 128
-MOST_TILES = 18_240
+MAX_TILES = 18_240
 """Tiles of the AllWISE Atlas."""
 MAX_SOURCES_PER_DEG2 = 100_000
-"""Beyond this a beam holds about one source, and a catalogue of single sources means nothing."""
+"""At a higher density a beam has about one source, and a catalogue cannot separate the sources."""
 HALO_PX = 60.0 / PIXEL_SCALE_ARCSEC
 W1_CENTROID_ARCSEC = 3.4
 
@@ -53,9 +53,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MockReport:
-    """What `write_mock` wrote: where, which tiles, and how many sources of which class.
+    """The files of a simulated archive, its tiles, and its number of sources of each class.
 
-    All sources lie within `radius_deg` of `center` (ra, dec in degrees), the middle of the tiles.
+    All sources lie within `radius_deg` of `center` (ra, dec in degrees), the mean position of the tiles.
     """
 
     directory: Path
@@ -78,12 +78,12 @@ class _TileRows:
 
 
 def _check(n_tiles: int, seed: int, sources_per_tile: int, size_px: int, mix: str, bands: tuple[str, ...]) -> None:
-    """Raise one `ConfigError` that names every argument that cannot work."""
+    """Raise one `ConfigError` that names all invalid arguments."""
     problems = []
     is_size = MIN_SIZE_PX <= size_px <= FULL_SIZE_PX
     most_sources = int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px)) if is_size else 0
-    if not 1 <= n_tiles <= MOST_TILES:
-        problems.append(f"n_tiles is {n_tiles}: it must lie in 1..{MOST_TILES}")
+    if not 1 <= n_tiles <= MAX_TILES:
+        problems.append(f"n_tiles is {n_tiles}: it must lie in 1..{MAX_TILES}")
     if not 0 <= seed < 2**63:
         problems.append(f"seed is {seed}: it must lie in 0..2^63-1")
     if not is_size:
@@ -99,18 +99,18 @@ def _check(n_tiles: int, seed: int, sources_per_tile: int, size_px: int, mix: st
 
 
 def _clear(directory: Path) -> None:
-    """Make room: remove an earlier mock, refuse a folder that holds anything else of those names."""
+    """Remove an earlier mock; `ConfigError` if files of the same names are not of a mock."""
     paths = (directory / name for name in ("catalog", "images", "truth.parquet"))
-    taken = [path for path in paths if path.exists()]
-    if taken and not (directory / "mock.json").exists():
-        raise ConfigError(f"{taken[0]} exists and is not of a simulated sky: choose another folder")
-    for path in taken:
+    existing = [path for path in paths if path.exists()]
+    if existing and not (directory / "mock.json").exists():
+        raise ConfigError(f"{existing[0]} exists and is not part of a simulated sky: choose another folder")
+    for path in existing:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     directory.mkdir(parents=True, exist_ok=True)
 
 
 def _write_image(root: Path, tile: Tile, sky: BandSky, image: Float32, seed: int) -> None:
-    """Write one band in the archive's layout: two header blocks, big-endian pixels, padding."""
+    """Write one band in the layout of the archive: two header blocks, big-endian pixels, padding."""
     cid = tile.coadd_id
     path = root / cid[:2] / cid[:4] / cid / f"{cid}-{sky.band}-int-3.fits"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +125,13 @@ def _write_image(root: Path, tile: Tile, sky: BandSky, image: Float32, seed: int
 
 
 def _position_sigma(sources: Sources) -> Float64:
-    """Return the catalogue's position error in arcsec: a floor, and a term that falls with the S/N."""
+    """Return the position error of the catalogue in arcsec: a constant, and a term that decreases with the S/N."""
     snr = np.maximum(10 ** (0.4 * (20.5 - sources.mags[:, 0])) / 3.6, 1.0)
     return np.hypot(0.04, np.minimum(W1_CENTROID_ARCSEC / snr * 0.6, 0.6))
 
 
 def _shifted(sources: Sources, sigma_arcsec: Float64) -> tuple[Float64, Float64]:
-    """Return the catalogue's positions: the true ones with their errors, to seven decimals."""
+    """Return the positions of the catalogue: the true positions with errors, to seven decimals."""
     east, north = sources.jitter.T * sigma_arcsec / 3600
     ra = (sources.ra + east / np.cos(np.radians(sources.dec))) % 360
     return ra.round(7), (sources.dec + north).round(7)
@@ -146,7 +146,7 @@ def _fitted(tile: Tile, sources: Sources) -> Sources:
 
 
 def _neighbourhood(tile: Tile, sources: Sources, x: Float64, y: Float64) -> tuple[Int64, Bool]:
-    """Return of positions (candidates within 10 arcsec, whether a saturated star is within an arcminute)."""
+    """Return for each position the candidates within 10 arcsec, and whether a saturated star is within an arcminute."""
     px, py = tile_pixels(tile, sources.ra, sources.dec)
     other = np.column_stack([px, py])
     near, bright = sources.layer == 0, sources.layer == 2
@@ -161,12 +161,12 @@ def _neighbourhood(tile: Tile, sources: Sources, x: Float64, y: Float64) -> tupl
 
 
 def _take(phot: Photometry, rows: Bool) -> Photometry:
-    """Return the chosen rows of photometry."""
+    """Return some rows of photometry."""
     return Photometry(*(column[rows] for column in vars(phot).values()))
 
 
 def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done: Callable[[], None]) -> _TileRows:
-    """Render, write and measure one tile; return its catalogue and truth."""
+    """Render, write and measure one tile, and return its catalogue and truth."""
     sources = sources_near(sky, tile, PAD_PX)
     listed = _fitted(tile, sources)
     sigma_arcsec = _position_sigma(listed)
@@ -206,7 +206,7 @@ def _write_catalogue(root: Path, table: pa.Table) -> None:
 
 
 def _write_note(path: Path, arguments: dict[str, Any], report: MockReport | None) -> None:
-    """Write mock.json: what was asked for and what came out; no time and no path: same seed, same bytes."""
+    """Write mock.json: arguments and results. It has no time and no path, so that equal seeds give equal bytes."""
     note: dict[str, Any] = {"simulated": True, "skyclass": __version__, "complete": report is not None}
     note["arguments"] = arguments
     if report:
@@ -225,13 +225,41 @@ def write_mock(
     progress: Progress | None = None,
     bands: tuple[str, ...] = BANDS[:3],
 ) -> MockReport:
-    """Write a simulated archive (`catalog/`, `images/`, `truth.parquet`, `mock.json`); return what it holds.
+    """Write a simulated archive: `catalog/`, `images/`, `truth.parquet` and `mock.json`.
 
-    `sources_per_tile` is about how many catalogue rows each tile gets; None is 20,000 on a full tile and the
-    same density on a smaller one. `center` is (ra, dec) in degrees: the nearest tiles of the AllWISE grid are
-    made. `mix` "natural" follows the sky; "balanced" holds a third of each class with one W1 distribution.
-    `progress(done, total)` is called after each image. The same arguments give the same bytes. Everything
-    written says that it is simulated. Raises `ConfigError` before anything is written.
+    Equal arguments give equal bytes. Every file has a mark that it is simulated.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Folder of the archive. An earlier mock in it is replaced.
+    n_tiles : int
+        Number of tiles: those of the AllWISE grid that are nearest to `center`.
+    seed : int
+        Seed of all random numbers.
+    sources_per_tile : int, optional
+        Approximate number of catalogue rows of a tile; by default 20,000 for a full tile, and the same density for a
+        smaller one.
+    size_px : int
+        Pixels on a side of a tile; 4095 for a full tile.
+    mix : "natural" or "balanced"
+        Class shares of the sky, or a third of each class with the same distribution of W1.
+    center : tuple of float
+        RA and Dec in degrees.
+    progress : callable, optional
+        Called as `progress(done, total)` after each image.
+    bands : tuple of str
+        Bands of the images: w1, w2, w3, and optionally w4.
+
+    Returns
+    -------
+    MockReport
+        The files, the tiles and the number of sources of each class.
+
+    Raises
+    ------
+    ConfigError
+        An argument is invalid, or the folder has other files. Raised before anything is written.
     """
     directory = Path(directory)
     if sources_per_tile is None:
@@ -261,25 +289,25 @@ def write_mock(
 
 
 def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) -> MockReport:
-    """Write catalogue and truth of all tiles; return the report."""
+    """Write the catalogue and the truth of all tiles, and return the report."""
     catalogue = pa.concat_tables([CATALOGUE_SCHEMA.empty_table(), *(p.catalogue for p in parts)])
     truth = pa.concat_tables([TRUTH_SCHEMA.empty_table(), *(p.truth for p in parts)])
     _write_catalogue(directory / "catalog", catalogue)
     pq.write_table(truth, directory / "truth.parquet")
-    found = cast(list[str], truth["class"].to_pylist())
+    classes = cast(list[str], truth["class"].to_pylist())
     return MockReport(
         directory, directory / "catalog", directory / "images", directory / "truth.parquet",
-        tuple(t.coadd_id for t in tiles), catalogue.num_rows, {name: found.count(name) for name in CLASSES},
+        tuple(t.coadd_id for t in tiles), catalogue.num_rows, {name: classes.count(name) for name in CLASSES},
         *_circle(tiles, catalogue),
     )  # fmt: skip
 
 
 def _circle(tiles: list[Tile], catalogue: pa.Table) -> tuple[tuple[float, float], float]:
-    """Return (ra, dec) of the middle of the tiles, and the radius that holds all sources, rounded up; in degrees."""
+    """Return the mean position (ra, dec) of the tiles and the radius of all sources, rounded up, in degrees."""
     x, y, z = unit_vectors(*np.transpose([tile.crval_deg for tile in tiles])).mean(0)
     ra, dec = (
         round(float(np.degrees(np.arctan2(y, x))) % 360, 4),
         round(float(np.degrees(np.arctan2(z, np.hypot(x, y)))), 4),
     )
-    apart = separation_deg(ra, dec, catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy())
-    return (ra, dec), math.ceil(100 * float(apart.max(initial=0.0))) / 100
+    distance_deg = separation_deg(ra, dec, catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy())
+    return (ra, dec), math.ceil(100 * float(distance_deg.max(initial=0.0))) / 100
