@@ -19,8 +19,9 @@ from skyclass.run.lease import hold_lease
 from skyclass.run.pipeline import classify_tile, publish_and_report
 from skyclass.run.prepare import count_here, open_run, plan_run
 from skyclass.run.progress import NullReporter
-from skyclass.run.report import RunReport, RunState
+from skyclass.run.report import RunReport
 from skyclass.run.stages import cut_and_composite, open_tile
+from skyclass.run.state import RunState
 from skyclass.run.tile_sources import tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32, RowRange, Strip, Tile

@@ -36,7 +36,7 @@ from skyclass.mock.grid import grid, tile_name
 from skyclass.model.bundle import load_bundle
 from skyclass.run.lease import hold_lease
 from skyclass.run.plan import Plan
-from skyclass.run.report import RunState
+from skyclass.run.state import RunState
 from skyclass.types import TilePlan
 
 from . import simulated_cluster

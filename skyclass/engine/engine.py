@@ -19,8 +19,9 @@ from ..run.lease import hold_lease
 from ..run.pipeline import pending, publish_and_report
 from ..run.prepare import choose_compilation, load_committed, open_run, plan_run
 from ..run.progress import StartProgress, rich_progress
-from ..run.report import RunReport, RunState
+from ..run.report import RunReport
 from ..run.stages import count_partition
+from ..run.state import RunState
 from .cluster import connect
 from .tile_window import run_tiles
 from .window import map_unordered

@@ -21,7 +21,6 @@ from distributed.worker import Worker
 from ..errors import ClusterLost, TileFault
 from ..run.commits import Commit
 from ..run.context import RunContext, strips_of
-from ..run.report import RunState
 from ..run.stages import (
     TILE_ATTEMPTS,
     classify_strip,
@@ -33,6 +32,7 @@ from ..run.stages import (
     kept_changing,
     next_attempt,
 )
+from ..run.state import RunState
 from ..run.strips import Timing
 from ..types import Strip, TilePlan
 from .window import ATTEMPTS, STALL_S, BoundedWindow, has_failed, raise_failure
@@ -261,9 +261,9 @@ class TileWindow:
             self.retry_changed(task.attempt, fault, state)
             return
         if task.strip:
-            state.strip(task.strip)
+            state.count_strip(task.strip)
         elif commit:
-            state.commit(*commit)
+            state.record_commit(*commit)
             self.release(task.attempt)
         self.seconds.append(time.monotonic() - task.submitted_at)
 
@@ -273,13 +273,13 @@ class TileWindow:
         The driver commits these rows itself, because strips of the tile may still kill workers.
         """
         attempt.fault = reason
-        state.again(attempt.tile.coadd_id)
+        state.uncount_tile(attempt.tile.coadd_id)
         if attempt.attempt < ATTEMPTS:
             self.suspects.append(TileAttempt(attempt.tile, attempt.attempt + 1))
             return
         reason += f" (in {ATTEMPTS} attempts, the last with no other task beside it and half the sources in a strip)"
         reason += ": give workers more memory, or inspect this tile"
-        state.commit(*commit_fault(self.context, attempt.tile, reason))
+        state.record_commit(*commit_fault(self.context, attempt.tile, reason))
 
     def retry_changed(self, attempt: TileAttempt, fault: TileFault, state: RunState) -> None:
         """Plan another attempt, after all other tiles, at a tile whose files changed.
@@ -287,11 +287,11 @@ class TileWindow:
         After `TILE_ATTEMPTS`, commit its rows without a class.
         """
         attempt.fault = str(fault)
-        state.again(attempt.tile.coadd_id)
+        state.uncount_tile(attempt.tile.coadd_id)
         if attempt.tile.attempt < TILE_ATTEMPTS:
             self.attempts.append(TileAttempt(next_attempt(attempt.tile), attempt.attempt))
         else:
-            state.commit(*commit_fault(self.context, attempt.tile, kept_changing(fault)))
+            state.record_commit(*commit_fault(self.context, attempt.tile, kept_changing(fault)))
 
     def give_up(self, attempt: TileAttempt) -> None:
         """Cancel the tasks of an attempt, and release them."""

@@ -90,10 +90,15 @@ def commit_tile(
             write_durably(temp, data)
             if _footer(temp) != footer:
                 raise StoreError(f"{temp} reads back differently from what was written: check the disk")
-            winner = commit if claim(temp, target) else _resolve_claimed(temp, target, commit)
-            sync_folder(folder.tiles)
+            return _claim_tile(temp, target, commit)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def _claim_tile(temp: Path, target: Path, commit: Commit) -> Commit:
+    """Give a written file the name of its tile, and return the commit; it may be the one of an earlier attempt."""
+    winner = commit if claim(temp, target) else _resolve_claimed(temp, target, commit)
+    sync_folder(target.parent)
     return winner
 
 

@@ -18,8 +18,9 @@ from .lease import hold_lease
 from .plan import Plan
 from .prepare import choose_compilation, count_here, load_committed, open_run, plan_run, warm_up_local
 from .progress import StartProgress, no_progress
-from .report import RunReport, RunState
+from .report import RunReport
 from .stages import TILE_ATTEMPTS, commit_fault, commit_strips, cut_strip, infer_strip, kept_changing, next_attempt
+from .state import RunState
 
 
 def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
@@ -41,15 +42,15 @@ def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state
     for strip in strips_of(tile, strip_sources):
         composites = cut_strip(context, strip)
         results.append(infer_strip(context, composites))
-        state.strip(strip)
+        state.count_strip(strip)
     try:
         commit = commit_strips(context, tile, results)
     except TileFault as fault:
-        state.again(tile.coadd_id)
+        state.uncount_tile(tile.coadd_id)
         if tile.attempt < TILE_ATTEMPTS:
             return classify_tile(context, next_attempt(tile), strip_sources, state)
         commit = commit_fault(context, tile, kept_changing(fault))
-    state.commit(*commit)
+    state.record_commit(*commit)
 
 
 def pending(plan: Plan, state: RunState) -> list[TilePlan]:

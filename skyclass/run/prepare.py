@@ -19,11 +19,11 @@ from ..files import content_digest, parquet_bytes, remove, unfinished, write_byt
 from ..images.archive import AtlasArchive, open_archive
 from ..images.records import compare_files
 from ..locations import absolute
-from ..model.bundle import load_bundle
+from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import resolve_device, resolve_precision
 from ..sky.regions import in_words
 from ..sources.assign import with_tiles
-from ..sources.layouts import missing_partitions, open_catalog
+from ..sources.layouts import Catalog, missing_partitions, open_catalog
 from ..sources.tables import standardise_table
 from .commits import Commit, committed, journal_commit, retry_quarantined
 from .config import RunConfig
@@ -46,7 +46,7 @@ CHECKING_THREADS = 16
 MAX_LISTED = 5
 """Most tiles that an error message lists."""
 
-CountTiles = Callable[["RunContext", Iterable[int]], pa.Table]
+CountTiles = Callable[[RunContext, Iterable[int]], pa.Table]
 
 
 def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | None) -> RunContext:
@@ -102,35 +102,50 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
     """
     bundle, catalog = load_bundle(run.model), open_catalog(run.catalog, run.region)
     archive = open_archive(run.images, tuple(bundle.bands))
-    catalog_at, images_at, out_at = (absolute(p) for p in (run.catalog, run.images, run.out))
-    model = run.model if bundle.is_packaged else str(bundle.path.absolute())
-    precision = choose_precision(run)
-    context = RunContext(
-        catalog_at, run.region, images_at, model, bundle.digest, precision, run.device, out_at, uuid4().hex
-    )
+    context = new_context(run, bundle)
     check_output_folder(context.folder)
     refuse_faulty_model(context)
     table = None
     if catalog.kind == "table":
-        with archive_up(context.folder):
-            table = tiled_table(run, archive)
-        check_photometry(bundle, catalog, table)
-        context = replace(context, catalog=str(context.folder.sources), region=None)
-        plan = make_plan(context, table_counts(table), content_digest(table))
+        context, plan, table = plan_table(run, context, catalog, archive)
     else:
-        if not catalog.partitions:
-            raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
-        check_photometry(bundle, catalog)
-        if run.region and (missing := missing_partitions(catalog, run.region)):
-            log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
-        with archive_up(context.folder):
-            counts = count(context, range(len(catalog.partitions)))
-        digests = partition_digests(counts)
-        refuse_copies(catalog, digests)
-        plan = make_plan(context, counts, catalog_digest(digests.values()), digests)
+        plan = plan_partitions(run, context, catalog, count)
     with archive_up(context.folder):
         preflight(context, archive, plan)
     return context, plan, table
+
+
+def new_context(run: RunConfig, bundle: Bundle) -> RunContext:
+    """Return the context of a run, with absolute paths, before the run has an id."""
+    catalog, images, out = (absolute(path) for path in (run.catalog, run.images, run.out))
+    model = run.model if bundle.is_packaged else str(bundle.path.absolute())
+    precision, session = choose_precision(run), uuid4().hex
+    return RunContext(catalog, run.region, images, model, bundle.digest, precision, run.device, out, session)
+
+
+def plan_table(
+    run: RunConfig, context: RunContext, catalog: Catalog, archive: AtlasArchive
+) -> tuple[RunContext, Plan, pa.Table]:
+    """Return context, plan and rows of a user's table of positions; workers read the rows from the run folder."""
+    with archive_up(context.folder):
+        table = tiled_table(run, archive)
+    check_photometry(context.bundle, catalog, table)
+    context = replace(context, catalog=str(context.folder.sources), region=None)
+    return context, make_plan(context, table_counts(table), content_digest(table)), table
+
+
+def plan_partitions(run: RunConfig, context: RunContext, catalog: Catalog, count: CountTiles) -> Plan:
+    """Return the plan for a catalogue in partitions, which `count` counts."""
+    if not catalog.partitions:
+        raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
+    check_photometry(context.bundle, catalog)
+    if run.region and (missing := missing_partitions(catalog, run.region)):
+        log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
+    with archive_up(context.folder):
+        counts = count(context, range(len(catalog.partitions)))
+    digests = partition_digests(counts)
+    refuse_copies(catalog, digests)
+    return make_plan(context, counts, catalog_digest(digests.values()), digests)
 
 
 def choose_precision(run: RunConfig) -> str:

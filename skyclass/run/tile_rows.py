@@ -10,7 +10,7 @@ from ..errors import RowsLost
 from ..images.cutouts import mark
 from ..schema import CLASS_SCHEMA, bad_bits
 from ..sky.healpix import healpix29
-from ..types import CLASSES, Flag, Float32, Int64, TilePlan
+from ..types import CLASSES, Flag, Float32, Int32, Int64, TilePlan
 from .context import RunContext
 from .strips import StripResult
 from .tile_sources import ids_of, tile_sources
@@ -22,16 +22,7 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     A fault of one strip is a fault of the tile, so that rows do not depend on the division into strips.
     """
     sources = tile_sources(context, tile)
-    faulty = next((r for r in results if r.fault), None)
-    index = np.arange(len(sources)) if faulty else result_index(sources, results, tile)
-    probabilities, flags, valid_frac = (
-        np.concatenate([getattr(r, name) for r in results])[index] for name in ("probabilities", "flags", "valid_frac")
-    )
-    if faulty:  # the strips of a tile that disappeared meanwhile have two orders, so that rows cannot be joined by name
-        require_rows(tile, len(sources), len(flags), len(flags))
-        probabilities, flags, valid_frac = (
-            np.full_like(a, v) for a, v in ((probabilities, np.nan), (flags, faulty.flags[0]), (valid_frac, 0))
-        )
+    probabilities, flags, valid_frac = join_results(sources, results, tile)
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities)
     columns |= {
@@ -42,6 +33,20 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
         "run_id": pa.array([context.run_id] * len(sources)),
     }
     return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+
+
+def join_results(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> tuple[Float32, Int32, Float32]:
+    """Return probabilities, flags and valid fractions in the order of the sources, joined by source id."""
+    n = len(sources)
+    if faulty := next((r for r in results if r.fault), None):
+        n_classified = sum(len(r.flags) for r in results)
+        require_rows(tile, n, n_classified, n_classified)  # not by source id: faulty strips have another order
+        return np.full((n, len(CLASSES)), np.nan, np.float32), np.full(n, faulty.flags[0]), np.zeros(n, np.float32)
+    index = result_index(sources, results, tile)
+    probabilities, flags, valid_frac = (
+        np.concatenate([getattr(r, name) for r in results])[index] for name in ("probabilities", "flags", "valid_frac")
+    )
+    return probabilities, flags, valid_frac
 
 
 def result_index(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int64:

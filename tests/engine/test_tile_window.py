@@ -25,13 +25,13 @@ class State:
     def __init__(self):
         self.context, self.pools, self.strips, self.repeated, self.commits = None, {}, [], [], []
 
-    def strip(self, strip):
+    def count_strip(self, strip):
         self.strips.append((strip.tile.coadd_id, strip.start, strip.stop))
 
-    def again(self, coadd_id):
+    def uncount_tile(self, coadd_id):
         self.repeated.append(coadd_id)
 
-    def commit(self, tile, n_strips):
+    def record_commit(self, tile, n_strips):
         self.commits.append((tile, n_strips))
 
 
