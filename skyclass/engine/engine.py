@@ -16,7 +16,7 @@ from ..errors import ClusterLost, SkyclassError
 from ..run.config import RunConfig
 from ..run.context import RunContext
 from ..run.lease import hold_lease
-from ..run.pipeline import pending, publish_and_report
+from ..run.pipeline import publish_and_report
 from ..run.prepare import choose_compilation, load_committed, open_run, plan_run
 from ..run.progress import StartProgress, rich_progress
 from ..run.report import RunReport
@@ -58,7 +58,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
             context = open_run(run, context, plan, table)
             state = RunState(context, plan, lease)
             with watch(state.resume(load_committed(run, context))) as state.reporter:
-                run_tiles(client, state, pending(plan, state), run.strip_sources, placement)
+                run_tiles(client, state, state.pending, run.strip_sources, placement)
             return publish_and_report(context, state, partial(map_unordered, client))
 
 

@@ -15,7 +15,6 @@ from .config import RunConfig
 from .context import RunContext, strips_of
 from .finish import is_published, publish_run
 from .lease import hold_lease
-from .plan import Plan
 from .prepare import choose_compilation, count_here, load_committed, open_run, plan_run, warm_up_local
 from .progress import StartProgress, no_progress
 from .report import RunReport
@@ -31,7 +30,7 @@ def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
         context = open_run(run, context, plan, table)
         state = RunState(context, plan, lease)
         with watch(state.resume(load_committed(run, context))) as state.reporter:
-            for tile in pending(plan, state):
+            for tile in state.pending:
                 classify_tile(context, tile, run.strip_sources, state)
         return publish_and_report(context, state)
 
@@ -51,11 +50,6 @@ def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state
             return classify_tile(context, next_attempt(tile), strip_sources, state)
         commit = commit_fault(context, tile, kept_changing(fault))
     state.record_commit(*commit)
-
-
-def pending(plan: Plan, state: RunState) -> list[TilePlan]:
-    """Return the tiles that are not committed yet, those with most sources first."""
-    return [tile for tile in plan.tiles if tile.coadd_id not in state.commits]
 
 
 def publish_and_report(context: RunContext, state: RunState, parallel_map: ParallelMap = starmap) -> RunReport:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import RowsLost
 from ..schema import UNCLASSIFIED
-from ..types import NO_TILE, Strip
+from ..types import NO_TILE, Strip, TilePlan
 from .commits import Commit, journal_commit
 from .context import RunContext
 from .lease import Lease
@@ -45,6 +45,11 @@ class RunState:
         self.commits |= commits
         self.resumed = frozenset(commits)
         return self.plan.n_sources - sum(c.rows for c in commits.values())
+
+    @property
+    def pending(self) -> list[TilePlan]:
+        """The tiles that are not committed yet, those with most sources first."""
+        return [tile for tile in self.plan.tiles if tile.coadd_id not in self.commits]
 
     def count_strip(self, strip: Strip) -> None:
         """Count a finished strip, once however often it is repeated."""
