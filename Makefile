@@ -24,7 +24,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/skyclass demo $(DEMO)
 
-test: $(READY) lint
+test: $(READY) lint docs
+	@echo "The examples in the docstrings."
+	$(BIN)/python -m pytest -q --doctest-modules skyclass
 	@echo "The test suite; each dot is a passed test."
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
@@ -51,11 +53,12 @@ docs: $(READY)
 	@echo "The documentation, into docs/_build/html."
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-# What the pages show: tables from the code, figures, and the output of the commands on a simulated sky.
+# What the pages and README.md show: output of the commands, tables from the code, figures. FIELDS, a folder with images of
+# the fields 2010H and 2010ai, repeats the examples on real pixels too.
 examples: $(READY)
+	$(BIN)/python -m docs.make_examples --demo $(if $(FIELDS),--fields $(FIELDS))
 	$(BIN)/python -m docs.make_tables
 	$(BIN)/python -m docs.make_figures
-	$(BIN)/python -m docs.make_examples
 
 # dist/skyclass-*.whl, and the same wheel run in a folder outside the checkout.
 wheel: $(READY)

@@ -1,21 +1,29 @@
 """Run the commands of the documentation on a small simulated sky and keep what they print.
 
-`python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages include. A test runs the commands again
-and compares the text; times and rates may differ, and numbers by a little, since processors round differently.
+`python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages and README.md include. With `--demo` it
+runs `skyclass demo` too and takes a picture of its report; with `--fields DIR` it classifies the real fields, whose
+images DIR holds. A slow test runs the commands
+again and compares the text; times and rates may differ, and numbers by a little, since processors round differently.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from docs.make_figures import FOLDER as FIGURES
+from docs.make_figures import picture
+
 FOLDER = Path(__file__).parent / "examples"
+CHECKOUT = Path(__file__).parents[1]
 TRAIN_TOML = """\
 cat > TRAIN.toml << END
 recipe = "modern"
@@ -37,7 +45,8 @@ modle = "iicnet-mock"
 strip_sources = "many"
 END"""
 
-EXAMPLES: dict[str, tuple[str, ...]] = {
+Examples = Mapping[str, tuple[str, ...]]
+EXAMPLES: Examples = {
     "mock": ("skyclass mock sky --tiles 2 --size 500 --seed 7",),
     "plan": ("skyclass plan --catalog sky/catalog --images sky/images",),
     "classify": ("skyclass classify --catalog sky/catalog --images sky/images --out classes --cluster none",),
@@ -66,9 +75,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cp -r sky/images/. damaged/",
         "skyclass classify --catalog sky/catalog --images damaged --out repaired --cluster none --retry-quarantined",
     ),
+    "init": ("skyclass init run", "head -16 RUN.toml"),
     "config": (RUN_TOML, "skyclass classify RUN.toml"),
     "train": (
-        "skyclass mock train-sky --tiles 1 --size 900 --seed 101 --mix balanced",
+        "skyclass mock train-sky --tiles 1 --size 900 --seed 303 --mix balanced",
         "skyclass dataset --labels train-sky/truth.parquet --catalog train-sky/catalog --images train-sky/images"
         " --bands w1,w2,w3 --out dataset",
         TRAIN_TOML,
@@ -86,6 +96,20 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 """Example -> its commands. They run in this order, in one folder."""
 
+COLUMNS = "source_id,class,p_galaxy,p_quasar,p_star,flags,valid_frac"
+REAL_FIELDS: Examples = {
+    name: (
+        f"skyclass classify --catalog tests/data/{name}.csv --images atlas_cutouts --out {name}",
+        f"skyclass query {name} --columns {COLUMNS}",
+    )
+    for name in ("2010H", "2010ai")
+}
+"""Examples on Atlas images of two transients, three bands each, which the checkout does not hold."""
+DEMO: Examples = {
+    "demo": ("skyclass demo",),
+}
+"""Examples of minutes."""
+
 TIMES = re.compile(
     r"[\d,.]+ (s|process minutes|process hours|ms|min|h|sources/s|images/s|MB/s)\b|\d+%|bound by [\w ]+ \(.*\)"
 )
@@ -95,9 +119,9 @@ PROGRESS = re.compile(r'^\{"sources"|\u2501')
 DIGEST = re.compile(r"\b[0-9a-f]{12,64}\b")
 
 
-def run_example(name: str, folder: Path) -> str:
-    """Return the commands of an example with what they print in a folder; exit codes other than 0 are shown."""
-    return "".join(transcript(command, folder) for command in EXAMPLES[name])
+def run_example(commands: tuple[str, ...], folder: Path) -> str:
+    """Return commands with what they print in a folder; exit codes other than 0 are shown."""
+    return "".join(transcript(command, folder) for command in commands)
 
 
 def transcript(command: str, folder: Path) -> str:
@@ -144,13 +168,33 @@ def same_number(one: str, other: str) -> bool:
     return math.isclose(a, b, rel_tol=0.03, abs_tol=2.0 if "." not in one + other else 0.03)
 
 
+def add_fields(images: Path, folder: Path) -> None:
+    """Copy the images and tables of the real fields into a folder."""
+    (folder / "atlas_cutouts").mkdir()
+    for name in REAL_FIELDS:
+        for path in sorted(images.glob(f"{name}-w[123].fits")):
+            shutil.copy(path, folder / "atlas_cutouts")
+    shutil.copytree(CHECKOUT / "tests" / "data", folder / "tests" / "data")
+
+
 def main() -> None:
     """Write all examples."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--demo", action="store_true", help="run `skyclass demo` too: minutes, and a Chromium")
+    parser.add_argument("--fields", type=Path, help="folder of 2010H-w1.fits and the other images of the real fields")
+    options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in EXAMPLES:
-            print(name, flush=True)
-            (FOLDER / f"{name}.txt").write_text(run_example(name, Path(folder)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.fields:
+            add_fields(options.fields, folder)
+        examples = {**EXAMPLES, **(REAL_FIELDS if options.fields else {}), **(DEMO if options.demo else {})}
+        for example, commands in examples.items():
+            print(example, flush=True)
+            (FOLDER / f"{example}.txt").write_text(run_example(commands, folder))
+        if options.demo:
+            transcript("skyclass report skyclass-demo/classes -o demo.html", folder)
+            picture(folder / "demo.html", FIGURES / "report.png")
 
 
 if __name__ == "__main__":

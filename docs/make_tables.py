@@ -1,21 +1,33 @@
-"""Write the tables of the documentation that follow from the code: columns, flags, errors, public names.
+"""Write the parts of the documentation that follow from the code or from records of measurements.
 
-`python -m docs.make_tables` writes `docs/generated/`. A test compares the committed files with the code.
+`python -m docs.make_tables` writes `docs/generated/` (tables, help texts, templates, public names, benchmarks) and the
+output of the demo in README.md. A test compares the committed files with what the functions here return.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+import click
 import pyarrow as pa
 
 import skyclass
+from benchmarks.report import report
+from docs.path import PATH, Step
 from skyclass import errors
+from skyclass.cli.main import cli
+from skyclass.cli.templates import template
+from skyclass.cli.tools import TEMPLATES
 from skyclass.schema import CLASS_SCHEMA, FLAG_MEANINGS
 
-FOLDER = Path(__file__).parent / "generated"
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+RESULTS = DOCS.parent / "benchmarks" / "results"
+DEMO_BEGIN, DEMO_END = "<!-- What `skyclass demo` prints: docs/examples/demo.txt -->\n", "<!-- end -->\n"
+HELP_WIDTH = 80
 EXTRA_NAMES = ("skyclass.catalog.query.ClassCatalog",)
 """Classes that public functions return, which are not public names themselves."""
 
@@ -29,12 +41,12 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def columns() -> str:
     """Return the columns of the class catalogue with type, unit, UCD and meaning."""
-    return markdown_table(("column", "type", "unit", "UCD", "meaning"), map(column_row, CLASS_SCHEMA))
+    return markdown_table(("column", "type", "unit", "UCD", "meaning"), map(_column, CLASS_SCHEMA))
 
 
-def column_row(field: pa.Field) -> tuple[str, ...]:
-    words = {key: field.metadata[key.encode()].decode() for key in ("unit", "ucd", "description")}
-    return f"`{field.name}`", str(field.type), words["unit"] or "-", f"`{words['ucd']}`", words["description"]
+def _column(field: pa.Field) -> tuple[str, ...]:
+    unit, ucd, description = (field.metadata[key].decode() for key in (b"unit", b"ucd", b"description"))
+    return f"`{field.name}`", str(field.type), unit or "-", f"`{ucd}`", description
 
 
 def flags() -> str:
@@ -45,47 +57,86 @@ def flags() -> str:
 
 def error_tree() -> str:
     """Return the errors of skyclass, each below its base, with exit code and meaning."""
-    rows = ((f"{'&emsp;' * depth}`{cls.__name__}`", str(cls.exit_code), meaning(cls)) for depth, cls in tree())
+    rows = ((f"{'&emsp;' * depth}`{cls.__name__}`", str(cls.exit_code), first_line(cls)) for depth, cls in _tree())
     return markdown_table(("error", "exit code", "meaning"), rows)
 
 
-def meaning(cls: type) -> str:
-    """Return the first paragraph of a docstring as one line, without the backquotes of code."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
-
-
-def tree(cls: type[errors.SkyclassError] = errors.SkyclassError, depth: int = 0) -> Iterator[tuple[int, type]]:
+def _tree(cls: type[errors.SkyclassError] = errors.SkyclassError, depth: int = 0) -> Iterator[tuple[int, type]]:
     """Yield an error and those derived from it in `skyclass.errors`, with their depth."""
     yield depth, cls
     for child in cls.__subclasses__():
         if child.__module__ == errors.__name__:
-            yield from tree(child, depth + 1)
+            yield from _tree(child, depth + 1)
+
+
+def first_line(thing: object) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def path() -> str:
+    """Return the functions that a row passes, with their files."""
+    return markdown_table(("step", "file and name", "what it does"), map(_step, PATH))
+
+
+def _step(step: Step) -> tuple[str, ...]:
+    return step.title, f"`{step.file}`<br>`{step.name}`", first_line(step.thing())
 
 
 def api() -> str:
     """Return the directives that document each public name."""
-    names = [f"skyclass.{name}" for name in skyclass.__all__ if not name.startswith("__")] + list(EXTRA_NAMES)
-    return "".join(f"```{{eval-rst}}\n{directive(name)}\n```\n\n" for name in names)
+    names = [f"skyclass.{name}" for name in skyclass.__all__ if not name.startswith("__")]
+    names += [name for name in EXTRA_NAMES if name.rpartition(".")[2] not in skyclass.__all__]
+    return "".join(f"```{{eval-rst}}\n{_directive(name)}\n```\n\n" for name in names)
 
 
-def directive(name: str) -> str:
+def _directive(name: str) -> str:
     """Return the autodoc directive for a public name."""
     module, _, attribute = name.rpartition(".")
     thing = getattr(__import__(module, fromlist=[attribute]), attribute)
     if not inspect.isclass(thing):
-        return f".. auto{'function' if callable(thing) else 'data'}:: {name}"
+        return f".. autofunction:: {name}" if callable(thing) else f".. autodata:: skyclass.types.{attribute}"
     options = "" if issubclass(thing, Exception) else "\n   :members:"
     return f".. autoclass:: {name}{options}"
 
 
-TABLES = {"columns": columns, "flags": flags, "errors": error_tree, "api": api}
+def commands() -> str:
+    """Return the help of each command as a section."""
+    return "".join(f"### {name}\n\n```text\n{_help(name, command)}\n```\n\n" for name, command in cli.commands.items())
+
+
+def _help(name: str, command: click.Command) -> str:
+    group = click.Context(cli, info_name="skyclass", **cli.context_settings)
+    context = click.Context(command, group, name, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH)
+    return command.get_help(context)
+
+
+def readme() -> str:
+    """Return README.md with the present output of the demo."""
+    before, _, rest = README.read_text("utf-8").partition(DEMO_BEGIN)
+    output = (DOCS / "examples" / "demo.txt").read_text("utf-8")
+    return f"{before}{DEMO_BEGIN}```text\n{output}```\n{DEMO_END}{rest.partition(DEMO_END)[2]}"
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "columns.md": columns,
+    "flags.md": flags,
+    "errors.md": error_tree,
+    "path.md": path,
+    "api.md": api,
+    "commands.md": commands,
+    **{f"{kind.upper()}.toml": partial(template, *arguments) for kind, arguments in TEMPLATES.items()},
+    **{f"{name}.md": partial(report, RESULTS / f"{name}.jsonl") for name in ("laptop", "rivals", "scale")},
+}
+FILES = {README: readme, **{DOCS / "generated" / name: make for name, make in GENERATED.items()}}
+"""File -> the function that returns its text."""
 
 
 def main() -> None:
-    """Write all tables."""
-    FOLDER.mkdir(exist_ok=True)
-    for name, table in TABLES.items():
-        (FOLDER / f"{name}.md").write_text(table())
+    """Write all files."""
+    for file, text in FILES.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text(), "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BANDS = ("w1", "w2", "w3", "w4")
+"""Bands of WISE, at 3.4, 4.6, 12 and 22 um."""
 CLASSES = ("galaxy", "quasar", "star")
+"""Classes, in the order of the probabilities."""
 NO_TILE = "no tile"
 """The plan's name for sources without a tile. No tile has it: names of tiles hold no blanks."""
 TILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

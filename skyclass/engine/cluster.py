@@ -101,7 +101,7 @@ def _join(address: str) -> Client:
         return Client(address, timeout="15s")
     except TypeError as error:  # distributed raises it for tls:// without certificates
         names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
-        raise ConfigError(f"{address} needs certificates: set {names}; cluster/README.md shows how") from error
+        raise ConfigError(f"{address} needs certificates: set {names}; docs/clusters.md shows how") from error
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigError(
             f"no Dask scheduler answers at {address} ({error}): start one with cluster/local/scheduler.sh, or use "

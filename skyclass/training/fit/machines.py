@@ -68,7 +68,7 @@ def select_workers(hosts: Mapping[str, Sequence[str]], n_nodes: int | None) -> l
     A machine is one node. On a cluster of one machine with `n_nodes`, every worker can be a node.
     """
     if not hosts:
-        raise ConfigError("the cluster has no workers: start some, cluster/README.md shows how")
+        raise ConfigError("the cluster has no workers: start some, docs/clusters.md shows how")
     one_machine = len(hosts) == 1
     candidates = [a for addresses in hosts.values() for a in (addresses if one_machine and n_nodes else addresses[:1])]
     if n_nodes is not None and not 1 <= n_nodes <= len(candidates):
