@@ -28,8 +28,6 @@ README = DOCS.parent / "README.md"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 DEMO_BEGIN, DEMO_END = "<!-- What `skyclass demo` prints: docs/examples/demo.txt -->\n", "<!-- end -->\n"
 HELP_WIDTH = 80
-EXTRA_NAMES = ("skyclass.catalog.query.ClassCatalog",)
-"""Classes that public functions return, which are not public names themselves."""
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -86,7 +84,6 @@ def _step(step: Step) -> tuple[str, ...]:
 def api() -> str:
     """Return the directives that document each public name."""
     names = [f"skyclass.{name}" for name in skyclass.__all__ if not name.startswith("__")]
-    names += [name for name in EXTRA_NAMES if name.rpartition(".")[2] not in skyclass.__all__]
     return "".join(f"```{{eval-rst}}\n{_directive(name)}\n```\n\n" for name in names)
 
 

@@ -28,11 +28,11 @@ class Step:
 
 PATH = (
     Step("configure", "skyclass.cli.options", "read_config", "RunConfig: every key checked", "driver"),
-    Step("list", "skyclass.sources.layouts", "open_catalog", "the partitions of the region", "driver"),
+    Step("list", "skyclass.sources.opening", "open_sources", "the partitions of the region", "driver"),
     Step("count", "skyclass.run.stages", "count_partition", "number of sources by tile"),
     Step("plan", "skyclass.run.prepare", "plan_run", "Plan: tiles with their sources and partitions", "driver"),
     Step("open", "skyclass.run.prepare", "open_run", "the run folder, new or resumed", "driver"),
-    Step("read", "skyclass.sources.partitions", "read_partition", "rows of one tile: id, position, photometry"),
+    Step("read", "skyclass.sources.by_tile", "tile_rows", "rows of one tile: id, position, photometry"),
     Step("tile", "skyclass.images.archive", "AtlasArchive", "Tile: WCS, zero points, files; then its pixel rows"),
     Step("pixels", "skyclass.sky.tile_wcs", "tile_pixels", "x, y (N,): FITS pixels of the sources"),
     Step("cut", "skyclass.images.cutouts", "Cutter", "cutouts (N, 3, 37, 37) float32 in DN, flags, valid_frac"),

@@ -291,7 +291,7 @@ def _documentation(cls: Any) -> str:
         default = "" if key.required else f", default {key.default!r}"
         lines.append(f"{key.name} : {type_text(key)}{default}")
         lines.append(textwrap.fill(key.text, 100, initial_indent="    ", subsequent_indent="    "))
-    return "\n\n".join([summary, "\n".join(lines), *others])
+    return "\n\n".join([summary, "\n".join(lines), *others]) + "\n"
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +43,20 @@ def table_text(frame: pd.DataFrame) -> str:
     if not len(shown):
         return "  ".join(shown.columns)
     return str(shown.apply(_printable_column).to_string(index=False))
+
+
+def html_table(caption: str, rows: Mapping[str, object]) -> str:
+    """Return names and values as a small HTML table, for notebooks.
+
+    >>> html_table("Plan", {"tiles": "<2>"})
+    '<table><caption>Plan</caption><tr><th>tiles</th><td>&lt;2&gt;</td></tr></table>'
+    """
+    lines = (f"<tr><th>{_escaped_html(name)}</th><td>{_escaped_html(value)}</td></tr>" for name, value in rows.items())
+    return f"<table><caption>{_escaped_html(caption)}</caption>{''.join(lines)}</table>"
+
+
+def _escaped_html(text: object) -> str:
+    return html.escape(printable(text))
 
 
 def _printable_column(column: pd.Series) -> pd.Series:

@@ -119,6 +119,19 @@ def test_keywords_positions_and_replacements_are_checked_as_files_are() -> None:
         RunConfig(*range(20))
 
 
+def test_a_moc_is_a_region_in_toml_and_in_python(tmp_path: Path) -> None:
+    (tmp_path / "field.moc").write_text("5/1-3")
+    (tmp_path / "run.toml").write_text(
+        f"catalog = 'c'\nimages = 'i'\nout = 'o'\nregion = {{kind = 'moc', path = '{tmp_path}/field.moc'}}\n"
+    )
+    run = run_config(read_toml(tmp_path / "run.toml"))
+    assert run == RunConfig("c", "i", "o", region=skyclass.read_moc(tmp_path / "field.moc"))
+    assert isinstance(run.region, skyclass.Moc) and run.region.cover(5).tolist() == [1, 2, 3]
+    (tmp_path / "field.moc").unlink()
+    with pytest.raises(ConfigError, match="region = .*field.moc cannot be read: No such file"):
+        run_config(read_toml(tmp_path / "run.toml"))
+
+
 def test_a_number_that_python_does_not_read_is_no_toml(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("workers = " + "9" * 5000)
     with pytest.raises(ConfigError, match="run.toml: not valid TOML: "):

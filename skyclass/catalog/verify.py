@@ -22,7 +22,17 @@ SHOWN_IDS = 5
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found: no `problems` in a good catalogue; `files` and `rows` are the manifest's."""
+    """Result of `verify`; `str` gives it as text, one problem a line.
+
+    Parameters
+    ----------
+    catalog : str
+        Folder of the publication.
+    files, rows : int
+        Numbers of files and rows in the manifest.
+    problems : tuple of str
+        Differences from the manifest and the plan; none for a good catalogue.
+    """
 
     catalog: str
     files: int
@@ -31,11 +41,11 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True if nothing is wrong."""
+        """Whether there is no problem."""
         return not self.problems
 
     def __str__(self) -> str:
-        """Return what was found, a problem a line."""
+        """Return the result in one line, or a heading and one line for each problem."""
         if self.ok:
             amount = f"{counted(self.rows, 'row')} in {counted(self.files, 'file')}"
             return f"{amount}, as planned and as published: nothing lost, no key twice"

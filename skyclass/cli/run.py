@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..engine.dask_config import load_dask
+from ..api import classify as start_run
+from ..api import plan as forecast_run
 from ..run.config import RunConfig
 from ..text import counted
 from ..types import CLASSES, Flag
@@ -25,23 +26,9 @@ def classify(toml: str | None, **options: Any) -> int:
     """
     run = read_config(RunConfig, toml, options)
     say(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
-    report = _classify(run)
+    report = start_run(run)
     _print_report(report, run)
     return EXIT_QUARANTINED if report.quarantined or report.model_faults else 0
-
-
-def _classify(run: RunConfig) -> Any:
-    if run.cluster != "none":
-        load_dask()
-        from ..engine.engine import classify
-
-        return classify(run)
-    from ..model.malloc import keep_memory
-    from ..run.pipeline import classify as classify_here
-    from ..run.progress import rich_progress
-
-    keep_memory()
-    return classify_here(run, rich_progress)
 
 
 def _print_report(report: Any, run: RunConfig) -> None:
@@ -87,14 +74,8 @@ def _pace(report: Any) -> str:
 @config_options(RunConfig, "RUN_TOML")
 def plan(toml: str | None, **options: Any) -> int:
     """Print the rows, tiles, bytes, memory and time of a run, without running or writing anything."""
-    load_dask()
-    from ..engine.cluster import check_memory_limit
-    from ..run.forecast import forecast
-
     run = read_config(RunConfig, toml, options | {"out": options["out"] or "unused"})
-    check_memory_limit(run.memory_limit)
-    for line in forecast(run):
-        say(line)
+    say(*forecast_run(run).lines)
     return 0
 
 

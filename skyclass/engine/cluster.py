@@ -61,13 +61,40 @@ DRIVER_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 def connect(
     cluster: str = "local", workers: int | None = None, memory_limit: str = "3GB", gpus: int | None = None
 ) -> Iterator[Client]:
-    """Give a client of a cluster: "local" starts one on this machine, an address joins one.
+    """Start a Dask cluster on this machine or join one, for the time of a `with` block.
 
-    A local cluster has one single-threaded process for each of `workers` (default: cores) and one GPU worker for
-    each of `gpus` (default: those NVIDIA's driver reports). It listens on the loopback interface only, and accepts only
-    processes that hold its certificate, which exists in memory only. It closes with the block; a fault while it closes
-    is only logged. Raises `ConfigError` when no scheduler answers at the address, `NotStarted` when the local cluster
-    does not start.
+    A local cluster listens on the loopback interface only, and only processes that hold its certificate, which exists
+    in memory, can talk to it. It ends with the block; a fault while it ends is only logged.
+
+    Parameters
+    ----------
+    cluster : str, default "local"
+        "local" starts a cluster; an address such as tcp://127.0.0.1:8786 joins one.
+    workers : int, optional
+        Single-threaded CPU processes of a local cluster; as many as there are cores by default.
+    memory_limit : str, default "3GB"
+        Memory of each CPU process of a local cluster.
+    gpus : int, optional
+        GPU workers of a local cluster; as many as NVIDIA's driver reports by default.
+
+    Yields
+    ------
+    distributed.Client
+        Client of the cluster.
+
+    Raises
+    ------
+    ConfigError
+        No scheduler answers at the address, or the memory limit is unusable.
+    NotStarted
+        The local cluster does not start.
+
+    Examples
+    --------
+    >>> import skyclass as sc
+    >>> with sc.connect("local", workers=1, gpus=0) as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
     """
     with ExitStack() as stack:
         if cluster == "local":

@@ -15,9 +15,8 @@ from ..files import replacing
 from ..sky.healpix import parse_angle
 from ..sky.tile_wcs import tile_pixels
 from ..sources.assign import with_tiles
-from ..sources.layouts import open_catalog
-from ..sources.partitions import read_partition
-from ..sources.tables import standardise_table
+from ..sources.opening import open_sources
+from ..sources.source_table import read_all
 from ..text import counted
 from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 from .archive import AtlasArchive, open_archive, require_usable_tile
@@ -92,12 +91,7 @@ def _odd(pixels: float) -> int:
 
 def positions(catalog: str, archive: AtlasArchive, allow_truncated: bool = False) -> pa.Table:
     """Return the sources of a table or catalogue, each with its tile."""
-    opened = open_catalog(catalog)
-    if opened.kind == "table":
-        table = standardise_table(catalog, allow_truncated)
-    else:
-        table = pa.concat_tables([read_partition(opened, i) for i in range(len(opened.partitions))])
-    return with_tiles(table, archive)
+    return with_tiles(read_all(open_sources(catalog, allow_truncated=allow_truncated)), archive)
 
 
 def cut_table(

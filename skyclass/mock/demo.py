@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..api import classify
 from ..catalog.query import ClassCatalog, open_catalog
-from ..engine.engine import classify
 from ..run.config import RunConfig
 from ..run.finish import verify
 from ..text import counted, shell_command, table_text

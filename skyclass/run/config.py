@@ -80,8 +80,8 @@ class RunConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch compiles the network. auto: where the compilation takes less time than it saves."""
     cluster: Cluster = "local"
-    """local: a cluster on this machine. none: plain Python, without Dask. Else the address of a Dask scheduler, such as
-    tcp://127.0.0.1:8786."""
+    """Where the run is computed. local: a cluster on this machine. none: plain Python, without Dask. Else the address
+    of a Dask scheduler, such as tcp://127.0.0.1:8786."""
     workers: Annotated[int | None, Field(ge=1, le=MAX_WORKERS, examples=[4])] = None
     """Number of CPU worker processes of a local cluster; one for each core when absent."""
     memory_limit: str = "3GB"

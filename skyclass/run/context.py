@@ -12,8 +12,9 @@ from ..images.archive import AtlasArchive, open_archive
 from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import cached_classifier
 from ..sky.regions import Region
-from ..sources.layouts import Catalog, open_catalog
-from ..sources.partitions import nameless_positions
+from ..sources.by_tile import positions_without_tile
+from ..sources.opening import open_sources
+from ..sources.source_table import SourceTable
 from ..types import Classifier, Strip, Tile, TilePlan
 from .folder import RunFolder
 
@@ -47,9 +48,9 @@ class RunContext:
         return _bundle(self.model, self.model_digest)
 
     @property
-    def sources(self) -> Catalog:
+    def sources(self) -> SourceTable:
         """The partitions of this run, listed once for each process."""
-        return _catalog(self.catalog, self.region, self.session)
+        return _sources(self.catalog, self.region, self.session)
 
     @property
     def archive(self) -> AtlasArchive:
@@ -73,16 +74,16 @@ def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
 
 
 @lru_cache(maxsize=4)
-def _catalog(location: str, region: Region | None, session: str) -> Catalog:
-    return open_catalog(location, region)
+def _sources(location: str, region: Region | None, session: str) -> SourceTable:
+    return open_sources(location, region)
 
 
 @lru_cache(maxsize=64)
 def tiles_near(context: RunContext, partition: int) -> tuple[Tile, ...]:
     """Return the tiles near the sources of a partition that have no `coadd_id`."""
-    if context.sources.kind == "prepared":  # the driver has assigned its sources to tiles
+    if context.sources.is_conformed:  # the driver has assigned its sources to tiles
         return ()
-    positions = nameless_positions(context.sources, partition, context.region)
+    positions = positions_without_tile(context.sources, partition)
     return tuple(_archive(context.images, context.bundle.bands, context.session).list_tiles(positions))
 
 

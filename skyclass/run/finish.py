@@ -115,7 +115,8 @@ def verify(catalog: str | Path) -> VerifyReport:
 
     Examples
     --------
-    >>> verify("run/catalog").ok  # doctest: +SKIP
+    >>> import skyclass as sc
+    >>> sc.verify("classes").ok
     True
     """
     root = find_catalog(catalog)

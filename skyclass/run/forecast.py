@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import TileFault
 from ..model.classifier import load_classifier, set_threads
-from ..text import counted
+from ..text import counted, html_table
 from .config import RunConfig
 from .context import RunContext, strips_of
 from .plan import Plan, without_tile_lines
@@ -20,24 +21,88 @@ WORKER_BASE_BYTES = 700e6
 """Memory of a worker process with torch, Dask and a compiled network, without pixels."""
 
 
-def forecast(run: RunConfig) -> list[str]:
-    """Return the forecast of a run as lines of text. Writes nothing; measures the network on a few images."""
+@dataclass(frozen=True)
+class PlanReport:
+    """What a run would read, hold and take; `str` gives the lines that `skyclass plan` prints.
+
+    Parameters
+    ----------
+    n_sources : int
+        Sources to classify.
+    n_tiles : int
+        Atlas tiles that they lie on.
+    n_strips : int
+        Pieces of work.
+    without_tile : int
+        Sources that no tile covers; their rows have no class.
+    largest_tile : str
+        Name of the tile with the most sources.
+    largest_tile_sources : int
+        Sources on that tile.
+    tile_bytes : int
+        Bytes of the pixels of all tiles; a run reads at most these.
+    worker_bytes : float
+        Peak memory of a worker in bytes.
+    sources_per_second : float
+        Rate of the network in one process of this machine, measured now.
+    """
+
+    n_sources: int
+    n_tiles: int
+    n_strips: int
+    without_tile: int
+    largest_tile: str
+    largest_tile_sources: int
+    tile_bytes: int
+    worker_bytes: float
+    sources_per_second: float
+
+    @property
+    def process_seconds(self) -> float:
+        """Seconds that the network takes in one process."""
+        return self.n_sources / self.sources_per_second
+
+    @property
+    def lines(self) -> list[str]:
+        """The report, line by line."""
+        minutes = self.process_seconds / 60
+        takes = f"{minutes / 60:,.1f} process hours" if minutes > 60 else f"{minutes:.1f} process minutes"
+        return [
+            f"{counted(self.n_sources, 'source')} on {counted(self.n_tiles, 'tile')}, "
+            f"{counted(self.n_strips, 'strip')}",
+            *without_tile_lines(self.without_tile),
+            f"most crowded tile: {self.largest_tile} with {counted(self.largest_tile_sources, 'source')}",
+            f"{self.tile_bytes / 1e9:,.2f} GB of tile pixels at most",
+            f"up to {self.worker_bytes / 1e9:.1f} GB of memory for each worker",
+            f"{self.sources_per_second:,.0f} sources/s in the network of one process here (just measured): {takes}",
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def __repr__(self) -> str:
+        return f"<PlanReport: {self.lines[0]}>"
+
+    def _repr_html_(self) -> str:
+        return html_table("PlanReport", vars(self))
+
+
+def forecast(run: RunConfig) -> PlanReport:
+    """Return the forecast of a run. Writes nothing; measures the network on a few images."""
     context, plan, _ = plan_run(run, count_here)
-    strips = [s for tile in plan.tiles for s in strips_of(tile, run.strip_sources)]
-    largest = max(s.stop - s.start for s in strips)
-    rate = probe_rate(context)
-    hours = plan.n_sources / rate / 3600
-    duration = f"{hours:,.1f} process hours" if hours > 1 else f"{60 * hours:.1f} process minutes"
-    crowded = plan.on_tiles[0]
-    return [
-        f"{counted(plan.n_sources, 'source')} on {counted(len(plan.on_tiles), 'tile')}, "
-        f"{counted(len(strips), 'strip')}",
-        *without_tile_lines(plan.without_tile),
-        f"most crowded tile: {crowded.coadd_id} with {counted(crowded.n_sources, 'source')}",
-        f"{tile_bytes(context, plan) / 1e9:,.2f} GB of tile pixels at most",
-        f"up to {strip_bytes(context, largest) / 1e9:.1f} GB of memory for each worker",
-        f"{rate:,.0f} sources/s in the network of one process here (just measured): {duration}",
-    ]
+    strips = [strip for tile in plan.tiles for strip in strips_of(tile, run.strip_sources)]
+    largest_tile = plan.on_tiles[0]
+    return PlanReport(
+        n_sources=plan.n_sources,
+        n_tiles=len(plan.on_tiles),
+        n_strips=len(strips),
+        without_tile=plan.without_tile,
+        largest_tile=largest_tile.coadd_id,
+        largest_tile_sources=largest_tile.n_sources,
+        tile_bytes=tile_bytes(context, plan),
+        worker_bytes=strip_bytes(context, max(strip.stop - strip.start for strip in strips)),
+        sources_per_second=probe_rate(context),
+    )
 
 
 def tile_bytes(context: RunContext, plan: Plan) -> int:

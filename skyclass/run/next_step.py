@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import CatalogError, NotPublished
-from ..sources.layouts import open_catalog
+from ..errors import CatalogError, ConfigError, NotPublished
+from ..sources.opening import open_sources
 from ..text import shell_command
 from .commits import committed
 from .config import RunConfig, run_config
@@ -32,8 +32,20 @@ def _unfinished(folder: RunFolder) -> NotPublished:
         command = shell_command(["skyclass", "publish", folder.path])
     else:
         state = f"{n_rows:,} of {planned:,} sources are classified"
-        command = classify_command(run_config(run["config"] | {"out": str(folder.path)}))
+        command = _resuming_command(folder, run["config"])
     return NotPublished(f"{folder.path} is an unfinished run: {state}. To finish it: {command}")
+
+
+def _resuming_command(folder: RunFolder, config: Mapping[str, Any]) -> str:
+    """Return the command that resumes a run, or where to find its settings if they cannot be used, as without a MOC."""
+    try:
+        return classify_command(run_config({**config, "out": str(folder.path)}))
+    except ConfigError:
+        return _started_by(folder.path)
+
+
+def _started_by(folder: Path) -> str:
+    return f"the command that started it; its settings are in {folder / 'run.json'}"
 
 
 def classify_command(run: RunConfig) -> str:
@@ -44,7 +56,7 @@ def classify_command(run: RunConfig) -> str:
         if field.name == "region" and value is not None:
             option = _region_option(value.to_dict())
             if option is None:
-                return f"the command that started it; its settings are in {Path(run.out) / 'run.json'}"
+                return _started_by(Path(run.out))
             command += option
         elif value is True:
             command += [f"--{field.name.replace('_', '-')}"]
@@ -77,10 +89,10 @@ def _input_catalogue(path: str) -> NotPublished | None:
     if not os.path.isdir(path):
         return None
     try:
-        catalog = open_catalog(path)
+        sources = open_sources(path)
     except CatalogError:  # no catalogue of sources either
         return None
     return NotPublished(
-        f"{path} is a catalogue of sources without classes ({len(catalog.partitions):,} partitions), the input of "
+        f"{path} is a catalogue of sources without classes ({len(sources.partitions):,} partitions), the input of "
         f"a run: {command} --images IMAGES --out OUT makes a class catalogue"
     )

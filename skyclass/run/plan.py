@@ -72,10 +72,9 @@ def catalog_digest(digests: Iterable[PartitionDigest]) -> str:
 
 def partition_names(context: RunContext, plan: Plan) -> dict[str, PartitionDigest]:
     """Return the digests of the partitions of a plan by their paths below the root of the catalogue."""
-    catalog = context.sources
-    return {
-        os.path.relpath(catalog.partitions[i].path, catalog.root): plan.partitions[i] for i in sorted(plan.partitions)
-    }
+    sources = context.sources
+    paths = {i: sources.partitions[i].path for i in sorted(plan.partitions)}
+    return {os.path.relpath(path, sources.location): plan.partitions[i] for i, path in paths.items()}
 
 
 def make_plan(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import filecmp
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from ..errors import ArchiveDown, ArchiveError, CatalogError
 from ..images.archive import require_usable_tile
@@ -17,8 +16,7 @@ from ..model.bundle import Bundle
 from ..model.classifier import cuda_is_there
 from ..model.photometry import columns_of
 from ..sources.footers import PartitionDigest
-from ..sources.layouts import Catalog
-from ..sources.partitions import read_partition
+from ..sources.source_table import SourceTable, columns_without_values
 from ..types import Archive
 from .context import RunContext
 from .folder import RunFolder
@@ -41,7 +39,7 @@ def archive_up(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = None) -> None:
+def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | None = None) -> None:
     """Raise `CatalogError` when a catalogue lacks photometry that the features of the model need.
 
     The catalogue of a survey must have every column. A user's table (`table` holds its rows) may lack some of them: the
@@ -50,16 +48,11 @@ def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = 
     if bundle.photometry is None:
         return
     needed = columns_of(bundle.photometry.features)
-    is_user_table = catalog.kind in ("table", "prepared")  # it has every column, null where the user's file has none
-    if is_user_table:
-        rows = read_partition(catalog, 0) if table is None else table
-        absent = [name for name in needed if rows[name].null_count == len(rows)]
-    else:
-        absent = missing_columns(catalog, needed)
+    absent = sources.absent_columns(needed) if table is None else columns_without_values(table, needed)
     if not absent:
         return
-    lack = f"{catalog.root} has no value in {', '.join(absent)}"
-    if is_user_table and len(absent) < len(needed):
+    lack = f"{sources.location} has no value in {', '.join(absent)}"
+    if sources.is_conformed and len(absent) < len(needed):
         log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return
     raise CatalogError(
@@ -68,17 +61,11 @@ def check_photometry(bundle: Bundle, catalog: Catalog, table: pa.Table | None = 
     )
 
 
-def missing_columns(catalog: Catalog, names: Iterable[str]) -> list[str]:
-    """Return the names that are no columns of the first partition of a catalogue; only its schema is read."""
-    present = set(ds.dataset(catalog.partitions[0].path, format="parquet", partitioning=None).schema.names)
-    return [name for name in names if name not in present]
-
-
-def refuse_copies(catalog: Catalog, digests: Mapping[int, PartitionDigest]) -> None:
+def refuse_copies(sources: SourceTable, digests: Mapping[int, PartitionDigest]) -> None:
     """Raise `CatalogError` for two partitions with the same bytes: each source in them would have two rows."""
     first: dict[PartitionDigest, str] = {}
     for i, digest in digests.items():
-        path = catalog.partitions[i].path
+        path = sources.partitions[i].path
         other = first.setdefault(digest, path)
         if other != path and filecmp.cmp(other, path, shallow=False):
             raise CatalogError(f"{path} is a copy of {other}: remove one of them")

@@ -23,8 +23,8 @@ from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import resolve_device, resolve_precision
 from ..sky.regions import in_words
 from ..sources.assign import with_tiles
-from ..sources.layouts import Catalog, missing_partitions, open_catalog
-from ..sources.tables import standardise_table
+from ..sources.opening import open_sources
+from ..sources.source_table import SourceTable, read_all
 from .commits import Commit, committed, journal_commit, retry_quarantined
 from .config import RunConfig
 from .context import RunContext
@@ -100,16 +100,16 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
 
     `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """
-    bundle, catalog = load_bundle(run.model), open_catalog(run.catalog, run.region)
+    bundle, sources = load_bundle(run.model), open_sources(run.catalog, run.region, run.allow_truncated)
     archive = open_archive(run.images, tuple(bundle.bands))
     context = new_context(run, bundle)
     check_output_folder(context.folder)
     refuse_faulty_model(context)
     table = None
-    if catalog.kind == "table":
-        context, plan, table = plan_table(run, context, catalog, archive)
+    if sources.is_partitioned:
+        plan = plan_partitions(context, sources, count)
     else:
-        plan = plan_partitions(run, context, catalog, count)
+        context, plan, table = plan_table(context, sources, archive)
     with archive_up(context.folder):
         preflight(context, archive, plan)
     return context, plan, table
@@ -123,28 +123,26 @@ def new_context(run: RunConfig, bundle: Bundle) -> RunContext:
     return RunContext(catalog, run.region, images, model, bundle.digest, precision, run.device, out, session)
 
 
-def plan_table(
-    run: RunConfig, context: RunContext, catalog: Catalog, archive: AtlasArchive
-) -> tuple[RunContext, Plan, pa.Table]:
+def plan_table(context: RunContext, sources: SourceTable, archive: AtlasArchive) -> tuple[RunContext, Plan, pa.Table]:
     """Return context, plan and rows of a user's table of positions; workers read the rows from the run folder."""
     with archive_up(context.folder):
-        table = tiled_table(run, archive)
-    check_photometry(context.bundle, catalog, table)
+        table = tiled_table(sources, archive)
+    check_photometry(context.bundle, sources, table)
     context = replace(context, catalog=str(context.folder.sources), region=None)
     return context, make_plan(context, table_counts(table), content_digest(table)), table
 
 
-def plan_partitions(run: RunConfig, context: RunContext, catalog: Catalog, count: CountTiles) -> Plan:
+def plan_partitions(context: RunContext, sources: SourceTable, count: CountTiles) -> Plan:
     """Return the plan for a catalogue in partitions, which `count` counts."""
-    if not catalog.partitions:
-        raise CatalogError(f"{run.catalog}: no partition of it touches the {in_words(run.region)}")
-    check_photometry(context.bundle, catalog)
-    if run.region and (missing := missing_partitions(catalog, run.region)):
-        log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", run.catalog, missing)
+    if not sources.partitions:
+        raise CatalogError(f"{sources.location}: no partition of it touches the {in_words(sources.region)}")
+    check_photometry(context.bundle, sources)
+    if missing := sources.missing_pixels():
+        log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", sources.location, missing)
     with archive_up(context.folder):
-        counts = count(context, range(len(catalog.partitions)))
+        counts = count(context, range(len(sources.partitions)))
     digests = partition_digests(counts)
-    refuse_copies(catalog, digests)
+    refuse_copies(sources, digests)
     return make_plan(context, counts, catalog_digest(digests.values()), digests)
 
 
@@ -198,11 +196,9 @@ def count_here(context: RunContext, partitions: Iterable[int]) -> pa.Table:
     return pa.concat_tables([count_partition(context, i) for i in partitions])
 
 
-def tiled_table(run: RunConfig, archive: AtlasArchive) -> pa.Table:
-    """Return the rows of a user's table inside the region, each with its tile, null where no tile covers it."""
-    table = standardise_table(run.catalog, run.allow_truncated)
-    if run.region:
-        table = table.filter(pa.array(run.region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
+def tiled_table(sources: SourceTable, archive: AtlasArchive) -> pa.Table:
+    """Return the rows of a user's table inside its region, each with its tile, null where no tile covers it."""
+    table = read_all(sources)
     if not len(table):
-        raise CatalogError(f"{run.catalog}: no source in the {in_words(run.region)}; nothing to classify")
+        raise CatalogError(f"{sources.location}: no source in the {in_words(sources.region)}; nothing to classify")
     return with_tiles(table, archive).sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])

@@ -21,8 +21,8 @@ from ..model.photometry import features
 from ..model.probabilities import is_distribution
 from ..schema import bad_bits, bad_value_counts
 from ..sky.tile_wcs import tile_pixels
+from ..sources.by_tile import count_tiles
 from ..sources.footers import unchanged
-from ..sources.partitions import count_tiles
 from ..types import (
     CLASSES,
     FAULT_FLAGS,
@@ -62,7 +62,7 @@ TILE_ATTEMPTS = 2
 def count_partition(context: RunContext, partition: int) -> pa.Table:
     """Return the number of sources of a partition by tile, with the digest of the partition (`COUNT_SCHEMA`)."""
     with unchanged(context.sources.partitions[partition].path) as digest:
-        counts = count_tiles(context.sources, partition, context.region, partial(tiles_near, context, partition))
+        counts = count_tiles(context.sources, partition, partial(tiles_near, context, partition))
     columns = {"nbytes": pa.array([digest.nbytes] * len(counts), pa.int64()), "footer": [digest.footer] * len(counts)}
     return pa.table({name: counts[name] for name in counts.column_names} | columns, schema=COUNT_SCHEMA)
 

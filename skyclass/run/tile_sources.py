@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from ..errors import InputChanged
 from ..sky.tile_wcs import tile_pixels
+from ..sources.by_tile import tile_rows
 from ..sources.footers import unchanged
-from ..sources.partitions import read_partition
 from ..types import Tile, TilePlan
 from .context import RunContext, tiles_near
 
@@ -48,9 +48,7 @@ def read_unchanged(context: RunContext, partition: int, key: str, coadd_id: str)
             "and run the same command again"
         )
     with unchanged(partitions[partition].path, key):
-        return read_partition(
-            context.sources, partition, context.region, coadd_id, partial(tiles_near, context, partition)
-        )
+        return tile_rows(context.sources, partition, coadd_id, partial(tiles_near, context, partition))
 
 
 def ids_of(sources: pa.Table) -> pa.Array:

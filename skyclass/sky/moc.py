@@ -73,6 +73,11 @@ def read_moc(path: str | os.PathLike[str], digest: str = "") -> Moc:
     digest : str, optional
         The digest that the cells must have: that of an earlier reading.
 
+    Returns
+    -------
+    Moc
+        The region, which carries the cells: the file may vanish afterwards.
+
     Raises
     ------
     ConfigError
@@ -107,7 +112,9 @@ def _read_ranges(path: str | os.PathLike[str]) -> tuple[Int64, int]:
         with open(path, "rb") as file:
             content = file.read()
         form = "fits" if content.startswith(b"SIMPLE") else "json" if content.lstrip()[:1] == b"{" else "ascii"
-        if form != "fits":
+        if form == "fits":
+            _check_table_size(content)
+        else:
             _check_cells(json.loads(content) if form == "json" else _orders(content.decode()))
         moc = MOC.load(path, format=form)
     except OSError as error:
@@ -116,7 +123,25 @@ def _read_ranges(path: str | os.PathLike[str]) -> tuple[Int64, int]:
         raise ConfigError(f"{path} is no MOC ({' '.join(str(error).split())}): {_REMEDY}") from error
     except ValueError as error:  # no UTF-8, no JSON, cells that do not exist
         raise ConfigError(f"{path} is no MOC ({error}): {_REMEDY}") from error
+    except _rust_panics() as error:
+        raise ConfigError(f"{path} is no MOC (its content is damaged: {error}): {_REMEDY}") from error
     return _ranges_of(moc, path), int(moc.max_order)
+
+
+def _rust_panics() -> tuple[type[BaseException], ...]:
+    """Return the exception classes of failed assertions in Rust code, such as that of mocpy.
+
+    A damaged FITS file can fail an assertion in mocpy. The class of the exception derives from `BaseException`, and no
+    module exports it: each extension made with pyo3 registers its own when it is imported.
+    """
+    return tuple(cls for cls in BaseException.__subclasses__() if cls.__module__ == "pyo3_runtime")
+
+
+def _check_table_size(content: bytes) -> None:
+    """Raise `ValueError` for a FITS table that is larger than its file: mocpy ends the process when it allocates it."""
+    width, rows = (re.search(rb"NAXIS%d  = +(\d+)" % axis, content) for axis in (1, 2))
+    if width and rows and int(width[1]) * int(rows[1]) > len(content):
+        raise ValueError(f"its table has {int(rows[1]):,} rows, and the file {len(content):,} bytes")
 
 
 def _ranges_of(moc: Any, path: str | os.PathLike[str]) -> Int64:

@@ -14,8 +14,8 @@ from ..errors import ArchiveError
 from ..sky.healpix import separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels, tile_wcs
 from ..types import Float64, Int64, Tile
+from .columns import with_column
 from .names import name_problem, nameless
-from .tables import with_column
 
 
 class TileList(Protocol):

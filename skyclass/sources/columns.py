@@ -256,3 +256,7 @@ def chunked(values: np.ndarray, mask: np.ndarray | None = None) -> pa.ChunkedArr
     """Return a numpy column (N,), of any byte order, as an Arrow column, null where `mask` is true."""
     native = values.astype(values.dtype.newbyteorder("="))
     return pa.chunked_array([pa.array(native, mask=None if mask is None else np.ascontiguousarray(mask))])
+
+
+def with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)

@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import CatalogError
+from ..locations import refuse_logins, user_path, without_secrets
+
 ANYWHERE = -1
 """Order of a file that may hold any part of the sky."""
 
@@ -53,6 +56,35 @@ class Numbered(NamedTuple):
 
     path: Path
     number: int
+
+
+def local_path(location: str) -> Path:
+    refuse_logins({"catalog": location})
+    if "://" in location and not location.startswith("file://"):
+        raise CatalogError(
+            f"catalogue {without_secrets(location)}: this version reads local files only; copy the partitions you need "
+            "first, for example with `aws s3 sync --no-sign-request`"
+        )
+    path = user_path(location).absolute()
+    if not os.path.exists(path):
+        raise CatalogError(f"catalogue {location}: there is no such file or folder")
+    return path
+
+
+def folder_names(folder: Path) -> list[str]:
+    """Return the names in a folder; `CatalogError` where it cannot be listed or entered."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise CatalogError(f"catalogue {faults_text([listing_fault(folder, error)])}") from error
+    if not os.access(folder, os.X_OK):
+        raise CatalogError(f"catalogue {folder} cannot be entered; give yourself permission (chmod u+x)")
+    return names
+
+
+def holds(folder: Path, key: str) -> bool:
+    """Return whether a folder is there and holds an entry whose name begins with `key`."""
+    return folder.is_dir() and any(name.startswith(key) for name in folder_names(folder))
 
 
 def folder_entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -1,13 +1,11 @@
-"""Partitions of a catalogue: read, counted by tile, or given as a Dask dataframe."""
+"""Catalogues of partitions: Parquet files of parts of the sky, read one at a time and only the columns in use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -15,7 +13,6 @@ import pyarrow.dataset as ds
 from ..errors import CatalogError
 from ..schema import (
     CATALOG_COLUMNS,
-    INPUT_COLUMNS,
     SOURCE_SCHEMA,
     TABLE_COLUMNS,
     check_positions,
@@ -23,169 +20,121 @@ from ..schema import (
     without_dictionary,
 )
 from ..sky.regions import Region
-from ..types import NO_TILE, Float64, Tile
-from .assign import assign_tiles
+from .columns import with_column
 from .identifiers import IDENTIFIERS, identifiers
-from .layouts import Catalog, parquet_dataset, remedy, source_columns
-from .names import nameless, rows_of_tile, with_tile_names
-from .tables import standardise_table, with_column
+from .layouts import Layout
+from .names import rows_of_tile, with_tile_names
+from .parquet import parquet_dataset, parquet_schema, remedy
+from .source_table import Partition, columns_without_values, dask_frame, inside, short_html, short_text
 from .units import parquet_factor
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
-    import pandas as pd
-
-COUNT_SCHEMA = pa.schema([("coadd_id", pa.string()), ("partition", pa.int64()), ("n", pa.int64())])
-
-PLAN_COLUMNS = (*CATALOG_COLUMNS, "coadd_id")
-"""Columns that a plan is made of."""
-
-Tiles = Callable[[], Sequence[Tile]]
-"""Gives the footprints of the tiles near the sources that have no `coadd_id`; called only if there are such sources."""
 
 
-def no_tiles() -> Sequence[Tile]:
-    """Return no tile: sources without `coadd_id` then stay without."""
-    return ()
+@dataclass(frozen=True, repr=False)
+class PartitionedSources:
+    """Sources in partitions on disk; `open_sources` makes it.
+
+    Parameters
+    ----------
+    layout : Layout
+        Layout of the folders.
+    location : str
+        Folder of the catalogue.
+    partitions : tuple of Partition
+        Files with their HEALPix pixels, in order.
+    region : Cone, Box, Polygon, Pixels or Moc, optional
+        Part of the sky that the rows are limited to.
+    renamed : tuple of (str, str), optional
+        Names of `SOURCE_SCHEMA` and, for each, its name in the files where that differs.
+    """
+
+    layout: Layout
+    location: str
+    partitions: tuple[Partition, ...]
+    region: Region | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    is_partitioned = True
+
+    @property
+    def is_conformed(self) -> bool:
+        return self.layout.is_conformed
+
+    def read(
+        self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
+    ) -> pa.Table:
+        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else columns)
+        names |= set(TABLE_COLUMNS) if self.region else set()
+        names |= {"coadd_id"} if coadd_id is not None else set()
+        names |= {"bad_values"} if self.is_conformed else set()
+        table = _scan(self, path, names, coadd_id, check_types)
+        table = conform_sources(table if self.is_conformed else _cleaned(table, path), path)
+        if names >= set(TABLE_COLUMNS):
+            check_positions(table, path)
+        return inside(table, self.region)
+
+    def whole_partitions(self) -> PartitionedSources:
+        return replace(self, region=None)
+
+    def absent_columns(self, names: Sequence[str]) -> list[str]:
+        if self.is_conformed:
+            return columns_without_values(self.whole_partitions().read(0, names), names)
+        present = source_columns(self, self.partitions[0].path)
+        return [name for name in names if name not in present]
+
+    def missing_pixels(self) -> list[int]:
+        order = self.layout.complete_order
+        if order is None or self.region is None:
+            return []
+        present = {partition.pixel for partition in self.partitions}
+        return [pixel for pixel in self.region.cover(order).tolist() if pixel not in present]
+
+    def to_dask(self, columns: Sequence[str] | None = None) -> dd.DataFrame:
+        return dask_frame(self, [replace(self, partitions=(part,)) for part in self.partitions], columns)
+
+    def __repr__(self) -> str:
+        return short_text(self, self.layout.name)
+
+    def _repr_html_(self) -> str:
+        return short_html(self, self.layout.name)
 
 
-def read_partition(
-    catalog: Catalog, i: int, region: Region | None = None, coadd_id: str | None = None, tiles: Tiles = no_tiles
+def source_columns(sources: PartitionedSources, path: str) -> dict[str, str]:
+    """Return name in `SOURCE_SCHEMA` -> name in the file for its columns; `CatalogError` without a required one."""
+    renamed, present = dict(sources.renamed), set(parquet_schema(path).names)
+    names = {name: renamed.get(name, name) for name in sources.layout.columns}
+    missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
+    if missing:
+        raise CatalogError(
+            f"{path}: no column {', '.join(missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
+            "A plain list of positions can be given as one table file with ra and dec"
+        )
+    return {name: in_file for name, in_file in names.items() if in_file in present}
+
+
+def _scan(
+    sources: PartitionedSources, path: str, columns: Iterable[str], coadd_id: str | None, check_types: bool
 ) -> pa.Table:
-    """Return the sources of partition `i` in `SOURCE_SCHEMA`, only those in the region and of the tile.
-
-    With a tile, sources without `coadd_id` belong to the one of `tiles` that their position is on; `NO_TILE` means
-    those that are on none. Raises `CatalogError`, naming the file, for a missing column, a value that does not fit its
-    column, and a position that is not finite or not on the sky.
-    """
-    table = _inside(_read(catalog, i, INPUT_COLUMNS, coadd_id), region)
-    return table if coadd_id is None else _of_tile(table, coadd_id, tiles)
-
-
-def count_tiles(catalog: Catalog, i: int, region: Region | None = None, tiles: Tiles = no_tiles) -> pa.Table:
-    """Return (coadd_id, partition, n): the sources of partition `i` in the region, by tile, sorted; null for no tile.
-
-    Reads `PLAN_COLUMNS`, and columns whose type does not say that they can be read. Raises `CatalogError` as
-    `read_partition` does, and for a `source_id` that is missing or repeated.
-    """
-    table = _inside(_read(catalog, i, PLAN_COLUMNS, None), region)
-    _check_ids(table, catalog.partitions[i].path)
-    table = _with_tiles(table, tiles)
-    counts = table.group_by("coadd_id").aggregate([([], "count_all")]).sort_by("coadd_id")
-    columns = {
-        "coadd_id": counts["coadd_id"],
-        "partition": pa.array(np.full(len(counts), i, np.int64)),
-        "n": counts["count_all"],
-    }
-    return pa.table(columns, schema=COUNT_SCHEMA)
-
-
-def nameless_positions(catalog: Catalog, i: int, region: Region | None = None) -> tuple[Float64, Float64]:
-    """Return ra, dec in degrees of the sources of partition `i` that need a tile by their position."""
-    table = _inside(_read(catalog, i, PLAN_COLUMNS, NO_TILE), region)
-    table = table.filter(nameless(table))
-    return table["ra"].to_numpy(), table["dec"].to_numpy()
-
-
-def to_dask(catalog: Catalog, region: Region | None = None) -> dd.DataFrame:
-    """Return a Dask dataframe of the sources, one partition a file, pandas with pyarrow dtypes.
-
-    The graph holds paths and the region, never rows.
-    """
-    import dask.dataframe as dd
-
-    if not catalog.partitions:
-        raise CatalogError(f"catalogue {catalog.root}: no partition touches the region")
-    pieces = [replace(catalog, partitions=(part,)) for part in catalog.partitions]
-    meta = _to_pandas(SOURCE_SCHEMA.empty_table())
-    from_map: Callable[..., dd.DataFrame] = dd.from_map
-    return from_map(partial(_read_frame, region=region), pieces, meta=meta, label="sources")
-
-
-def _read_frame(piece: Catalog, region: Region | None) -> pd.DataFrame:
-    return _to_pandas(read_partition(piece, 0, region))
-
-
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    import pandas as pd
-
-    return cast("pd.DataFrame", table.to_pandas(types_mapper=pd.ArrowDtype))
-
-
-def _inside(table: pa.Table, region: Region | None) -> pa.Table:
-    if region is None:
-        return table
-    return table.filter(pa.array(region.contains(table["ra"].to_numpy(), table["dec"].to_numpy())))
-
-
-# --- tiles -----------------------------------------------------------------------------------------
-
-
-def _with_tiles(table: pa.Table, tiles: Tiles) -> pa.Table:
-    """Return the table with a tile for the sources without `coadd_id`, where one is there."""
-    return assign_tiles(table, tiles()) if pc.any(nameless(table)).as_py() else table
-
-
-def _of_tile(table: pa.Table, coadd_id: str, tiles: Tiles) -> pa.Table:
-    """Return the sources of a tile."""
-    table = _with_tiles(table, tiles)
-    names = table["coadd_id"]
-    return table.filter(names.is_null() if coadd_id == NO_TILE else pc.equal(names, coadd_id))
-
-
-def _check_ids(table: pa.Table, path: str) -> None:
-    """Raise `CatalogError` for sources that no row of a class catalogue could name."""
-    ids = table["source_id"]
-    if ids.null_count:
-        row = pc.index(ids.is_null(), True).as_py()
-        ra, dec = table["ra"][row], table["dec"][row]
-        raise CatalogError(
-            f"{path}: source_id is empty in {ids.null_count:,} of {len(table):,} rows, the first at ra {ra}, dec "
-            f"{dec}; give every source its own source_id, or remove these rows"
-        )
-    if pc.count_distinct(ids).as_py() < len(ids):
-        counts = pc.value_counts(ids)
-        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-        raise CatalogError(
-            f"{path}: {len(repeated):,} source_id stand in more than one row, such as {repeated.field('values')[0]} "
-            f"in {repeated.field('counts')[0]} rows; remove the repeated rows, or give every source its own source_id"
-        )
-
-
-# --- one file --------------------------------------------------------------------------------------
-
-
-def _read(catalog: Catalog, i: int, columns: Iterable[str], coadd_id: str | None) -> pa.Table:
-    """Return columns of a partition in `SOURCE_SCHEMA`, at least the rows of a tile and those without `coadd_id`."""
-    path = catalog.partitions[i].path
-    if catalog.kind == "table":
-        return standardise_table(path, catalog.allow_truncated)
-    if catalog.kind == "prepared":
-        table = conform_sources(_scan(catalog, path, SOURCE_SCHEMA.names, coadd_id), path)
-    else:
-        table = conform_sources(_cleaned(_scan(catalog, path, columns, coadd_id), path), path)
-    check_positions(table, path)
-    return table
-
-
-def _scan(catalog: Catalog, path: str, columns: Iterable[str], coadd_id: str | None) -> pa.Table:
-    """Return those of the columns that a partition has, under our names, filtered while reading; ra, dec in degrees."""
-    names, dataset = source_columns(catalog, path), parquet_dataset(path)
-    doubtful = [ours for ours, theirs in names.items() if _is_doubtful(ours, dataset.schema.field(theirs).type)]
-    wanted = {ours: ds.field(names[ours]) for ours in dict.fromkeys([*columns, *doubtful]) if ours in names}
-    keep = rows_of_tile(wanted["coadd_id"], coadd_id) if coadd_id is not None and "coadd_id" in wanted else None
+    """Return those of the columns that a partition has, filtered while it is read; ra and dec in degrees."""
+    names, dataset = source_columns(sources, path), parquet_dataset(path)
+    doubtful = [name for name, in_file in names.items() if _is_doubtful(name, dataset.schema.field(in_file).type)]
+    chosen = {*columns, *(doubtful if check_types else ())}
+    wanted = {name: ds.field(in_file) for name, in_file in names.items() if name in chosen}
+    rows = rows_of_tile(wanted["coadd_id"], coadd_id) if coadd_id is not None and "coadd_id" in wanted else None
     try:
-        table = dataset.to_table(columns=wanted, filter=keep)
+        table = dataset.to_table(columns=wanted, filter=rows)
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"{path}: cannot be read ({error}); {remedy(error)}") from error
-    for name in TABLE_COLUMNS if catalog.kind != "prepared" else ():
+    for name in (name for name in TABLE_COLUMNS if name in wanted):
         if (factor := parquet_factor(dataset.schema, names[name], path)) != 1.0:
             table = with_column(table, name, _scaled(table[name], factor, name, path))
     return table
 
 
 def _is_doubtful(name: str, stored: pa.DataType) -> bool:
-    """Return whether only its values tell whether a column fits its type: a plan reads them before work starts."""
+    """Return whether only its values show whether a column fits its type."""
     wanted, types = SOURCE_SCHEMA.field(name).type, pa.types
     stored = stored.value_type if types.is_dictionary(stored) else stored
     if types.is_integer(wanted):
@@ -201,7 +150,7 @@ def _scaled(column: pa.ChunkedArray, factor: float, name: str, path: str) -> pa.
 
 
 def _cleaned(table: pa.Table, path: str) -> pa.Table:
-    """Return the table with exact identifiers, and with names of tiles as they are meant."""
+    """Return the table with exact identifiers, and with the names of tiles in their canonical form."""
     for name in IDENTIFIERS:
         if name in table.column_names:
             table = with_column(table, name, identifiers(table[name], name, path))

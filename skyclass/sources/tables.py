@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +13,69 @@ import pyarrow.dataset as ds
 
 from ..errors import CatalogError
 from ..schema import SOURCE_SCHEMA, TABLE_COLUMNS, cast_column, conform_sources, sky_positions
+from ..sky.regions import Region
 from .columns import MASK, RawTable, typed_table, unmasked, wanted_columns
 from .delimited import read_ecsv, read_ipac, read_text
 from .fits_table import read_fits
-from .layouts import local_path, parquet_dataset
+from .listing import ANYWHERE, local_path
 from .names import with_tile_names
+from .parquet import parquet_dataset
+from .source_table import Partition, columns_without_values, dask_frame, inside, short_html, short_text
 from .tablefile import TableFile, open_table_file
 from .units import parquet_factor
 from .votable import read_votable
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+
+
+@dataclass(frozen=True, repr=False)
+class UserTable:
+    """A table of positions in one file; `open_sources` makes it.
+
+    Parameters
+    ----------
+    location : str
+        Path of the file.
+    region : Cone, Box, Polygon, Pixels or Moc, optional
+        Part of the sky that the rows are limited to.
+    allow_truncated : bool, default False
+        Accept a VOTable that a service cut at its row limit.
+    """
+
+    location: str
+    region: Region | None = None
+    allow_truncated: bool = False
+
+    is_partitioned, is_conformed = False, True
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """The one file, which may hold any part of the sky."""
+        return (Partition(self.location, ANYWHERE, 0),)
+
+    def read(
+        self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
+    ) -> pa.Table:
+        return inside(standardise_table(self.location, self.allow_truncated), self.region)
+
+    def whole_partitions(self) -> UserTable:
+        return replace(self, region=None)
+
+    def absent_columns(self, names: Sequence[str]) -> list[str]:
+        return columns_without_values(self.whole_partitions().read(0), names)
+
+    def missing_pixels(self) -> list[int]:
+        return []
+
+    def to_dask(self, columns: Sequence[str] | None = None) -> dd.DataFrame:
+        return dask_frame(self, [self], columns)
+
+    def __repr__(self) -> str:
+        return short_text(self, "table")
+
+    def _repr_html_(self) -> str:
+        return short_html(self, "table")
 
 
 def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
@@ -106,7 +163,7 @@ def _row_problems(table: pa.Table, unique: bool) -> list[str]:
         problems.append(
             f"{bad.sum():,} of {len(table):,} rows have no position on the sky, such as row {rows}"
             f"{' and more' if bad.sum() > 5 else ''}; ra must be 0..360 and dec -90..90 degrees, "
-            "mend or remove these rows"
+            "correct or remove these rows"
         )
     counts = pc.value_counts(table["source_id"].drop_null())
     many = counts.filter(pc.greater(counts.field("counts"), 1))
@@ -115,11 +172,7 @@ def _row_problems(table: pa.Table, unique: bool) -> list[str]:
     if unique and len(many):
         repeated = ", ".join(str(value) for value in many.field("values")[:5])
         problems.append(
-            f"source_id {repeated} stands in more than one row; "
+            f"source_id {repeated} occurs in more than one row; "
             "remove the repeated rows, or rename the column to have rows numbered"
         )
     return problems
-
-
-def with_column(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, column)

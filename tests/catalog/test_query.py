@@ -19,14 +19,14 @@ from astropy.io import fits
 from astropy.table import Table
 
 from skyclass.catalog import duckdb as duckdb_module
-from skyclass.catalog import query
+from skyclass.catalog import row_groups, selection
 from skyclass.catalog.export import export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
 from skyclass.run.finish import publish_run
 from skyclass.schema import CLASS_SCHEMA, class_counts
 from skyclass.sky.moc import read_moc
-from skyclass.sky.regions import Box, Cone, Pixels, Polygon
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region
 from tests.support.class_rows import TILES, make_run
 
 
@@ -79,7 +79,7 @@ def test_a_cone_is_what_brute_force_finds(
     ],
     ids=["box through RA 0", "whole sky", "polygon", "pixels", "empty"],
 )
-def test_regions_and_conditions_together(rows: pa.Table, catalog: ClassCatalog, region: query.Region) -> None:
+def test_regions_and_conditions_together(rows: pa.Table, catalog: ClassCatalog, region: Region) -> None:
     found = catalog.region(region).where("p_quasar > 0.5").where("flags = 0 -- clean")
     inside = region.contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     expected = rows.filter(pa.array(inside)).filter(pc.field("p_quasar") > 0.5)
@@ -118,7 +118,7 @@ def test_only_the_files_and_row_groups_of_the_cover_are_read(
 
 def test_row_groups_are_chosen_by_their_range(catalog: ClassCatalog) -> None:
     path = catalog.root / catalog.manifest.files[0].path
-    footer = query._Footer(pq.read_metadata(path), np.array([0, 10, 20]), np.array([9, 19, 29]))
+    footer = row_groups.Footer(pq.read_metadata(path), np.array([0, 10, 20]), np.array([9, 19, 29]))
     assert footer.touched([]) == [0, 1, 2]
     assert footer.touched([np.array([[9, 9], [21, 40]])]) == [0, 2]
     assert footer.touched([np.array([[9, 9], [21, 40]]), np.array([[15, 50]])]) == [2]
@@ -161,7 +161,7 @@ def test_sub_queries_see_every_row_of_the_catalogue(
     rows: pa.Table, catalog: ClassCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean is that of all files, however few are read at once, in the rows as in counts and in SQL."""
-    monkeypatch.setattr(query, "_FILES_AT_ONCE", 1)
+    monkeypatch.setattr(selection, "FILES_AT_ONCE", 1)
     frame = rows.to_pandas()
     brighter = frame["w1mpro"] < frame["w1mpro"].astype(float).mean()
     deepest = frame.groupby("coadd_id")["w1mpro"].transform("max") == frame["w1mpro"]

@@ -33,7 +33,7 @@ from skyclass.run.config import RunConfig, run_config
 from skyclass.run.folder import RunFolder
 from skyclass.run.forecast import forecast
 from skyclass.run.progress import no_progress
-from skyclass.sources.layouts import open_catalog as open_sources
+from skyclass.sources.opening import open_sources
 from skyclass.types import Archive, Tile
 from tests.support.archiveserver import (
     ArchiveServer,
@@ -440,7 +440,7 @@ def test_a_run_over_http_gives_the_rows_of_the_folder(run, server, near_rows, tm
     assert cli(["classify", *options], standalone_mode=False) == 0
     assert rows_of(far(run, server, tmp_path / "far")).equals(near_rows)
     monkeypatch.setattr("skyclass.run.forecast.PROBE_IMAGES", 64)
-    assert any("0.01 GB of tile pixels" in line for line in forecast(far(run, server, tmp_path / "plan")))
+    assert any("0.01 GB of tile pixels" in line for line in forecast(far(run, server, tmp_path / "plan")).lines)
 
 
 class Hasty(WorkerPlugin):

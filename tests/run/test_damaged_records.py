@@ -27,7 +27,7 @@ from skyclass.run.finish import verify
 from skyclass.run.folder import RunFolder, read_run
 from skyclass.run.lease import hold_lease
 from skyclass.settings import read_toml
-from skyclass.sources.layouts import open_catalog
+from skyclass.sources.opening import open_sources
 from skyclass.training.data.config import dataset_config, labels_config
 from skyclass.training.fit.recipe import train_config
 from tests.support.class_rows import make_run
@@ -260,7 +260,7 @@ def test_an_unknown_user_in_a_path_is_told(location: str) -> None:
     with pytest.raises(ConfigError, match="no home folder for ~nobody-has-this-name"):
         user_path(location)
     with pytest.raises(ConfigError, match="no home folder"):
-        open_catalog(location)
+        open_sources(location)
     with pytest.raises(ConfigError, match="no home folder"):
         open_archive(location, ("w1",))
     assert user_path("~/x") == Path.home() / "x" and user_path("file:///a/b") == Path("/a/b")

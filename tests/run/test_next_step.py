@@ -20,6 +20,7 @@ from skyclass.run.config import RunConfig
 from skyclass.run.finish import publish_run
 from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
+from skyclass.sky.moc import read_moc
 from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
 
@@ -79,6 +80,17 @@ def test_commands_of_runs() -> None:
         assert classify_command(RunConfig("c", "i", "o", region=region)).endswith(f" --out o {option}")
     pixels = RunConfig("c", "i", "o", region=Pixels(3, (5,)))
     assert classify_command(pixels) == "the command that started it; its settings are in o/run.json"
+
+
+def test_a_run_whose_moc_file_has_vanished_still_gets_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "field.moc").write_text("5/1-3")
+    folder = RunFolder(tmp_path / "run")
+    run = RunConfig("sky/catalog", "images", "o", region=read_moc(tmp_path / "field.moc"))
+    start_or_resume(folder, FINGERPRINT, {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2})
+    assert message("verify", folder.path).endswith(f"--out {folder.path} --moc {tmp_path}/field.moc")
+    (tmp_path / "field.moc").unlink()
+    hint = f"To finish it: the command that started it; its settings are in {folder.run_path}"
+    assert message("verify", folder.path).endswith(hint)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -385,6 +385,30 @@ def test_files_that_are_no_moc_are_refused(tmp_path: Path, content: bytes, words
     assert str(tmp_path / "file") in str(caught.value)
 
 
+def test_a_table_larger_than_its_moc_file_is_refused(tmp_path: Path, mocs: dict[str, Path]) -> None:
+    content = mocs["fits"].read_bytes()
+    start = content.index(b"NAXIS2  =")
+    rows = b"NAXIS2  = " + b"1000000000000000000".rjust(20)
+    (tmp_path / "file").write_bytes(content[:start] + rows + content[start + len(rows) :])
+    with pytest.raises(ConfigError, match="file is no MOC .its table has 1,000,000,000,000,000,000 rows, and the file"):
+        read_moc(tmp_path / "file")
+
+
+def test_a_failed_assertion_in_mocpy_is_an_error_of_the_file(
+    mocs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mocpy
+
+    panic = next(cls for cls in BaseException.__subclasses__() if cls.__name__ == "PanicException")
+
+    def load(*_: object, **__: object) -> None:
+        raise panic("index out of bounds")
+
+    monkeypatch.setattr(mocpy.MOC, "load", load)
+    with pytest.raises(ConfigError, match="moc.fits is no MOC .*index out of bounds.*give a spatial MOC"):
+        read_moc(mocs["fits"])
+
+
 def test_other_mocs_and_tables_are_refused(tmp_path: Path, mocs: dict[str, Path]) -> None:
     from astropy.table import Table
     from mocpy import TimeMOC

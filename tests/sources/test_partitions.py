@@ -27,9 +27,10 @@ from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky.healpix import healpix
 from skyclass.sky.regions import Pixels
 from skyclass.sources.assign import assign_tiles
-from skyclass.sources.layouts import open_catalog
+from skyclass.sources.by_tile import count_tiles, tile_rows
 from skyclass.sources.names import tile_name
-from skyclass.sources.partitions import count_tiles, read_partition
+from skyclass.sources.opening import open_sources
+from skyclass.sources.source_table import read_all
 from skyclass.sources.tables import standardise_table
 from skyclass.types import NO_TILE, Flag, Tile
 from tests.support.faults import Chaos
@@ -84,10 +85,8 @@ def hats(root: Path, table: pa.Table, suffix: str = ".parquet", told: str = "", 
     return root
 
 
-def ids_in(root: Path, **cut: Any) -> list[str]:
-    catalog = open_catalog(str(root))
-    parts = [read_partition(catalog, i, **cut) for i in range(len(catalog.partitions))]
-    return sorted(name for part in parts for name in part["source_id"].to_pylist())
+def ids_in(root: Path) -> list[str]:
+    return sorted(read_all(open_sources(str(root)))["source_id"].to_pylist())
 
 
 def leaf_of(root: Path) -> Path:
@@ -96,7 +95,7 @@ def leaf_of(root: Path) -> Path:
 
 def refusal(root: Path, region: Any = None) -> str:
     with pytest.raises(CatalogError) as caught:
-        open_catalog(str(root), region)
+        open_sources(str(root), region)
     return str(caught.value)
 
 
@@ -212,7 +211,7 @@ def test_entries_of_the_layout_that_cannot_be_read_are_named(tmp_path: Path, spo
 @pytest.mark.fault(18)
 def test_a_torn_or_empty_file_is_an_error_of_counting(tmp_path: Path) -> None:
     root = hive(tmp_path / "c", sources())
-    catalog = open_catalog(str(root))
+    catalog = open_sources(str(root))
     for i, content in ((1, b""), (2, b"PAR1 and then nothing"), (3, None)):
         path = Path(catalog.partitions[i].path)
         path.write_bytes(path.read_bytes()[:-100] if content is None else content)
@@ -220,7 +219,7 @@ def test_a_torn_or_empty_file_is_an_error_of_counting(tmp_path: Path) -> None:
             count_tiles(catalog, i)
     Path(catalog.partitions[0].path).unlink()
     with pytest.raises(CatalogError, match="it was there when the catalogue was listed"):
-        read_partition(catalog, 0)
+        catalog.read(0)
 
 
 @pytest.mark.fault(18)
@@ -237,7 +236,7 @@ def test_what_is_unfinished_elsewhere_does_not_stop_a_region(tmp_path: Path) -> 
     first, *others = sorted({int(path.parent.name.split("=")[1]) for path in root.rglob("part0.snappy.parquet")})
     leaf = next(root.rglob(f"healpix_k5={first}"))
     (leaf / "part0.snappy.parquet.A1b2C3d4").write_bytes(b"")
-    assert [p.pixel for p in open_catalog(str(root), Pixels(5, (others[-1],))).partitions] == [others[-1]]
+    assert [p.pixel for p in open_sources(str(root), Pixels(5, (others[-1],))).partitions] == [others[-1]]
     assert "A1b2C3d4" in refusal(root, Pixels(5, (first,)))
 
 
@@ -253,17 +252,18 @@ def test_many_faults_are_counted_and_the_first_are_named(tmp_path: Path) -> None
 def as_nobody(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python code as a user without rights on the files of the tests."""
     drop = f"import os; os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\nimport skyclass.sources.partitions\n"]
+    ready = f"import sys; sys.path[:] = {sys.path!r}\nfrom skyclass.sources import by_tile, opening\n"
+    command = [sys.executable, "-c", ready]
     command[-1] += (drop if os.geteuid() == 0 else "") + code
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
 
 
 OPEN_AND_COUNT = """
 from skyclass.errors import CatalogError
-from skyclass.sources.layouts import open_catalog
-from skyclass.sources.partitions import count_tiles
+from skyclass.sources.opening import open_sources
+from skyclass.sources.by_tile import count_tiles
 try:
-    catalog = open_catalog(sys.argv[1])
+    catalog = open_sources(sys.argv[1])
     print(sum(sum(count_tiles(catalog, i)["n"].to_pylist()) for i in range(len(catalog.partitions))))
 except CatalogError as error:
     print("refused:", error)
@@ -307,7 +307,7 @@ def test_the_suffix_of_a_hats_catalogue_is_honoured(tmp_path: Path, suffix: str,
     table = sources()
     root = hats(tmp_path / "c", table, suffix, f"hats_npix_suffix={suffix}\n", listed)
     assert ids_in(root) == sorted(table["source_id"].to_pylist())
-    assert {part.order for part in open_catalog(str(root)).partitions} == {2}
+    assert {part.order for part in open_sources(str(root)).partitions} == {2}
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -334,7 +334,7 @@ def test_a_list_of_partitions_that_is_not_that_of_the_folder_is_told(tmp_path: P
     file.with_name(file.name + ".A1b2C3d4").unlink()
     assert f"{file} is missing, though partition_info.csv names it; fetch it again" in refusal(root)
     other = int(lines[1].split(",")[1])
-    assert open_catalog(str(root), Pixels(2, (other,))).partitions[0].pixel == other
+    assert open_sources(str(root), Pixels(2, (other,))).partitions[0].pixel == other
 
 
 @pytest.mark.fault(18)
@@ -372,11 +372,11 @@ def test_a_source_id_that_is_missing_or_repeated_is_told_when_counting(tmp_path:
     for case, values, words in (
         ("null", [None, *names[1:]], f"source_id is empty in 1 of 50 rows, the first at ra {table['ra'][0]}"),
         ("blank", [*names[:7], "  ", *names[8:]], f"empty in 1 of 50 rows, the first at ra {table['ra'][7]}"),
-        ("twice", [*names[:-1], names[0]], f"1 source_id stand in more than one row, such as {names[0]} in 2 rows"),
+        ("twice", [*names[:-1], names[0]], f"1 source_id occur in more than one row, such as {names[0]} in 2 rows"),
     ):
         root = one_partition(tmp_path / case, table.set_column(0, "source_id", pa.array(values)))
         with pytest.raises(CatalogError) as caught:
-            count_tiles(open_catalog(str(root)), 0)
+            count_tiles(open_sources(str(root)), 0)
         assert "part0.parquet: " in str(caught.value) and words in str(caught.value), case
 
 
@@ -387,17 +387,17 @@ def test_identifiers_that_passed_through_floats_are_refused_when_counting(tmp_pa
     column = pa.array([3.331005401351e18, 1e18, 2.0**53 + 2], pa.float64())
     root = one_partition(tmp_path, table.set_column(table.column_names.index(name), name, column))
     with pytest.raises(CatalogError, match=f"part0.parquet: column {name} is double with values such as .*int64"):
-        count_tiles(open_catalog(str(root)), 0)
+        count_tiles(open_sources(str(root)), 0)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("rad", np.pi / 180), ("hourangle", 1 / 15), ("degrees", 1.0)])
 def test_units_in_the_metadata_of_fields_are_honoured(tmp_path: Path, unit: str, factor: float) -> None:
     table = sources(30)
-    plain = read_partition(open_catalog(str(one_partition(tmp_path / "plain", table))), 0)
+    plain = open_sources(str(one_partition(tmp_path / "plain", table))).read(0)
     for name in ("ra", "dec"):
         field = pa.field(name, pa.float64(), metadata={"unit": unit})
         table = table.set_column(table.column_names.index(name), field, pc.multiply(table[name], factor))
-    read = read_partition(open_catalog(str(one_partition(tmp_path / "units", table))), 0)
+    read = open_sources(str(one_partition(tmp_path / "units", table))).read(0)
     for name in ("ra", "dec"):
         np.testing.assert_allclose(read[name].to_numpy(), plain[name].to_numpy(), rtol=0, atol=1e-12)
 
@@ -428,14 +428,14 @@ def test_one_reading_of_names_in_planning_in_reading_and_in_tables(tmp_path: Pat
     table = with_names(table, ODD).set_column(3, "coadd_id", pa.array(ODD, pa.string()).cast(kind))
     pq.write_table(table, tmp_path / "t.parquet")
     own = standardise_table(str(tmp_path / "t.parquet"))
-    catalog = open_catalog(str(one_partition(tmp_path / "c", table)))
-    rows = read_partition(catalog, 0)
+    catalog = open_sources(str(one_partition(tmp_path / "c", table)))
+    rows = catalog.read(0)
     assert rows["coadd_id"].to_pylist() == own["coadd_id"].to_pylist() == READ_AS
     assert bad_value_counts(bad_bits(rows)) == bad_value_counts(bad_bits(own)) == {"coadd_id": 3}
     counts = {row["coadd_id"]: row["n"] for row in count_tiles(catalog, 0).to_pylist()}
     assert counts == {"0015p000_ac51": 3, "other": 1, None: 6}
     for name, n in counts.items():
-        assert len(read_partition(catalog, 0, coadd_id=name or NO_TILE)) == n
+        assert len(tile_rows(catalog, 0, name or NO_TILE)) == n
 
 
 def atlas_tile(name: str, ra: float, dec: float) -> Tile:
@@ -448,12 +448,12 @@ def test_sources_without_a_name_get_their_tile_in_planning_and_in_reading(tmp_pa
     names = np.where(np.arange(3000) % 3 == 0, "named", None)
     names[:30] = "a/b"
     tiles = (atlas_tile("west", 359.3, 0.0), atlas_tile("east", 0.7, 0.0))
-    catalog = open_catalog(str(one_partition(tmp_path, with_names(table, pa.array(names, pa.string())))))
+    catalog = open_sources(str(one_partition(tmp_path, with_names(table, pa.array(names, pa.string())))))
     counts = {row["coadd_id"]: row["n"] for row in count_tiles(catalog, 0, tiles=lambda: tiles).to_pylist()}
-    assigned = assign_tiles(read_partition(catalog, 0), tiles)
+    assigned = assign_tiles(catalog.read(0), tiles)
     assert set(counts) == {"named", "west", "east", None} and min(counts.values()) > 30
     for name, n in counts.items():
-        rows = read_partition(catalog, 0, coadd_id=name or NO_TILE, tiles=lambda: tiles)
+        rows = tile_rows(catalog, 0, name or NO_TILE, tiles=lambda: tiles)
         same = assigned["coadd_id"].is_null() if name is None else pc.equal(assigned["coadd_id"], name)
         assert rows == assigned.filter(same) and len(rows) == n
     impossible = assigned.filter(pa.array(bad_bits(assigned) != 0))

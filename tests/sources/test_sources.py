@@ -15,13 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from skyclass.errors import CatalogError
+from skyclass.errors import CatalogError, ConfigError
 from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.regions import Box, Cone, Pixels
 from skyclass.sources.assign import assign_tiles
-from skyclass.sources.layouts import Catalog, missing_partitions, open_catalog, select
-from skyclass.sources.partitions import COUNT_SCHEMA, count_tiles, read_partition, to_dask
+from skyclass.sources.by_tile import COUNT_SCHEMA, count_tiles, tile_rows
+from skyclass.sources.hats_layout import HATS
+from skyclass.sources.layouts import HIVE, PREPARED
+from skyclass.sources.opening import open_sources
+from skyclass.sources.source_table import read_all
 from skyclass.types import Tile
 from tests.support.paths import SHARED
 
@@ -73,10 +76,6 @@ def write_hats(root: Path, table: pa.Table, order: int = 3, folders: bool = Fals
     return root
 
 
-def rows_of(catalog: Catalog, **cut: Any) -> pa.Table:
-    return pa.concat_tables([read_partition(catalog, i, **cut) for i in range(len(catalog.partitions))])
-
-
 @pytest.fixture(scope="module")
 def sources() -> pa.Table:
     return simulated_sources()
@@ -88,10 +87,10 @@ def hive(tmp_path_factory: pytest.TempPathFactory, sources: pa.Table) -> Path:
 
 
 def test_hive_gives_every_row_once_in_the_schema(hive: Path, sources: pa.Table) -> None:
-    catalog = open_catalog(str(hive))
-    assert catalog == open_catalog(str(hive.parent)) and catalog.kind == "hive"
+    catalog = open_sources(str(hive))
+    assert catalog == open_sources(str(hive.parent)) and catalog.layout is HIVE
     assert all(p.order == 5 and f"healpix_k5={p.pixel}/" in p.path for p in catalog.partitions)
-    table = rows_of(catalog).sort_by("cntr")
+    table = read_all(catalog).sort_by("cntr")
     assert table.schema == SOURCE_SCHEMA
     for name in ("source_id", "ra", "dec", "designation", "cc_flags"):
         assert table[name].to_pylist() == sources[name].to_pylist()
@@ -107,13 +106,13 @@ def test_hive_gives_every_row_once_in_the_schema(hive: Path, sources: pa.Table) 
 def test_hats_with_its_own_column_names(tmp_path: Path, sources: pa.Table, folders: bool) -> None:
     renamed = sources.rename_columns(["raj" if name == "ra" else name for name in sources.column_names])
     write_hats(tmp_path / "c", renamed.append_column("ra", sources["ra"]), folders=folders)
-    catalog = open_catalog(str(tmp_path / "c"))
-    assert catalog.kind == "hats" and {p.order for p in catalog.partitions} == {3}
-    np.testing.assert_array_equal(rows_of(catalog).sort_by("cntr")["ra"].to_numpy(), sources["ra"].to_numpy())
+    catalog = open_sources(str(tmp_path / "c"))
+    assert catalog.layout is HATS and {p.order for p in catalog.partitions} == {3}
+    np.testing.assert_array_equal(read_all(catalog).sort_by("cntr")["ra"].to_numpy(), sources["ra"].to_numpy())
     (tmp_path / "collection.properties").write_text("hats_primary_table_url=c\n")
-    assert open_catalog(str(tmp_path)) == catalog
+    assert open_sources(str(tmp_path)) == catalog
     (tmp_path / "c" / "partition_info.csv").unlink()
-    assert open_catalog(str(tmp_path)).partitions == catalog.partitions
+    assert open_sources(str(tmp_path)).partitions == catalog.partitions
 
 
 def test_hats_written_by_hats_opens(tmp_path: Path, sources: pa.Table) -> None:
@@ -125,9 +124,9 @@ def test_hats_written_by_hats_opens(tmp_path: Path, sources: pa.Table) -> None:
         lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec", lowest_order=3, highest_order=5).to_hats(
             tmp_path / "out", catalog_name="simulated"
         )
-    catalog = open_catalog(str(tmp_path / "out"))
-    assert catalog.kind == "hats"
-    assert sorted(rows_of(catalog)["source_id"].to_pylist()) == sorted(sources["source_id"].to_pylist())
+    catalog = open_sources(str(tmp_path / "out"))
+    assert catalog.layout is HATS
+    assert sorted(read_all(catalog)["source_id"].to_pylist()) == sorted(sources["source_id"].to_pylist())
 
 
 REGIONS = [
@@ -143,53 +142,89 @@ REGIONS = [
 def test_a_region_loses_and_adds_no_row(hive: Path, tmp_path: Path, sources: pa.Table, region: Any) -> None:
     inside = region.contains(sources["ra"].to_numpy(), sources["dec"].to_numpy())
     expected = sorted(sources.filter(pa.array(inside))["source_id"].to_pylist())
-    hats = open_catalog(str(write_hats(tmp_path / "h", sources, order=6, names=False)))
-    for catalog in (open_catalog(str(hive)), hats):
-        picked = select(catalog, region)
-        assert set(picked.partitions) < set(catalog.partitions)
-        parts = [read_partition(picked, i, region) for i in range(len(picked.partitions))]
-        assert sorted(x for part in parts for x in part["source_id"].to_pylist()) == expected
+    for root in (hive, write_hats(tmp_path / "h", sources, order=6, names=False)):
+        picked = open_sources(str(root), region)
+        assert set(picked.partitions) < set(open_sources(str(root)).partitions)
+        assert sorted(read_all(picked)["source_id"].to_pylist()) == expected
+        if picked.partitions:
+            assert len(read_all(picked.whole_partitions())) > len(expected)
 
 
 def test_partitions_that_a_copy_lacks_are_named(tmp_path: Path, sources: pa.Table) -> None:
     root = write_hive(tmp_path / "copy", sources)
-    region = Cone(0.0, 0.0, "3deg")
-    assert missing_partitions(open_catalog(str(root)), region) == []
+    assert open_sources(str(root), Cone(0.0, 0.0, "3deg")).missing_pixels() == []
     lost = next(root.rglob("healpix_k5=*"))
     shutil.rmtree(lost)
     pixel = int(lost.name.split("=")[1])
-    assert missing_partitions(open_catalog(str(root)), Pixels(5, (pixel,))) == [pixel]
+    assert open_sources(str(root), Pixels(5, (pixel,))).missing_pixels() == [pixel]
 
 
 def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:
-    catalog, region = open_catalog(str(hive)), Box(358, 2, -2, 2)
-    picked = select(catalog, region)
+    catalog, picked = open_sources(str(hive)), open_sources(str(hive), Box(358, 2, -2, 2))
     for i in range(len(picked.partitions)):
-        counts = count_tiles(picked, i, region)
+        counts = count_tiles(picked, i)
         assert counts.schema == COUNT_SCHEMA
         for row in counts.to_pylist():
-            rows = read_partition(picked, i, region, row["coadd_id"])
+            rows = tile_rows(picked, i, row["coadd_id"])
             assert row["partition"] == i and len(rows) == row["n"]
             assert set(rows["coadd_id"].to_pylist()) == {row["coadd_id"]}
-        assert pc.sum(counts["n"]).as_py() in (len(read_partition(picked, i, region)), None)
+        assert pc.sum(counts["n"]).as_py() in (len(picked.read(i)), None)
     assert sum(pc.sum(count_tiles(catalog, i)["n"]).as_py() for i in range(len(catalog.partitions))) == 3000
 
 
 def test_the_dask_frame_is_the_same_rows(hive: Path) -> None:
-    catalog, region = open_catalog(str(hive)), Cone(0, 0, 2)
-    frame = to_dask(select(catalog, region), region)
+    picked = open_sources(str(hive), Cone(0, 0, 2))
+    frame = picked.to_dask()
     assert len(pickle.dumps(frame)) < 100_000
     rows = frame.compute(scheduler="sync")
     assert frame.dtypes.equals(rows.dtypes)
-    assert pa.Table.from_pandas(rows, SOURCE_SCHEMA, preserve_index=False) == rows_of(
-        select(catalog, region), region=region
-    )
+    assert pa.Table.from_pandas(rows, SOURCE_SCHEMA, preserve_index=False) == read_all(picked)
     with pytest.raises(CatalogError, match="no partition"):
-        to_dask(select(catalog, Cone(90, 60, 1)))
+        open_sources(str(hive), Cone(90, 60, 1)).to_dask()
+
+
+def damage_column(path: Path, name: str) -> None:
+    """Overwrite the pages of a column, so that reading it fails."""
+    metadata = pq.ParquetFile(path).metadata
+    content = bytearray(path.read_bytes())
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == name)
+        first = min(o for o in (column.data_page_offset, column.dictionary_page_offset) if o)
+        content[first : first + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+
+
+def test_a_dask_frame_reads_only_the_columns_in_use(tmp_path: Path, sources: pa.Table) -> None:
+    root = write_hive(tmp_path / "c", sources)
+    region = Cone(0, 0, 2)
+    expected = sorted(read_all(open_sources(str(root), region))["source_id"].to_pylist())
+    for path in root.rglob("*.parquet"):
+        damage_column(path, "w2mpro")
+    picked = open_sources(str(root), region)
+    frame = picked.to_dask(columns=["source_id", "w1mpro"])
+    assert list(frame.columns) == ["source_id", "w1mpro"] and frame.npartitions == len(picked.partitions)
+    assert sorted(frame.compute(scheduler="sync")["source_id"]) == expected
+    assert sorted(picked.to_dask()["source_id"].compute(scheduler="sync")) == expected  # Dask passes the column
+    with pytest.raises(CatalogError, match="part0.snappy.parquet: cannot be read"):
+        picked.to_dask(columns=["w2mpro"]).compute(scheduler="sync")
+    with pytest.raises(ConfigError, match="unknown columns w9mpro: choose from source_id"):
+        picked.to_dask(columns=["w9mpro"])
+
+
+def test_sources_describe_themselves_in_one_line_and_as_html(hive: Path, tmp_path: Path) -> None:
+    picked = open_sources(str(hive), Cone(0, 0, 2))
+    n = len(picked.partitions)
+    assert repr(picked).startswith(f"<PartitionedSources {hive}: hive, {n} partitions, region {{kind = cone")
+    (tmp_path / "<b>.csv").write_text("ra,dec\n1,2\n")
+    table = open_sources(str(tmp_path / "<b>.csv"))
+    assert repr(table) == f"<UserTable {tmp_path}/<b>.csv: table, 1 partition>"
+    assert "&lt;b&gt;.csv" in table._repr_html_() and "<b>" not in table._repr_html_()
+    assert table.to_dask(["ra"]).compute(scheduler="sync")["ra"].tolist() == [1.0]
 
 
 def test_an_empty_region_gives_no_partition(hive: Path) -> None:
-    assert select(open_catalog(str(hive)), Cone(90, 60, 1)).partitions == ()
+    assert open_sources(str(hive), Cone(90, 60, 1)).partitions == ()
 
 
 @pytest.mark.parametrize(
@@ -204,8 +239,8 @@ def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, nam
     folder.mkdir(parents=True)
     table = table.set_column(table.column_names.index(name), name, pa.array(column))
     pq.write_table(table, folder / "part0.parquet")
-    catalog = open_catalog(str(tmp_path))
-    for read in (lambda: read_partition(catalog, 0), lambda: count_tiles(catalog, 0)):
+    catalog = open_sources(str(tmp_path))
+    for read in (lambda: catalog.read(0), lambda: count_tiles(catalog, 0)):
         with pytest.raises(CatalogError, match=f"part0.parquet: 1 of 50 .*{sources['source_id'][7]}"):
             read()
 
@@ -213,29 +248,29 @@ def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, nam
 @pytest.mark.fault(18)
 def test_what_is_no_catalogue_says_what_it_is(tmp_path: Path, sources: pa.Table) -> None:
     with pytest.raises(CatalogError, match="no such file"):
-        open_catalog(str(tmp_path / "nowhere"))
+        open_sources(str(tmp_path / "nowhere"))
     with pytest.raises(CatalogError, match="holds nothing"):
-        open_catalog(str(tmp_path))
+        open_sources(str(tmp_path))
     with pytest.raises(CatalogError, match="local files only"):
-        open_catalog("s3://nasa-irsa-wise/wise")
+        open_sources("s3://nasa-irsa-wise/wise")
     write_hive(tmp_path / "a", sources.drop_columns(["source_id"]))
     with pytest.raises(CatalogError, match="part0.snappy.parquet: no column source_id; a cat"):
-        open_catalog(str(tmp_path / "a"))
+        open_sources(str(tmp_path / "a"))
     wrong = sources.drop_columns(["cntr"]).append_column("cntr", pa.array(["x"] * len(sources)))
     write_hive(tmp_path / "b", wrong)
     with pytest.raises(CatalogError, match="column cntr is not int64"):
-        read_partition(open_catalog(str(tmp_path / "b")), 0)
+        open_sources(str(tmp_path / "b")).read(0)
     root = write_hats(tmp_path / "m", sources, names=False)
     next((root / "dataset").rglob("Npix=*.parquet")).unlink()
     with pytest.raises(CatalogError, match="is missing, though partition_info.csv names it"):
-        open_catalog(str(root))
+        open_sources(str(root))
     (root / "hats.properties").write_text("dataproduct_type=margin\n")
     with pytest.raises(CatalogError, match="margin"):
-        open_catalog(str(root))
-    damaged = Path(open_catalog(str(tmp_path / "b")).partitions[0].path)
+        open_sources(str(root))
+    damaged = Path(open_sources(str(tmp_path / "b")).partitions[0].path)
     damaged.write_bytes(damaged.read_bytes()[:500])
     with pytest.raises(CatalogError, match="cannot be read as Parquet"):
-        open_catalog(str(tmp_path / "b"))
+        open_sources(str(tmp_path / "b"))
 
 
 def test_a_prepared_folder_is_read_as_it_is(tmp_path: Path) -> None:
@@ -245,10 +280,11 @@ def test_a_prepared_folder_is_read_as_it_is(tmp_path: Path) -> None:
     columns[-1] = pa.array([0, 1, 0], pa.int32())
     full = pa.table(columns, schema=SOURCE_SCHEMA)
     pq.write_table(full, tmp_path / "part0.parquet")
-    catalog = open_catalog(str(tmp_path))
-    assert catalog.kind == "prepared" and select(catalog, Cone(90, 60, 1)) == catalog
-    assert read_partition(catalog, 0) == full
-    assert read_partition(catalog, 0, coadd_id="0000p000_ac51")["source_id"].to_pylist() == ["a"]
+    catalog = open_sources(str(tmp_path))
+    assert catalog.layout is PREPARED
+    assert open_sources(str(tmp_path), Cone(90, 60, 1)).partitions == catalog.partitions
+    assert catalog.read(0) == full
+    assert tile_rows(catalog, 0, "0000p000_ac51")["source_id"].to_pylist() == ["a"]
     assert count_tiles(catalog, 0).to_pylist() == [
         {"coadd_id": "0000p000_ac51", "partition": 0, "n": 1}, {"coadd_id": None, "partition": 0, "n": 2},
     ]  # fmt: skip

@@ -29,8 +29,7 @@ from skyclass.errors import CatalogError, TableWarning
 from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky.regions import Cone
 from skyclass.sources import tablefile
-from skyclass.sources.layouts import open_catalog
-from skyclass.sources.partitions import read_partition
+from skyclass.sources.opening import open_sources
 from skyclass.sources.tables import read_table, standardise, standardise_table
 from tests.support.paths import SHARED
 
@@ -77,9 +76,9 @@ def test_one_table_in_every_format(tmp_path: Path, suffix: str, zipped: bool) ->
         "ext_flg": [5, None, 1],
     }  # fmt: skip
     assert table["coadd_id"].null_count == 3
-    catalog = open_catalog(str(path))
-    assert (catalog.kind, len(catalog.partitions)) == ("table", 1)
-    assert read_partition(catalog, 0, Cone(0, 89, 2))["ra"].to_pylist() == [359.25, 0.0]
+    catalog = open_sources(str(path))
+    assert (catalog.is_partitioned, len(catalog.partitions)) == (False, 1)
+    assert open_sources(str(path), Cone(0, 89, 2)).read(0)["ra"].to_pylist() == [359.25, 0.0]
 
 
 @pytest.mark.parametrize("name", ["gator_arp220_allsky.tbl", "gator_one_row_allwise.tbl"])
@@ -127,7 +126,7 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ("ra,dec\nvega,2\naltair,3\n", "column ra holds text such as .'vega'"),
         ('ra,dec\n"",2\n"",3\n', "2 of 2 rows have no position"),
         ("This is no table at all.\n", "none of FITS, Parquet"),
-        ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\n", "source_id a stands in more than one row"),
+        ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\n", "source_id a occurs in more than one row"),
         ("source_id,ra,dec\na,1,1\n,2,2\n", "source_id is empty in 1 rows"),
         ("<html><body>503</body></html>", "its content is none of CSV"),
         ("\x89HDF\r\n\x1a\n\0\0", "its content is none of CSV"),
@@ -153,7 +152,7 @@ def test_bad_rows_come_in_one_message(tmp_path: Path) -> None:
 
 
 def test_all_kinds_of_bad_rows_come_together(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="1 of 4 rows have no position.*empty in 1 rows.*source_id a stands in more"):
+    with pytest.raises(CatalogError, match="1 of 4 rows have no position.*empty in 1 rows.*source_id a occurs in more"):
         standardise_table(csv_table(tmp_path, "source_id,ra,dec\na,1,1\na,2,2\n,3,3\nb,400,4\n"))
 
 
@@ -172,7 +171,7 @@ def test_further_columns_are_read_as_text_and_a_source_may_stand_there_twice(tmp
     whole = standardise(found, "labels", unique=False)
     assert whole.schema == SOURCE_SCHEMA.append(pa.field("class", pa.string()))
     assert whole["class"].to_pylist() == ["001", "star", "002"] and whole["source_id"].to_pylist() == ["a", "a", "b"]
-    with pytest.raises(CatalogError, match="^labels: source_id a stands in more than one row"):
+    with pytest.raises(CatalogError, match="^labels: source_id a occurs in more than one row"):
         standardise(found, "labels")
 
 
@@ -797,7 +796,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CatalogError, match=words):
         standardise_table(str(path))
     with pytest.raises(CatalogError):
-        open_catalog(str(path))
+        open_sources(str(path))
 
 
 def test_gzip_files_are_decompressed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

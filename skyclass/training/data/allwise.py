@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 from ...errors import CatalogError
 from ...schema import SOURCE_SCHEMA
 from ...sky.healpix import healpix, separation_deg, unit_vectors
-from ...sources.layouts import Catalog
-from ...sources.partitions import read_partition
+from ...sources.source_table import SourceTable
 from ...types import Bool, Float64, Int64
 from ..progress import Progress, no_progress
 from .service import ServiceError
@@ -47,7 +46,7 @@ def nearest_sources(spectra: pa.Table, candidates: pa.Table, radius_arcsec: floa
 
 
 def match_offline(
-    spectra: pa.Table, catalog: Catalog, radius_arcsec: float, progress: Progress = no_progress
+    spectra: pa.Table, catalog: SourceTable, radius_arcsec: float, progress: Progress = no_progress
 ) -> pa.Table:
     """Return (`MATCH_SCHEMA`) the nearest source of a local AllWISE catalogue for each row of `spectra`.
 
@@ -65,7 +64,7 @@ def match_offline(
     for n_read, index in enumerate(to_read, 1):
         partition = catalog.partitions[index]
         rows = np.arange(len(ra)) if partition.order < 0 else rows_by_pixel[partition.order][partition.pixel]
-        match = _nearest_in_partition(spectra, rows, read_partition(catalog, index), radius_arcsec)
+        match = _nearest_in_partition(spectra, rows, catalog.read(index), radius_arcsec)
         label_rows, arcsec = match["label_row"].to_numpy(), match["match_arcsec"].to_numpy()
         nearer = arcsec < nearest_arcsec[label_rows]
         nearest_arcsec[label_rows[nearer]] = arcsec[nearer]
@@ -74,10 +73,12 @@ def match_offline(
     table = pa.concat_tables(matches).combine_chunks()
     # `matches` still holds the farther source of a row for which a later partition has a nearer one.
     is_nearest = table["match_arcsec"].to_numpy() == nearest_arcsec[table["label_row"].to_numpy()]
-    return _require_allwise(table.filter(pa.array(is_nearest)).sort_by("label_row"), catalog.root)
+    return _require_allwise(table.filter(pa.array(is_nearest)).sort_by("label_row"), catalog.location)
 
 
-def _rows_by_pixel(ra: Float64, dec: Float64, catalog: Catalog, radius_arcsec: float) -> dict[int, dict[int, Int64]]:
+def _rows_by_pixel(
+    ra: Float64, dec: Float64, catalog: SourceTable, radius_arcsec: float
+) -> dict[int, dict[int, Int64]]:
     """Return, by HEALPix order and pixel of the catalogue's partitions, the positions within reach of the pixel.
 
     A position reaches its own pixel and those of eight points around it, whose octagon encloses the radius.

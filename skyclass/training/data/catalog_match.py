@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from ...errors import CatalogError
 from ...schema import SOURCE_SCHEMA
 from ...sky.healpix import healpix, separation_deg, unit_vectors
 from ...sky.regions import Pixels
-from ...sources.layouts import Catalog, open_catalog
-from ...sources.partitions import read_partition
+from ...sources.opening import open_sources
+from ...sources.source_table import SourceTable
 from ...types import Float64, Int64
 from .config import MAX_MATCH_ARCSEC
 from .examples import MAX_NAMED, Labels, describe_pairs, describe_row, in_canonical_order, marked_simulated
@@ -47,7 +47,8 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
     matches, when one source is the match of labels of different classes, and when a source is farther than
     `radius_arcsec` from the label that names it.
     """
-    catalog = replace(open_catalog(location, _search_region(labels.table)), allow_truncated=allow_truncated)
+    # A label may name a source far from its position: rows outside the search region count.
+    catalog = open_sources(location, _search_region(labels.table), allow_truncated).whole_partitions()
     candidates, pairs = _candidate_pairs(labels, catalog, radius_arcsec)
     if not len(pairs.label_row):
         how = "source_id" if labels.has_source_id else f"position within {radius_arcsec:g} arcsec"
@@ -65,7 +66,7 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
     return Labels(in_canonical_order(table), True, simulated, labels.dropped | dropped)
 
 
-def _candidate_pairs(labels: Labels, catalog: Catalog, radius_arcsec: float) -> tuple[pa.Table, Pairs]:
+def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float) -> tuple[pa.Table, Pairs]:
     """Return the candidate rows of a catalogue and their pairs: pair i belongs to row i, sources are numbered."""
     rows, label_rows, arcsec = [SOURCE_SCHEMA.empty_table()], [np.empty(0, np.int64)], [np.empty(0)]
     for partition in _partitions(catalog):
@@ -133,9 +134,9 @@ def _search_region(table: pa.Table) -> Pixels:
     return Pixels(SEARCH_ORDER, tuple(np.unique(healpix(SEARCH_ORDER, lon, lat)).tolist()))
 
 
-def _partitions(catalog: Catalog) -> Iterator[pa.Table]:
+def _partitions(catalog: SourceTable) -> Iterator[pa.Table]:
     for index in range(len(catalog.partitions)):
-        yield read_partition(catalog, index)
+        yield catalog.read(index)
 
 
 def _pairs_by_id(labels: pa.Table, sources: pa.Table) -> Pairs:

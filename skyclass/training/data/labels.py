@@ -26,7 +26,7 @@ from ... import __version__
 from ...errors import CatalogError, ConfigError, SkyclassError
 from ...files import replacing, write_json
 from ...sky.regions import Box
-from ...sources.layouts import open_catalog
+from ...sources.opening import open_sources
 from ...types import CLASSES
 from ..progress import Progress, no_progress
 from .allwise import MATCH_SCHEMA, match_offline, nearest_sources
@@ -56,7 +56,7 @@ def fetch_labels(config: LabelsConfig, progress: Progress = no_progress) -> Path
     out = Path(config.out)
     if out.exists():
         raise ConfigError(f"{out} exists: remove it, or choose another `out`")
-    catalog = open_catalog(config.catalog) if config.catalog else None  # errors come before hours of download
+    catalog = open_sources(config.catalog) if config.catalog else None  # errors come before hours of download
     folder = _page_folder(config, out)
     cleaned, counts = clean_spectra(_download(config, folder, progress))
     if catalog:

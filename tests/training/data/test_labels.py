@@ -17,7 +17,7 @@ from astropy_healpix import healpix_to_lonlat
 from skyclass.errors import CatalogError, ConfigError, SkyclassError
 from skyclass.sky.healpix import separation_deg
 from skyclass.sky.regions import Box
-from skyclass.sources.layouts import open_catalog
+from skyclass.sources.opening import open_sources
 from skyclass.training.data import service as service_module
 from skyclass.training.data.allwise import match_offline
 from skyclass.training.data.config import LabelsConfig, labels_config
@@ -125,7 +125,7 @@ def test_the_offline_match_is_that_of_brute_force_on_borders_of_partitions(tmp_p
     for name, values in (("ra", ra[:300]), ("dec", dec[:300]), ("source_id", names)):
         allwise = allwise.set_column(allwise.column_names.index(name), name, pa.array(values))
     asked = pa.table({"ra": np.roll(ra, 7), "dec": np.roll(dec, 7) + 0.5 * ARCSEC})
-    catalog = open_catalog(str(write_catalog(tmp_path / "allwise", allwise)))
+    catalog = open_sources(str(write_catalog(tmp_path / "allwise", allwise)))
     found = match_offline(asked, catalog, 2.0)
     asked_ra, asked_dec = asked["ra"].to_numpy()[:, None], asked["dec"].to_numpy()[:, None]
     arcsec = 3600 * separation_deg(asked_ra, asked_dec, ra[:300], dec[:300])

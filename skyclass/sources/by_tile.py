@@ -1,0 +1,86 @@
+"""Sources by Atlas tile: counted for the plan, and read for one tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import CatalogError
+from ..schema import CATALOG_COLUMNS
+from ..types import NO_TILE, Float64, Tile
+from .assign import assign_tiles
+from .names import nameless
+from .source_table import SourceTable
+
+COUNT_SCHEMA = pa.schema([("coadd_id", pa.string()), ("partition", pa.int64()), ("n", pa.int64())])
+
+PLAN_COLUMNS = (*CATALOG_COLUMNS, "coadd_id")
+"""Columns that a plan is made of."""
+
+Tiles = Callable[[], Sequence[Tile]]
+"""Returns the footprints of the tiles near the sources without `coadd_id`; called only if there are such sources."""
+
+
+def no_tiles() -> Sequence[Tile]:
+    """Return no tile: sources without `coadd_id` then belong to no tile."""
+    return ()
+
+
+def tile_rows(sources: SourceTable, i: int, coadd_id: str, tiles: Tiles = no_tiles) -> pa.Table:
+    """Return the sources of partition `i` on a tile, in `SOURCE_SCHEMA`; `NO_TILE` stands for those on no tile.
+
+    Sources without `coadd_id` belong to the one of `tiles` that covers their position.
+    """
+    table = _with_tiles(sources.read(i, coadd_id=coadd_id), tiles)
+    names = table["coadd_id"]
+    return table.filter(names.is_null() if coadd_id == NO_TILE else pc.equal(names, coadd_id))
+
+
+def count_tiles(sources: SourceTable, i: int, tiles: Tiles = no_tiles) -> pa.Table:
+    """Return (coadd_id, partition, n): the sources of partition `i` by tile, sorted; null for no tile.
+
+    Raises `CatalogError` as `SourceTable.read` does, and for a `source_id` that is missing or repeated.
+    """
+    table = sources.read(i, PLAN_COLUMNS, check_types=True)
+    _check_ids(table, sources.partitions[i].path)
+    counts = _with_tiles(table, tiles).group_by("coadd_id").aggregate([([], "count_all")]).sort_by("coadd_id")
+    columns = {
+        "coadd_id": counts["coadd_id"],
+        "partition": pa.array(np.full(len(counts), i, np.int64)),
+        "n": counts["count_all"],
+    }
+    return pa.table(columns, schema=COUNT_SCHEMA)
+
+
+def positions_without_tile(sources: SourceTable, i: int) -> tuple[Float64, Float64]:
+    """Return ra, dec in degrees of the sources of partition `i` that need a tile by their position."""
+    table = sources.read(i, PLAN_COLUMNS, NO_TILE)
+    table = table.filter(nameless(table))
+    return table["ra"].to_numpy(), table["dec"].to_numpy()
+
+
+def _with_tiles(table: pa.Table, tiles: Tiles) -> pa.Table:
+    """Return the table with a tile for the sources without `coadd_id`, where one covers them."""
+    return assign_tiles(table, tiles()) if pc.any(nameless(table)).as_py() else table
+
+
+def _check_ids(table: pa.Table, path: str) -> None:
+    """Raise `CatalogError` for sources that no row of a class catalogue could name."""
+    ids = table["source_id"]
+    if ids.null_count:
+        row = pc.index(ids.is_null(), True).as_py()
+        ra, dec = table["ra"][row], table["dec"][row]
+        raise CatalogError(
+            f"{path}: source_id is empty in {ids.null_count:,} of {len(table):,} rows, the first at ra {ra}, dec "
+            f"{dec}; give every source its own source_id, or remove these rows"
+        )
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        raise CatalogError(
+            f"{path}: {len(repeated):,} source_id occur in more than one row, such as {repeated.field('values')[0]} "
+            f"in {repeated.field('counts')[0]} rows; remove the repeated rows, or give every source its own source_id"
+        )
