@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation do not tell: rows that a model has seen, simulated data, missing photometry."""
+"""The limits of an evaluation: rows that a model has seen in training, simulated data, missing photometry."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..data.dataset import Dataset, pixels_digest, rows_digest
 from .predictions import has_photometry
 
 GENERAL_CAVEATS = (
-    "Precision holds for the class shares of this very sample, and balanced accuracy is not the purity of a "
-    "catalogue: on the sky quasars are outnumbered by hundreds. `precision at sky shares` says what would be left.",
-    "Intervals are 95 % bootstrap intervals over the rows: they do not cover another training run, another field, "
-    "or labels that are wrong.",
+    "Precision holds for the class shares of this sample, and balanced accuracy is not the purity of a catalogue: on "
+    "the sky other sources outnumber quasars by hundreds. `Precision at sky shares` has the expected purity there.",
+    "Intervals are 95 % bootstrap intervals over the rows. They do not include the differences between training runs "
+    "or fields, or wrong labels.",
 )
-_TOO_OPTIMISTIC = "Numbers on rows that a model has seen flatter it: judge it by split test."
+_TOO_OPTIMISTIC = "Metrics on rows of its training flatter a model: evaluate it on split test."
 
 
 def caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str, index: Int64) -> list[str]:
@@ -39,21 +39,20 @@ def is_simulated(dataset: Dataset) -> bool:
 def _simulated_caveats(simulated_data: bool, bundles: Sequence[Bundle]) -> list[str]:
     texts = []
     if simulated_data:
-        texts.append("The images, magnitudes and labels are SIMULATED: no number here is one of the real sky.")
+        texts.append("The images, magnitudes and labels are SIMULATED: no number is a result on the real sky.")
     if simulated := [bundle.name for bundle in bundles if bundle.training["simulated"]]:
         texts.append(f"Trained on a SIMULATED sky: {', '.join(dict.fromkeys(simulated))}.")
     return texts
 
 
 def _photometry_caveats(bundles: Sequence[Bundle], dataset: Dataset, index: Int64) -> list[str]:
-    """Return a caveat for each model with photometry where rows lack it: there the model saw images only."""
+    """Return a caveat for each model with photometry if some rows lack it."""
     texts = []
     for bundle in bundles:
         if bundle.photometry and (n_missing := int((~has_photometry(bundle, dataset)[index]).sum())):
             texts.append(
-                f"{bundle.name} looks at photometry, and {n_missing:,} of the {len(index):,} rows have none: there it "
-                "was given what training calls unknown. Make the dataset with a catalogue to judge it on what it is "
-                "for."
+                f"{bundle.name} looks at photometry, and {n_missing:,} of the {len(index):,} rows have none: it treats them "
+                "as sources without photometry. Make the dataset with a catalogue to evaluate it with photometry."
             )
     return texts
 
@@ -72,7 +71,7 @@ def _seen_caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str) -> li
             (fitted if pixels and pixels in used else perhaps).append(bundle.name)
     texts = []
     if fitted:
-        texts.append(f"Fitted on rows of this very split, {split}: {', '.join(fitted)}. {_TOO_OPTIMISTIC}")
+        texts.append(f"Fitted on rows of this split, {split}: {', '.join(fitted)}. {_TOO_OPTIMISTIC}")
     if perhaps:
         texts.append(f"May have seen rows of this split, {split}, in training: {', '.join(perhaps)}. {_TOO_OPTIMISTIC}")
     return texts
