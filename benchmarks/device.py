@@ -39,7 +39,8 @@ from skyclass.model.compile import Captured, Network, compiled
 from skyclass.run.progress import no_progress
 from skyclass.types import Float16
 
-from .rivals import DENSE, MODEL, Field, eager_network, field_of, macs_an_image
+from .field import DENSE, MODEL, Field, field_of
+from .rivals import eager_network, macs_an_image
 from .run import WORK, write_record
 from .scenarios import Scenario
 from .timing import commit, cores, cpu_model

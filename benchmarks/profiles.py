@@ -35,7 +35,7 @@ from skyclass.run.stages import cut_strip, infer_strip
 from skyclass.types import Strip
 
 from . import scale
-from .rivals import DENSE, MODEL, Field, field_of
+from .field import DENSE, MODEL, Field, field_of
 from .run import WORK
 from .scenarios import Scenario
 from .timing import commit, cores, cpu_model

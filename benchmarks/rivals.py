@@ -15,10 +15,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,172 +32,22 @@ import torch
 
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect, worker_pool
-from skyclass.images.composite import ATLAS_NOISE_DN
 from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.model.classifier import cached_classifier, load_classifier, set_threads
 from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
-from skyclass.run.config import RunConfig
-from skyclass.run.context import RunContext, strips_of
-from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
-from skyclass.run.stages import cut_strip, open_tile
-from skyclass.run.tile_sources import tile_sources
 from skyclass.types import CLASSES, Float16, Strip
 
+from .field import DENSE, HALF, MODEL, SIZE_PX, Contestant, Field, field_of, has
 from .null_stages import hold
-from .run import WORK, make_sky, write_record
+from .rival_cutters import astropy_stamps, cutters
+from .run import WORK, write_record
 from .scenarios import Scenario
 from .timing import commit, cores, cpu_model
 
-BANDS = ("w1", "w2", "w3")
-SIZE_PX = 37
-MODEL = "iicnet-mock"
-DENSE = Scenario("dense", n_tiles=1, sources_per_tile=40_000, size_px=4_095, repeats=3)
-"""A tile as crowded as the mean of AllWISE."""
-HALF = Scenario("half", n_tiles=1, sources_per_tile=20_000, size_px=4_095, repeats=2)
-"""For whole runs, which on CPUs take minutes."""
 GEMM = 2_048
 AGREEMENT = 10_000
-
-
-@dataclass(frozen=True)
-class Field:
-    """The simulated tile that all work on."""
-
-    run: RunConfig
-    line: RunContext
-    strips: list[Strip]
-    rows: pd.DataFrame
-    paths: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Somebody in a group: `work` takes no argument and returns how much it did, in units of the group."""
-
-    name: str
-    work: Callable[[], float]
-    settings: str
-
-
-def field_of(scenario: Scenario, work: Path, out: str) -> Field:
-    """Return the tile of a scenario, made if it is not there, with its catalogue in memory."""
-    sky = make_sky(scenario, work)
-    run = RunConfig(str(sky / "catalog"), str(sky / "images"), out, MODEL)
-    line, plan, _ = plan_run(run, count_here)
-    (tile,) = plan.tiles
-    rows = tile_sources(line, tile, open_tile(line, tile)).to_pandas()
-    paths = tuple(str(next((sky / "images").rglob(f"*-{band}-int-3.fits"))) for band in BANDS)
-    return Field(run, line, strips_of(tile, run.strip_sources), rows, paths)
-
-
-# --- cut -------------------------------------------------------------------------------------------
-
-
-def cutters(field: Field, n_loop: int, n_cutana: int) -> list[Contestant]:
-    """Return who cuts, one core each; the catalogue is in memory for all."""
-    own = "float16, sky subtracted, asinh, flags"
-    found = [
-        Contestant("skyclass", lambda: cut_with_skyclass(field), own),
-        Contestant("numpy, the same", lambda: cut_with_numpy(field, sky_and_asinh), "sky, asinh, float16, no flags"),
-        Contestant("numpy, lupton", lambda: cut_with_numpy(field, lupton_uint8), "float32 -> Lupton uint8, dropped"),
-        Contestant("numpy", lambda: cut_with_numpy(field, None), "float32, no composite, cutouts dropped"),
-        Contestant("Cutout2D, lupton", lambda: cut_with_astropy(field, n_loop), f"a loop over {n_loop} sources, uint8"),
-    ]
-    if has("cutana"):
-        for name, method, kind in (("Cutana, asinh", "asinh", "uint8"), ("Cutana", "none", "float32")):
-            settings = f"direct, 2,000 at a time, {method}, {kind}, first {n_cutana} sources"
-            found.append(Contestant(name, lambda m=method, k=kind: cut_with_cutana(field, n_cutana, m, k), settings))  # type: ignore[misc]
-    return found
-
-
-def cut_with_skyclass(field: Field) -> float:
-    """CUT of the engine, strip by strip."""
-    return sum(len(cut_strip(field.line, strip).flags) for strip in field.strips)
-
-
-def cut_with_numpy(field: Field, composite: Callable[[np.ndarray], np.ndarray] | None) -> float:
-    """What somebody writes who knows numpy: read, swap, pad, slice in blocks, stretch in blocks."""
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
-    half = SIZE_PX // 2
-    with fits.open(field.paths[0]) as first:
-        x, y = WCS(first[0].header).all_world2pix(field.rows["ra"], field.rows["dec"], 0)
-    cube = np.stack([np.pad(fits.getdata(p).astype(np.float32), SIZE_PX, constant_values=np.nan) for p in field.paths])
-    left, low = (np.round(v).astype(int) - half + SIZE_PX for v in (x, y))
-    for start in range(0, len(x), 256):
-        block = slice(start, start + 256)
-        stamps = np.stack(
-            [cube[:, j : j + SIZE_PX, i : i + SIZE_PX] for i, j in zip(left[block], low[block], strict=True)]
-        )
-        if composite:
-            composite(stamps)
-    return len(x)
-
-
-def sky_and_asinh(stamps: np.ndarray, border: int = 3) -> np.ndarray:
-    """Return (N, 3, S, S) float16 like the engine: less the median of the border, arcsinh of x / softening."""
-    frame = np.ones(stamps.shape[-2:], bool)
-    frame[border:-border, border:-border] = False
-    sky = np.nanmedian(stamps[:, :, frame], axis=-1)[..., None, None]
-    softening = np.array([ATLAS_NOISE_DN[band] for band in BANDS], np.float32)[:, None, None]
-    return np.arcsinh((stamps - sky) / softening).astype(np.float16)
-
-
-def lupton_uint8(stamps: np.ndarray, stretch: float = 5.0, q: float = 8.0) -> np.ndarray:
-    """Return (N, 3, S, S) uint8 after Lupton et al. 2004 for (N, 3, S, S)."""
-    intensity = stamps.mean(axis=1, keepdims=True)
-    factor = np.arcsinh(q * intensity / stretch) / (q * np.where(intensity == 0, 1, intensity))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # NaN beyond the edge
-        return np.clip(255 * stamps * factor, 0, 255).astype(np.uint8)
-
-
-def cut_with_astropy(field: Field, n: int) -> float:
-    """What a user writes first: a loop, three `Cutout2D` and `make_lupton_rgb` for each source."""
-    for _ in astropy_stamps(field, n):
-        pass
-    return n
-
-
-def astropy_stamps(field: Field, n: int) -> Iterator[np.ndarray]:
-    """Give the RGB image (S, S, 3) uint8 of each of the first n sources."""
-    from astropy.coordinates import SkyCoord
-    from astropy.io import fits
-    from astropy.nddata import Cutout2D
-    from astropy.visualization import make_lupton_rgb
-    from astropy.wcs import WCS
-
-    with ExitStack() as stack:
-        files = [stack.enter_context(fits.open(path)) for path in field.paths]
-        images, wcs = [file[0].data for file in files], WCS(files[0][0].header)
-        for ra, dec in field.rows[["ra", "dec"]].head(n).to_numpy():
-            position = SkyCoord(ra, dec, unit="deg")
-            stamps = [Cutout2D(i, position, SIZE_PX, wcs=wcs, mode="partial", fill_value=0).data for i in images]
-            yield make_lupton_rgb(*stamps[::-1], stretch=5, Q=8)
-
-
-def cut_with_cutana(field: Field, n: int, method: str, kind: str) -> float:
-    """Cutana's fastest way: in process, called for 2,000 sources at a time."""
-    import cutana
-
-    config = cutana.get_default_config()
-    config.target_resolution, config.data_type, config.normalisation_method = SIZE_PX, kind, method
-    config.apply_flux_conversion, config.process_threads, config.skip_fits_check = False, 1, True
-    config.write_to_disk, config.max_workers = False, 1
-    names = [Path(path).stem for path in field.paths]
-    config.channel_weights = {name: [float(i == j) for j in range(3)] for i, name in enumerate(names)}
-    config.selected_extensions = [{"name": name, "ext": "PRIMARY"} for name in names]
-    rows = field.rows.head(n)
-    table = pd.DataFrame({"SourceID": rows["source_id"], "RA": rows["ra"], "Dec": rows["dec"]})
-    table["diameter_pixel"], table["fits_file_paths"] = SIZE_PX, [str(list(field.paths))] * len(table)
-    done = 0
-    for start in range(0, n, 2_000):
-        for batch in cutana.create_cutouts_direct(table.iloc[start : start + 2_000], config, max_workers=1):
-            done += len(batch["cutouts"])
-    return done
 
 
 # --- infer -----------------------------------------------------------------------------------------
@@ -384,14 +233,6 @@ def classify_frame(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
 
 
 # --- turns -----------------------------------------------------------------------------------------
-
-
-def has(package: str) -> bool:
-    """Return whether a package is installed."""
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def take_turns(

@@ -9,9 +9,10 @@ import click
 
 from skyclass.errors import SkyclassError
 
+from .experiments import EXPERIMENTS
 from .figures import write_figures
 from .pool import run_all
-from .study import EXPERIMENTS, PRESETS, Study
+from .study import PRESETS, Study
 from .tables import document, load_records
 
 HERE = Path(__file__).parents[1]

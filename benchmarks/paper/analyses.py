@@ -1,9 +1,9 @@
 """The analyses of Zhao et al. 2023 (RAA 23, 085010): numbers first, then a figure of them.
 
     snr_statistics       Fig. 2         sweep               Figs. 8, 12
-    rgb_histograms       Fig. 5         feature_maps        Fig. 11, and grad_cam
-    colour_colour        Fig. 6         training_curves     Fig. 13
-    misclassified        Fig. 19        outliers            Fig. 20
+    rgb_histograms       Fig. 5         training_curves     Fig. 13
+    colour_colour        Fig. 6         misclassified       Fig. 19
+                                        outliers            Fig. 20
 
 Each function returns plain numbers and arrays; `draw_...` makes a matplotlib figure of them, which says so when
 the data are simulated. matplotlib and scikit-learn are imported where they are used (extra `train`).
@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.training.data.dataset import Dataset
@@ -224,68 +220,6 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such training log")
     return read_log(path)
-
-
-# --- what the network looks at (Fig. 11, Grad-CAM) -------------------------------------------------------------------
-
-
-def feature_maps(
-    network: nn.Module, images: Tensor, layers: Sequence[str] = ("conv1", "rfb", "cbam1"), channels: int = 8
-) -> dict[str, Float32]:
-    """Return the strongest `channels` of each layer for network input (1, C, P, P): layer -> (channels, h, w).
-
-    Strongest by their greatest value, in falling order. The network must not be fused; it is left in eval mode.
-    Raises `ConfigError` for a layer that it has not.
-    """
-    with torch.inference_mode(), _watched(network.eval(), layers) as seen:
-        network(images)
-    found = {}
-    for name in layers:
-        maps = seen[name][0].float()
-        found[name] = maps[maps.amax((1, 2)).argsort(descending=True)[:channels]].cpu().numpy()
-    return found
-
-
-def grad_cam(network: nn.Module, images: Tensor, classes: Int64 | None = None, layer: str = "cbam2") -> Float32:
-    """Return where the evidence for a class lies (Selvaraju et al. 2017, arXiv:1610.02391): (N, P, P) in [0, 1].
-
-    `images` is network input (N, C, P, P), `classes` (N,) the class of each, the given one by default. Maps of
-    `layer` are weighed by the mean gradient of the logit, summed, cut at 0 and scaled to a greatest value of 1;
-    a map that is 0 throughout says that nothing there speaks for the class. It is no finer than the layer: 8 of
-    80 px for cbam2.
-    """
-    x = images.detach().clone().requires_grad_(True)  # a fused network has no gradients of its own
-    with _watched(network.eval(), (layer,)) as seen:
-        logits = network(x)
-    wanted = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
-    score = logits.gather(1, wanted[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, seen[layer])
-    weights = gradient.mean((2, 3), keepdim=True)
-    heat = F.relu((weights * seen[layer]).sum(1, keepdim=True))
-    heat = F.interpolate(heat, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    heat = heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
-    result: Float32 = heat.detach().float().cpu().numpy()
-    return result
-
-
-@contextmanager
-def _watched(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Give a dict that holds the output of each layer once the network has run."""
-    modules = dict(network.named_modules())
-    if missing := [name for name in layers if name not in modules]:
-        known = ", ".join(name for name, _ in network.named_children())
-        raise ConfigError(f"the network has no layer {', '.join(missing)}: it has {known}")
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: seen.__setitem__(name, output)
-
-    hooks = [modules[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 # --- what goes wrong (Figs. 19, 20) ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from skyclass.report import save_figure
 from skyclass.training.data.composites import composites
 from skyclass.training.evaluation.predictions import probabilities_of
 
-from . import analyses, classic, pictures
+from . import analyses, classic, layers, pictures
 from .study import BANDS, SIZES, Study
 from .tables import Records
 
@@ -87,9 +87,9 @@ def of_model(study: Study) -> Drawn:
     few = analyses.outliers(labels, p)
     return {
         "fig11-feature-maps": lambda: pictures.draw_feature_maps(
-            analyses.feature_maps(network, x[:1]), images[sure[0]], simulated=True
+            layers.feature_maps(network, x[:1]), images[sure[0]], simulated=True
         ),
-        "grad-cam": lambda: pictures.draw_grad_cam(images[sure], analyses.grad_cam(network, x), words, simulated=True),
+        "grad-cam": lambda: pictures.draw_grad_cam(images[sure], layers.grad_cam(network, x), words, simulated=True),
         "fig13-training": lambda: pictures.draw_training(analyses.training_curves(f"{path}.jsonl"), simulated=True),
         "fig19-misclassified": lambda: pictures.draw_misclassified(groups, images, labels, p, simulated=True),
         "fig20-outliers": lambda: pictures.draw_outliers(few, images, labels, p, simulated=True),

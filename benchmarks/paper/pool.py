@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from skyclass.errors import SkyclassError
 from skyclass.model.classifier import set_threads
 
-from .study import NEEDS, Study, todo
+from .experiments import NEEDS, run_experiment, todo
+from .study import Study
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What arithmetic libraries read when they are loaded, so workers must inherit it."""
@@ -61,6 +62,6 @@ def inherited(variables: dict[str, str]) -> Iterator[None]:
 
 def one(study: Study, name: str, seed: int) -> str:
     """Run one experiment; return a line about it."""
-    record = study.run(name, seed)
+    record = run_experiment(study, name, seed)
     found = f", accuracy {record['accuracy']:.4f}" if isinstance(record.get("accuracy"), float) else ""
     return f"{name}, seed {seed}: {record['seconds']:,.0f} s{found}"

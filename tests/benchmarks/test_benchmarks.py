@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import device, null_stages, profiles, rivals, scale, timing
+from benchmarks import device, null_stages, profiles, rival_cutters, rivals, scale, timing
+from benchmarks.field import field_of
 from benchmarks.gate import fallen
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
@@ -96,10 +97,12 @@ def test_the_rivals_come_as_table_and_picture(tmp_path: Path) -> None:
 def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     """The counts are right, and the eager network says what the engine does before calibration."""
     scenario = Scenario("quick", 1, 60, 400, 1)
-    field = rivals.field_of(scenario, tmp_path, str(tmp_path / "classes"))
+    field = field_of(scenario, tmp_path, str(tmp_path / "classes"))
     n = len(field.rows)
-    assert rivals.cut_with_skyclass(field) == rivals.cut_with_numpy(field, rivals.lupton_uint8) == n
-    assert rivals.cut_with_astropy(field, 5) == 5
+    assert (
+        rival_cutters.cut_with_skyclass(field) == rival_cutters.cut_with_numpy(field, rival_cutters.lupton_uint8) == n
+    )
+    assert rival_cutters.cut_with_astropy(field, 5) == 5
     images = cut_strip(field.line, field.strips[0]).images
     ours = torch.softmax(torch.from_numpy(load_classifier("iicnet-mock", "cpu", "fp32").logits(images)), dim=1)
     np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
@@ -134,7 +137,7 @@ def test_a_device_is_measured_in_every_way_and_form() -> None:
 def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(scale, "SETTLE_S", 0)
     monkeypatch.setattr(scale, "IDLE_S", 0.1)
-    field = rivals.field_of(Scenario("tiny", 1, 40, 256, 1), tmp_path, str(tmp_path / "classes"))
+    field = field_of(Scenario("tiny", 1, 40, 256, 1), tmp_path, str(tmp_path / "classes"))
     field.line.folder.make()
     for work in profiles.works(field).values():
         assert "skyclass/" in profiles.top(profiles.profiled(work), 400)

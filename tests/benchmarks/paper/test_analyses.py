@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.paper import analyses, pictures
+from benchmarks.paper import analyses, layers, pictures
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
 from skyclass.model.bundle import Cut
@@ -153,24 +153,24 @@ def test_grad_cam_peaks_where_the_evidence_is():
     x[0, 1, 8:12, 28:32] = 5.0
     x[0, 0, 30:34, 4:8] = 1.0
     x[1, 0, 20:24, 20:24] = 3.0
-    heat = analyses.grad_cam(Corner(), x)
+    heat = layers.grad_cam(Corner(), x)
     peaks = [np.unravel_index(h.argmax(), h.shape) for h in heat]
     assert [(8 <= y < 12, 28 <= x < 32) for y, x in peaks[:1]] == [(True, True)]
     assert 20 <= peaks[1][0] < 24 and heat.max() == pytest.approx(1) and heat.min() >= 0
-    other = analyses.grad_cam(Corner(), x, np.array([0, 2]))
+    other = layers.grad_cam(Corner(), x, np.array([0, 2]))
     assert np.unravel_index(other[0].argmax(), (40, 40))[0] >= 30 and not other[1].any()
 
 
 def test_grad_cam_and_feature_maps_of_iicnet_have_the_shapes_of_its_layers():
     network, x = build("iicnet"), torch.randn(1, 3, 64, 64)
-    maps = analyses.feature_maps(network, x)
+    maps = layers.feature_maps(network, x)
     assert {name: m.shape for name, m in maps.items()} == dict.fromkeys(("conv1", "rfb", "cbam1"), (8, 32, 32))
     peaks = maps["conv1"].max((1, 2))
     assert (np.diff(peaks) <= 0).all()
-    assert analyses.grad_cam(network, x).shape == (1, 64, 64)
+    assert layers.grad_cam(network, x).shape == (1, 64, 64)
     assert not network.conv1._forward_hooks
     with pytest.raises(ConfigError, match="no layer conv9.*conv1"):
-        analyses.feature_maps(network, x, ("conv9",))
+        layers.feature_maps(network, x, ("conv9",))
 
 
 def test_histograms_count_each_class_and_channel_apart():
@@ -230,8 +230,8 @@ def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
         "colours": pictures.draw_colour_colour(analyses.colour_colour(dataset), **simulated),
         "sweep": pictures.draw_sweep(curve, "input size [px]", paper={64: 0.94, 80: 0.95}, **simulated),
         "training": pictures.draw_training(analyses.training_curves(log), **simulated),
-        "maps": pictures.draw_feature_maps(analyses.feature_maps(network, x[:1]), images[0], **simulated),
-        "cam": pictures.draw_grad_cam(images[:3], analyses.grad_cam(network, x), ["a", "b", "c"], **simulated),
+        "maps": pictures.draw_feature_maps(layers.feature_maps(network, x[:1]), images[0], **simulated),
+        "cam": pictures.draw_grad_cam(images[:3], layers.grad_cam(network, x), ["a", "b", "c"], **simulated),
         "outliers": pictures.draw_outliers(
             analyses.outliers(dataset.labels, probabilities), images, dataset.labels, probabilities, **simulated
         ),

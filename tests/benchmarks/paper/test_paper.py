@@ -13,23 +13,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks.paper import study as module
+from benchmarks.paper import experiments
+from benchmarks.paper.experiments import EXPERIMENTS, NEEDS, SEEDED, run_experiment, todo
 from benchmarks.paper.figures import write_figures
 from benchmarks.paper.pool import THREADS, run_all
 from benchmarks.paper.published import COST, IICNET, SPLIT
 from benchmarks.paper.study import (
     BASELINES,
-    EXPERIMENTS,
-    NEEDS,
     PRESETS,
-    SEEDED,
     SIZES,
     Study,
     effort_of,
-    fewer,
-    todo,
 )
 from benchmarks.paper.tables import MISSING, STRETCHED, document, load_records, percent
+from benchmarks.paper.training import fewer
 from skyclass.errors import SkyclassError
 from skyclass.types import CLASSES
 from tests.support.paths import CHECKOUT
@@ -45,7 +42,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     done = Study(QUICK, folder / "work", folder / "results")
     done.prepare()
     for name in RAN:
-        done.run(name, 1)
+        run_experiment(done, name, 1)
     return done
 
 
@@ -69,30 +66,30 @@ def test_a_record_says_what_was_measured_on_what(study: Study) -> None:
         assert (record["experiment"], record["seed"], record["preset"]) == (name, 1, "quick")
         assert record["simulated"] is True and record["seconds"] >= 0
     assert {path.name for path in study.results.glob("*.json")} == {f"{name}-1.json" for name in RAN}
-    record = study.run("iicnet", 1)
+    record = run_experiment(study, "iicnet", 1)
     n_test = len(study.dataset.split("test"))
     assert record["n_test"] == n_test == sum(map(sum, record["confusion"]))
     assert record["train_rows"] == len(study.dataset.split("train"))
     assert record["epochs"] == 1 and record["device"] in ("cpu", "cuda") and set(record["recall"]) == set(CLASSES)
     low, high = record["interval"]
     assert low <= record["accuracy"] <= high
-    gaps = study.run("margins", 1)
+    gaps = run_experiment(study, "margins", 1)
     assert gaps["test"]["differences"]["iicnet - forest"][0] == pytest.approx(
-        record["accuracy"] - study.run("forest", 1)["accuracy"]
+        record["accuracy"] - run_experiment(study, "forest", 1)["accuracy"]
     )
     assert (gaps["test"]["n"], gaps["held-out sky"]["n"]) == (n_test, len(study.held_out))
-    natural = study.run("natural-mix", 1)
+    natural = run_experiment(study, "natural-mix", 1)
     n_natural = len(study.natural.split("test"))
     assert [natural[kind]["n"] for kind in ("temperature", "bias", "as trained")] == [n_natural] * 3
 
 
 def test_a_record_is_not_made_twice(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: study.record(name, 1).read_bytes() for name in RAN}
-    monkeypatch.setattr(module, "EXPERIMENTS", {})  # whatever is run now fails
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {})  # whatever is run now fails
     for name in RAN:
-        assert study.run(name, 1) == json.loads(before[name])
+        assert run_experiment(study, name, 1) == json.loads(before[name])
     with pytest.raises(KeyError):
-        study.run("iicnet", 2)
+        run_experiment(study, "iicnet", 2)
     assert not study.record("iicnet", 2).exists()
     modified = (study.work / "dataset" / "pixels.npy").stat().st_mtime_ns
     study.prepare()
@@ -107,7 +104,7 @@ def test_a_record_of_another_effort_is_made_anew_and_only_where_it_matters(study
     record = study.record("colours", 1)
     old = json.loads(record.read_text())
     record.write_text(json.dumps(old | {"accuracy": 0.0, "effort": {}}))
-    assert study.run("colours", 1)["accuracy"] == old["accuracy"]
+    assert run_experiment(study, "colours", 1)["accuracy"] == old["accuracy"]
 
 
 def test_experiments_come_after_those_they_need(tmp_path: Path) -> None:
@@ -157,7 +154,7 @@ def test_every_experiment_has_a_place_in_the_tables() -> None:
 
 
 def test_the_page_holds_the_papers_numbers_beside_ours(page: str, study: Study) -> None:
-    record = study.run("iicnet", 1)
+    record = run_experiment(study, "iicnet", 1)
     assert "Our sources are simulated" in page and "SIMULATED sky" in page.splitlines()[0]
     assert "reconstruction" in page and "1 epochs for Table 2" in page
     for row, name in zip(section(page, "Table 1"), CLASSES, strict=True):
@@ -180,7 +177,7 @@ def test_what_has_no_record_is_said_to_be_missing(page: str, study: Study) -> No
     known = {"images W1 W2 W3", "images W1 W2 W3 + photometry"}
     known |= {"colours W1-W2, W2-W3", "random forest on photometry"}
     assert {label for label, cells in rows.items() if cells[1] != MISSING} == known
-    assert rows["random forest on photometry"][1].startswith(percent(study.run("forest", 1)["accuracy"]))
+    assert rows["random forest on photometry"][1].startswith(percent(run_experiment(study, "forest", 1)["accuracy"]))
     controls = {row[0]: row[2] for row in section(page, "The mock is no giveaway")}
     assert [value != MISSING for value in controls.values()] == [False, False, True]
     sweeps = section(page, "Figs. 8 and 12")
@@ -190,7 +187,7 @@ def test_what_has_no_record_is_said_to_be_missing(page: str, study: Study) -> No
 
 
 def test_a_class_that_is_never_given_has_no_precision_and_the_table_stands(study: Study) -> None:
-    record = study.run("iicnet", 1)
+    record = run_experiment(study, "iicnet", 1)
     nothing = record | {"precision": dict.fromkeys(CLASSES), "auc": dict.fromkeys(CLASSES)}
     half = record | {"seed": 2, "precision": {"galaxy": 0.5, "quasar": None, "star": 0.25}}
     ours = {(r[0], r[1]): r[3] for r in section(document({"iicnet": [nothing, half]}, QUICK), "Table 2")}
@@ -199,10 +196,12 @@ def test_a_class_that_is_never_given_has_no_precision_and_the_table_stands(study
 
 
 def test_the_note_on_stretched_images_stands_only_where_records_bear_it_out(study: Study) -> None:
-    records = {name: [study.run("iicnet", 1) | {"accuracy": a}] for name, a in (("iicnet", 0.9), ("fusion", 0.91))}
+    records = {
+        name: [run_experiment(study, "iicnet", 1) | {"accuracy": a}] for name, a in (("iicnet", 0.9), ("fusion", 0.91))
+    }
     for stretched, noted in ((0.7, True), (0.8, False)):
         pair = {"stretched-iicnet": stretched, "stretched-fusion": 0.8}
-        both = {name: [study.run("iicnet", 1) | {"accuracy": a}] for name, a in pair.items()}
+        both = {name: [run_experiment(study, "iicnet", 1) | {"accuracy": a}] for name, a in pair.items()}
         assert (STRETCHED in document(records | both, QUICK)) == noted
     assert STRETCHED not in document(records, QUICK)
 
@@ -259,7 +258,7 @@ def test_a_pool_runs_what_is_missing_and_the_threads_are_put_back(study: Study, 
     assert [line.partition(",")[0] for line in done] == ["forest", "colours"]
     assert all("seed 1: " in line and ", accuracy 0." in line for line in done)
     for name in ("forest", "colours"):
-        assert elsewhere.run(name, 1)["accuracy"] == study.run(name, 1)["accuracy"]
+        assert run_experiment(elsewhere, name, 1)["accuracy"] == run_experiment(study, name, 1)["accuracy"]
     assert {name: os.environ.get(name) for name in THREADS} == before
 
 

@@ -1,0 +1,366 @@
+"""The experiments: each trains or measures one thing on the simulated paper set and leaves one JSON record.
+
+    Study(preset, folder)  ->  EXPERIMENTS[name](study, seed)  ->  results/<preset>/<name>-<seed>.json
+
+A record that is there is not made again, so a study that was stopped goes on. All sources are SIMULATED.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from skyclass.images.composite import atlas_settings
+from skyclass.model.bundle import Bundle
+from skyclass.model.classifier import set_threads
+from skyclass.model.photometry import FEATURES, features, scale_of, scaled
+from skyclass.networks import build, macs, parameters
+from skyclass.networks.colour import ColourNet
+from skyclass.training.data.composites import composites
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.bootstrap import bootstrap, interval
+from skyclass.training.evaluation.calibration import calibrate, softmax
+from skyclass.training.evaluation.evaluate import evaluate
+from skyclass.training.evaluation.metrics import scores
+from skyclass.training.evaluation.predictions import probabilities_of
+from skyclass.training.fit.job import input_statistics
+from skyclass.training.fit.recipe import TrainConfig
+from skyclass.types import Float32, Int64
+
+from . import classic, selfsup, tabular
+from .spectra import simulate_spectra
+from .spectrum import SpectrumNet
+from .study import BANDS, BASELINES, SIZES, Study, effort_of
+from .training import fewer, measured, small_run, trained
+
+ALL_FEATURES = tuple(FEATURES)
+BORDER_PX = 8
+FUSION_RATE = 3e-3
+RATES = {"vgg16": 3e-4, "googlenet": 3e-4}
+"""Learning rates in Table 3 of the networks without BatchNorm, which 1e-3 throws off; no rate was tuned any further."""
+
+
+def run_experiment(study: Study, name: str, seed: int) -> dict[str, Any]:
+    """Return the record of an experiment. It runs now unless there is a record with the same epochs and rows."""
+    path = study.record(name, seed)
+    effort = effort_of(study.preset, name)
+    if not path.exists() or json.loads(path.read_text())["effort"] != effort:
+        began = time.monotonic()
+        found = EXPERIMENTS[name](study, seed)
+        facts = {"experiment": name, "seed": seed, "preset": study.preset.name, "simulated": True}
+        made = {"effort": effort, "seconds": round(time.monotonic() - began, 1)}
+        text = json.dumps(facts | found | made, indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").write_text(text + "\n")
+        path.with_suffix(".tmp").replace(path)
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def todo(study: Study) -> Iterator[tuple[str, int]]:
+    """Yield (experiment, seed), those first that others build on."""
+    for name in EXPERIMENTS:
+        if name == "real-tables" and study.real is None:
+            continue
+        for seed in study.preset.seeds if name in SEEDED else study.preset.seeds[:1]:
+            yield name, seed
+
+
+# --- image networks ---------------------------------------------------------------------------------
+
+
+def iicnet(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet on W1, W2, W3: Table 2."""
+    return measured(study, iicnet_model(study, seed))
+
+
+def iicnet_model(study: Study, seed: int) -> Bundle:
+    """Return IICnet of a seed; others build on it, and it may have been made on another machine."""
+    return trained(study, "iicnet", seed)
+
+
+def fusion(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet of the same seed, its weights kept, with all the photometry that the random forest sees: Fig. 17.
+
+    Only the colour branch and the layer that joins the two are trained, for three quarters as many epochs.
+    """
+    more = fusion_epochs(study)
+    words = f"{study.preset.epochs}, then {more} with the images' weights kept"
+    return measured(study, fusion_model(study, seed)) | {"epochs": words}
+
+
+def fusion_model(study: Study, seed: int) -> Bundle:
+    """Return fusion of a seed."""
+    start = str(iicnet_model(study, seed).path)
+    facts = {"network": "fusion", "features": ALL_FEATURES, "frozen": ("images",), "learning_rate": FUSION_RATE}
+    return trained(study, "fusion", seed, start_from=start, epochs=fusion_epochs(study), **facts)
+
+
+def fusion_epochs(study: Study) -> int:
+    """Return the epochs in which fusion learns what the colours say."""
+    return max(1, 3 * study.preset.epochs // 4)
+
+
+MODELS: dict[str, Callable[[Study, int], Bundle]] = {"iicnet": iicnet_model, "fusion": fusion_model}
+
+
+def fusion_from_scratch(study: Study, seed: int) -> dict[str, Any]:
+    """The same network trained end to end from random weights, as many epochs as IICnet."""
+    return measured(study, trained(study, "fusion-scratch", seed, network="fusion", features=ALL_FEATURES))
+
+
+def per_image_stretch(network: str, study: Study, seed: int) -> dict[str, Any]:
+    """With each band of each cutout stretched between its own percentiles, which loses flux and colour.
+
+    Viewers do that. Then photometry tells a network what the image no longer can.
+    """
+    facts: dict[str, Any] = {"network": network, "composite": {"stretch": "percentile"}}
+    if network == "fusion":
+        facts["features"] = ALL_FEATURES
+    return measured(study, small_run(study, f"stretched-{network}", seed, **facts))
+
+
+def real_tables(study: Study, seed: int) -> dict[str, Any]:
+    """The colour network on real sources."""
+    assert study.real is not None
+    return tabular.real_tables(study.real, seed) | {"simulated": False}
+
+
+def four_bands(study: Study, seed: int) -> dict[str, Any]:
+    """IICnet on W1 to W4: Fig. 17."""
+    return measured(study, trained(study, "iicnet-4", seed, bands=(*BANDS, "w4")))
+
+
+def equal(network: str, study: Study, seed: int) -> dict[str, Any]:
+    """One network of Table 3, all with the same rows and epochs, at 80 x 80 pixels."""
+    facts: dict[str, Any] = {"network": network}
+    if study.preset.recipe == "modern" and network in RATES:
+        facts["learning_rate"] = RATES[network]
+    bundle = small_run(study, f"equal-{network}", seed, **facts)
+    print_, test = bundle.training["fingerprint"], study.dataset.split("test")
+    guess = probabilities_of(bundle, study.dataset, test).argmax(1)
+    right = "".join("01"[hit] for hit in (guess == study.dataset.labels[test]).astype(int))
+    return measured(study, bundle) | cost(network) | {"learning_rate": print_["learning_rate"], "right": right}
+
+
+def cost(network: str) -> dict[str, Any]:
+    """Return parameters, and multiply-accumulates at 80 and at 224 pixels."""
+    module = build(network)
+    return {
+        "parameters": parameters(module),
+        "macs_80": macs(module, (1, 3, 80, 80)),
+        "macs_224": macs(module, (1, 3, 224, 224)),
+    }
+
+
+def sweep(name: str, study: Study, seed: int, **changes: Any) -> dict[str, Any]:
+    """IICnet of Table 3 with one thing changed: Figs. 8 and 12, and the ablation of its blocks."""
+    return measured(study, small_run(study, name, seed, **changes))
+
+
+# --- the mock is no giveaway ------------------------------------------------------------------------
+
+
+def only_w1(study: Study, seed: int) -> dict[str, Any]:
+    """A network that sees W1 alone, trained as IICnet of Table 2: shape and brightness, no colour."""
+    return measured(study, trained(study, "only-w1", seed, bands=("w1",)))
+
+
+def shuffled(study: Study, seed: int) -> dict[str, Any]:
+    """A network trained on shuffled labels and tested on the true ones: chance."""
+    dataset, rng = fewer(study.dataset, study.preset.small_rows, seed), np.random.default_rng(seed)
+    labels = dataset.labels.copy()
+    for split in ("train", "val"):
+        rows = dataset.split(split)
+        labels[rows] = labels[rng.permutation(rows)]
+    bundle = small_run(study, "shuffled", seed, replace(dataset, labels=labels))
+    return measured(study, bundle)
+
+
+def border(study: Study, seed: int) -> dict[str, Any]:
+    """A network that sees the 8 pixels along the border alone, trained as IICnet: the neighbours, not the source."""
+    dataset = study.dataset
+    pixels = dataset.pixels[:, :3].copy()
+    inner = slice(BORDER_PX, dataset.cut.size_px - BORDER_PX)
+    pixels[:, :, inner, inner] = np.nan
+    cut = replace(dataset.cut, bands=BANDS)
+    framed = replace(dataset, pixels=pixels, cut=cut, zero_point_mag=dataset.zero_point_mag[:3], path=None)
+    return measured(study, trained(study, "border", seed, framed), framed)
+
+
+# --- without images, and other methods -----------------------------------------------------------------
+
+
+def rated(labels: Int64, probabilities: Float32, **facts: Any) -> dict[str, Any]:
+    """Return the scores of probabilities that no bundle made."""
+    found = scores(labels, probabilities)
+    drawn = bootstrap(labels, {"it": probabilities})["it"]["accuracy"]
+    kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc", "ece")
+    ends = interval(found["accuracy"], drawn).tolist()
+    return {
+        "n_test": len(labels),
+        "confusion": found["confusion"],
+        **{k: found[k] for k in kept},
+        "interval": ends,
+    } | facts
+
+
+def photometry_of(dataset: Dataset, names: tuple[str, ...]) -> tuple[Float32, Int64, Int64]:
+    """Return features of all rows, training rows (validation included) and test rows."""
+    rows = np.sort(np.concatenate([dataset.split("train"), dataset.split("val")]))
+    return features(dataset.rows, names), rows, dataset.split("test")
+
+
+def by_photometry(method: str, study: Study, seed: int) -> dict[str, Any]:
+    """Random forest or SVM on the catalogue's measured photometry of the same sources."""
+    data = study.dataset
+    x, rows, test = photometry_of(data, ALL_FEATURES)
+    fitted = classic.METHODS[method](x[rows], data.labels[rows], seed)
+    return rated(data.labels[test], fitted.predict_proba(x[test]), train_rows=len(rows), features=ALL_FEATURES)
+
+
+def colours(study: Study, seed: int) -> dict[str, Any]:
+    """The colour-colour network: Fig. 17."""
+    data = study.dataset
+    x = features(data.rows, ("w1-w2", "w2-w3"))
+    train_rows, val, test = (data.split(name) for name in ("train", "val", "test"))
+    scale = scale_of(x[train_rows])
+    x = scaled(x, scale)
+    network = tabular.fit_tabular(
+        tabular.seeded(ColourNet, seed),
+        x[train_rows],
+        data.labels[train_rows],
+        val=(x[val], data.labels[val]),
+        seed=seed,
+    )
+    p = softmax(tabular.logits_of(network, x[test])).astype(np.float32)
+    return rated(data.labels[test], p, train_rows=len(train_rows), epochs="60 at most, early stopping")
+
+
+def spectra(study: Study, seed: int) -> dict[str, Any]:
+    """A 1-D network on simulated spectra of the same number of sources: Fig. 17."""
+    counts = [len(study.dataset.split(name)) for name in ("train", "val", "test")]
+    flux, labels = simulate_spectra(sum(counts), seed)
+    train_rows, val, test = np.split(np.random.default_rng(seed).permutation(len(labels)), np.cumsum(counts)[:-1])
+    epochs = 12
+    network = tabular.fit_tabular(
+        tabular.seeded(SpectrumNet, seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
+        epochs=epochs, seed=seed, learning_rate=1e-3,
+    )  # fmt: skip
+    p = softmax(tabular.logits_of(network, flux[test])).astype(np.float32)
+    return rated(labels[test], p, train_rows=len(train_rows), epochs=epochs)
+
+
+def embedding_svm(study: Study, seed: int) -> dict[str, Any]:
+    """An SVM on what the last layer of IICnet sees."""
+    data, bundle = study.dataset, iicnet_model(study, seed)
+    rows, test = np.concatenate([data.split("train"), data.split("val")]), data.split("test")
+    known, asked = (classic.embeddings(bundle, data, index) for index in (rows, test))
+    fitted = classic.fit_svm(known, data.labels[rows], seed)
+    return rated(data.labels[test], fitted.predict_proba(asked), train_rows=len(rows))
+
+
+def self_supervised(study: Study, seed: int) -> dict[str, Any]:
+    """SimCLR on unlabelled cutouts, then a linear probe; beside the probe of an untrained network."""
+    set_threads(1)
+    data = fewer(study.dataset, study.preset.small_rows, seed)
+    images = composites(data, BANDS, atlas_settings(BANDS))
+    rows, test = data.split("train"), data.split("test")
+    settings = input_statistics(images, rows, TrainConfig(out="-", dataset="-"))
+    epochs = 2 * study.preset.small_epochs
+    batch = min(256, len(rows))
+    state = selfsup.pretrain(images[rows], settings, epochs=epochs, batch_size=batch, seed=seed)
+    known, asked, labels = images[rows], images[test], data.labels
+    p = selfsup.linear_probe(state, settings, known, labels[rows], asked, seed=seed)
+    chance = selfsup.linear_probe(selfsup.random_state(seed=seed), settings, known, labels[rows], asked, seed=seed)
+    untrained = float((chance.argmax(1) == labels[test]).mean())
+    return rated(labels[test], p, train_rows=len(rows), epochs=epochs, accuracy_of_an_untrained_network=untrained)
+
+
+# --- calibration and margins ------------------------------------------------------------------------
+
+
+def natural_mix(name: str, study: Study, seed: int) -> dict[str, Any]:
+    """Calibration on a simulated sky of natural class shares: fitted on one half of it, measured on the other."""
+    bundle = MODELS[name](study, seed)
+    models = {"as trained": bundle}
+    for kind in ("temperature", "bias"):
+        out = study.model(f"{name}-natural-{kind}", seed)
+        models[kind] = calibrate(bundle, study.natural, "train", out, kind)
+    return {kind: on_natural(study, model) for kind, model in models.items()}
+
+
+def on_natural(study: Study, bundle: Bundle) -> dict[str, Any]:
+    """Return how well calibrated a bundle is on the test half of the natural sky."""
+    found = evaluate(bundle, study.natural, "test")
+    kept = {k: found[k] for k in ("ece", "ece_floor", "accuracy", "balanced_accuracy", "nll", "n")}
+    return kept | {"ece_interval": found["intervals"]["ece"], "temperature": bundle.temperature, "bias": bundle.bias}
+
+
+def margins(study: Study, seed: int) -> dict[str, Any]:
+    """Paired differences of accuracy between forest, IICnet and fusion, on the test rows and on the held-out sky."""
+    data = study.dataset
+    x, rows, _ = photometry_of(data, ALL_FEATURES)
+    forest = classic.fit_forest(x[rows], data.labels[rows], seed)
+    models = {name: model(study, seed) for name, model in MODELS.items()}
+    there = study.held_out
+    places = {"test": (data, data.split("test")), "held-out sky": (there, np.arange(len(there)))}
+    return {name: gaps(forest, models, *place) for name, place in places.items()}
+
+
+def gaps(forest: Any, models: dict[str, Bundle], data: Dataset, index: Int64) -> dict[str, Any]:
+    """Return the accuracy of each method on the rows at `index`, and its paired differences with their intervals."""
+    labels = data.labels[index]
+    given = {"forest": forest.predict_proba(features(data.rows, ALL_FEATURES)[index])}
+    given |= {name: probabilities_of(bundle, data, index) for name, bundle in models.items()}
+    drawn = bootstrap(labels, given)
+    value = {n: float((p.argmax(1) == labels).mean()) for n, p in given.items()}
+    found = {}
+    for a, b in (("forest", "iicnet"), ("forest", "fusion"), ("iicnet", "fusion")):
+        gap = value[b] - value[a]
+        found[f"{b} - {a}"] = [gap, *interval(gap, drawn[b]["accuracy"] - drawn[a]["accuracy"]).tolist()]
+    return {"n": len(labels), "accuracy": value, "differences": found}
+
+
+EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
+    "iicnet": iicnet,
+    "fusion": fusion,
+    "real-tables": real_tables,
+    "forest": partial(by_photometry, "forest"),
+    "svm": partial(by_photometry, "svm"),
+    "colours": colours,
+    "margins": margins,
+    "natural-mix": partial(natural_mix, "iicnet"),
+    "natural-mix-fusion": partial(natural_mix, "fusion"),
+    "embedding-svm": embedding_svm,
+    **{f"equal-{network}": partial(equal, network) for network in ("iicnet", *BASELINES)},
+    "only-w1": only_w1,
+    "shuffled": shuffled,
+    "border": border,
+    "fusion-scratch": fusion_from_scratch,
+    "spectra": spectra,
+    "iicnet-4": four_bands,
+    **{f"stretched-{network}": partial(per_image_stretch, network) for network in ("iicnet", "fusion")},
+    **{f"size-{px}": partial(sweep, f"size-{px}", input_px=px) for px in SIZES if px != 80},
+    **{f"kernel-{k}": partial(sweep, f"kernel-{k}", options={"first_kernel": k}) for k in (3, 7)},
+    "without-rfb": partial(sweep, "without-rfb", options={"rfb": False}),
+    "without-cbam": partial(sweep, "without-cbam", options={"cbam": False}),
+    "self-supervised": self_supervised,
+}
+"""In the order of what they tell: a study that is cut short has the margins first."""
+SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "margins", "natural-mix")
+"""Run for every seed of the preset; the others once."""
+NEEDS = {
+    "fusion": ("iicnet",),
+    "embedding-svm": ("iicnet",),
+    "margins": ("iicnet", "fusion"),
+    "natural-mix": ("iicnet",),
+    "natural-mix-fusion": ("fusion",),
+}
+"""Experiments that use the models of others."""

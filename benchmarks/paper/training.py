@@ -1,0 +1,77 @@
+"""Train the image networks of the study, and measure them on the test rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from skyclass.model.bundle import Bundle
+from skyclass.model.classifier import set_threads
+from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.evaluate import evaluate, training_log
+from skyclass.training.fit.recipe import train_config
+from skyclass.training.fit.train import train
+
+from .study import Study
+
+
+def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
+    """Return the bundle of a network trained on the paper set, or on a change of it; a finished one is not redone."""
+    set_threads(1)
+    run = train_config(
+        {
+            "out": str(study.model(name, seed)),
+            "dataset": str(study.work / "dataset"),
+            "seed": seed,
+            "name": name,
+            "label": "trained on a SIMULATED sky only (benchmarks/paper)",
+            "recipe": study.preset.recipe,
+            "epochs": study.preset.epochs,
+        }
+        | changes
+    )
+    return train(run, dataset=dataset or study.dataset)
+
+
+def measured(study: Study, bundle: Bundle, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Return the scores of a bundle on the test rows, and what it took to train it."""
+    found = evaluate(bundle, dataset or study.dataset, "test")
+    kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc")
+    print_ = bundle.training["fingerprint"]
+    return {
+        "split": (dataset or study.dataset).provenance["split"]["counts"],
+        "n_test": found["n"],
+        "confusion": found["confusion"],
+        **{k: found[k] for k in (*kept, "ece")},
+        "interval": found["intervals"]["accuracy"],
+        "strata": found["strata"],
+        "epochs": print_["epochs"],
+        "train_rows": sum(bundle.training["train_counts"].values()),
+        "recipe": print_["recipe"],
+        "batch_size": print_["batch_size"],
+        "device": bundle.training["device"],
+        "images_per_s": [r["images_per_s"] for r in training_log(bundle)],
+        "precision_mode": bundle.training["precision"],
+        "model_id": bundle.model_id,
+    }
+
+
+def fewer(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """Return the dataset with n training rows, chosen at random; validation and test rows stay."""
+    rows = dataset.split("train")
+    if n is None or n >= len(rows):
+        return dataset
+    split = np.array(dataset.rows["split"].to_pylist(), dtype=object)
+    split[np.setdiff1d(rows, np.random.default_rng(seed).permutation(rows)[:n])] = "none"
+    place = dataset.rows.column_names.index("split")
+    return replace(dataset, rows=dataset.rows.set_column(place, "split", pa.array(split.tolist(), pa.string())))
+
+
+def small_run(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
+    """Return a network trained with the effort of Table 3; `dataset` must have its few rows already."""
+    dataset = fewer(study.dataset, study.preset.small_rows, seed) if dataset is None else dataset
+    effort = {"epochs": study.preset.small_epochs, "batch_size": study.preset.small_batch}
+    return trained(study, name, seed, dataset, **effort | changes)
