@@ -1,13 +1,11 @@
-"""`python -m benchmarks.device`: what one GPU gives, in one command; `--device cpu` tries the command itself.
+"""`python -m benchmarks.device`: measure one GPU in one command; `--device cpu` tests the command.
 
-    gemm       torch.mm in bf16: what this device can do
-    eager      fp32, NCHW, on images that are there already: what a user writes first
-    network    the engine's graph alone, on composites that are there already: each of `WAYS` at each of `BATCHES`, to
-               choose from
+    gemm       torch.mm in bf16: the limit of this device
+    eager      fp32, NCHW, on images in its memory: a first script
+    network    the graph of the engine alone, on composites in its memory: each of `WAYS` at each of `BATCHES`
     upload     the classifier: composites in host memory -> probabilities in host memory; as it is, and compiled
-    line       tiles on local disk -> class catalogue: split, CPU workers beside dask-cuda workers; fused, one worker
-               whose threads cut for its GPU; as it is, and compiled. `of_network` is the share of time for which the
-               network had to be at work
+    line       tiles on local disk -> class catalogue: split, CPU workers and dask-cuda workers; fused, one worker whose
+               threads cut for its GPU; as it is, and compiled. `of_network` is the rate relative to the network alone
 
 One JSON line each, all in one run. The sky is SIMULATED.
 """
@@ -46,7 +44,7 @@ from .scenarios import Scenario
 from .timing import commit, cores, cpu_model
 
 COPIES = {"cuda": 10, "cpu": 1}
-"""How often each source of the line is classified."""
+"""Number of times that each source of `line` is classified."""
 GEMM = {"cuda": 8_192, "cpu": 1_024}
 BATCHES = {"cuda": (256, 1_024, 4_096), "cpu": (32,)}
 Way = Callable[[NetworkClassifier, list[torch.Tensor]], Network]
@@ -58,13 +56,13 @@ WAYS: dict[str, Way] = {
     "captured": lambda classifier, example: Captured(classifier.graph, example),
     "compiled": lambda classifier, example: compiled(classifier.graph, example, classifier.name),
 }
-"""How the engine's graph may be run. "compiled" is what `--compile on` does: on a GPU torch.compile, captured."""
+"""Ways to run the graph of the engine. "compiled" is that of `--compile on`: on a GPU torch.compile, captured."""
 SETTINGS = {"as it is": "off", "compiled": "on"}
-"""Of `WAYS` those that a run can be asked for, as its setting `compile`."""
+"""Way -> setting `compile` of a run, for the ways that a run supports."""
 
 
 def timed(work: Callable[[], float], device: str, repeats: int) -> float:
-    """Return amount/s of the median of some runs after one that is dropped; the device has finished each."""
+    """Return the median amount/s of some runs after a warm-up. The device has finished each run."""
     rates = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -76,7 +74,7 @@ def timed(work: Callable[[], float], device: str, repeats: int) -> float:
 
 
 def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Give the records of the network: matrix product, eager, graph alone, with upload."""
+    """Yield the records of the network: matrix product, eager, graph alone, with upload."""
     kind = device.partition(":")[0]
     square = torch.randn(GEMM[kind], GEMM[kind], device=device, dtype=torch.bfloat16)
     flops = timed(lambda: 2 * GEMM[kind] ** 3 * bool(len(torch.mm(square, square))), device, 10 * repeats)
@@ -89,7 +87,11 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
         record = {"stage": "network", "way": way, "batch": batch}
         try:
             rate = timed(graph_on(classifier, images, batch, WAYS[way]), device, repeats)
-        except (CannotCompile, RuntimeError, ValueError) as error:  # a way that this machine has not is a result, too
+        except (
+            CannotCompile,
+            RuntimeError,
+            ValueError,
+        ) as error:  # a way that this machine does not support is a result, too
             yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         yield record | {"images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
@@ -106,7 +108,7 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
 
 
 def eager_on(device: str, batch: int) -> Callable[[], float]:
-    """Return the work of an fp32 network in torch's default layout on one batch that is on the device."""
+    """Return the work of an fp32 network in the default layout of torch, on one batch in the memory of the device."""
     network, x = eager_network().to(device), torch.randn(batch, 3, 80, 80, device=device)
 
     @torch.inference_mode()
@@ -123,7 +125,7 @@ def predicting(classifier: NetworkClassifier, images: Float16) -> Callable[[], f
 
 
 def graph_on(classifier: NetworkClassifier, images: Float16, n: int, way: Way) -> Callable[[], float]:
-    """Return the work of the engine's graph, resize included, on one batch of n that is on the device."""
+    """Return the work of the graph of the engine, with the resizing, on one batch of n in the memory of the device."""
     batch = torch.from_numpy(np.resize(images, (n, *images.shape[1:]))).to(classifier.device)
     graph = way(classifier, [batch])
 
@@ -151,7 +153,7 @@ def line_record(scenario: Scenario, device: str, form: str, way: str, copies: in
 
 
 def multiplied(field: Field, copies: int, path: str) -> str:
-    """Return a table of a field's sources, each so many times under other names: a GPU is through with them at once."""
+    """Write a table with several copies of each source of a field under other names, and return its path."""
     rows = field.rows[["source_id", "ra", "dec"]]
     table = pd.concat([rows.assign(source_id=rows["source_id"].astype(str) + f"-{copy}") for copy in range(copies)])
     table.assign(coadd_id=field.strips[0].tile.coadd_id).to_parquet(path, index=False)
@@ -188,10 +190,10 @@ FORMS: dict[str, Callable[[str], AbstractContextManager[Client]]] = {"split": sp
     type=click.Choice(list(WAYS)),
     default=[way for way in WAYS if way != "max-autotune"],
     show_default=True,
-    help="How to run the network; once each. max-autotune takes minutes to compile.",
+    help="Way to run the network; repeatable. max-autotune takes minutes to compile.",
 )
-@click.option("--quick", is_flag=True, help="A small tile and one way, to see that the command works.")
-@click.option("-o", "--output", help="Append JSON lines here too.")
+@click.option("--quick", is_flag=True, help="A small tile and one way, to test the command.")
+@click.option("-o", "--output", help="Append the JSON lines to this file.")
 def main(device: str, n: int, repeats: int, ways: tuple[str, ...], quick: bool, output: str | None) -> None:
     """Measure one device: network alone, with upload, and the whole line."""
     device = resolve_device(device)

@@ -22,14 +22,14 @@ BANDS = ("w1", "w2", "w3")
 SIZE_PX = 37
 MODEL = "iicnet-mock"
 DENSE = Scenario("dense", n_tiles=1, sources_per_tile=40_000, size_px=4_095, repeats=3)
-"""A tile as crowded as the mean of AllWISE."""
+"""A tile with the mean source density of AllWISE."""
 HALF = Scenario("half", n_tiles=1, sources_per_tile=20_000, size_px=4_095, repeats=2)
-"""For whole runs, which on CPUs take minutes."""
+"""For whole runs, which take minutes on CPUs."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """The simulated tile that all work on."""
+    """The simulated tile, with its catalogue in memory."""
 
     run: RunConfig
     line: RunContext
@@ -40,7 +40,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Somebody in a group: `work` takes no argument and returns how much it did, in units of the group."""
+    """A contestant of a group: `work` takes no argument and returns its amount of work, in units of the group."""
 
     name: str
     work: Callable[[], float]
@@ -48,7 +48,7 @@ class Contestant:
 
 
 def field_of(scenario: Scenario, work: Path, out: str) -> Field:
-    """Return the tile of a scenario, made if it is not there, with its catalogue in memory."""
+    """Return the tile of a scenario with its catalogue in memory. The sky is made if it is absent."""
     sky = make_sky(scenario, work)
     run = RunConfig(str(sky / "catalog"), str(sky / "images"), out, MODEL)
     line, plan, _ = plan_run(run, count_here)

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.gate NEW.jsonl`: has skyclass fallen behind its rivals since the results that are kept?
+"""`python -m benchmarks.gate NEW.jsonl`: compare the ratios of skyclass to its rivals with those of a baseline.
 
-Ratios of one run are compared with ratios of one run, never seconds: machines differ, and are busy. A processor
-for which no result is kept has nothing to be compared with, and that is said.
+It compares ratios within a run, never seconds, because machines differ and have other work. For a processor without a
+result in the baseline it compares nothing, and prints so.
 """
 
 from __future__ import annotations
@@ -13,33 +13,38 @@ import click
 
 from .report import Record, records_of, rivals_of
 
-KEPT = Path(__file__).parent / "results" / "rivals.jsonl"
+BASELINE = Path(__file__).parent / "results" / "rivals.jsonl"
 
 
-def fallen(now: list[Record], kept: list[Record], tolerance: float) -> list[tuple[str, float, float, bool]]:
-    """Return (contestant, ratio then, ratio now, whether it fell) of what both hold for one processor."""
-    here = {(r["cpu"], r["cores"]) for r in now if "group" in r}
-    before = rivals_of(r for r in kept if (r.get("cpu"), r.get("cores")) in here)
+def compare(new: list[Record], baseline: list[Record], tolerance: float) -> list[tuple[str, float, float, bool]]:
+    """Return (contestant, old ratio, new ratio, whether it fell) of all contestants with both on one processor."""
+    processors = {(r["cpu"], r["cores"]) for r in new if "group" in r}
+    before = rivals_of(r for r in baseline if (r.get("cpu"), r.get("cores")) in processors)
     return [
-        (f"{group}: {name}", old["ratio"], new["ratio"], new["ratio"] < (1 - tolerance) * old["ratio"])
-        for group, contestants in rivals_of(now).items()
-        for name, new in contestants.items()
-        if "ratio" in new and (old := before.get(group, {}).get(name))
+        (f"{group}: {name}", old["ratio"], record["ratio"], record["ratio"] < (1 - tolerance) * old["ratio"])
+        for group, contestants in rivals_of(new).items()
+        for name, record in contestants.items()
+        if "ratio" in record and (old := before.get(group, {}).get(name))
     ]
 
 
 @click.command()
 @click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--against", default=KEPT, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tolerance", default=0.25, show_default=True, help="By so much of itself a ratio may fall.")
+@click.option(
+    "--against",
+    default=BASELINE,
+    show_default="benchmarks/results/rivals.jsonl",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option("--tolerance", default=0.25, show_default=True, help="Largest relative decrease of a ratio.")
 def main(new: Path, against: Path, tolerance: float) -> None:
-    """Compare the ratios of NEW with those that are kept; exit code 1 when one fell."""
-    found = fallen(records_of(new), records_of(against), tolerance)
-    for name, then, now, fell in found:
-        click.echo(f"{'FELL' if fell else 'ok':4}  {then:10.2f} -> {now:10.2f}  {name}")
-    if not found:
-        click.echo(f"{against} holds nothing for this processor: nothing to compare with")
-    sys.exit(any(fell for *_, fell in found))
+    """Compare the ratios of NEW with those of a baseline. The exit code is 1 if one fell."""
+    results = compare(records_of(new), records_of(against), tolerance)
+    for name, old, now, fell in results:
+        click.echo(f"{'FELL' if fell else 'ok':4}  {old:10.2f} -> {now:10.2f}  {name}")
+    if not results:
+        click.echo(f"{against} has no result of this processor: nothing is compared")
+    sys.exit(any(fell for *_, fell in results))
 
 
 if __name__ == "__main__":

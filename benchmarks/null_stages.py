@@ -1,7 +1,7 @@
-"""The straight line with a stage taken out, and what each stage works on, held in memory.
+"""The plain pipeline with a null stage instead of the archive or the classifier, and the inputs of stages in memory.
 
-Nothing is computed here: the functions are those of skyclass, and a null stage takes the place of an archive
-or a classifier. With no stage taken out the rows are those of `skyclass.run.pipeline`; a test says so.
+All functions are those of skyclass. Without a null stage the rows are those of `skyclass.run.pipeline`; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from skyclass.types import Archive, Classifier, Float16, Float32, Float64, Int32
 
 @dataclass(frozen=True)
 class NullArchive:
-    """Constant pixels without any reading; headers come from the real archive."""
+    """An archive of constant pixels, which reads no file. Headers come from the real archive."""
 
     real: Archive
 
@@ -42,13 +42,13 @@ class NullArchive:
         return np.ones((stop - start, tile.shape[1]), dtype=np.float32)
 
     def pixel_sha256(self, tile: Tile, start: int = 0, stop: int | None = None) -> dict[str, str]:
-        """Return no digests: there are no pixels."""
+        """Return no digests, because there are no pixels."""
         return {}
 
 
 @dataclass(frozen=True)
 class BenchContext(RunContext):
-    """A line in which the archive or the classifier may be a null stage."""
+    """A run context whose archive or classifier may be a null stage."""
 
     null_archive: bool = False
     null_classifier: bool = False
@@ -61,14 +61,14 @@ class BenchContext(RunContext):
 
     @property
     def classifier(self) -> Classifier:
-        """The network, or a hash."""
+        """The network, or a hash of the input."""
         if self.null_classifier:
             return NullClassifier()
         return super().classifier
 
 
 def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool = False) -> RunReport:
-    """Return the report of a whole run in this process, like `skyclass.run.pipeline.classify`, less a stage."""
+    """Return the report of a whole run in this process, like `pipeline.classify`, with null stages."""
     opened, plan, table = plan_run(run, count_here)
     with hold_lease(opened.folder) as lease:
         opened = open_run(run, opened, plan, table)
@@ -81,7 +81,7 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
 
 @dataclass(frozen=True)
 class PreparedStrip:
-    """Everything that the stages make of a strip, each stage's input being the output of the one before."""
+    """The inputs of all stages for a strip."""
 
     strip: Strip
     tile: Tile
@@ -93,8 +93,8 @@ class PreparedStrip:
     photometry: Float32 | None
 
 
-def hold(line: RunContext, strip: Strip) -> PreparedStrip:
-    """Return a strip with its rows, composites and, if the model takes any, photometry in memory."""
+def prepare_strip(line: RunContext, strip: Strip) -> PreparedStrip:
+    """Return a strip with its tile rows, composites and, if the model uses it, photometry in memory."""
     tile = open_tile(line, strip.tile)
     sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())

@@ -1,13 +1,13 @@
-"""`python -m benchmarks.profiles WHAT`: where the time goes, before and after a change that claims speed.
+"""`python -m benchmarks.profiles WHAT`: profiles of the stages, for changes of the speed.
 
     cut     tile files -> composites, one core
     infer   composites -> probabilities
     network the same compiled, kernel by kernel, on one thread
-    line    the whole line in one process
+    line    the whole pipeline in one process
     scale   driver and scheduler with 256 simulated GPUs (`--form`), a tenth of the sky
 
-Python's own profiler (torch's for `network`): it makes calls dearer than they are, so read shares, and take times from
-`benchmarks.rivals` and `benchmarks.scale`. The sky is SIMULATED.
+The profiler is that of Python, or of torch for `network`. It makes calls slower, so only shares are meaningful; times
+come from `benchmarks.rivals` and `benchmarks.scale`. The sky is SIMULATED.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from .timing import commit, cores, cpu_model
 
 INFERRED = 2_048
 TENTH = 1_824
-"""Tiles."""
+"""Tiles of a tenth of the sky."""
 
 
 def top(profile: pstats.Stats, rows: int) -> str:
-    """Return the functions with the most time of their own, and the share that they have with all that they call."""
+    """Return the functions with the most own time, and their share of the time with the functions that they call."""
     stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = profile.stats  # type: ignore[attr-defined]
     whole = sum(own for _, _, own, _, _ in stats.values())
     lines = ["| own time | with what it calls | calls | |", "|---:|---:|---:|---|"]
@@ -59,7 +59,7 @@ def top(profile: pstats.Stats, rows: int) -> str:
 
 
 def profiled(work: Callable[[], object]) -> pstats.Stats:
-    """Return the profile of some work, done once before."""
+    """Return the profile of the second run of some work."""
     work()
     profiler = cProfile.Profile()
     profiler.runcall(work)
@@ -67,12 +67,12 @@ def profiled(work: Callable[[], object]) -> pstats.Stats:
 
 
 def works(field: Field) -> dict[str, Callable[[], object]]:
-    """Return what can be profiled in this process, by name."""
+    """Return the work that can be profiled in this process, by name."""
     tile = field.strips[0].tile
-    some = cut_strip(field.line, Strip(tile, 0, min(INFERRED, tile.n_sources)))
+    cut = cut_strip(field.line, Strip(tile, 0, min(INFERRED, tile.n_sources)))
     return {
         "cut": lambda: [cut_strip(field.line, strip) for strip in field.strips],
-        "infer": lambda: infer_strip(field.line, some),
+        "infer": lambda: infer_strip(field.line, cut),
         "line": lambda: pipeline.classify(
             replace(field.run, out=tempfile.mkdtemp(dir=field.line.folder.path)), no_progress
         ),
@@ -80,7 +80,7 @@ def works(field: Field) -> dict[str, Callable[[], object]]:
 
 
 def kernels(rows: int, passes: int = 20) -> str:
-    """Return where the compiled network spends its time: share, microseconds an image, kernel and shapes of inputs."""
+    """Return the time of the compiled network by kernel: share, microseconds for an image, kernel, shapes of inputs."""
     graph, n = load_classifier(MODEL, "cpu").graph, MICRO_BATCH["cpu"]
     composites = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16))
     compiled = torch.compile(graph, dynamic=False, options=OPTIONS | {"cpp.enable_kernel_profile": True})
@@ -99,7 +99,7 @@ def kernels(rows: int, passes: int = 20) -> str:
 
 
 def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats]:
-    """Return the profiles of the driver's own thread and of the scheduler."""
+    """Return the profiles of the main thread of the driver and of the scheduler."""
     driver, run_tiles = cProfile.Profile(), tile_window.run_tiles
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scheduler.prof"
@@ -112,9 +112,9 @@ def profile_of_scale(form: str, gpus: int, tiles: int) -> dict[str, pstats.Stats
 @click.argument("what", type=click.Choice(["cut", "infer", "network", "line", "scale"]))
 @click.option("--form", default="split", show_default=True, type=click.Choice(scale.FORMS))
 @click.option("--rows", default=15, show_default=True)
-@click.option("--quick", is_flag=True, help="Small, to see that the command works.")
+@click.option("--quick", is_flag=True, help="Small, to test the command.")
 def main(what: str, form: str, rows: int, quick: bool) -> None:
-    """Print where the time goes."""
+    """Print a profile."""
     click.echo(f"{what}; {cpu_model()}, {cores()} cores, commit {commit()}; simulated sky\n")
     if what == "scale":
         for part, profile in profile_of_scale(form, *((2, 20) if quick else (256, TENTH))).items():

@@ -50,11 +50,11 @@ def main(file: Path, figure: Path | None) -> None:
 
 
 def report(path: Path) -> str:
-    """Return Markdown of a file of result lines: stages by scenario, commit and machine; rivals; scale."""
+    """Return the Markdown of a file of result lines: stages by scenario, commit and machine; rivals; scale."""
     records = records_of(path)
     groups: dict[str, dict[str, Record]] = {}
     for record in (r for r in records if "scenario" in r):
-        groups.setdefault(heading(record), {})[record["stage"]] = record  # a later run takes the earlier's place
+        groups.setdefault(heading(record), {})[record["stage"]] = record  # a later run replaces an earlier one
     parts = [f"{title}{warning(stages)}\n\n{table(stages)}" for title, stages in groups.items()]
     if rivals := rivals_of(records):
         parts.append(rivals_table(rivals))
@@ -64,10 +64,10 @@ def report(path: Path) -> str:
 
 
 def records_of(path: Path) -> list[Record]:
-    """Return the result lines of a file; `ConfigError` when it has none."""
+    """Return the result lines of a file; `ConfigError` for a file without any."""
     records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not records:
-        raise ConfigError(f"{path} holds no result line: fill it with `python -m benchmarks -o {path}`")
+        raise ConfigError(f"{path} has no result line: write some with `python -m benchmarks -o {path}`")
     return records
 
 
@@ -84,7 +84,7 @@ def rivals_of(records: Iterable[Record]) -> Rivals:
 
 
 def rivals_table(groups: Rivals) -> str:
-    """Return a table for each group; the ratio is that of skyclass to the contestant, in the same rounds."""
+    """Return a table for each group. The ratio is that of skyclass to the contestant in the same rounds."""
     parts = []
     for group, contestants in groups.items():
         timed = [r for r in contestants.values() if "ratio" in r]
@@ -106,7 +106,7 @@ def rivals_table(groups: Rivals) -> str:
 
 
 def draw_rivals(groups: Rivals, path: Path) -> None:
-    """Draw sources/s of each contestant, a panel a group, on logarithmic axes."""
+    """Draw the sources/s of each contestant on logarithmic axes, a panel for each group."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +170,7 @@ def scale_row(r: Record) -> str:
 
 
 def heading(record: Record) -> str:
-    """Return what the numbers of a table hold for."""
+    """Return the conditions of a table: scenario, machine and commit."""
     settings, machine = record["settings"], record["hardware"]
     cache = "files not in the page cache" if record["page_cache"] == "dropped" else "files in the page cache"
     tiles = f"{settings['n_tiles']} tile(s) of {settings['size_px']} px"
@@ -185,13 +185,13 @@ def heading(record: Record) -> str:
 
 
 def warning(stages: dict[str, Record]) -> str:
-    """Return a sentence where other work was running beside the benchmark, or nothing."""
+    """Return a sentence about stages that other work has disturbed, "" without any."""
     disturbed = [s for s, r in stages.items() if r["load_average"] > r["hardware"]["cores"] + 1]
     return f" Disturbed by other work, measure again: {', '.join(disturbed)}." if disturbed else ""
 
 
 def table(stages: dict[str, Record]) -> str:
-    """Return the Markdown table of one scenario on one machine; the ratio is to the stage `line`."""
+    """Return the Markdown table of one scenario on one machine, with ratios to the stage `line`."""
     line = stages.get("line")
     rows = [row(record, line) for record in stages.values()]
     head = "| stage | | threads | sources/s | ratio to `line` | MB/s | peak memory, MB |"
@@ -209,7 +209,7 @@ def row(record: Record, line: Record | None) -> str:
 
 
 def meaning(stage: str) -> str:
-    """Return a stage in words."""
+    """Return the description of a stage."""
     if stage.startswith("engine-"):
         return f"all of it on Dask, {stage.removeprefix('engine-')} worker(s) of one thread"
     return MEANINGS[stage]

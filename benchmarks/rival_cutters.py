@@ -17,10 +17,10 @@ from .field import BANDS, SIZE_PX, Contestant, Field, has
 
 
 def cutters(field: Field, n_loop: int, n_cutana: int) -> list[Contestant]:
-    """Return who cuts, one core each; the catalogue is in memory for all."""
-    own = "float16, sky subtracted, asinh, flags"
-    found = [
-        Contestant("skyclass", lambda: cut_with_skyclass(field), own),
+    """Return the contestants that cut on one core, with the catalogue in memory."""
+    settings = "float16, sky subtracted, asinh, flags"
+    contestants = [
+        Contestant("skyclass", lambda: cut_with_skyclass(field), settings),
         Contestant("numpy, the same", lambda: cut_with_numpy(field, sky_and_asinh), "sky, asinh, float16, no flags"),
         Contestant("numpy, lupton", lambda: cut_with_numpy(field, lupton_uint8), "float32 -> Lupton uint8, dropped"),
         Contestant("numpy", lambda: cut_with_numpy(field, None), "float32, no composite, cutouts dropped"),
@@ -29,17 +29,19 @@ def cutters(field: Field, n_loop: int, n_cutana: int) -> list[Contestant]:
     if has("cutana"):
         for name, method, kind in (("Cutana, asinh", "asinh", "uint8"), ("Cutana", "none", "float32")):
             settings = f"direct, 2,000 at a time, {method}, {kind}, first {n_cutana} sources"
-            found.append(Contestant(name, lambda m=method, k=kind: cut_with_cutana(field, n_cutana, m, k), settings))  # type: ignore[misc]
-    return found
+            contestants.append(
+                Contestant(name, lambda m=method, k=kind: cut_with_cutana(field, n_cutana, m, k), settings)
+            )  # type: ignore[misc]
+    return contestants
 
 
 def cut_with_skyclass(field: Field) -> float:
-    """CUT of the engine, strip by strip."""
+    """Cut by strips with the function of the engine."""
     return sum(len(cut_strip(field.line, strip).flags) for strip in field.strips)
 
 
 def cut_with_numpy(field: Field, composite: Callable[[np.ndarray], np.ndarray] | None) -> float:
-    """What somebody writes who knows numpy: read, swap, pad, slice in blocks, stretch in blocks."""
+    """Cut with numpy: read, swap bytes, pad, slice in blocks, stretch in blocks."""
     from astropy.io import fits
     from astropy.wcs import WCS
 
@@ -59,7 +61,7 @@ def cut_with_numpy(field: Field, composite: Callable[[np.ndarray], np.ndarray] |
 
 
 def sky_and_asinh(stamps: np.ndarray, border: int = 3) -> np.ndarray:
-    """Return (N, 3, S, S) float16 like the engine: less the median of the border, arcsinh of x / softening."""
+    """Return (N, 3, S, S) float16 like the engine: minus the median of the border, arcsinh of x / softening."""
     frame = np.ones(stamps.shape[-2:], bool)
     frame[border:-border, border:-border] = False
     sky = np.nanmedian(stamps[:, :, frame], axis=-1)[..., None, None]
@@ -77,7 +79,7 @@ def lupton_uint8(stamps: np.ndarray, stretch: float = 5.0, q: float = 8.0) -> np
 
 
 def cut_with_astropy(field: Field, n: int) -> float:
-    """What a user writes first: a loop, three `Cutout2D` and `make_lupton_rgb` for each source."""
+    """Cut as in a first script: a loop with three `Cutout2D` and `make_lupton_rgb` for each source."""
     for _ in astropy_stamps(field, n):
         pass
     return n
@@ -101,7 +103,7 @@ def astropy_stamps(field: Field, n: int) -> Iterator[np.ndarray]:
 
 
 def cut_with_cutana(field: Field, n: int, method: str, kind: str) -> float:
-    """Cutana's fastest way: in process, called for 2,000 sources at a time."""
+    """Cut with the fastest interface of Cutana: in process, 2,000 sources at a time."""
     import cutana
 
     config = cutana.get_default_config()
@@ -114,8 +116,8 @@ def cut_with_cutana(field: Field, n: int, method: str, kind: str) -> float:
     rows = field.rows.head(n)
     table = pd.DataFrame({"SourceID": rows["source_id"], "RA": rows["ra"], "Dec": rows["dec"]})
     table["diameter_pixel"], table["fits_file_paths"] = SIZE_PX, [str(list(field.paths))] * len(table)
-    done = 0
+    n_cut = 0
     for start in range(0, n, 2_000):
         for batch in cutana.create_cutouts_direct(table.iloc[start : start + 2_000], config, max_workers=1):
-            done += len(batch["cutouts"])
-    return done
+            n_cut += len(batch["cutouts"])
+    return n_cut

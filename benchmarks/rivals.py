@@ -1,13 +1,13 @@
-"""`python -m benchmarks.rivals`: skyclass beside what a user would otherwise take, in turn, in one run.
+"""`python -m benchmarks.rivals`: compare skyclass with its alternatives, in turns, in one run.
 
-    cut      tile files -> pixels ready for a network, one core
-    infer    composites -> class probabilities, all cores, beside the machine's own matrix product
+    cut      tile files -> pixels for a network, one core
+    infer    composites -> class probabilities, all cores, and the matrix product of the machine
     whole    catalogue and images -> classes, all cores
 
-The contestants of a group take turns, round by round, so that a busy machine slows them alike; what counts is
-the ratio of a round. Those that cut have memory as the engine's workers have it, and do so once more before each
-turn: fresh memory costs up to as much as cutting. All sources are SIMULATED. Cutana and LSDB come with
-`pip install '.[rivals]'`.
+The contestants of a group take turns in each round, so that other work on the machine slows all of them. The result is
+the ratio within a round. Contestants that cut use the memory settings of the workers of the engine, and run once before
+each turn, because the first use of memory takes up to as long as cutting. All sources are SIMULATED. Cutana and LSDB
+come with `pip install '.[rivals]'`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from skyclass.run.progress import no_progress
 from skyclass.types import CLASSES, Float16, Strip
 
 from .field import DENSE, HALF, MODEL, SIZE_PX, Contestant, Field, field_of, has
-from .null_stages import hold
+from .null_stages import prepare_strip
 from .rival_cutters import astropy_stamps, cutters
 from .run import WORK, write_record
 from .scenarios import Scenario
@@ -54,7 +54,7 @@ AGREEMENT = 10_000
 
 
 def inferrers(images: Float16) -> list[Contestant]:
-    """Return who infers the same composites, and the matrix products that say what this processor can do."""
+    """Return the contestants that infer the same composites, and matrix products as the limit of the processor."""
     eager = eager_network()
     square = torch.randn(GEMM, GEMM)
     narrow = square.to(torch.bfloat16)
@@ -71,13 +71,13 @@ def inferrers(images: Float16) -> list[Contestant]:
 
 @cache
 def macs_an_image() -> int:
-    """Return the multiply-accumulates of one image."""
+    """Return the number of multiply-accumulates of one image."""
     return macs(eager_network(), (1, 3, 80, 80))
 
 
 @torch.inference_mode()
 def multiply(matrix: torch.Tensor, images_each: float, times: int = 10) -> float:
-    """Multiply matrices; return how many images have as many operations."""
+    """Multiply matrices, and return the number of images with as many operations."""
     for _ in range(times):
         torch.mm(matrix, matrix)
     return times * images_each
@@ -93,7 +93,7 @@ def eager_network() -> torch.nn.Module:
 
 @torch.inference_mode()
 def infer_eagerly(network: torch.nn.Module, images: Float16, batch: int = 256) -> float:
-    """What a user writes first: batches of float32, resized by torch, through the network as it is."""
+    """Infer as in a first script: batches of float32, resized by torch, and the network without changes."""
     for start in range(0, len(images), batch):
         eager_probabilities(network, images[start : start + batch])
     return len(images)
@@ -110,7 +110,7 @@ def eager_probabilities(network: torch.nn.Module, images: Float16) -> torch.Tens
 
 
 def agreement(images: Float16) -> dict[str, Any]:
-    """Return how far what the engine runs is from fp32: share of equal classes, largest difference."""
+    """Compare the network of the engine with fp32: share of equal classes, largest difference of a probability."""
     exact = load_classifier(MODEL, "cpu", "fp32").predict(images)
     fast = load_classifier(MODEL, "cpu", compile=True).predict(images)
     return {
@@ -124,7 +124,7 @@ def agreement(images: Float16) -> dict[str, Any]:
 
 
 def classifiers(field: Field, images: Float16, n_loop: int, n_frame: int, stack: ExitStack) -> list[Contestant]:
-    """Return who classifies from catalogue and images, and the slowest stage alone on one core."""
+    """Return the contestants that classify from catalogue and images, and the slowest stage alone on one core."""
     one, two = (stack.enter_context(connect("local", workers=n, gpus=0)) for n in (1, 2))
     split, split_tcp = (stack.enter_context(split_cluster(tls)) for tls in (True, False))
     frame = field.rows.head(n_frame)
@@ -149,7 +149,7 @@ def classifiers(field: Field, images: Float16, n_loop: int, n_frame: int, stack:
 
 
 def classify(field: Field, client: Any) -> float:
-    """Return how many sources a whole run of the engine classified."""
+    """Return the number of sources that a whole run of the engine classified."""
     out = tempfile.mkdtemp(dir=Path(field.run.out).parent)
     run = replace(field.run, out=f"{out}/classes", compile="on", cluster="tcp://given")
     report = engine.classify(run, client, no_progress)
@@ -158,7 +158,7 @@ def classify(field: Field, client: Any) -> float:
 
 
 def alone(classifier: Any, images: Float16) -> float:
-    """The network on one thread, as a worker has it."""
+    """Infer on one thread, like a worker."""
     threads = torch.get_num_threads()
     set_threads(1)
     try:
@@ -168,13 +168,13 @@ def alone(classifier: Any, images: Float16) -> float:
 
 
 def alone_on(client: Any) -> float:
-    """The network on one thread of each worker, all at once: how much more two cores are than one."""
+    """Infer on one thread of each worker at the same time: the gain of a second core."""
     addresses = client.scheduler_info(n_workers=-1)["workers"]
-    return sum(client.gather([client.submit(alone_there, workers=[a], pure=False) for a in addresses]))
+    return sum(client.gather([client.submit(alone_on_worker, workers=[a], pure=False) for a in addresses]))
 
 
-def alone_there() -> float:
-    """Return how many images of noise a worker has inferred."""
+def alone_on_worker() -> float:
+    """Infer images of noise on a worker, and return their number."""
     classifier = cached_classifier(MODEL, load_bundle(MODEL).digest, "cpu", "auto", compile=True)
     noise = np.random.default_rng(0).normal(0, 2, (64, 3, SIZE_PX, SIZE_PX)).astype(np.float16)
     return len(classifier.predict(np.tile(noise, (32, 1, 1, 1))))
@@ -182,7 +182,7 @@ def alone_there() -> float:
 
 @contextmanager
 def split_cluster(tls: bool) -> Iterator[Any]:
-    """Give a client of one worker that cuts and one, labelled GPU, that infers."""
+    """Give a client of one worker that cuts and one with the resource GPU that infers."""
     from distributed import Client, LocalCluster
     from distributed.security import Security
 
@@ -195,26 +195,26 @@ def split_cluster(tls: bool) -> Iterator[Any]:
 
 
 def loop_and_network(field: Field, n: int) -> float:
-    """What a user writes first, whole."""
+    """Cut and infer as in a first script."""
     stamps = np.stack(list(astropy_stamps(field, n))).transpose(0, 3, 1, 2).astype(np.float16)
     return infer_eagerly(eager_network(), stamps)
 
 
 def naive_dask(field: Field, frame: pd.DataFrame, client: Any) -> float:
-    """`dask.dataframe.map_partitions` of a function that does all of it, two partitions a worker."""
+    """Classify by `dask.dataframe.map_partitions` of one function, with two partitions for each worker."""
     ddf = dd.from_pandas(frame[["source_id", "ra", "dec"]], npartitions=4)
     meta = {"source_id": "str", "class": "str"}
     return len(client.compute(ddf.map_partitions(classify_frame, field.paths, meta=meta)).result())
 
 
 def with_lsdb(catalog: Any, paths: Sequence[str], client: Any) -> float:
-    """`Catalog.map_partitions` of LSDB, its catalogue made beforehand from the frame."""
+    """Classify by `Catalog.map_partitions` of LSDB. The catalogue exists beforehand."""
     with client.as_current():
         return len(catalog.map_partitions(classify_frame, paths).compute())
 
 
 def classify_frame(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
-    """Return the classes of a frame of positions: read, cut and infer in one function, as a user writes it."""
+    """Return the classes of a frame of positions: read, cut and infer in one function."""
     if not len(frame):
         return pd.DataFrame({"source_id": pd.Series(dtype="str"), "class": pd.Series(dtype="str")})
     from astropy.io import fits
@@ -238,9 +238,9 @@ def classify_frame(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
 def take_turns(
     group: str, contestants: Sequence[Contestant], rounds: int, settle: bool = False
 ) -> list[dict[str, Any]]:
-    """Return a record for each contestant: its rate, and the ratio of the first one's to it, medians over rounds.
+    """Return a record for each contestant: its rate, and the ratio of the first rate to its own, medians over rounds.
 
-    To settle, each works once more before its turn is timed.
+    With `settle` each contestant runs once before each timed turn.
     """
     for contestant in contestants:
         contestant.work()
@@ -266,8 +266,8 @@ def take_turns(
     ]
 
 
-def around() -> dict[str, Any]:
-    """Return on what machine, with which versions, this was measured."""
+def conditions() -> dict[str, Any]:
+    """Return machine, commit and versions."""
     names = ("torch", "numpy", "dask", "astropy", "cutana", "lsdb")
     versions = {name: metadata.version(name) for name in names if has(name)}
     return {"simulated_sky": True, "commit": commit(), "cpu": cpu_model(), "cores": cores(), "versions": versions}
@@ -276,32 +276,32 @@ def around() -> dict[str, Any]:
 @click.command()
 @click.option("--group", "groups", multiple=True, type=click.Choice(["cut", "infer", "whole"]), help="[default: all]")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--quick", is_flag=True, help="A small tile, to see that all of it works.")
-@click.option("-o", "--output", help="Append JSON lines here too.")
+@click.option("--quick", is_flag=True, help="A small tile, to test the command.")
+@click.option("-o", "--output", help="Append the JSON lines to this file.")
 def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) -> None:
-    """Measure skyclass beside its rivals."""
+    """Compare skyclass with its rivals."""
     scenario = Scenario("quick", 1, 600, 700, 1) if quick else DENSE
     n_loop, n_some = (20, 200) if quick else (400, 6_000)
-    facts = around()
+    facts = conditions()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
-        images = hold(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
+        images = prepare_strip(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
 
-        def say(records: list[dict[str, Any]]) -> None:
+        def write(records: list[dict[str, Any]]) -> None:
             for record in records:
                 write_record(record | facts, output, click.echo)
 
         if not groups or "infer" in groups:
-            say(take_turns("infer", inferrers(images[:2_048]), rounds))
-            say([{"group": "infer", "contestant": "agreement with fp32"} | agreement(images)])
+            write(take_turns("infer", inferrers(images[:2_048]), rounds))
+            write([{"group": "infer", "contestant": "agreement with fp32"} | agreement(images)])
         if not groups or "whole" in groups:
             half = field_of(scenario if quick else HALF, WORK, f"{folder}/half")
             some = min(n_some // 4, len(half.rows))
-            say(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
-        if not groups or "cut" in groups:  # last, as what it does to this process stays
+            write(take_turns("whole", classifiers(half, images[:2_048], n_loop, some, stack), rounds))
+        if not groups or "cut" in groups:  # last, because it changes the settings of this process
             set_threads(1)
             keep_memory()
-            say(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
+            write(take_turns("cut", cutters(field, n_loop, min(n_some, len(field.rows))), rounds, settle=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time a scenario: each stage alone, the whole line, the line less a stage, the engine."""
+"""Measure a scenario: each stage alone, the whole pipeline, the pipeline with a null stage, the engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from skyclass.run.tile_sources import planned_sources, tile_sources
 from skyclass.types import Flag, TilePlan
 
 from . import null_stages
-from .null_stages import PreparedStrip, hold
+from .null_stages import PreparedStrip, prepare_strip
 from .scenarios import Scenario, find
 from .timing import (
     Amount,
@@ -53,12 +53,12 @@ from .timing import (
 )
 
 WORK = Path(__file__).parent / "work"
-"""Simulated skies, made once, and run folders, removed when timed. Not in git."""
+"""Simulated skies, made once, and run folders, removed after the measurement. Not in git."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A scenario with its sky on disk and, of the stages, everything in memory."""
+    """A scenario with its sky on disk and the inputs of all stages in memory."""
 
     scenario: Scenario
     images: Path
@@ -73,12 +73,12 @@ class Bench:
         return sum(tile.n_sources for tile in self.results)
 
     def fresh(self) -> RunConfig:
-        """Return the run with a folder of its own, the images out of the page cache."""
+        """Return the run with a new folder, and drop the images from the page cache."""
         drop_from_page_cache(self.images)
         return replace(self.run, out=self.new_folder())
 
     def new_folder(self) -> str:
-        """Return the name of a run folder that does not exist yet."""
+        """Return the name of a new run folder."""
         return f"{self.run.out}-{uuid.uuid4().hex}"
 
     def amount(self, n_bytes: int | None = None) -> Amount:
@@ -89,16 +89,16 @@ class Bench:
 def run_scenario(
     scenario: str | Scenario, output: str | None, echo: Callable[[str], None], work: Path = WORK
 ) -> list[dict[str, Any]]:
-    """Return one record for each stage; also said to `echo` and added to file `output`."""
+    """Return one record for each stage, print it by `echo`, and append it to the file `output`."""
     scenario = find(scenario) if isinstance(scenario, str) else scenario
     facts = {"scenario": scenario.name, "settings": asdict(scenario) | {"model": Path(scenario.model).name}}
-    around = surroundings(scenario)
+    conditions = surroundings(scenario)
     records = []
     folder = work / "runs"
     keep_memory()
     try:
         for measurement in measurements(prepare_bench(scenario, work, folder)):
-            records.append({**facts, **measurement.to_dict(), **around})
+            records.append({**facts, **measurement.to_dict(), **conditions})
             write_record(records[-1], output, echo)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,7 +106,7 @@ def run_scenario(
 
 
 def write_record(record: dict[str, Any], output: str | None, echo: Callable[[str], None]) -> None:
-    """Say a record, and append it to a file if there is one."""
+    """Print a record, and append it to a file, if given."""
     text = json.dumps(record)
     echo(text)
     if output:
@@ -116,7 +116,7 @@ def write_record(record: dict[str, Any], output: str | None, echo: Callable[[str
 
 
 def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
-    """Return the scenario ready to be timed: the sky made or found, one run done, the stages' inputs held."""
+    """Return a scenario that is ready to be measured: with its sky, one finished run, and the inputs of all stages."""
     sky = make_sky(scenario, work)
     catalog, images = sky / "catalog", sky / "images"
     out = folder / scenario.name
@@ -129,13 +129,13 @@ def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
     line, plan, table = plan_run(run, count_here)
     line = open_run(run, line, plan, table)
     strips = {tile: strips_of(tile, run.strip_sources) for tile in plan.tiles}
-    held = tuple(hold(line, strip) for parts in strips.values() for strip in parts)
+    prepared = tuple(prepare_strip(line, strip) for parts in strips.values() for strip in parts)
     results = {t: [infer_strip(line, cut_strip(line, s)) for s in parts] for t, parts in strips.items()}
-    return Bench(scenario, images, run, line, held, results)
+    return Bench(scenario, images, run, line, prepared, results)
 
 
 def make_sky(scenario: Scenario, work: Path) -> Path:
-    """Return the folder of the simulated sky of a scenario; it is made once."""
+    """Return the folder of the simulated sky of a scenario, and make it if it is absent."""
     size = f"{scenario.n_tiles}x{scenario.sources_per_tile}-{scenario.size_px}px-seed{scenario.seed}"
     sky = work / f"sky-{size}"
     if not sky.exists():
@@ -149,7 +149,7 @@ def make_sky(scenario: Scenario, work: Path) -> Path:
 
 
 def measurements(bench: Bench) -> Iterator[Measurement]:
-    """Give the measurements of a scenario, one after the other."""
+    """Yield the measurements of a scenario."""
     yield from stage_measurements(bench)
     yield from line_measurements(bench)
     for workers in bench.scenario.engine_workers:
@@ -157,7 +157,7 @@ def measurements(bench: Bench) -> Iterator[Measurement]:
 
 
 def stage_measurements(bench: Bench) -> Iterator[Measurement]:
-    """Give each stage alone, on inputs held in memory."""
+    """Yield the measurement of each stage alone, with inputs in memory."""
     nothing = bool
     threads = torch.get_num_threads()
     yield measure("catalog", lambda _: time_catalog(bench), nothing, bench.scenario)
@@ -165,7 +165,7 @@ def stage_measurements(bench: Bench) -> Iterator[Measurement]:
     yield measure("cut", lambda _: time_cut(bench), nothing, bench.scenario)
     yield measure("composites", lambda _: time_composites(bench), nothing, bench.scenario)
     yield measure("infer", lambda _: time_infer(bench), nothing, bench.scenario, threads)
-    yield measure("commit", lambda line: time_commit(bench, line), lambda: fresh_line(bench), bench.scenario)
+    yield measure("commit", lambda line: time_commit(bench, line), lambda: fresh_context(bench), bench.scenario)
     yield measure("publish", lambda _: time_publish(bench), nothing, bench.scenario)
 
 
@@ -185,7 +185,7 @@ def time_read(bench: Bench) -> Amount:
 
 
 def time_cut(bench: Bench) -> Amount:
-    """Gather cutouts from rows in memory, flags included; bytes are those of the cutouts."""
+    """Cut from rows in memory, with flags. The bytes are those of the cutouts."""
     size_px, n_bands = bench.line.bundle.size_px, len(bench.line.bundle.bands)
     pixels = np.empty((BLOCK, n_bands, size_px, size_px), np.float32)
     for held in bench.strips:
@@ -198,14 +198,14 @@ def time_cut(bench: Bench) -> Amount:
 
 
 def time_composites(bench: Bench) -> Amount:
-    """Cut and composite from rows in memory; bytes are those of the composites."""
+    """Cut and composite from rows in memory. The bytes are those of the composites."""
     for held in bench.strips:
         cut_and_composite(held.rows, held.tile, held.x, held.y, bench.line.bundle.size_px, bench.line.bundle.composite)
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 
 def time_infer(bench: Bench) -> Amount:
-    """Classify composites in memory; bytes are those of the composites."""
+    """Classify composites in memory. The bytes are those of the composites."""
     line = bench.line
     classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
     for held in bench.strips:
@@ -215,8 +215,8 @@ def time_infer(bench: Bench) -> Amount:
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 
-def fresh_line(bench: Bench) -> RunContext:
-    """Return the line with an empty run folder, its sources read: the line has them from cutting."""
+def fresh_context(bench: Bench) -> RunContext:
+    """Return the context of a run with an empty folder and cached sources, as after cutting."""
     line = replace(bench.line, out=bench.new_folder())
     line.folder.make()
     for tile in bench.results:
@@ -225,31 +225,31 @@ def fresh_line(bench: Bench) -> RunContext:
 
 
 def time_commit(bench: Bench, line: RunContext) -> Amount:
-    """Make the rows of each tile and commit them; bytes are those of the files."""
+    """Make the rows of each tile and commit them. The bytes are those of the files."""
     commits = [commit_strips(line, tile, results)[0] for tile, results in bench.results.items()]
     return bench.amount(sum(commit.nbytes for commit in commits))
 
 
 def time_publish(bench: Bench) -> Amount:
-    """Publish the class catalogue of a finished run; bytes are those of its Parquet files."""
+    """Publish the class catalogue of a finished run. The bytes are those of its Parquet files."""
     publish_run(bench.line.folder)
     files = RunFolder(bench.line.folder.catalog).path.rglob("*.parquet")
     return bench.amount(sum(path.stat().st_size for path in files))
 
 
 def line_measurements(bench: Bench) -> Iterator[Measurement]:
-    """Give the whole line, and the line with the archive or the network taken out."""
-    lines: dict[str, Callable[[RunConfig], RunReport]] = {
+    """Yield the measurements of the whole pipeline, and of the pipeline with a null archive or a null network."""
+    pipelines: dict[str, Callable[[RunConfig], RunReport]] = {
         "line": pipeline.classify,
         "line-null-archive": lambda run: null_stages.classify(run, null_archive=True),
         "line-null-classifier": lambda run: null_stages.classify(run, null_classifier=True),
     }
-    for name, classify in lines.items():
+    for name, classify in pipelines.items():
         yield measure(name, whole(classify), bench.fresh, bench.scenario, torch.get_num_threads())
 
 
 def whole(classify: Callable[[RunConfig], RunReport]) -> Callable[[RunConfig], Amount]:
-    """Return the work of a whole run; its bytes are those of the tile rows that it asked for."""
+    """Return the work of a whole run. The bytes are those of the tile rows that it requested."""
 
     def work(run: RunConfig) -> Amount:
         report = classify(run)
@@ -259,7 +259,7 @@ def whole(classify: Callable[[RunConfig], RunReport]) -> Callable[[RunConfig], A
 
 
 def engine_measurement(bench: Bench, workers: int) -> Measurement:
-    """Return the whole line on a local cluster of one-threaded workers; memory is the sum over processes."""
+    """Return the measurement of the engine on a local cluster of workers with one thread; memory is summed."""
     with connect("local", workers=workers) as client:
         client.run(reset_peak)
         return measure(

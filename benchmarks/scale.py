@@ -54,22 +54,22 @@ STRIP_SOURCES = 16_384
 SETTLE_S, IDLE_S = 5, 10
 STAGES = ("cut_strip", "infer_strip", "classify_strip", "classify_whole", "commit_strips")
 FORMS = ("split", "fused")
-"""CPU workers beside GPU workers; or GPU workers that have the threads to cut with."""
+"""split: CPU workers cut. fused: GPU workers have the threads that cut."""
 TILE_PX, SIZE_PX, N_BANDS = 4_095, 37, 3
 PIXEL_BYTES = 2 * N_BANDS * SIZE_PX**2
 RATES = {"cut_rate": 40_000.0, "infer_rate": 100_000.0, "commit_rate": 400_000.0}
-"""Sources/s that the stages pretend: of a core, of a GPU, of a core."""
+"""Simulated sources/s of the stages: of a core that cuts, a GPU, and a core that commits."""
 
 
 @dataclass
 class Record:
-    """What is seen from outside while a run goes on: (seconds, driver bytes, scheduler bytes), and tasks in flight."""
+    """Observations during a run: (seconds, driver bytes, scheduler bytes), and (seconds, strips in flight)."""
 
     memory: list[tuple[float, int, int]] = field(default_factory=list)
     in_flight: list[tuple[float, int]] = field(default_factory=list)
 
     def slope(self, column: int, n_strips: int) -> float:
-        """Return MB per 1,000 strips of the driver (1) or the scheduler (2), fitted past the first tenth."""
+        """Return MB per 1,000 strips of the driver (1) or the scheduler (2), fitted after the first tenth."""
         rows = np.array(self.memory[len(self.memory) // 10 :], dtype=float)
         if len(rows) < 3:
             return 0.0
@@ -78,9 +78,9 @@ class Record:
 
 
 def sky_plan(n_tiles: int | None = None) -> Plan:
-    """Return all 18,240 tiles with as many sources as AllWISE has, crowded towards the Galactic plane; or every k-th.
+    """Return all 18,240 tiles with the number of sources of AllWISE, or every k-th tile.
 
-    The counts are simulated: a disc over a uniform sky, with a scatter of a fifth.
+    The counts are simulated: a disc along the Galactic plane and a uniform sky, with a scatter of a fifth.
     """
     from astropy.coordinates import SkyCoord
 
@@ -99,16 +99,16 @@ def sky_plan(n_tiles: int | None = None) -> Plan:
 
 
 def n_strips(plan: Plan) -> int:
-    """Return how many strips a plan is cut into."""
+    """Return the number of strips of a plan."""
     return sum(-(-tile.n_sources // STRIP_SOURCES) for tile in plan.tiles)
 
 
 @contextmanager
 def start_cluster(gpus: int, form: str, profile: Path | None = None) -> Iterator[tuple[Client, psutil.Process]]:
-    """Give a client of a scheduler with so many simulated GPU workers, and the scheduler.
+    """Give a client of a scheduler with `gpus` simulated GPU workers, and the process of the scheduler.
 
-    Where the form is split, there are CPU workers to match; fused, GPU workers have the threads to cut with. The
-    scheduler leaves its profile where it is asked for, when it ends.
+    In the form "split" there are CPU workers for them; in the form "fused" GPU workers have the threads that cut. The
+    scheduler writes its profile to `profile` when it ends.
     """
     security = Security.temporary()
     environment = os.environ | dask_environment() | tls_environment(security) | {"OMP_NUM_THREADS": "1"}
@@ -161,7 +161,7 @@ def _start(
 
 @contextmanager
 def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
-    """Write memory and strips in flight into a record while the block runs."""
+    """Record memory and strips in flight during the block."""
     began, ended, here = time.monotonic(), threading.Event(), psutil.Process()
     fill = tile_window.TileWindow.fill
 
@@ -185,7 +185,7 @@ def watched(record: Record, scheduler: psutil.Process) -> Iterator[None]:
 
 
 def idle_cost(here: psutil.Process, scheduler: psutil.Process) -> tuple[float, float]:
-    """Return the CPU seconds that driver and scheduler take in a second without work: heartbeats, mostly."""
+    """Return the CPU seconds of driver and scheduler in a second without work, mostly for heartbeats."""
     time.sleep(SETTLE_S)
     before = cpu_seconds(here), cpu_seconds(scheduler)
     time.sleep(IDLE_S)
@@ -195,7 +195,7 @@ def idle_cost(here: psutil.Process, scheduler: psutil.Process) -> tuple[float, f
 def simulate(
     gpus: int, plan: Plan, rates: dict[str, float], form: str = "split", profile: Path | None = None
 ) -> dict[str, Any]:
-    """Return the record of a plan driven by the engine over simulated workers, every row accounted for."""
+    """Return the record of a plan that the engine runs on simulated workers. Every row is accounted for."""
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
     line = SleepContext("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
     line.folder.make()
@@ -240,13 +240,13 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def tail(record: Record, wall: float) -> float:
-    """Return the share of the time after the window was full for the last time."""
+    """Return the share of the time after the last moment with a full window."""
     full = max(n for _, n in record.in_flight)
     return 1 - max(t for t, n in record.in_flight if n == full) / wall
 
 
 def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
-    """Return what the whole sky costs, and how each number is known; `measured`: lines of `python -m benchmarks`."""
+    """Return the cost of the whole sky and the source of each number, from result lines of `python -m benchmarks`."""
     rates = {r["stage"]: r for r in measured if "scenario" in r}
     n, tiles, strips = plan.n_sources, len(plan.tiles), n_strips(plan)
     rows_read = tiles * TILE_PX + (strips - tiles) * (SIZE_PX - 1)
@@ -284,9 +284,9 @@ def cost_table(plan: Plan, measured: Iterable[dict[str, Any]]) -> str:
 @click.option(
     "--cost", type=click.Path(exists=True), help="Print what the sky costs, by lines of `python -m benchmarks`."
 )
-@click.option("-o", "--output", help="Append JSON lines here too.")
+@click.option("-o", "--output", help="Append the JSON lines to this file.")
 def main(gpus: str, forms: tuple[str, ...], seconds: float, full: bool, cost: str | None, output: str | None) -> None:
-    """Drive a simulated sky over simulated GPUs: what the engine itself costs."""
+    """Run a simulated sky on simulated GPUs, and measure the cost of the engine."""
     whole = sky_plan()
     if cost:
         click.echo(cost_table(whole, records_of(Path(cost))))

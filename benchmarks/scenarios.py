@@ -1,4 +1,4 @@
-"""The named scenarios: how large a simulated sky, which model, how often."""
+"""The named scenarios: size of the simulated sky, model and number of runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from skyclass.errors import ConfigError
 
 @dataclass(frozen=True)
 class Scenario:
-    """A simulated sky and how it is timed: `warmups` runs are thrown away, `repeats` are kept.
+    """A simulated sky and its measurement: `repeats` runs after `warmups` runs that do not count.
 
-    One or two tiles: the stages are timed on what is held in memory, and a worker remembers two tiles.
+    It has one or two tiles, because the inputs of the stages are in memory and a worker caches two tiles.
     """
 
     name: str
@@ -37,7 +37,7 @@ SCENARIOS = {
 
 
 def find(name: str) -> Scenario:
-    """Return the scenario of a name; `ConfigError` lists the names there are."""
+    """Return the scenario of a name; `ConfigError` for an unknown name lists the known ones."""
     if name not in SCENARIOS:
         raise ConfigError(f"no benchmark scenario {name!r}: choose one of {', '.join(SCENARIOS)}")
     return SCENARIOS[name]

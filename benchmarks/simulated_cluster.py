@@ -1,7 +1,7 @@
-"""Many Dask workers in one process, and stages that sleep: a simulated cluster for `benchmarks.scale`.
+"""A simulated cluster for `benchmarks.scale`: many Dask workers in one process, and stages that sleep.
 
-The workers are Dask's own: they connect, heartbeat, fetch and report like any other. What they are
-given takes the time that the real stage would take, and carries no pixel.
+The workers are workers of Dask, which connect, send heartbeats, fetch and report. Their tasks take the time of the real
+stages and have no pixels.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ QUIET = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "1h",
 }
-"""Hundreds of workers in one process would all watch that process, and do little else."""
+"""Without these settings hundreds of workers would all profile the same process."""
 
 IDS = pa.array(["J000000.00+000000.0"])
 
 
 @dataclass(frozen=True)
 class SleepContext(RunContext):
-    """A line whose stages sleep: `cut_rate` sources/s of one core, `infer_rate` of one GPU, `commit_rate` of a core."""
+    """A run context whose stages sleep: rates in sources/s of a core that cuts, a GPU and a core that commits."""
 
     cut_rate: float = 0.0
     infer_rate: float = 0.0
     commit_rate: float = 0.0
 
 
-def _slept(stage: str, seconds: float) -> Timing:
+def _sleep(stage: str, seconds: float) -> Timing:
     began = time.perf_counter()
     time.sleep(seconds)
     return Timing(stage, time.perf_counter() - began)
 
 
 def cut_strip(line: SleepContext, strip: Strip) -> CutStrip:
-    """Return a strip without pixels, after the time that cutting it takes."""
-    timing = _slept("cut", (strip.stop - strip.start) / line.cut_rate)
+    """Return a strip without pixels, after the time of cutting it."""
+    timing = _sleep("cut", (strip.stop - strip.start) / line.cut_rate)
     return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, None, (timing,))
 
 
 def infer_strip(line: SleepContext, composites: CutStrip) -> StripResult:
-    """Return a strip without probabilities, after the time that inferring it takes."""
+    """Return a strip without probabilities, after the time of its inference."""
     strip = composites.strip
-    timing = _slept("infer", (strip.stop - strip.start) / line.infer_rate)
+    timing = _sleep("infer", (strip.stop - strip.start) / line.infer_rate)
     known = np.zeros((1, len(CLASSES)), np.float32)
     timings = (*composites.timings, timing)
     return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, None, timings)
 
 
 def classify_strip(line: SleepContext, strip: Strip) -> StripResult:
-    """Return both in one, for a worker that cuts with several threads and has one GPU, which takes turns."""
+    """Cut and infer a strip on a worker whose threads share one GPU."""
     composites = cut_strip(line, strip)
     with get_worker().gpu:
         return infer_strip(line, composites)
 
 
 def commit_strips(line: SleepContext, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return a commit without a file whose rows are those that the strips bring, after the time that it takes."""
-    timing = _slept("commit", tile.n_sources / line.commit_rate)
+    """Return a commit without a file that has the rows of the strips, after the time of the commit."""
+    timing = _sleep("commit", tile.n_sources / line.commit_rate)
     rows = sum(r.strip.stop - r.strip.start for r in results)
     timings = [t for result in results for t in result.timings]
     commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows}, {})
@@ -80,20 +80,20 @@ def commit_strips(line: SleepContext, tile: TilePlan, results: list[StripResult]
 
 
 def classify_whole(line: SleepContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
-    """Return the commit of a tile whose strips were done one after the other."""
+    """Return the commit of a tile whose strips run one after the other."""
     return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
 
 
 class GpuWorker(Worker):
-    """A worker whose threads share what stands for one GPU."""
+    """A worker whose threads share one simulated GPU."""
 
     def __init__(self, address: str, nthreads: int) -> None:
         super().__init__(address, nthreads=nthreads, resources={"GPU": 1}, memory_limit=0)
         self.gpu = threading.Lock()
 
 
-async def crowd(address: str, gpus: int, threads: int, cpu_workers: int, cores: int) -> None:
-    """Run workers until the scheduler goes: `gpus` with one GPU each, `cpu_workers` with so many cores each."""
+async def run_workers(address: str, gpus: int, threads: int, cpu_workers: int, cores: int) -> None:
+    """Run `gpus` workers with one GPU each and `cpu_workers` with `cores` cores each, until the scheduler ends."""
     with dask.config.set(QUIET):
         gpu = [GpuWorker(address, threads) for _ in range(gpus)]
         cpu = [Worker(address, nthreads=cores, resources={"CPU": cores}, memory_limit=0) for _ in range(cpu_workers)]
@@ -108,8 +108,8 @@ async def crowd(address: str, gpus: int, threads: int, cpu_workers: int, cores: 
 @click.option("--cpu-workers", type=int, required=True)
 @click.option("--cores", type=int, required=True, help="Cores of a CPU worker.")
 def main(address: str, gpus: int, threads: int, cpu_workers: int, cores: int) -> None:
-    """Put simulated workers at a scheduler."""
-    asyncio.run(crowd(address, gpus, threads, cpu_workers, cores))
+    """Connect simulated workers to a scheduler."""
+    asyncio.run(run_workers(address, gpus, threads, cpu_workers, cores))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds, peak memory, and on what machine: everything around a measurement that is not the work itself."""
+"""Measure the time and the peak memory of a stage, and describe the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERSIONS_OF = ("numpy", "torch", "dask", "distributed", "pyarrow")
 
 @dataclass(frozen=True)
 class Amount:
-    """What one run of the work went through; `n_bytes` is None where bytes say nothing."""
+    """The amount of work of one run; `n_bytes` is None for a stage without a meaningful number of bytes."""
 
     n_sources: int
     n_bytes: int | None = None
@@ -36,7 +36,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A stage, timed: one number of seconds for each run that was kept."""
+    """The measurement of a stage: the seconds of each run after the warm-ups."""
 
     stage: str
     amount: Amount
@@ -44,10 +44,10 @@ class Measurement:
     threads: int
     peak_rss_mb: float
     load_average: float
-    """Of the last minute when the stage was done: well above `cores`, something else was running."""
+    """Load of the last minute at the end of the stage. Well above `cores`, the machine had other work."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; rates are of the median run."""
+        """Return JSON types. Rates are those of the median run."""
         median = statistics.median(self.seconds)
         n_bytes = self.amount.n_bytes
         return {
@@ -73,29 +73,29 @@ def measure(
     threads: int = 1,
     peak_rss_mb: Callable[[], float] | None = None,
 ) -> Measurement:
-    """Return the timing of `work`, which gets what `before` makes; that and the warm-ups are not timed."""
+    """Return the measurement of `work`, called with the result of `before`. `before` and the warm-ups are not timed."""
     for _ in range(scenario.warmups):
         work(before())
     reset_peak()
     seconds = []
     for _ in range(scenario.repeats):
-        given = before()
+        prepared = before()
         began = time.perf_counter()
-        amount = work(given)
+        amount = work(prepared)
         seconds.append(time.perf_counter() - began)
     peak = (peak_rss_mb or peak_here_mb)()
     return Measurement(stage, amount, tuple(seconds), threads, peak, os.getloadavg()[0])
 
 
 def reset_peak() -> None:
-    """Let the peak memory of this process count from now on, where the system can do that (Linux)."""
+    """Reset the peak memory of this process, on systems that support it (Linux)."""
     control = Path("/proc/self/clear_refs")
     if control.exists():
         control.write_text("5")
 
 
 def peak_here_mb() -> float:
-    """Return the peak resident memory of this process in MB, since `reset_peak` where that works."""
+    """Return the peak resident memory of this process in MB, since `reset_peak` on Linux."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -105,19 +105,19 @@ def peak_here_mb() -> float:
 
 
 def drop_from_page_cache(folder: Path) -> bool:
-    """Make the next read of the folder's files come from the disk; False where the system offers no way."""
+    """Drop the files of a folder from the page cache, and return whether the system supports that."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
-                os.fsync(file.fileno())  # pages that are not written yet cannot be dropped
+                os.fsync(file.fileno())  # unwritten pages cannot be dropped
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return True
 
 
 def surroundings(scenario: Scenario) -> dict[str, Any]:
-    """Return what a number means nothing without: commit, versions, machine, device, precision, date."""
+    """Return the conditions of a measurement: commit, versions, machine, device, precision, date."""
     device = resolve_device(scenario.device)
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.training`: images/s of a training run, beside the bare forward and backward pass.
+"""`python -m benchmarks.training`: images/s of a training, compared with the forward and backward pass alone.
 
-The two alternate in one process, so a busy machine slows both; what counts is their ratio. One JSON line.
+The two alternate in one process, so that other work on the machine slows both. The result is their ratio, in one JSON
+line.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ BANDS = ("w1", "w2", "w3")
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Append the line here too.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Append the line to this file.")
 def main(network: str, steps: int, repeats: int, batch_size: int, threads: int, output: Path | None) -> None:
-    """Measure training with all it does, and the bare passes on one batch that is there already."""
+    """Measure a whole training, and the passes alone on one batch in memory."""
     set_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(network, steps, batch_size, folder)
@@ -73,7 +74,7 @@ def timed(way: Callable[[], None]) -> float:
 
 
 def job_of(network: str, steps: int, batch_size: int, folder: str) -> Job:
-    """Return a training run on noise, of as many images as an epoch of `steps` takes."""
+    """Return a training on noise, with the images of an epoch of `steps` steps."""
     n = steps * batch_size * 5 // 4
     rng = np.random.default_rng(0)
     pixels = rng.normal(0, 0.1, (n, 3, 37, 37)).astype(np.float32)
@@ -98,7 +99,7 @@ def whole(job: Job) -> None:
 
 
 def bare(job: Job) -> None:
-    """Do the passes and the optimiser's step of an epoch on one batch that lies on the device, preprocessed."""
+    """Run the passes and the optimiser for the steps of an epoch, on one preprocessed batch on the device."""
     device = torch.device(job.group.device)
     images = torch.randn(job.run.batch_size, 3, 80, 80, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(job.run.batch_size, dtype=torch.int64, device=device)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import device, null_stages, profiles, rival_cutters, rivals, scale, timing
 from benchmarks.field import field_of
-from benchmarks.gate import fallen
+from benchmarks.gate import compare
 from benchmarks.report import draw_rivals, records_of, report, rivals_of, scale_table
 from benchmarks.run import run_scenario
 from benchmarks.scenarios import SCENARIOS, Scenario, find
@@ -78,10 +78,10 @@ RIVALS = [
 
 def test_the_gate_tells_a_ratio_that_fell_and_leaves_other_processors_alone() -> None:
     slower = [r | {"ratio": r["ratio"] * factor} for r, factor in zip(RIVALS, (1.0, 0.9, 0.5), strict=True)]
-    assert [(name, fell) for name, _, _, fell in fallen(slower, RIVALS, 0.25)] == [
+    assert [(name, fell) for name, _, _, fell in compare(slower, RIVALS, 0.25)] == [
         ("cut: skyclass", False), ("cut: numpy", False), ("cut: Cutout2D, lupton", True),
     ]  # fmt: skip
-    assert fallen(slower, [r | {"cpu": "B"} for r in RIVALS], 0.25) == []
+    assert compare(slower, [r | {"cpu": "B"} for r in RIVALS], 0.25) == []
 
 
 def test_the_rivals_come_as_table_and_picture(tmp_path: Path) -> None:
