@@ -51,8 +51,8 @@ def _photometry_caveats(bundles: Sequence[Bundle], dataset: Dataset, index: Int6
     for bundle in bundles:
         if bundle.photometry and (n_missing := int((~has_photometry(bundle, dataset)[index]).sum())):
             texts.append(
-                f"{bundle.name} looks at photometry, and {n_missing:,} of the {len(index):,} rows have none: it treats them "
-                "as sources without photometry. Make the dataset with a catalogue to evaluate it with photometry."
+                f"{bundle.name} looks at photometry, and {n_missing:,} of the {len(index):,} rows have none: it treats "
+                "them as sources without photometry. Make the dataset with a catalogue to evaluate it with photometry."
             )
     return texts
 
