@@ -2,8 +2,8 @@
 
 `python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages and README.md include. With `--demo` it
 runs `skyclass demo` too and takes a picture of its report; with `--fields DIR` it classifies the real fields, whose
-images DIR holds. A slow test runs the commands
-again and compares the text; times and rates may differ, and numbers by a little, since processors round differently.
+images DIR holds. A slow test runs the commands again and compares the text; times and rates may differ, and numbers by a
+little, since processors round differently.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ EXAMPLES: Examples = {
         'skyclass query classes --where "w1snr > 20" -o bright.fits',
     ),
     "table": (
-        'skyclass query classes --sql "SELECT source_id, ra, dec FROM classes ORDER BY w1snr DESC LIMIT 6"'
-        " -o positions.csv",
+        "skyclass query classes -o positions.csv --sql"
+        ' "SELECT source_id, ra, dec FROM classes WHERE w1snr > 20 ORDER BY source_id LIMIT 6"',
         "head -4 positions.csv",
         "skyclass classify --catalog positions.csv --images sky/images --out mine --cluster none",
         "skyclass query mine --columns source_id,class,p_galaxy,p_quasar,p_star,flags,valid_frac",
@@ -107,6 +107,7 @@ REAL_FIELDS: Examples = {
 """Examples on Atlas images of two transients, three bands each, which the checkout does not hold."""
 DEMO: Examples = {
     "demo": ("skyclass demo",),
+    "balanced": ("skyclass demo balanced --mix balanced --seed 202 --tiles 1 --sources-per-tile 9000 | grep accuracy",),
 }
 """Examples of minutes."""
 
