@@ -2,8 +2,8 @@
 
 `python -m docs.make_examples` writes `docs/examples/NAME.txt`, which the pages and README.md include. With `--demo` it
 runs `skyclass demo` too and takes a picture of its report; with `--fields DIR` it classifies the real fields, whose
-images DIR holds. A slow test runs the commands again and compares the text; times and rates may differ, and numbers by a
-little, since processors round differently.
+images DIR holds. A slow test runs the commands again and compares the text; times and rates may differ, and numbers by
+a little, since processors round differently.
 """
 
 from __future__ import annotations
