@@ -13,7 +13,6 @@ import pytest
 from numpydoc.validate import validate
 
 import skyclass as sc
-from skyclass.mock.write import write_mock
 from skyclass.run.progress import no_progress
 
 NAMES = sorted(name for name in sc.__all__ if name != "__version__")
@@ -38,16 +37,6 @@ def methods(name: str) -> Iterator[str]:
 
 DOCUMENTED = [name for name in NAMES if name not in CONSTANTS | ERRORS | {"load_classifier"}]
 METHODS = [f"{name}.{method}" for name in ("ClassCatalog", "RunReport") for method in methods(name)]
-
-
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a simulated sky in mock/ and its classified run in classes/."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    sky = write_mock(folder / "mock", n_tiles=1, seed=1, sources_per_tile=40, size_px=512)
-    run = sc.RunConfig(catalog=str(sky.catalog), images=str(sky.images), out=str(folder / "classes"), cluster="none")
-    sc.classify(run, watch=no_progress)
-    return folder
 
 
 def test_dir_lists_the_public_names() -> None:

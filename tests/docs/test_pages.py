@@ -92,3 +92,18 @@ def test_names_that_the_pages_use_are_public() -> None:
     for page in PAGES:
         text = "\n".join(blocks(page, "python", "ipython3"))
         assert set(re.findall(r"\bsc\.(\w+)", text)) <= set(skyclass.__all__), page.name
+
+
+def test_the_python_of_the_readme_runs(tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tutorial)
+    code = blocks(README, "python")[0]
+    for shown, small in {
+        '"skyclass-demo/mock"': '"mock"',
+        "15arcmin": "1deg",
+        'out="mine"': 'out="mine", cluster="none"',
+    }.items():
+        assert shown in code
+        code = code.replace(shown, small)
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(code, names)
+    assert sum(names["counts"]["n"]) == names["report"].sources_in > 0
