@@ -32,8 +32,8 @@ test: $(READY) lint docs
 
 lint: $(READY) lint-project
 	@echo "Style, types and the import directions of the packages."
-	$(BIN)/ruff check skyclass tests benchmarks docs
-	$(BIN)/ruff format --check skyclass tests benchmarks docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

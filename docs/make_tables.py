@@ -27,6 +27,15 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 DEMO_BEGIN, DEMO_END = "<!-- What `skyclass demo` prints: docs/examples/demo.txt -->\n", "<!-- end -->\n"
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "Runs": ("RunConfig", "classify", "plan", "RunReport", "PlanReport", "connect"),
+    "Regions": ("Cone", "Box", "Polygon", "Pixels", "Moc", "read_moc"),
+    "Sources": ("open_sources", "SourceTable"),
+    "Class catalogues": ("open_catalog", "ClassCatalog", "verify", "VerifyReport", "Flag"),
+    "Models": ("load_classifier",),
+    "Constants": ("BANDS", "CLASSES"),
+}
+"""Subject -> the public names that belong to it; the others are errors."""
 HELP_WIDTH = 80
 
 
@@ -82,19 +91,33 @@ def _step(step: Step) -> tuple[str, ...]:
 
 
 def api() -> str:
-    """Return the directives that document each public name."""
-    names = [f"skyclass.{name}" for name in skyclass.__all__ if not name.startswith("__")]
-    return "".join(f"```{{eval-rst}}\n{_directive(name)}\n```\n\n" for name in names)
+    """Return the directives that document each public name, by subject."""
+    names = [name for name in skyclass.__all__ if not name.startswith("__")]
+    grouped = [name for group in SUBJECTS.values() for name in group]
+    groups = SUBJECTS | {"Errors": tuple(name for name in names if name not in grouped)}
+    return "".join(f"## {title}\n\n" + "".join(map(_directive, group)) for title, group in groups.items())
 
 
 def _directive(name: str) -> str:
     """Return the autodoc directive for a public name."""
-    module, _, attribute = name.rpartition(".")
-    thing = getattr(__import__(module, fromlist=[attribute]), attribute)
-    if not inspect.isclass(thing):
-        return f".. autofunction:: {name}" if callable(thing) else f".. autodata:: skyclass.types.{attribute}"
-    options = "" if issubclass(thing, Exception) else "\n   :members:"
-    return f".. autoclass:: {name}{options}"
+    thing = getattr(skyclass, name)
+    if isinstance(thing, tuple):
+        directive = f".. autodata:: skyclass.types.{name}"  # there its description is
+    elif not inspect.isclass(thing):
+        directive = f".. autofunction:: skyclass.{name}"
+    else:
+        directive = f".. autoclass:: skyclass.{name}{_members(thing)}"
+    return f"```{{eval-rst}}\n{directive}\n```\n\n"
+
+
+def _members(cls: type) -> str:
+    """Return the option that documents members: none of errors, and of a class with described parameters no fields."""
+    if issubclass(cls, Exception):
+        return ""
+    has_parameters = "\nParameters\n" in (inspect.getdoc(cls) or "")
+    methods = [name for name, value in vars(cls).items() if inspect.isroutine(value) or isinstance(value, property)]
+    public = [name for name in methods if not name.startswith("_")]
+    return f"\n   :members: {', '.join(public) if has_parameters else ''}".rstrip()
 
 
 def commands() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import skyclass
 from docs import make_examples, make_figures, make_tables
 from docs.path import PATH
 
@@ -18,6 +19,12 @@ MAKE = "run `make examples`, or `python -m docs.make_tables` and `python -m docs
 @pytest.mark.parametrize("file", make_tables.FILES, ids=lambda file: file.name)
 def test_tables_and_help_are_those_of_the_code(file: Path) -> None:
     assert file.read_text("utf-8") == make_tables.FILES[file](), MAKE
+
+
+def test_the_api_page_has_every_public_name_by_subject() -> None:
+    grouped = {name for group in make_tables.SUBJECTS.values() for name in group}
+    others = [getattr(skyclass, name) for name in {*skyclass.__all__} - grouped - {"__version__"}]
+    assert grouped < {*skyclass.__all__} and all(issubclass(error, skyclass.SkyclassError) for error in others)
 
 
 def labels(name: str) -> list[str]:
