@@ -49,12 +49,12 @@ GEMM = {"cuda": 8_192, "cpu": 1_024}
 BATCHES = {"cuda": (256, 1_024, 4_096), "cpu": (32,)}
 Way = Callable[[NetworkClassifier, list[torch.Tensor]], Network]
 WAYS: dict[str, Way] = {
-    "as it is": lambda classifier, _: classifier.graph,
+    "as it is": lambda classifier, _: classifier.module,
     "max-autotune": lambda classifier, _: torch.compile(
-        classifier.graph, dynamic=False, mode="max-autotune-no-cudagraphs"
+        classifier.module, dynamic=False, mode="max-autotune-no-cudagraphs"
     ),
-    "captured": lambda classifier, example: Captured(classifier.graph, example),
-    "compiled": lambda classifier, example: compiled(classifier.graph, example, classifier.name),
+    "captured": lambda classifier, example: Captured(classifier.module, example),
+    "compiled": lambda classifier, example: compiled(classifier.module, example, classifier.name),
 }
 """Ways to run the graph of the engine. "compiled" is that of `--compile on`: on a GPU torch.compile, captured."""
 SETTINGS = {"as it is": "off", "compiled": "on"}
@@ -81,7 +81,7 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
     peak = flops / (2 * macs_an_image())
     yield {"stage": "gemm", "images_per_s": round(peak, 1), "tflops": round(flops / 1e12, 2)}
     classifier = load_classifier(MODEL, device)
-    rate = timed(eager_on(device, classifier.ready.micro_batch), device, repeats)
+    rate = timed(eager_on(device, classifier.prepared.micro_batch), device, repeats)
     yield {"stage": "eager", "images_per_s": round(rate, 1), "of_bf16_peak": round(rate / peak, 3)}
     for way, batch in product(ways, BATCHES[kind]):
         record = {"stage": "network", "way": way, "batch": batch}
@@ -103,7 +103,7 @@ def measurements(device: str, images: Float16, repeats: int, ways: Iterable[str]
         except (CannotCompile, RuntimeError, ValueError) as error:
             yield record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
-        record |= {"batch": classifier.ready.micro_batch, "images_per_s": round(rate, 1)}
+        record |= {"batch": classifier.prepared.micro_batch, "images_per_s": round(rate, 1)}
         yield record | {"of_bf16_peak": round(rate / peak, 3)}
 
 

@@ -81,7 +81,7 @@ def works(field: Field) -> dict[str, Callable[[], object]]:
 
 def kernels(rows: int, passes: int = 20) -> str:
     """Return the time of the compiled network by kernel: share, microseconds for an image, kernel, shapes of inputs."""
-    graph, n = load_classifier(MODEL, "cpu").graph, MICRO_BATCH["cpu"]
+    graph, n = load_classifier(MODEL, "cpu").module, MICRO_BATCH["cpu"]
     composites = torch.from_numpy(np.random.default_rng(0).normal(0, 2, (n, 3, 37, 37)).astype(np.float16))
     compiled = torch.compile(graph, dynamic=False, options=OPTIONS | {"cpp.enable_kernel_profile": True})
     with torch.inference_mode():

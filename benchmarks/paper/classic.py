@@ -20,7 +20,8 @@ from torch import nn
 
 from skyclass.errors import BundleError, ConfigError
 from skyclass.model.bundle import Bundle, Preprocessing, load_weights
-from skyclass.model.classifier import Preprocess, resolve_device
+from skyclass.model.classifier import resolve_device
+from skyclass.model.preprocess import Preprocess
 from skyclass.networks import INPUTS, build
 from skyclass.training.data.composites import composites
 from skyclass.training.data.dataset import Dataset

@@ -11,7 +11,7 @@ import torch
 
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import load_bundle
-from skyclass.model.classifier import Preprocess
+from skyclass.model.preprocess import Preprocess
 from skyclass.report import save_figure
 from skyclass.training.data.composites import composites
 from skyclass.training.evaluation.predictions import probabilities_of

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skyclass.errors import ConfigError
+from skyclass.images.composite import FLOAT16_MAX
 from skyclass.model.bundle import Preprocessing
-from skyclass.model.classifier import FLOAT16_MAX, Preprocess, resolve_device, resolve_precision
+from skyclass.model.classifier import resolve_device, resolve_precision
+from skyclass.model.preprocess import Preprocess
 from skyclass.networks import INPUTS, build, channels_last
 from skyclass.types import Float16, Float32, Int64
 

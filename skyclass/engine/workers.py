@@ -16,7 +16,7 @@ from distributed.comm.core import CommClosedError
 from distributed.worker import Worker
 
 from ..errors import ClusterLost, ConfigError
-from ..model.classifier import cuda_is_there, set_threads
+from ..model.classifier import has_cuda, set_threads
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local
 from ..run.strips import STAGES
@@ -117,7 +117,7 @@ def register(client: Client, plugin: WorkerPlugin) -> None:
 def has_gpu(client: Client) -> bool:
     """Return whether any worker has the resource `GPU` or a CUDA device."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return any("GPU" in w["resources"] for w in workers) or any(client.run(cuda_is_there, on_error="ignore").values())
+    return any("GPU" in w["resources"] for w in workers) or any(client.run(has_cuda, on_error="ignore").values())
 
 
 def version_mismatch(here: Mapping[str, str], there: Mapping[str, str]) -> str:

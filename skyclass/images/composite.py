@@ -1,7 +1,8 @@
-"""Cutouts in DN -> composites for a network: sky subtraction, zero points, stretch. Pure.
+"""Cutouts in DN -> composites for a network: sky subtraction, zero points, stretch. Pure functions.
 
-A composite keeps its native size (about 37 x 37) and is float16 with NaN where there is no pixel: small on the
-wire, exact enough for the network, which resizes and normalises on its own device (`model/classifier.py`).
+A composite keeps the native size of its cutout (about 37 x 37 pixels) and is float16 with NaN where a pixel is missing.
+It is therefore small when it is sent to another process, and exact enough for the network, which resizes and normalises
+it on its own device (`model/preprocess.py`).
 """
 
 from __future__ import annotations
@@ -21,25 +22,43 @@ ATLAS_ZERO_POINT_MAG = dict(zip(BANDS, (20.5, 19.5, 18.0, 13.0), strict=True))
 ATLAS_NOISE_DN = dict(zip(BANDS, (0.11, 0.06, 0.30, 0.03), strict=True))
 """Typical pixel scatter of an Atlas image, confusion included: the softening of the default stretch."""
 
-FLOAT16_MAX = np.float32(np.finfo(np.float16).max)
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+"""Largest finite value of a composite."""
 
 FAINTEST_MAG = 80.0
-"""Zero points beyond it overflow float32 as a factor of flux."""
+"""Fainter zero points overflow float32 when they are converted to a flux ratio."""
 
 BLOCK = 64
-"""Cutouts stretched at a time, so that the temporaries stay in cache."""
+"""Number of cutouts stretched at a time: the temporary arrays of so few stay in the cache."""
 
 
 @dataclass(frozen=True)
 class CompositeSettings:
-    """How DN become network input. Belongs to the model bundle, so training and inference agree.
+    """How pixels in DN become a composite. The settings belong to the model bundle, so training and inference agree.
 
-    `softening_dn` and `zero_point_mag` hold one number a band; pixels are brought to `zero_point_mag` before the
-    stretch. `sky`: "border" subtracts the median of a frame `border_px` wide, "none" nothing. `stretch`:
-    "asinh" arcsinh(x / softening), the fixed default, which keeps the colour; "linear" x / softening;
-    "log" log1p(x / softening) of the positive part; "percentile" each band of each cutout scaled between its own
-    `percentiles` (loses flux and colour); "lupton" the colour-preserving scheme of Lupton et al. 2004
-    (PASP 116, 133) with `lupton_q`.
+    Parameters
+    ----------
+    softening_dn : tuple of float, one for each band
+        Flux in DN, at `zero_point_mag`, by which pixels are divided before the stretch.
+    zero_point_mag : tuple of float, one for each band
+        Zero point in Vega magnitudes to which the pixels are scaled.
+    stretch : str
+        "asinh": arcsinh(x / softening), which keeps the colour. "linear": x / softening. "log": log1p(x / softening) of
+        the positive part. "percentile": each band of each cutout scaled between its own `percentiles`, which loses flux
+        and colour. "lupton": the scheme of Lupton et al. 2004 (PASP 116, 133) with `lupton_q`, which keeps the colour.
+    sky : str
+        "border" subtracts the median of the outer frame of each cutout, `border_px` wide; "none" subtracts nothing.
+    border_px : int
+        Width of the frame in pixels.
+    percentiles : (float, float)
+        Percentiles that the stretch "percentile" maps to 0 and 1.
+    lupton_q : float
+        Softening parameter Q of the stretch "lupton".
+
+    Raises
+    ------
+    ConfigError
+        With every problem in one message.
     """
 
     softening_dn: tuple[float, ...]
@@ -57,7 +76,7 @@ class CompositeSettings:
         if self.sky not in ("border", "none"):
             problems.append(f"sky = {self.sky!r}: choose border or none")
         if len(self.softening_dn) != len(self.zero_point_mag):
-            problems.append("softening_dn and zero_point_mag need one number a band each")
+            problems.append("softening_dn and zero_point_mag need one number for each band")
         if not all(0 < s < np.inf for s in self.softening_dn):
             problems.append(f"softening_dn = {self.softening_dn}: must be positive and finite")
         if not all(abs(m) <= FAINTEST_MAG for m in self.zero_point_mag):
@@ -77,7 +96,7 @@ class CompositeSettings:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> CompositeSettings:
-        """Return the settings that `to_dict` wrote; unknown keys raise `ConfigError`."""
+        """Return the settings that `to_dict` wrote; raise `ConfigError` for unknown keys."""
         unknown = set(data) - {f.name for f in fields(CompositeSettings)}
         if unknown:
             raise ConfigError(f"composite: unknown settings {sorted(unknown)}")
@@ -97,13 +116,40 @@ def atlas_settings(bands: tuple[str, ...], **changes: Any) -> CompositeSettings:
 def composite(
     pixels: Float32, zero_point_mag: tuple[float, ...], settings: CompositeSettings, out: Float16 | None = None
 ) -> Float16:
-    """Return composites (N, B, S, S) float16, NaN where there is no pixel, for cutouts of the same shape in DN.
+    """Return the composites of cutouts.
 
-    `zero_point_mag` (B,) is the zero point of `pixels` in Vega magnitudes. The composites are written into `out`
-    where it is given.
+    Parameters
+    ----------
+    pixels : (N, B, S, S) float32
+        Cutouts in DN, NaN where a pixel is missing.
+    zero_point_mag : tuple of float
+        Zero point of each of the B bands in Vega magnitudes.
+    settings : CompositeSettings
+        Sky, reference zero points, softening and stretch.
+    out : (N, B, S, S) float16, optional
+        Array to write into.
+
+    Returns
+    -------
+    (N, B, S, S) float16
+        Composites, NaN where a pixel is missing.
+
+    Raises
+    ------
+    ConfigError
+        If the settings are made for another number of bands.
+
+    Examples
+    --------
+    >>> settings = CompositeSettings((2.0,), (20.5,), stretch="linear", sky="none")
+    >>> composite(np.full((1, 1, 2, 2), 6.0, np.float32), (20.5,), settings)[0, 0].tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
     """
     if pixels.shape[1] != len(settings.softening_dn):
-        raise ConfigError(f"composite: {pixels.shape[1]} bands cut, {len(settings.softening_dn)} in the settings")
+        raise ConfigError(
+            f"composite: {pixels.shape[1]} bands cut, {len(settings.softening_dn)} in the settings: "
+            "cut the bands of the model"
+        )
     softening = np.asarray(settings.softening_dn, dtype=np.float32)[:, None, None]
     unit = flux_scale(zero_point_mag, settings.zero_point_mag) / softening
     stretch = STRETCHES[settings.stretch]
@@ -111,15 +157,15 @@ def composite(
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
         sky = border_sky(block, settings.border_px)[:, :, None, None] if settings.sky == "border" else np.float32(0)
-        with np.errstate(invalid="ignore", over="ignore"):  # pixels of damaged images may be of any size
+        with np.errstate(invalid="ignore", over="ignore"):  # damaged images may have pixels of any value
             scaled = np.subtract(block, sky)
             scaled *= unit
-        half(stretch(scaled, settings), out[start : start + BLOCK])
+        to_float16(stretch(scaled, settings), out[start : start + BLOCK])
     return out
 
 
-def half(values: Float32, out: Float16) -> None:
-    """Write values as float16 into `out`. Torch has the instruction for it; numpy takes thirty times as long."""
+def to_float16(values: Float32, out: Float16) -> None:
+    """Write values as float16 into `out`. Torch uses a processor instruction; numpy takes thirty times as long."""
     import torch  # here, so that settings can be read without it
 
     torch.from_numpy(out).copy_(torch.from_numpy(values))
@@ -128,7 +174,7 @@ def half(values: Float32, out: Float16) -> None:
 def border_sky(pixels: Float32, border_px: int) -> Float32:
     """Return the sky (N, B) in DN: the median of the finite pixels in the outer frame of each cutout.
 
-    NaN where the frame has no pixel; the centre never counts, so a bright source does not lift its own sky.
+    The sky is NaN where the frame has no finite pixel. A bright source in the centre does not raise its own sky.
     """
     size = pixels.shape[-1]
     inner = slice(border_px, size - border_px)
@@ -136,9 +182,9 @@ def border_sky(pixels: Float32, border_px: int) -> Float32:
     frame[inner, inner] = False
     ring = pixels[:, :, frame]
     middle = ring.shape[-1] // 2
-    ring.sort(axis=-1)  # faster than np.median, which partitions thrice
+    ring.sort(axis=-1)  # faster than np.median, which partitions three times
     sky: Float32 = (ring[..., (ring.shape[-1] - 1) // 2] + ring[..., middle]) * np.float32(0.5)
-    sky[np.isnan(ring[..., -1])] = np.nan  # they sort last: those few frames again, without them
+    sky[np.isnan(ring[..., -1])] = np.nan  # NaN sorts last: these few frames are computed again, without NaN
     for n, b in zip(*np.nonzero(np.isnan(sky)), strict=True):
         finite = ring[n, b][np.isfinite(ring[n, b])]
         if len(finite):
@@ -147,7 +193,7 @@ def border_sky(pixels: Float32, border_px: int) -> Float32:
 
 
 def flux_scale(zero_point_mag: tuple[float, ...], reference_mag: tuple[float, ...]) -> Float32:
-    """Return factors (B, 1, 1) that bring DN at `zero_point_mag` to `reference_mag`."""
+    """Return the factors (B, 1, 1) that convert DN at `zero_point_mag` to DN at `reference_mag`."""
     difference = np.subtract(reference_mag, zero_point_mag)
     return np.power(10.0, 0.4 * difference).astype(np.float32)[:, None, None]
 
@@ -165,7 +211,8 @@ def _log(x: Float32, settings: CompositeSettings) -> Float32:
 
 
 def _percentile(x: Float32, settings: CompositeSettings) -> Float32:
-    filled = np.where(np.isfinite(x).any(axis=(2, 3), keepdims=True), x, 0)  # an empty band has no percentiles
+    has_pixels = np.isfinite(x).any(axis=(2, 3), keepdims=True)
+    filled = np.where(has_pixels, x, 0)  # numpy warns of a band without pixels
     low, high = np.nanpercentile(filled, settings.percentiles, axis=(2, 3), keepdims=True).astype(np.float32)
     scaled: Float32 = np.clip((x - low) / np.maximum(high - low, np.float32(1e-6)), 0, 1)
     return scaled
@@ -178,10 +225,11 @@ def _lupton(x: Float32, settings: CompositeSettings) -> Float32:
     return np.clip(stretched, -FLOAT16_MAX, FLOAT16_MAX)
 
 
-STRETCHES: dict[str, Callable[[Float32, CompositeSettings], Float32]] = {  # they may write over what they are given
+STRETCHES: dict[str, Callable[[Float32, CompositeSettings], Float32]] = {
     "asinh": _asinh,
     "linear": _linear,
     "log": _log,
     "percentile": _percentile,
     "lupton": _lupton,
 }
+"""Stretch -> function of (flux / softening, settings). A stretch may overwrite its argument."""

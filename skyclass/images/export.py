@@ -1,4 +1,4 @@
-"""`skyclass cutouts`: native cutouts of a table of positions, in the order of the table, as one .npz file."""
+"""The command `skyclass cutouts`: native cutouts of a table of positions, in its order, as one .npz file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .cutouts import cut
 
 MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000
-"""Cutouts are held in memory until they are written."""
+"""Largest size of all cutouts, which are held in memory until they are written."""
 
 
 @dataclass(frozen=True)
 class CutoutReport:
-    """What was written, in one line, and the tiles that have no cutouts: tile -> reason and remedy."""
+    """A line that describes the file, and the tiles without cutouts with reason and remedy."""
 
     summary: str
     quarantined: dict[str, str]
@@ -38,21 +38,22 @@ class CutoutReport:
 def write_cutouts(
     catalog: str, images: str, output: str, size: str, bands: tuple[str, ...], allow_truncated: bool = False
 ) -> CutoutReport:
-    """Write cutouts (N, bands, S, S) float32 DN with their flags, and return what was written.
+    """Write cutouts (N, bands, S, S) float32 DN with their flags, and return a report.
 
-    The sources of a tile that cannot be used are written as NaN, flagged as in a class catalogue; the report has the
-    reason. Raises `ArchiveError` if no tile can be used; then nothing is written.
+    The cutouts of sources on an unusable tile are NaN and flagged as in a class catalogue; the report has the reason.
+    Raises `ArchiveError`, and writes nothing, if no tile is usable.
     """
     path = Path(output)
     if path.suffix != ".npz":
-        raise ConfigError(f"{output}: cutouts are written as .npz; give a name that ends so")
+        raise ConfigError(f"{output}: cutouts are written as .npz: give a name with this suffix")
     size_px = parse_size(size)
     archive = open_archive(images, bands)
     table = positions(catalog, archive, allow_truncated)
     nbytes = 4 * len(table) * len(bands) * size_px**2
     if nbytes > MAX_BYTES:
         raise ConfigError(
-            f"{len(table):,} cutouts would take {nbytes / 1e9:.0f} GB of memory: split the table, or cut smaller"
+            f"{len(table):,} cutouts would take {nbytes / 1e9:.0f} GB of memory: split the table, or "
+            "choose smaller cutouts"
         )
     names = pc.value_counts(table["coadd_id"].drop_null()).to_pylist()
     require_usable_tile(archive, images, [n["values"] for n in sorted(names, key=lambda n: -n["counts"])], bands)
@@ -74,7 +75,7 @@ def write_cutouts(
 
 
 def parse_size(size: str) -> int:
-    """Return the side in pixels of "37px", or the nearest odd number of Atlas pixels for an angle ("50arcsec")."""
+    """Return the side in pixels of a size such as "37px"; for "50arcsec" the nearest odd number of Atlas pixels."""
     pixels = re.fullmatch(r"\s*([+-]?\d{1,9})\s*(px|pix|pixels)\s*", size)
     side = int(pixels[1]) if pixels else _odd(min(parse_angle(size), 360.0) * 3600 / PIXEL_SCALE_ARCSEC)
     if not 1 <= side <= MAX_PIXELS:
@@ -85,21 +86,21 @@ def parse_size(size: str) -> int:
 
 
 def _odd(pixels: float) -> int:
-    """A source needs a central pixel."""
+    """Return the nearest odd number of pixels: a cutout has a central pixel."""
     return 2 * round((max(pixels, -1e9) - 1) / 2) + 1
 
 
 def positions(catalog: str, archive: AtlasArchive, allow_truncated: bool = False) -> pa.Table:
-    """Return the sources of a table or catalogue, each with its tile."""
+    """Return the sources of a table or catalogue, each with the name of its tile."""
     return with_tiles(read_all(open_sources(catalog, allow_truncated=allow_truncated)), archive)
 
 
 def cut_table(
     archive: AtlasArchive, table: pa.Table, size_px: int, bands: tuple[str, ...]
 ) -> tuple[CutoutBatch, dict[str, str]]:
-    """Return the cutouts of a table in its order, and the faults of tiles by name.
+    """Return the cutouts of a table in its order, and the faults by name of the tile.
 
-    A source without a tile, or on a tile with a fault, is all NaN and flagged.
+    The cutout of a source without a tile, or on a tile with a fault, is NaN in all pixels, and flagged.
     """
     n = len(table)
     faults: dict[str, str] = {}
@@ -131,7 +132,7 @@ def cut_tile(
     size_px: int,
     attempts: int = 2,
 ) -> CutoutBatch:
-    """Return the cutouts of positions on one tile, which is done again when its files change meanwhile."""
+    """Return the cutouts of positions on one tile; if its files change meanwhile, the tile is cut again."""
     tile = archive.tile(coadd_id, bands, verify=True)
     try:
         return cut(archive, tile, *tile_pixels(tile, ra, dec), size_px)

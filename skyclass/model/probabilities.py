@@ -11,11 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import BundleError
+from ..images.composite import FLOAT16_MAX
 from ..types import CLASSES, Bool, Float16, Float32
 from .bundle import REMEDY, Bundle
 from .photometry import PhotometrySettings
-
-FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 SUM_TOLERANCE = 1e-3
 """Largest distance of the sum of a row from 1."""

@@ -68,34 +68,35 @@ def build(name: str, **options: object) -> nn.Module:
 
 
 def to_bf16(network: nn.Module) -> nn.Module:
-    """Return the network with its weights in bfloat16, but for heads, colour branches, and what a module names `wide`.
+    """Return the network with weights in bfloat16, except heads, colour branches and the parts in `keep_fp32`.
 
-    What stands beside a wide part takes its float32 and gives bfloat16.
+    A module names the parts that stay in float32 in its attribute `keep_fp32`. The parts beside them cast their float32
+    input to bfloat16.
     """
-    wide = getattr(network, "wide", ())
+    keep_fp32 = getattr(network, "keep_fp32", ())
     for name, child in list(network.named_children()):
-        if name in FULL_PRECISION or name in wide:
+        if name in FULL_PRECISION or name in keep_fp32:
             continue
         to_bf16(child)
-        for own in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
-            if own.is_floating_point():
-                own.data = own.data.to(torch.bfloat16)
-        has_wide = any(hasattr(inner, "wide") for inner in child.modules())
-        if wide and not has_wide and not isinstance(child, nn.ModuleList):
-            setattr(network, name, Narrow(child))
+        for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.bfloat16)
+        is_mixed = any(hasattr(inner, "keep_fp32") for inner in child.modules())
+        if keep_fp32 and not is_mixed and not isinstance(child, nn.ModuleList):
+            setattr(network, name, CastBf16(child))
     return network
 
 
-class Narrow(nn.Module):
-    """A part of a network that works in bfloat16, whatever it is given."""
+class CastBf16(nn.Module):
+    """A part of a network that computes in bfloat16 for an input of any type."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
-        narrow: Tensor = self.part(x.to(torch.bfloat16))
-        return narrow
+        y: Tensor = self.part(x.to(torch.bfloat16))
+        return y
 
 
 def channels_last(network: nn.Module) -> nn.Module:

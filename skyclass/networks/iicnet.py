@@ -43,7 +43,7 @@ class IICnet(ImageClassifier):
     `first_kernel` is the kernel of conv1, 5 in the paper, 3 in its ablation. `embed` gives the last of `head`.
     """
 
-    wide = ("conv1", "cbam1")
+    keep_fp32 = ("conv1", "cbam1")
     """Stay float32 in a bf16 network: what they round stays in every later layer (a tenth of the work)."""
 
     def __init__(
@@ -144,7 +144,7 @@ class CBAM(nn.Module):
 class FusedRFB(nn.Module):
     """The exact inference form of an RFB: the branches begin in one 1x1 convolution, and end in one."""
 
-    wide = ("shortcut",)
+    keep_fp32 = ("shortcut",)
     """Stays float32: it carries the image past the branches, which count a tenth."""
 
     def __init__(self, rfb: RFB) -> None:

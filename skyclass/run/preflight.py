@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..errors import ArchiveDown, ArchiveError, CatalogError
 from ..images.archive import require_usable_tile
 from ..model.bundle import Bundle
-from ..model.classifier import cuda_is_there
+from ..model.classifier import has_cuda
 from ..model.photometry import columns_of
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values
@@ -76,7 +76,7 @@ def refuse_faulty_model(context: RunContext) -> None:
 
     The driver does not use a GPU, which belongs to the workers.
     """
-    on_cuda = context.device.startswith("cuda") or (context.device == "auto" and cuda_is_there())
+    on_cuda = context.device.startswith("cuda") or (context.device == "auto" and has_cuda())
     cpu_context = replace(context, device="cpu", precision="fp32") if on_cuda else context
     _ = cpu_context.classifier  # loading the network runs it once
 

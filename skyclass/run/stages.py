@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..errors import TileFault
 from ..images.composite import BLOCK, CompositeSettings, composite
-from ..images.cutouts import Cutter, in_order, mark, parts_of, read_bands
+from ..images.cutouts import Cutter, flag_where, in_order, parts_of, read_bands
 from ..images.records import record_files, replaced_fault
 from ..model.photometry import features
 from ..model.probabilities import is_distribution
@@ -171,7 +171,7 @@ def without_faults(probabilities: Float32, flags: Int32, has_image: Bool) -> tup
     faulty = has_image & ~is_distribution(probabilities)
     if not faulty.any():
         return probabilities, flags
-    return np.where(faulty[:, None], np.float32(np.nan), probabilities), flags | mark(faulty, Flag.MODEL_FAULT)
+    return np.where(faulty[:, None], np.float32(np.nan), probabilities), flags | flag_where(faulty, Flag.MODEL_FAULT)
 
 
 def classify_strip(context: RunContext, strip: Strip) -> StripResult:

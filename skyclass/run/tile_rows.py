@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RowsLost
-from ..images.cutouts import mark
+from ..images.cutouts import flag_where
 from ..schema import CLASS_SCHEMA, bad_bits
 from ..sky.healpix import healpix29
 from ..types import CLASSES, Flag, Float32, Int32, Int64, TilePlan
@@ -27,7 +27,7 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     columns |= class_columns(probabilities)
     columns |= {
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": flags | mark(bad_bits(sources) != 0, Flag.BAD_VALUE),
+        "flags": flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
         "valid_frac": valid_frac,
         "model_id": pa.array([context.bundle.model_id] * len(sources)),
         "run_id": pa.array([context.run_id] * len(sources)),

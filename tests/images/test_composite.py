@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skyclass.errors import ConfigError
-from skyclass.images.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, half
+from skyclass.images.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, to_float16
 from skyclass.images.cutouts import Cutter
 from skyclass.run.stages import cut_and_composite
 from skyclass.types import RowRange, Tile
@@ -72,6 +72,33 @@ def test_every_stretch_is_finite_and_rises_with_flux(stretch):
     assert (images[:, :, 18, 18] >= np.median(images, axis=(2, 3))).all()
 
 
+def one_cutout(*values: float) -> np.ndarray:
+    """Return a cutout (1, 1, 2, 2) of a band with zero point 20.5."""
+    return np.array(values, np.float32).reshape(1, 1, 2, 2)
+
+
+def test_log_is_the_logarithm_of_one_plus_flux_over_softening():
+    """Fluxes over a softening of 2 DN: -1, 0, e - 1 and e^3 - 1; negative flux counts as 0."""
+    settings = CompositeSettings((2.0,), (20.5,), stretch="log", sky="none")
+    pixels = one_cutout(-2.0, 0.0, 2 * (np.e - 1), 2 * (np.e**3 - 1))
+    np.testing.assert_allclose(composite(pixels, (20.5,), settings).ravel(), [0, 0, 1, 3], rtol=1e-3)
+    brighter = composite(pixels, (18.0,), settings)  # 2.5 mag less: DN count ten times as much
+    expected = [0, 0, np.log1p(10 * (np.e - 1)), np.log1p(10 * (np.e**3 - 1))]
+    np.testing.assert_allclose(brighter.ravel(), expected, rtol=1e-3)
+
+
+def test_percentile_scales_each_band_of_each_cutout_between_its_own_percentiles():
+    """The percentiles 25 and 75 of 0, 2, 4 and 12 are 1.5 and 6: (x - 1.5) / 4.5, clipped to 0..1."""
+    settings = CompositeSettings((2.0,), (20.5,), stretch="percentile", sky="none", percentiles=(25.0, 75.0))
+    image = composite(one_cutout(0.0, 2.0, 4.0, 12.0), (20.5,), settings)
+    np.testing.assert_allclose(image.ravel(), [0, 1 / 9, 5 / 9, 1], rtol=1e-3)
+    both = np.concatenate([one_cutout(0.0, 2.0, 4.0, 12.0), one_cutout(100.0, 100.2, 100.4, 101.2)])
+    np.testing.assert_allclose(composite(both, (20.5,), settings)[1], image[0], rtol=2e-3)  # brighter, and as wide
+    whole = CompositeSettings((2.0,), (20.5,), stretch="percentile", sky="none", percentiles=(0.0, 100.0))
+    scaled = composite(one_cutout(np.nan, 10.0, 20.0, 50.0), (20.5,), whole).ravel()
+    np.testing.assert_allclose(scaled, [np.nan, 0, 0.25, 1], rtol=1e-3)
+
+
 def test_lupton_keeps_the_ratio_of_bands():
     pixels = np.zeros((1, 3, 37, 37), np.float32)
     pixels[0, :, 18, 18] = 40.0, 20.0, 10.0
@@ -108,7 +135,7 @@ def test_float16_is_that_of_numpy_bit_for_bit():
     values = (rng.normal(size=(500, 4, 5, 5)) * 10.0 ** rng.integers(-9, 6, (500, 4, 5, 5))).astype(np.float32)
     values[0, 0, 0] = [np.nan, np.inf, -np.inf, 65504, -0.0]
     out = np.empty(values.shape, np.float16)
-    half(values, out)
+    to_float16(values, out)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))
 

@@ -20,14 +20,14 @@ from skyclass.model.bundle import Bundle, load_weights, save_bundle
 from skyclass.model.classifier import (
     NetworkClassifier,
     NullClassifier,
-    Preprocess,
-    Ready,
+    PreparedNetwork,
     cached_classifier,
     calibrated,
     load_classifier,
 )
 from skyclass.model.compile import Network
 from skyclass.model.photometry import standardise
+from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
 from skyclass.types import Classifier, Float16, Float32
 from tests.support.bundles import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle
@@ -203,12 +203,12 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16) -> None
     def small_memory(batch: torch.Tensor) -> torch.Tensor:
         if len(batch) > most:
             raise torch.OutOfMemoryError("pretended")
-        return graph(batch)
+        return module(batch)
 
-    graph, classifier.graph = classifier.graph, small_memory
-    most, classifier.ready = 128, Ready(512, small_memory)
+    module, classifier.module = classifier.module, small_memory
+    most, classifier.prepared = 128, PreparedNetwork(512, small_memory)
     assert np.abs(classifier.predict(images) - expected).max() < 1e-5
-    assert classifier.ready.micro_batch == 128
+    assert classifier.prepared.micro_batch == 128
     most = 16
     with pytest.raises(torch.OutOfMemoryError):
         classifier.predict(images)
@@ -228,7 +228,7 @@ def test_the_batch_is_found_at_start(bundle: Bundle, images: Float16, monkeypatc
     monkeypatch.setattr(infer, "compiled", small_memory)
     monkeypatch.setitem(infer.MICRO_BATCH, "cpu", 1024)
     classifier = load_classifier(bundle, "cpu", "fp32", compile=True)
-    assert tried == [1024, 512, 256] and classifier.ready.micro_batch == 256
+    assert tried == [1024, 512, 256] and classifier.prepared.micro_batch == 256
     assert np.abs(classifier.predict(images) - expected).max() < 1e-5
 
 
@@ -237,20 +237,20 @@ def test_threads_that_run_out_of_memory_together_halve_once(
     bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
-    expected, graph, together = classifier.predict(images), classifier.graph, threading.Barrier(4, timeout=60)
+    expected, module, together = classifier.predict(images), classifier.module, threading.Barrier(4, timeout=60)
 
     def small_memory(batch: torch.Tensor) -> torch.Tensor:
         if len(batch) > 128:
             together.wait()
             raise torch.OutOfMemoryError("pretended")
-        return graph(batch)
+        return module(batch)
 
-    classifier.graph, classifier.ready = small_memory, Ready(256, small_memory)
-    prepared, prepare = [], classifier._prepared
-    monkeypatch.setattr(classifier, "_prepared", lambda size: prepared.append(size) or prepare(size))
+    classifier.module, classifier.prepared = small_memory, PreparedNetwork(256, small_memory)
+    prepared, prepare = [], classifier._prepare_largest
+    monkeypatch.setattr(classifier, "_prepare_largest", lambda size: prepared.append(size) or prepare(size))
     with ThreadPoolExecutor(4) as pool:
         said = list(pool.map(classifier.predict, [images] * 4))
-    assert prepared == [128] and classifier.ready.micro_batch == 128
+    assert prepared == [128] and classifier.prepared.micro_batch == 128
     assert all(np.abs(p - expected).max() < 1e-5 for p in said)
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from ...images.cutouts import mark
+from ...images.cutouts import flag_where
 from ...locations import absolute
 from ...model.bundle import Cut
 from ...schema import bad_bits, bad_value_counts
@@ -47,7 +47,7 @@ def build_dataset(config: DatasetConfig, client: Any = None, progress: Progress 
             job = CutJob(absolute(config.images), config.bands, config.size_px, scratch, uuid4().hex)
             result = cut_all(job, selection.table, selection.dropped, folder / PIXELS, client, progress)
         rows = selection.table.take(pa.array(result.row_index))
-        flags = result.flags | mark(bad_bits(rows) != 0, Flag.BAD_VALUE)
+        flags = result.flags | flag_where(bad_bits(rows) != 0, Flag.BAD_VALUE)
         labels = rows["label"].to_numpy()
         require_all_classes(labels, f"{config.labels} on {config.images}: after cutting")
         provenance = _provenance(config, selection, result, rows)

@@ -11,9 +11,9 @@ import numpy as np
 from ...errors import ConfigError
 from ...model.bundle import Bundle
 from ...model.classifier import load_classifier
+from ...model.network import inputs_of_bundle
 from ...model.photometry import columns_of, features
 from ...model.photometry import numbers as floats
-from ...networks import INPUTS
 from ...types import Bool, Float16, Float32, Int64
 from ..data.composites import composites
 from ..data.dataset import Dataset
@@ -82,11 +82,6 @@ def _fit_problems(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
         yield f"it needs the columns {', '.join(absent)}, which the dataset's rows lack"
     elif bundle.photometry and "images" not in inputs and not has_photometry(bundle, dataset).any():
         yield f"it looks at {', '.join(columns)} alone, and no row has a value"
-
-
-def inputs_of_bundle(bundle: Bundle) -> tuple[str, ...]:
-    """Return the inputs of a bundle's network: images, photometry, or both."""
-    return INPUTS.get(bundle.network, ("images",))
 
 
 def has_photometry(bundle: Bundle, dataset: Dataset) -> Bool:

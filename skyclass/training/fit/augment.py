@@ -1,7 +1,7 @@
 """Augmentation: the network sees images in training flipped, rotated, shifted and with noise, in one interpolation.
 
 Inference resizes native pixels to the input of the network by one bilinear interpolation (`Preprocess` in
-`model/classifier.py`). Here the same interpolation samples a grid that is flipped, rotated and shifted, so an augmented
+`model/preprocess.py`). Here the same interpolation samples a grid that is flipped, rotated and shifted, so an augmented
 image is no smoother than an original one. The random numbers depend only on (seed, epoch, step), never on ranks,
 threads or interruptions.
 """
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...model.classifier import FLOAT16_MAX, Preprocess
+from ...images.composite import FLOAT16_MAX
+from ...model.preprocess import Preprocess
 from ...types import Float32
 from .recipe import TrainConfig
 

@@ -20,8 +20,9 @@ from ... import __version__
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
 from ...model.bundle import Preprocessing, load_bundle
-from ...model.classifier import Preprocess, resolve_precision
+from ...model.classifier import resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
+from ...model.preprocess import Preprocess
 from ...networks import channels_last
 from ...types import CLASSES, Float16, Float32, Int64
 from ..data.classes import label_counts

@@ -25,7 +25,7 @@ from benchmarks.paper.tabular import (
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.images.composite import atlas_settings, composite
 from skyclass.model.bundle import Cut, load_bundle
-from skyclass.model.classifier import Preprocess
+from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
 from skyclass.networks.colour import ColourNet
 from skyclass.training.data.dataset import Dataset

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from skyclass.errors import ConfigError, Interrupted, StoreError
 from skyclass.images.composite import composite
 from skyclass.model.bundle import load_bundle, load_weights, save_bundle
-from skyclass.model.classifier import Preprocess, load_classifier
+from skyclass.model.classifier import load_classifier
+from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
 from skyclass.training.data.dataset import Dataset, save_dataset
 from skyclass.training.evaluation.evaluate import evaluate
@@ -188,7 +189,7 @@ def test_training_and_inference_preprocess_alike_to_the_bit(tmp_path: Path) -> N
     bundle = save_bundle(tmp_path / "m", fields, job.network.state_dict())
     classifier = load_classifier(bundle, "cpu", "fp32")
     seen[1:] = []
-    classifier.graph.network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    classifier.module.network.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     probabilities = classifier.predict(job.images)
     assert torch.equal(torch.cat(seen[1:])[:40], seen[0])
     assert np.abs(probabilities - torch.softmax(logits, 1).numpy()).max() < 1e-5
