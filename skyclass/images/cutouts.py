@@ -165,7 +165,7 @@ class Cutter:
             cutouts[n][~finite] = np.nan
 
     def describe(self) -> tuple[Int32, Float32]:
-        """Return the flags (N,) and the fraction of finite pixels (N,) in all bands; call it when all blocks are cut."""
+        """Return the flags (N,) and the fraction of finite pixels (N,) in all bands, once all blocks are cut."""
         whole = self.size_px**2
         flags = (
             flag_where(self.inside < whole, Flag.EDGE)
