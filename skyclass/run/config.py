@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from ..model.compile_policy import CompileMode
 from ..settings import FROM_MAPPING, MAX_INTEGER, build, configuration
 from ..sky.regions import Region
 
@@ -77,8 +78,8 @@ class RunConfig:
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"
     """Device of each worker: auto, cpu or cuda."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether torch compiles the network. auto: where the compilation takes less time than it saves."""
+    compile: CompileMode = "auto"
+    """Compile the network: on, off, or auto: where compilation takes less time than it saves."""
     cluster: Cluster = "local"
     """Where the run is computed. local: a cluster on this machine. none: plain Python, without Dask. Else the address
     of a Dask scheduler, such as tcp://127.0.0.1:8786."""

@@ -34,8 +34,8 @@ class RunContext:
     session: str
     """Identifier of one call of `classify`: files that a worker opened for an earlier call are not used again."""
     run_id: str = ""
-    compile: str = "off"
-    """Whether the network is compiled: off, auto (on CPUs) or on. The driver decides, so that no two workers differ."""
+    compile_on: tuple[str, ...] = ()
+    """Kinds of device, cpu and cuda, for which the network is compiled. If any, every worker that infers has one."""
 
     @property
     def folder(self) -> RunFolder:
@@ -58,9 +58,14 @@ class RunContext:
         return _archive(self.images, self.bundle.bands, self.session)
 
     @property
+    def is_compiled(self) -> bool:
+        """True when the workers of this run compile the network."""
+        return bool(self.compile_on)
+
+    @property
     def classifier(self) -> Classifier:
-        """The network on the device of this worker, loaded once for each process."""
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.compile != "off")
+        """The network on this worker's device, loaded once a process."""
+        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.is_compiled)
 
 
 @lru_cache(maxsize=4)

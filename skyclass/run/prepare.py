@@ -21,6 +21,7 @@ from ..images.records import compare_files
 from ..locations import absolute
 from ..model.bundle import Bundle, load_bundle
 from ..model.classifier import resolve_device, resolve_precision
+from ..model.compile_policy import devices_to_compile
 from ..sky.regions import in_words
 from ..sources.assign import with_tiles
 from ..sources.opening import open_sources
@@ -36,11 +37,7 @@ from .stages import count_partition
 
 log = logging.getLogger(__name__)
 
-COMPILE_FROM = 50_000
-"""Number of sources from which compilation, 15 s for each kind of machine, saves time."""
-COMPILE_ON_CUDA_FROM = 5_000_000
-"""The same for a GPU: compilation takes 20 s, and saves 5 us for each source on an H100."""
-ON_CUDA = "on CUDA it runs as it is"
+TOO_FEW_FOR_CUDA = "on CUDA this takes more time than it saves for so few sources"
 CHECKING_THREADS = 16
 """Image files that are checked at the same time: a network file system takes a millisecond for each."""
 MAX_LISTED = 5
@@ -55,7 +52,7 @@ def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | 
     The caller holds the lease. Raises `RunMismatch` for the folder of a run with another fingerprint.
     """
     bundle = context.bundle
-    arithmetic = context.precision + (", compiled" if context.compile != "off" else "")
+    arithmetic = context.precision + (", compiled" if context.is_compiled else "")
     fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
@@ -160,30 +157,30 @@ def choose_precision(run: RunConfig) -> str:
 def choose_compilation(
     run: RunConfig, context: RunContext, plan: Plan, warm_up: Callable[[RunContext], list[str]]
 ) -> RunContext:
-    """Return the context with compilation if the run asks for it or is large enough, and all workers can compile.
+    """Return the context with the decision whether the network is compiled, the same for all workers.
 
-    `warm_up` loads the network wherever it will run, and returns the reasons why that fails. Raises `ConfigError` where
-    compile = 'on' is impossible.
+    The network is compiled if the run asks for it or is large enough, and every process that infers can compile it.
+    `warm_up` loads the network of a context in these processes and returns the reasons of failures. Raises
+    `ConfigError` if a run with compile = "on" cannot be compiled.
     """
-    if run.compile == "off" or (run.compile == "auto" and plan.n_sources < COMPILE_FROM):
+    compiled = replace(context, compile_on=devices_to_compile(run.compile, plan.n_sources))
+    if not compiled.is_compiled:
         return context
-    everywhere = run.compile == "on" or plan.n_sources >= COMPILE_ON_CUDA_FROM
-    compiled = replace(context, compile="on" if everywhere else "auto")
     faults = warm_up(compiled)
     if not faults:
         return compiled
     reason = f"the network is not compiled: {'; '.join(faults)}"
     if run.compile == "on":
-        raise ConfigError(f"compile = 'on', but {reason}; correct that, or use auto or off")
-    if set(faults) != {ON_CUDA}:
+        raise ConfigError(f"compile = 'on', but {reason}; correct this, or choose auto or off")
+    if set(faults) != {TOO_FEW_FOR_CUDA}:
         log.warning(reason)
     return context
 
 
 def warm_up_local(context: RunContext) -> list[str]:
-    """Load the network in this process, and return the reason in a list if that fails, else []."""
-    if context.compile == "auto" and resolve_device(context.device) != "cpu":
-        return [ON_CUDA]
+    """Load the network of a context in this process; return the reason of a failure, or an empty list."""
+    if context.is_compiled and resolve_device(context.device).split(":")[0] not in context.compile_on:
+        return [TOO_FEW_FOR_CUDA]
     try:
         _ = context.classifier
     except CannotCompile as error:

@@ -19,6 +19,7 @@ from skyclass.engine.tls import tls_environment
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
+from skyclass.model.compile_policy import COMPILE_FROM, devices_to_compile
 from skyclass.run import context, pipeline, prepare
 from skyclass.run.progress import no_progress
 from tests.support.cudalike import cuda_graphs
@@ -164,7 +165,7 @@ def test_a_run_with_a_shared_cache_goes_on_uncompiled(run, tmp_path, monkeypatch
     (tmp_path / "shared").chmod(0o777)
     monkeypatch.setenv("SKYCLASS_CACHE", str(tmp_path / "shared"))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
+    monkeypatch.setitem(COMPILE_FROM, "cpu", 1)
     infer.cached_classifier.cache_clear()
     with caplog.at_level(logging.WARNING):
         pipeline.classify(run)
@@ -184,7 +185,7 @@ def no_compiler(tmp_path, monkeypatch):
 
 def test_without_a_compiler_a_large_run_goes_on_uncompiled(run, no_compiler, monkeypatch, caplog):
     plain = pipeline.classify(run)
-    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
+    monkeypatch.setitem(COMPILE_FROM, "cpu", 1)
     other = dataclasses.replace(run, out=f"{run.out}-auto")
     with caplog.at_level(logging.WARNING):
         report = pipeline.classify(other)
@@ -238,16 +239,31 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("mode", "n_sources", "devices"),
+    [
+        ("off", 10**9, ()),
+        ("on", 1, ("cpu", "cuda")),
+        ("auto", 49_999, ()),
+        ("auto", 50_000, ("cpu",)),
+        ("auto", 4_999_999, ("cpu",)),
+        ("auto", 5_000_000, ("cpu", "cuda")),
+    ],
+)
+def test_a_run_is_compiled_on_request_or_where_it_is_large_enough(mode, n_sources, devices):
+    assert devices_to_compile(mode, n_sources) == devices
+
+
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
     line, counted, _ = prepare.plan_run(run, prepare.count_here)
-    monkeypatch.setattr(prepare, "COMPILE_FROM", 1)
-    monkeypatch.setattr(prepare, "resolve_device", lambda device: "cuda")
+    monkeypatch.setitem(COMPILE_FROM, "cpu", 1)
+    monkeypatch.setattr(prepare, "resolve_device", lambda device: "cuda:1")
     assert prepare.choose_compilation(run, line, counted, prepare.warm_up_local) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
     monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[-1]))
     insists = prepare.choose_compilation(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_up_local)
-    assert asked == [True] and insists == dataclasses.replace(line, compile="on")
+    assert asked == [True] and insists == dataclasses.replace(line, compile_on=("cpu", "cuda"))
     assert prepare.choose_compilation(run, line, many, prepare.warm_up_local) == insists, "of so many it pays"
 
 
