@@ -22,7 +22,7 @@ from skyclass.errors import BundleError, ConfigError
 from skyclass.model.bundle import Bundle, Preprocessing, load_weights
 from skyclass.model.classifier import resolve_device
 from skyclass.model.preprocess import Preprocess
-from skyclass.networks import INPUTS, build
+from skyclass.networks import build, network_inputs
 from skyclass.training.data.composites import composites
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.extra import train_extra
@@ -152,7 +152,7 @@ def network_of(bundle: Bundle) -> nn.Module:
 
     Raises `ConfigError` for one that takes more than images, `BundleError` when the weights do not fit.
     """
-    if INPUTS[bundle.network] != ("images",):
+    if network_inputs(bundle.network) != ("images",):
         raise ConfigError(f"{bundle.name} is a {bundle.network} network: give a bundle that sees images only")
     network = build(bundle.network, **bundle.network_options)
     try:

@@ -27,7 +27,7 @@ from skyclass.images.composite import FLOAT16_MAX
 from skyclass.model.bundle import Preprocessing
 from skyclass.model.classifier import resolve_device, resolve_precision
 from skyclass.model.preprocess import Preprocess
-from skyclass.networks import INPUTS, build, channels_last
+from skyclass.networks import build, channels_last, network_inputs
 from skyclass.types import Float16, Float32, Int64
 
 from .classic import embed_images, fit_logistic
@@ -238,7 +238,7 @@ def _among_others(x: Tensor, draws: torch.Generator) -> Tensor:
 
 def _networks(name: str, options: dict[str, Any], channels: int, seed: int) -> tuple[nn.Module, nn.Module]:
     """Return a fresh network with `embed`, and a projection on it, both initialised from `seed`."""
-    if INPUTS.get(name, ("images",)) != ("images",):
+    if network_inputs(name) != ("images",):
         raise ConfigError(f"network {name!r} takes other than images: pre-train an image network, such as iicnet")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -69,6 +69,7 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--trust-code", is_flag=True, help="Run networks that are code outside of skyclass. Read it first.")
 def evaluate(
     models: tuple[str, ...],
     output: str,
@@ -76,6 +77,7 @@ def evaluate(
     calibrate: str | None,
     kind: str | None,
     prior: str | None,
+    trust_code: bool,
     **where: Any,
 ) -> int:
     """Measure models on a labelled dataset: rates, ROC, calibration, by S/N, magnitude and latitude."""
@@ -91,7 +93,8 @@ def evaluate(
     from ..training.evaluation.predictions import check_fit
 
     check_folder(Path(output))
-    data, bundles = load_dataset(models[-1]), [load_bundle(name) for name in models[:-1]]
+    data = load_dataset(models[-1])
+    bundles = [load_bundle(name, trust_code=trust_code) for name in models[:-1]]
     check_fit(bundles, data)
     if calibrate:
         bundles.append(fit(bundles[0], data, "val", calibrate, kind or "temperature", prior or "sample", **where))
@@ -126,9 +129,9 @@ def train(toml: str | None, **options: Any) -> int:
         with training_progress() if is_first else nullcontext(no_progress) as progress:
             train_here(run, progress)
     if is_first:
-        from ..model.bundle import load_bundle
+        from ..model.bundle import read_bundle
 
-        say(f"{load_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
+        say(f"{read_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
     return 0
 
 

@@ -30,6 +30,7 @@ from .workers import (
     WarmUpPlugin,
     WorkerSetup,
     await_workers,
+    check_worker_network,
     check_worker_versions,
     placement_of,
     register,
@@ -52,6 +53,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
         register(client, WorkerSetup())
         context, plan, table = plan_run(run, partial(count_on, client))
         placement = placement_of(client)
+        check_worker_network(client, context, placement)
         context = choose_compilation(run, context, plan, partial(warm_up_workers, client, placement))
         register(client, WarmUpPlugin(context, placement))
         with hold_lease(context.folder) as lease:

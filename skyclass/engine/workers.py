@@ -16,7 +16,10 @@ from distributed.comm.core import CommClosedError
 from distributed.worker import Worker
 
 from ..errors import ClusterLost, ConfigError
+from ..import_path import is_import_path
+from ..model.bundle import check_source
 from ..model.classifier import has_cuda, set_threads
+from ..networks import network_class
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local
 from ..run.strips import STAGES
@@ -147,6 +150,46 @@ def check_worker_versions(client: Client) -> None:
         )
 
 
+def check_worker_network(client: Client, context: RunContext, placement: Placement) -> None:
+    """Raise `ConfigError` if a worker that infers lacks the code of a network outside of skyclass, or has another.
+
+    `WarmUpPlugin` checks workers that join later.
+    """
+    name = context.bundle.network
+    if not is_import_path(name):
+        return
+    answers = client.run(network_fault, context, placement, on_error="return")
+    faults = {
+        address: str(answer)
+        for address, answer in answers.items()
+        if answer is not None and not isinstance(answer, OSError)  # a worker that dies meanwhile
+    }
+    if faults:
+        shown = "; ".join(f"worker {address}: {fault}" for address, fault in sorted(faults.items())[:3])
+        raise ConfigError(
+            f"{len(faults)} of {len(answers)} workers cannot run the network {name!r} of this driver: {shown}; give "
+            "every worker the same module"
+        )
+
+
+def network_fault(context: RunContext, placement: Placement, dask_worker: Worker) -> str | None:
+    """Return why a worker cannot run the code of the network; None if it can, or does not infer."""
+    if not infers(placement, dask_worker):
+        return None
+    bundle = context.bundle
+    try:
+        check_source(bundle)
+        network_class(bundle.network)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def infers(placement: Placement, worker: Worker) -> bool:
+    """Return whether a worker infers: all do where no worker is labelled `GPU`."""
+    return not placement.infer or "GPU" in worker.state.total_resources
+
+
 class WorkerSetup(WorkerPlugin):
     """Closes a worker that joins a run with other code or libraries than the driver's.
 
@@ -175,8 +218,10 @@ def warm_up_workers(client: Client, placement: Placement, context: RunContext) -
 
 async def warm_worker(context: RunContext, placement: Placement, dask_worker: Worker) -> str | None:
     """Load the network on a worker that infers, and return the reason if it cannot; heartbeats go on meanwhile."""
-    if placement.infer and "GPU" not in dask_worker.state.total_resources:  # only GPU workers infer
+    if not infers(placement, dask_worker):
         return None
+    if fault := await asyncio.to_thread(network_fault, context, placement, dask_worker):
+        return fault
     if placement.split:  # the worker infers one strip at a time
         set_threads(dask_worker.state.nthreads)
     faults = await asyncio.to_thread(warm_up_local, context)
@@ -198,4 +243,4 @@ class WarmUpPlugin(WorkerPlugin):
         """Load the network, or close the worker."""
         if fault := await warm_worker(self.context, self.placement, worker):
             log.error("this worker leaves the run: %s", fault)
-            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-compile"))
+            asyncio.get_running_loop().create_task(worker.close(reason="skyclass-cannot-infer"))

@@ -1,7 +1,8 @@
-"""The model bundle: a folder with `model.json` (what the network is and expects) and `weights.safetensors`.
+"""The model bundle: a folder with `model.json`, which describes the network and its input, and `weights.safetensors`.
 
-`model.json` holds the digest of its own content and of the weights, so a changed byte in either file is
-refused. Nothing is ever unpickled, and torch is imported only when weights are loaded or saved.
+`model.json` holds the digest of its own content and of the weights, so that a changed byte in either file is refused.
+Nothing is unpickled. A bundle may name a network outside of skyclass by its import path; `load_bundle` refuses it
+unless the caller trusts its code. Torch is imported only when weights are loaded or saved.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, ConfigError
 from ..images.composite import CompositeSettings
+from ..import_path import is_import_path, source_sha256
 from ..types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
 from .photometry import PhotometrySettings
 
@@ -38,6 +41,7 @@ LARGEST_NUMBER = 1e30
 """Larger numbers overflow float32 in the first sum."""
 
 MOST_DOCUMENT_BYTES = 2**24
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_number(value: object) -> bool:
@@ -52,9 +56,9 @@ def is_side(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut from the sky: `size_px` native pixels on a side in each of `bands`.
+    """The cutouts of a model: `size_px` native pixels on a side, in each of `bands`.
 
-    Raises `ConfigError` for sides and bands that do not exist.
+    Raises `ConfigError` for an impossible side and for unknown bands.
     """
 
     size_px: int
@@ -66,7 +70,7 @@ class Cut:
         if not is_side(self.size_px):
             problems.append(f"size_px = {self.size_px!r}: must be a whole number from 1 to {MOST_PX}")
         if not self.bands or len(set(self.bands)) < len(self.bands) or not set(self.bands) <= set(BANDS):
-            problems.append(f"bands = {list(self.bands)}: must be different ones of {', '.join(BANDS)}")
+            problems.append(f"bands = {list(self.bands)}: choose different ones of {', '.join(BANDS)}")
         if not (is_number(self.pixel_scale_arcsec) and self.pixel_scale_arcsec > 0):
             problems.append(f"pixel_scale_arcsec = {self.pixel_scale_arcsec!r}: must be a positive number")
         if problems:
@@ -75,9 +79,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a composite becomes network input: `input_px` on a side, then (x - mean) / std by channel.
+    """How a composite becomes network input: a resize to `input_px` on a side, then (x - mean) / std by channel.
 
-    Raises `ConfigError` for other sides, and for means and deviations that cannot be used.
+    Raises `ConfigError` for an impossible side, and for means and deviations that are not usable numbers.
     """
 
     input_px: int
@@ -98,12 +102,45 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model as `model.json` describes it; `load_weights` gives its numbers.
+    """A model as its `model.json` describes it, without the weights.
 
-    Probabilities are softmax(logits / temperature + bias), the classes in the order of `classes`. `photometry` is
-    None for a network of images alone. `training` is the provenance; it always says whether the data were
-    `simulated`, and has a `label` for people. Raises `ConfigError`, all problems in one message, for fields that no
-    network can be used with.
+    Probabilities are softmax(logits / temperature + bias).
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the bundle.
+    name : str
+        First part of `model_id`.
+    network : str
+        Name of a network of skyclass, or an import path such as "package.module:Class".
+    network_options : dict
+        Arguments of the network's class.
+    cut : Cut
+        Side in native pixels and bands of the cutouts.
+    composite : CompositeSettings
+        How cutouts become composites.
+    preprocessing : Preprocessing
+        How composites become network input.
+    temperature : float
+        Temperature of the calibration.
+    training : dict
+        Provenance. It has `simulated`, whether the training data were simulated, and `label`, a text for readers.
+    weights_sha256, digest : str
+        SHA-256 of the weights, and of the content of `model.json`.
+    classes : tuple of str
+        Classes in the order of the logits.
+    photometry : PhotometrySettings or None
+        Features that the network takes; None for a network of images alone.
+    bias : tuple of float
+        Bias of the calibration for each class.
+    source_sha256 : str
+        SHA-256 of the source of the network's module if `network` is an import path, else empty.
+
+    Raises
+    ------
+    ConfigError
+        For impossible values; the message has all problems.
     """
 
     path: Path
@@ -120,6 +157,7 @@ class Bundle:
     classes: tuple[str, ...] = CLASSES
     photometry: PhotometrySettings | None = None
     bias: tuple[float, ...] = (0.0,) * len(CLASSES)
+    source_sha256: str = ""
 
     def __post_init__(self) -> None:
         if problems := [*self._type_problems(), *self._number_problems()]:
@@ -128,11 +166,14 @@ class Bundle:
     def _type_problems(self) -> list[str]:
         texts = {"name": self.name, "network": self.network}
         problems = [f"{k} = {v!r}: must be text" for k, v in texts.items() if not (v and isinstance(v, str))]
+        needs_source = isinstance(self.network, str) and is_import_path(self.network)
+        if bool(self.source_sha256) != needs_source or (needs_source and not SHA256.fullmatch(self.source_sha256)):
+            problems.append(f"source_sha256 = {self.source_sha256!r}: must be set exactly for an import path")
         if not isinstance(self.network_options, dict):
             problems.append(f"network_options = {self.network_options!r}: must be a table of options")
         training = self.training if isinstance(self.training, dict) else {}
         if not isinstance(training.get("simulated"), bool) or not isinstance(training.get("label"), str):
-            problems.append("training must say `simulated` (true or false) and a `label` for people")
+            problems.append("training must have `simulated` (true or false) and a text `label`")
         return problems
 
     def _number_problems(self) -> list[str]:
@@ -151,30 +192,83 @@ class Bundle:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """The bands that are cut, in the order of the channels."""
+        """The bands of the cutouts, in the order of the channels."""
         return self.cut.bands
 
     @property
     def size_px(self) -> int:
-        """Native pixels on a side of a cutout."""
+        """Side of a cutout in native pixels."""
         return self.cut.size_px
 
     @property
     def is_packaged(self) -> bool:
-        """True for a model that ships with skyclass: every installation has it under its name."""
+        """True for a model that ships with skyclass. Every installation has it under its name."""
         return self.path.parent == PACKAGED
 
     @property
     def model_id(self) -> str:
-        """Name and digest: what stands in the column `model_id`."""
+        """Name and digest, the content of the column `model_id`."""
         return f"{self.name}-{self.digest[:12]}"
 
 
-def load_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
-    """Return the bundle in a folder, or the packaged one of that bare name; both files are verified.
+def load_bundle(name_or_path: str | Path, digest: str | None = None, trust_code: bool = False) -> Bundle:
+    """Return a bundle whose network may be run.
 
-    Raises `BundleError` when the folder or a file is missing, a byte has changed, the schema is another, or the
-    bundle is not the one of `digest`.
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Name of a shipped model, or the folder of a bundle.
+    digest : str, optional
+        Digest that the bundle must have.
+    trust_code : bool
+        Accept a bundle whose network is code outside of skyclass, named by an import path.
+
+    Returns
+    -------
+    Bundle
+        The description of the model. Both files of the bundle are verified.
+
+    Raises
+    ------
+    BundleError
+        If the folder or a file is missing, a byte has changed, the schema is another, the digest is not `digest`, the
+        bundle needs code that the caller does not trust, or the source of that code is missing or has changed.
+
+    Examples
+    --------
+    >>> bundle = load_bundle("iicnet-mock")
+    >>> bundle.network, bundle.bands, bundle.size_px
+    ('iicnet', ('w1', 'w2', 'w3'), 37)
+    """
+    bundle = read_bundle(name_or_path, digest)
+    if is_import_path(bundle.network) and not trust_code:
+        raise BundleError(
+            f"the bundle at {bundle.path} runs code outside of skyclass, the network {bundle.network!r}: read the "
+            "source of its module; if you trust it, add --trust-code (in Python and TOML: trust_code = true)"
+        )
+    check_source(bundle)
+    return bundle
+
+
+def check_source(bundle: Bundle) -> None:
+    """Raise `BundleError` unless the source of a network outside of skyclass is that of the bundle's training."""
+    if not is_import_path(bundle.network):
+        return
+    try:
+        found = source_sha256(bundle.network)
+    except ConfigError as error:
+        raise BundleError(f"the bundle at {bundle.path} needs the network {bundle.network!r}: {error}") from error
+    if found != bundle.source_sha256:
+        raise BundleError(
+            f"the bundle at {bundle.path} was made with another source of {bundle.network!r} (SHA-256 "
+            f"{bundle.source_sha256[:12]} then, {found[:12]} here): restore that source, or train the model again"
+        )
+
+
+def read_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
+    """Return the description of a bundle whose network is not run; its code need not be trusted or present.
+
+    Raises the errors of `load_bundle` that do not concern code.
     """
     with reading(name_or_path):
         folder = find_bundle(name_or_path)
@@ -182,15 +276,15 @@ def load_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
         _verify(folder / WEIGHTS_FILE, bundle.weights_sha256)
     if digest and bundle.digest != digest:
         raise BundleError(
-            f"the bundle at {name_or_path} has digest {bundle.digest[:12]} here, {digest[:12]} was asked for: give "
-            "every worker the same files"
+            f"the bundle at {name_or_path} has the digest {bundle.digest[:12]} here, and {digest[:12]} is expected: "
+            "give every worker the same files"
         )
     return bundle
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn an `OSError` of the block into a `BundleError` that names the file."""
+    """Turn an `OSError` within the block into a `BundleError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -201,7 +295,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
-    """Return the folder of a bundle: a bare name means a packaged model first, then a folder here."""
+    """Return the folder of a bundle. A bare name means a shipped model if there is one, else a folder."""
     path = Path(name_or_path)
     packaged = PACKAGED / path.name
     if str(name_or_path) == path.name and (packaged / MODEL_FILE).is_file():
@@ -216,7 +310,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 
 def load_weights(bundle: Bundle) -> dict[str, Tensor]:
-    """Return the state dict of the bundle's network, on the CPU; `BundleError` when a byte has changed."""
+    """Return the state dict of the bundle's network, on the CPU; raise `BundleError` if a byte has changed."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -227,14 +321,14 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise BundleError(f"{path} is no safetensors file ({error}): {REMEDY}") from error
+        raise BundleError(f"{path} is not a safetensors file ({error}): {REMEDY}") from error
 
 
 def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
-    """Write a bundle folder in one step and return it as `load_bundle` would.
+    """Write a bundle folder in one step and return its description.
 
-    `bundle_fields` are the fields of `Bundle` but `path`, `weights_sha256` and `digest`; those that have a default
-    may be left out. A bundle already at `path` is replaced; anything else there is refused with `BundleError`.
+    `bundle_fields` are the fields of `Bundle` except `path`, `weights_sha256` and `digest`; fields with a default may
+    be left out. A bundle at `path` is replaced. Raises `BundleError` if anything else is there.
     """
     from safetensors.torch import save
 
@@ -251,15 +345,15 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
         if target.exists():
             target.rename(Path(temporary) / "old")  # a folder cannot be renamed onto one that has files
         folder.rename(target)
-    return load_bundle(target.resolve())
+    return read_bundle(target.resolve())
 
 
 def check_target(path: str | Path) -> None:
-    """Raise `BundleError` unless a bundle may be written at `path`: nothing there, or an older bundle."""
+    """Raise `BundleError` unless a bundle may be written at `path`: it is free or holds a bundle."""
     path = Path(path)
-    strangers = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] if path.exists() else []
-    if set(strangers) - {MODEL_FILE, WEIGHTS_FILE}:
-        raise BundleError(f"{path} holds something that is not a model bundle: choose another folder")
+    names = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] if path.exists() else []
+    if set(names) - {MODEL_FILE, WEIGHTS_FILE}:
+        raise BundleError(f"{path} holds files that do not belong to a model bundle: choose another folder")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -283,8 +377,10 @@ def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: st
         "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
-    document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists here, as they will be when read back
-    _bundle(target, document | {"digest": ""})  # refuses what could not be read back, before anything is replaced
+    if not plain.get("source_sha256"):
+        plain.pop("source_sha256", None)
+    document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read back
+    _bundle(target, document | {"digest": ""})  # refuses unreadable fields before anything is replaced
     return document | {"digest": _digest(document)}
 
 
@@ -299,7 +395,7 @@ def _render(document: Mapping[str, Any]) -> bytes:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """Return the verified content of model.json: the bytes must be exactly those that `_render` writes."""
+    """Return the verified content of model.json, whose bytes must be exactly those that `_render` writes."""
     if path.stat().st_size > MOST_DOCUMENT_BYTES:
         raise BundleError(f"{path} is damaged (more than {MOST_DOCUMENT_BYTES:,} bytes): {REMEDY}")
     raw = path.read_bytes()

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BundleError, ConfigError
-from ..networks import channels_last, fuse, to_bf16
+from ..networks import channels_last
 from ..types import CLASSES, Float16, Float32, FloatArray
 from .bundle import REMEDY, Bundle, load_bundle
 from .compile import Network, compiled
-from .network import inputs_of_bundle, load_network, one_line, require_matching_photometry
+from .network import inference_module, inputs_of_bundle, one_line, require_matching_photometry
 from .photometry import standardise
 from .preprocess import Preprocess
 from .probabilities import refuse_faulty
@@ -54,7 +54,7 @@ class InferenceModule(nn.Module):
     def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
         self.inputs, self.preprocess, self.network = inputs, preprocess, network
-        self.dtype = next(p.dtype for p in network.parameters())
+        self.dtype = next((p.dtype for p in network.parameters()), torch.float32)
 
     def forward(self, *batch: Tensor) -> Tensor:
         prepare = {"images": lambda x: self.preprocess(x).to(self.dtype), "photometry": lambda x: x}
@@ -95,8 +95,7 @@ class NetworkClassifier:
         self.model_id, self.inputs = bundle.model_id, inputs_of_bundle(bundle)
         self.is_on_cuda = self.device.type == "cuda"
         self.is_compiled, self.name = False, f"{bundle.digest} {precision}"
-        network = fuse(load_network(bundle)).to(self.device)
-        network = channels_last(to_bf16(network) if precision == "bf16" else network)
+        network = channels_last(inference_module(bundle, precision).to(self.device))
         preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px).to(self.device)
         self.module = InferenceModule(self.inputs, preprocess, network).eval()
         self.batch_lock = Lock()
@@ -278,7 +277,11 @@ def calibrated(logits: Float32, temperature: float, bias: tuple[float, ...]) -> 
 
 
 def load_classifier(
-    model: str | Path | Bundle, device: str = "auto", precision: str = "auto", compile: bool = False
+    model: str | Path | Bundle,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    trust_code: bool = False,
 ) -> NetworkClassifier:
     """Return the classifier of a model bundle on a device.
 
@@ -293,6 +296,9 @@ def load_classifier(
     compile : bool
         Compile the network for the device. On a CPU this takes a C++ compiler and a quarter of a minute, once; the
         program is kept in the user's cache.
+    trust_code : bool
+        Accept a bundle whose network is code outside of skyclass, named by an import path; see `load_bundle`. A
+        `Bundle` is taken as trusted.
 
     Returns
     -------
@@ -302,7 +308,8 @@ def load_classifier(
     Raises
     ------
     BundleError
-        If the bundle is missing or damaged, or its network gives no probabilities.
+        If the bundle is missing or damaged, needs code that is not trusted, missing or changed, or its network gives
+        no probabilities.
     ConfigError
         If the device or the precision is unknown or absent.
     CannotCompile
@@ -313,20 +320,25 @@ def load_classifier(
     >>> load_classifier("iicnet-mock", device="cpu", precision="fp32")
     <NetworkClassifier iicnet-mock-303e179eec55 on cpu, fp32>
     """
-    bundle = model if isinstance(model, Bundle) else load_bundle(model)
+    bundle = model if isinstance(model, Bundle) else load_bundle(model, trust_code=trust_code)
     device = resolve_device(device)
     return NetworkClassifier(bundle, device, resolve_precision(device, precision), compile)
 
 
 @lru_cache(maxsize=4)
 def cached_classifier(
-    path: str, digest: str, device: str = "auto", precision: str = "auto", compile: bool = False
+    path: str,
+    digest: str,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    trust_code: bool = False,
 ) -> NetworkClassifier:
     """Return the classifier of the bundle at `path`, loaded once per process; `BundleError` if not of `digest`.
 
     A worker receives the path and the digest, never the network.
     """
-    return load_classifier(load_bundle(path, digest), device, precision, compile)
+    return load_classifier(load_bundle(path, digest, trust_code), device, precision, compile)
 
 
 def resolve_device(device: str) -> str:

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BundleError, ConfigError
-from ..networks import INPUTS, build
-from .bundle import REMEDY, Bundle, load_weights
+from ..import_path import is_import_path
+from ..networks import build, fuse, network_inputs, to_bf16
+from .bundle import REMEDY, Bundle, check_source, load_weights
 
 
 def inputs_of_bundle(bundle: Bundle) -> tuple[str, ...]:
-    """Return the inputs of a bundle's network, "images", "photometry" or both, in the order of its arguments."""
-    return INPUTS.get(bundle.network, ("images",))
+    """Return the inputs of a bundle's network, "images", "photometry" or both, in the order of its arguments.
+
+    Raises `BundleError` if the source of the network differs from that of its training.
+    """
+    check_source(bundle)
+    return network_inputs(bundle.network)
 
 
 def require_matching_photometry(bundle: Bundle) -> None:
@@ -28,11 +33,39 @@ def require_matching_photometry(bundle: Bundle) -> None:
         )
 
 
+def inference_module(bundle: Bundle, precision: str) -> nn.Module:
+    """Return the network of a bundle in the form that inference runs, in fp32 or bf16, without gradients.
+
+    A network of skyclass is fused, and its weights are converted to bf16. Other networks run as they are, in bf16 with
+    autocast as in training: nothing is known of their code. Raises the errors of `load_network`.
+    """
+    network = load_network(bundle)
+    if is_import_path(bundle.network):
+        network.requires_grad_(False)
+        return AutocastBf16(network) if precision == "bf16" else network
+    network = fuse(network)
+    return to_bf16(network) if precision == "bf16" else network
+
+
+class AutocastBf16(nn.Module):
+    """A network that torch runs in bfloat16 where its operations allow it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            logits: Tensor = self.network(*inputs)
+        return logits
+
+
 def load_network(bundle: Bundle) -> nn.Module:
     """Return the network of a bundle with its weights, in eval mode, on the CPU.
 
     Raises `BundleError` for a network, options or weights that do not exist, do not fit or are not finite.
     """
+    check_source(bundle)
     weights = load_weights(bundle)
     with torch.device("meta"):  # only shapes: wrong options could ask for more memory than there is
         expected = _build(bundle).state_dict()

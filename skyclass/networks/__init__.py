@@ -1,7 +1,8 @@
 """The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, 3) logits.
 
-`NETWORKS` has the reconstruction of IICnet, the six networks it is compared with in table 3 of Zhao et al.
-2023, and those on colours and on images with colours. `INPUTS` says what each is called with.
+`NETWORKS` has the reconstruction of IICnet, the six networks that Zhao et al. 2023 compare it with in table 3, a
+network of colours, and one of images and colours. A name such as "package.module:Class" is the import path of another
+network.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..import_path import import_class, is_import_path
+from .baselines.efficientnetv2 import EfficientNetV2
+from .baselines.googlenet import GoogLeNet
+from .baselines.mobilenet import MobileNet
+from .baselines.repvgg import RepVGG
+from .baselines.resnet34 import ResNet34
+from .baselines.vgg16 import VGG16
 from .colour import ColourNet
 from .count import macs, parameters
-from .efficientnetv2 import EfficientNetV2
 from .folding import fuse
 from .fusion import FusionNet
-from .googlenet import GoogLeNet
 from .iicnet import IICnet
-from .mobilenet import MobileNet
-from .repvgg import RepVGG
-from .resnet34 import ResNet34
-from .vgg16 import VGG16
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "iicnet": IICnet,
@@ -37,34 +39,90 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "fusion": FusionNet,
 }
 
-INPUTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(NETWORKS, ("images",)),
-    "colour": ("photometry",),
-    "fusion": ("images", "photometry"),
-}
-"""What `network(*inputs)` takes: images (N, bands, S, S), photometry (N, F)."""
+IMAGES = ("images",)
+INPUTS = (IMAGES, ("photometry",), ("images", "photometry"))
+"""What a network may take, as the names of its arguments: images (N, bands, S, S), photometry (N, F)."""
 
 FULL_PRECISION = ("head", "colour")
-"""Parts that stay in float32: the logits keep their digits, and photometry is not rounded to three."""
+"""Parts that stay in float32: logits and photometry in bfloat16 would have three digits."""
 
-__all__ = ["INPUTS", "NETWORKS", "build", "channels_last", "fuse", "macs", "parameters", "to_bf16"]
+__all__ = [
+    "INPUTS",
+    "NETWORKS",
+    "build",
+    "channels_last",
+    "fuse",
+    "macs",
+    "network_class",
+    "network_inputs",
+    "parameters",
+    "to_bf16",
+]
+
+
+def network_class(name: str) -> Callable[..., nn.Module]:
+    """Return the class of a network: one of `NETWORKS`, or the one that an import path names, whose code this runs.
+
+    Raises `ConfigError` if there is no such network.
+    """
+    if not is_import_path(name):
+        if name not in NETWORKS:
+            raise ConfigError(
+                f"network {name!r} is unknown: use one of {', '.join(sorted(NETWORKS))}, or an import path such as "
+                "package.module:Class"
+            )
+        return NETWORKS[name]
+    found = import_class(name)
+    if not issubclass(found, nn.Module):
+        raise ConfigError(f"network {name!r} is not a class of network: derive it from torch.nn.Module")
+    inputs = getattr(found, "inputs", IMAGES)
+    if inputs not in INPUTS:
+        choices = ", ".join(map(str, INPUTS))
+        raise ConfigError(f"network {name!r} has inputs = {inputs!r}: choose one of {choices}")
+    return found
+
+
+def network_inputs(name: str) -> tuple[str, ...]:
+    """Return what a network takes: "images", "photometry" or both, in the order of its arguments.
+
+    This is the attribute `inputs` of its class; a class without it takes images.
+    """
+    inputs: tuple[str, ...] = getattr(network_class(name), "inputs", IMAGES)
+    return inputs
 
 
 def build(name: str, **options: object) -> nn.Module:
-    """Return a freshly initialised network: its `INPUTS` to (N, classes) float32 logits.
+    """Return a network with random weights.
 
-    An image network takes (N, in_channels, S, S) with S from 64 to 224 px.
-    An unknown name or option raises `ConfigError` with the choices.
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS`, or an import path such as "package.module:Class".
+    **options
+        Arguments of its class.
 
+    Returns
+    -------
+    torch.nn.Module
+        A function of its inputs, images (N, in_channels, S, S) and photometry (N, F), to (N, classes) float32 logits.
+        The image networks of skyclass take S from 64 to 224 px.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name or option; the message has the choices.
+
+    Examples
+    --------
     >>> parameters(build("iicnet"))
     1748407
     """
-    if name not in NETWORKS:
-        raise ConfigError(f"network {name!r} is unknown: use one of {', '.join(sorted(NETWORKS))}")
-    known = inspect.signature(NETWORKS[name]).parameters
-    if unknown := sorted(set(options) - set(known)):
+    make = network_class(name)
+    known = inspect.signature(make).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    if (unknown := sorted(set(options) - set(known))) and not takes_any:
         raise ConfigError(f"network {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
-    return NETWORKS[name](**options)
+    return make(**options)
 
 
 def to_bf16(network: nn.Module) -> nn.Module:
@@ -100,6 +158,6 @@ class CastBf16(nn.Module):
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Return the network with its weights laid out for (N, H, W, C) images: faster on CPU and GPU."""
+    """Return the network with weights in the layout of (N, H, W, C) images, which is faster on CPU and GPU."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

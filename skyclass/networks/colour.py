@@ -22,6 +22,8 @@ class ColourNet(nn.Module):
     float32: it costs nothing beside an image network.
     """
 
+    inputs = ("photometry",)
+
     def __init__(self, features: int = 2, classes: int = 3, hidden: Sequence[int] = HIDDEN) -> None:
         super().__init__()
         self.colour = colour_branch(features, hidden)

@@ -21,6 +21,8 @@ class FusionNet(nn.Module):
     colour branch's 64 go through one linear layer together, trained end to end.
     """
 
+    inputs = ("images", "photometry")
+
     def __init__(
         self,
         in_channels: int = 3,

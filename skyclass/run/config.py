@@ -74,6 +74,8 @@ class RunConfig:
     ] = None
     """Part of the sky: skyclass classifies the sources inside, and opens no partition outside. All sources when
     absent."""
+    trust_code: bool = False
+    """Run the network of a model bundle also where it is code outside of skyclass. Read that code first."""
     precision: Precision = "auto"
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..images.archive import AtlasArchive, open_archive
-from ..model.bundle import Bundle, load_bundle
+from ..model.bundle import Bundle, read_bundle
 from ..model.classifier import cached_classifier
 from ..sky.regions import Region
 from ..sources.by_tile import positions_without_tile
@@ -36,6 +36,8 @@ class RunContext:
     run_id: str = ""
     compile_on: tuple[str, ...] = ()
     """Kinds of device, cpu and cuda, for which the network is compiled. If any, every worker that infers has one."""
+    trust_code: bool = False
+    """Whether the network may be code outside of skyclass."""
 
     @property
     def folder(self) -> RunFolder:
@@ -65,12 +67,14 @@ class RunContext:
     @property
     def classifier(self) -> Classifier:
         """The network on this worker's device, loaded once a process."""
-        return cached_classifier(self.model, self.model_digest, self.device, self.precision, self.is_compiled)
+        return cached_classifier(
+            self.model, self.model_digest, self.device, self.precision, self.is_compiled, self.trust_code
+        )
 
 
 @lru_cache(maxsize=4)
 def _bundle(model: str, digest: str) -> Bundle:
-    return load_bundle(model, digest)
+    return read_bundle(model, digest)
 
 
 @lru_cache(maxsize=4)

@@ -127,7 +127,7 @@ def probe_rate(context: RunContext) -> float:
     """Return the images per second of the network in one process with one thread, like a local worker."""
     set_threads(1)
     bundle, n = context.bundle, PROBE_IMAGES
-    classifier = load_classifier(context.model, context.device, context.precision)
+    classifier = load_classifier(context.model, context.device, context.precision, trust_code=context.trust_code)
     images = np.random.default_rng(0).normal(size=(n, len(bundle.bands), bundle.size_px, bundle.size_px))
     composites, wanted = images.astype(np.float16), bundle.photometry
     photometry = np.zeros((n, len(wanted.features)), np.float32) if wanted else None

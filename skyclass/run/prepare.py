@@ -97,7 +97,8 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
 
     `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """
-    bundle, sources = load_bundle(run.model), open_sources(run.catalog, run.region, run.allow_truncated)
+    bundle = load_bundle(run.model, trust_code=run.trust_code)
+    sources = open_sources(run.catalog, run.region, run.allow_truncated)
     archive = open_archive(run.images, tuple(bundle.bands))
     context = new_context(run, bundle)
     check_output_folder(context.folder)
@@ -117,7 +118,8 @@ def new_context(run: RunConfig, bundle: Bundle) -> RunContext:
     catalog, images, out = (absolute(path) for path in (run.catalog, run.images, run.out))
     model = run.model if bundle.is_packaged else str(bundle.path.absolute())
     precision, session = choose_precision(run), uuid4().hex
-    return RunContext(catalog, run.region, images, model, bundle.digest, precision, run.device, out, session)
+    where = (precision, run.device, out, session)
+    return RunContext(catalog, run.region, images, model, bundle.digest, *where, trust_code=run.trust_code)
 
 
 def plan_table(context: RunContext, sources: SourceTable, archive: AtlasArchive) -> tuple[RunContext, Plan, pa.Table]:

@@ -171,8 +171,10 @@ def test_a_table_of_positions_needs_some_of_the_photometry(run, sky, tmp_path, c
 
 
 def test_the_fingerprint_covers_the_photometry_and_every_network():
-    networks = {f"skyclass.networks.{p.stem}" for p in (Path(skyclass.__file__).parent / "networks").glob("[a-z]*.py")}
-    assert len(networks) > 3
+    package = Path(skyclass.__file__).parent
+    files = (path.relative_to(package.parent) for path in (package / "networks").rglob("[a-z]*.py"))
+    networks = {".".join(file.with_suffix("").parts) for file in files}
+    assert {"skyclass.networks.iicnet", "skyclass.networks.baselines.vgg16"} < networks
     assert networks | {"skyclass.model.photometry", "skyclass.model.bundle", "skyclass.model.classifier"} <= set(
         version.row_sources()
     )

@@ -261,7 +261,7 @@ def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog)
     assert prepare.choose_compilation(run, line, counted, prepare.warm_up_local) == line and not caplog.text
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
-    monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[-1]))
+    monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[4]))
     insists = prepare.choose_compilation(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_up_local)
     assert asked == [True] and insists == dataclasses.replace(line, compile_on=("cpu", "cuda"))
     assert prepare.choose_compilation(run, line, many, prepare.warm_up_local) == insists, "of so many it pays"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from skyclass.errors import ConfigError
 from skyclass.model.classifier import resolve_precision
-from skyclass.networks import INPUTS, NETWORKS, build, channels_last, fuse, macs, parameters, to_bf16
+from skyclass.networks import NETWORKS, build, channels_last, fuse, macs, network_inputs, parameters, to_bf16
 from tests.support.networks import lived_in
 
-IMAGE_NETWORKS = [name for name, inputs in INPUTS.items() if inputs == ("images",)]
+IMAGE_NETWORKS = [name for name in NETWORKS if network_inputs(name) == ("images",)]
 SHAPES = {"images": (3, 64, 64), "photometry": (2,)}
 
 COUNTS = {
@@ -50,7 +50,7 @@ def built(name: str) -> nn.Module:
 
 def inputs_of(name: str, n: int = 3, seed: int = 0, **shapes: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, *(SHAPES | shapes)[kind], generator=generator) for kind in INPUTS[name]]
+    return [torch.randn(n, *(SHAPES | shapes)[kind], generator=generator) for kind in network_inputs(name)]
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def test_every_network_fuses_and_runs_in_bf16(name: str) -> None:
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in inference.modules())
     narrow = channels_last(to_bf16(inference))
     assert all(p.dtype == torch.float32 for n, p in narrow.named_parameters() if n.startswith(("head", "colour")))
-    kinds, dtype = INPUTS[name], next(narrow.parameters()).dtype
+    kinds, dtype = network_inputs(name), next(narrow.parameters()).dtype
     logits = narrow(*(x if kind == "photometry" else x.to(dtype) for kind, x in zip(kinds, inputs, strict=True)))
     with torch.autocast("cpu", torch.bfloat16):
         trained_like = network(*inputs)

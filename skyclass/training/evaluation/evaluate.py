@@ -68,13 +68,15 @@ def evaluate_models(
     precision: str = "auto",
     draws: int = DRAWS,
     seed: int = 0,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of several models on the same rows, side by side, with paired differences, as JSON.
 
     `models` holds one entry for each model as `evaluate` returns it, `differences` one entry for each pair: b minus a,
     with the interval of the paired bootstrap. Every model is checked against the dataset before the first one runs.
+    `trust_code` accepts bundles, given by name or folder, whose network is code outside of skyclass.
     """
-    models = [bundle if isinstance(bundle, Bundle) else load_bundle(bundle) for bundle in bundles]
+    models = [b if isinstance(b, Bundle) else load_bundle(b, trust_code=trust_code) for b in bundles]
     check_fit(models, dataset)
     index = rows_of(dataset, split)
     probabilities = {

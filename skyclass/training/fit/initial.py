@@ -7,7 +7,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
-from ...model.bundle import load_bundle, load_weights
+from ...model.bundle import load_weights, read_bundle
 from ...networks import build
 from ...networks.fusion import FusionNet
 from .recipe import TrainConfig, changed_composite
@@ -26,7 +26,7 @@ def initial_network(run: TrainConfig) -> nn.Module:
         raise ConfigError(f"options = {run.options} do not make a {run.network}: {error}") from error
     if not run.start_from:
         return network
-    start = load_bundle(run.start_from)
+    start = read_bundle(run.start_from)
     options = run.network_options
     if isinstance(network, FusionNet) and start.network == "iicnet":
         options = {k: v for k, v in options.items() if k not in ("features", "colour_hidden")}

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ... import __version__
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
-from ...model.bundle import Preprocessing, load_bundle
+from ...import_path import is_import_path, source_sha256
+from ...model.bundle import Preprocessing, read_bundle
 from ...model.classifier import resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
 from ...model.preprocess import Preprocess
@@ -166,7 +167,7 @@ def fingerprint(
     """
     settings_of_weights = {k: v for k, v in asdict(run).items() if k not in NEUTRAL}
     content = settings_of_weights | {
-        "start": load_bundle(run.start_from).model_id if run.start_from else "",
+        "start": read_bundle(run.start_from).model_id if run.start_from else "",
         "precision": precision,
         "rows": rows_digest(dataset),
         "pixels": dataset.provenance.get("digests", {}).get("pixels", "in memory"),
@@ -177,6 +178,8 @@ def fingerprint(
         "simulated": bool(dataset.provenance["simulated"]),
         "version": __version__,
     }
+    if is_import_path(run.network):
+        content["source"] = source_sha256(run.network)
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -228,6 +231,7 @@ def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
         "name": run.name,
         "network": run.network,
         "network_options": run.network_options,
+        "source_sha256": job.fingerprint.get("source", ""),
         "cut": replace(job.dataset.cut, bands=run.bands),
         "composite": job.settings,
         "preprocessing": job.preprocessing,

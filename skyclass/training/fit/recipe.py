@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings, atlas_settings
+from ...import_path import is_import_path
 from ...run.config import MAX_WORKERS, Cluster, Device, Precision
 from ...settings import FROM_LIST, MAX_INTEGER, build, configuration
 from ...types import BANDS
@@ -41,17 +42,21 @@ def _check_name(name: str) -> str:
 
 
 def _check_network(network: str) -> str:
-    from ...networks import NETWORKS  # here, not above: torch takes long to import, and help texts need no network
+    from ...networks import NETWORKS, network_class  # torch takes long to import, and help texts need no network
 
-    if network not in NETWORKS:
-        raise ValueError(f"choose {', '.join(NETWORKS)}")
+    if network not in NETWORKS and not is_import_path(network):
+        raise ValueError(f"choose {', '.join(NETWORKS)}, or an import path such as package.module:Class")
+    try:
+        network_class(network)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     return network
 
 
 def _inputs(network: str) -> tuple[str, ...]:
-    from ...networks import INPUTS
+    from ...networks import network_inputs
 
-    return INPUTS[network]
+    return network_inputs(network)
 
 
 def _check_features(features: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -138,7 +143,8 @@ class TrainConfig:
     label: str = ""
     """Description of the training data for readers, such as "SDSS DR17 on AllWISE"."""
     network: Annotated[str, AfterValidator(_check_network)] = "iicnet"
-    """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour or fusion."""
+    """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour, fusion, or an import path
+    such as package.module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the network, such as bn = "all"."""
     bands: Bands = ("w1", "w2", "w3")

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import asdict
 
 from ...errors import ConfigError
-from ...model.bundle import Bundle, load_bundle, load_weights, save_bundle
+from ...model.bundle import Bundle, load_weights, read_bundle, save_bundle
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .job import Job, Position, bundle_fields, folder_of
 
@@ -18,7 +18,7 @@ def finish_bundle(job: Job, position: Position) -> Bundle:
     """Mark the bundle as finished, remove the checkpoints, and return the bundle."""
     best = next(record for record in reversed(position.history) if record["best"])
     if job.group.is_first:
-        written = load_bundle(folder_of(job.run))
+        written = read_bundle(folder_of(job.run))
         if (written_epoch := written.training["best_epoch"]) != best["epoch"]:
             raise ConfigError(
                 f"{job.run.out} holds epoch {written_epoch}, but the best epoch of the log is {best['epoch']}: remove "
@@ -29,7 +29,7 @@ def finish_bundle(job: Job, position: Position) -> Bundle:
         save_bundle(job.run.out, fields, weights)
         shutil.rmtree(job.checkpoints)
     job.group.any()  # the other ranks wait for the bundle that rank 0 writes
-    return load_bundle(folder_of(job.run))
+    return read_bundle(folder_of(job.run))
 
 
 def finished_bundle(job: Job) -> Bundle | None:
@@ -37,7 +37,7 @@ def finished_bundle(job: Job) -> Bundle | None:
     folder = folder_of(job.run)
     if not folder.is_dir():
         return None
-    bundle = load_bundle(folder)
+    bundle = read_bundle(folder)
     if bundle.training.get("fingerprint") == job.fingerprint:
         return bundle if "epochs_run" in bundle.training else None
     if job.checkpoints.exists():

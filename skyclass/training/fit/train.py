@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, Interrupted
-from ...model.bundle import Bundle, check_target, load_bundle, save_bundle
+from ...model.bundle import Bundle, check_target, read_bundle, save_bundle
 from ...model.photometry import COLUMNS, PhotometrySettings, features, standardise
 from ...types import CLASSES, Float32, Int64
 from ..data.composites import composites
@@ -79,7 +79,7 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
     with joined(run.device) as group, deterministic(group.device), stop_signals() as request:
         job = prepare(run, dataset, images, settings, group)
         if job.group.any(group.is_first and finished_bundle(job) is not None)[0]:
-            return load_bundle(folder_of(run))
+            return read_bundle(folder_of(run))
         position = load_position(job)
         training_log = TrainingLog(job, progress)
         training_log.restart(position.history)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .blocks import ImageClassifier, conv_block, initialise
+from ..blocks import ImageClassifier, conv_block, initialise
 
 CELLS = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .blocks import ImageClassifier, conv_block, initialise
+from ..blocks import ImageClassifier, conv_block, initialise
 
 
 class Stage(NamedTuple):

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError
-from .blocks import ImageClassifier, conv_block, initialise
+from ...errors import ConfigError
+from ..blocks import ImageClassifier, conv_block, initialise
 
 DEPTHS = (3, 4, 6, 3)
 STEM = 64

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError
-from .blocks import BN_MOMENTUM, ImageClassifier, conv_block, initialise
-from .folding import bias_of, conv_of, folded_conv
+from ...errors import ConfigError
+from ..blocks import BN_MOMENTUM, ImageClassifier, conv_block, initialise
+from ..folding import bias_of, conv_of, folded_conv
 
 
 class Variant(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .blocks import ImageClassifier, conv_block, initialise
+from ..blocks import ImageClassifier, conv_block, initialise
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Widths of the 3x3 convolutions between the five poolings."""

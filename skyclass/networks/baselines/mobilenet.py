@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .blocks import ImageClassifier, conv_block, initialise
+from ..blocks import ImageClassifier, conv_block, initialise
 
 STEM = 32
 LAYERS = (
