@@ -32,8 +32,9 @@ from distributed.security import Security
 from skyclass.engine import engine
 from skyclass.engine.cluster import DASK_SETTINGS, connect, worker_environment
 from skyclass.errors import CannotCompile
-from skyclass.model.classifier import NetworkClassifier, load_classifier, resolve_device
+from skyclass.model.classifier import NetworkClassifier, load_classifier
 from skyclass.model.compile import Captured, Network, compiled
+from skyclass.model.devices import resolve_device
 from skyclass.run.progress import no_progress
 from skyclass.types import Float16
 

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from skyclass.engine import tile_window
-from skyclass.model.classifier import MICRO_BATCH, load_classifier, set_threads
+from skyclass.model.classifier import MICRO_BATCH, load_classifier
 from skyclass.model.compile import OPTIONS
+from skyclass.model.devices import set_threads
 from skyclass.model.malloc import keep_memory
 from skyclass.run import pipeline
 from skyclass.run.progress import no_progress

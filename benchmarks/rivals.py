@@ -33,7 +33,8 @@ import torch
 from skyclass.engine import engine
 from skyclass.engine.cluster import connect, worker_pool
 from skyclass.model.bundle import load_bundle, load_weights
-from skyclass.model.classifier import cached_classifier, load_classifier, set_threads
+from skyclass.model.classifier import cached_classifier, load_classifier
+from skyclass.model.devices import set_threads
 from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
 from skyclass.run.progress import no_progress

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 import skyclass
-from skyclass.model.classifier import resolve_device, resolve_precision
+from skyclass.model.devices import resolve_device, resolve_precision
 
 from .scenarios import Scenario
 

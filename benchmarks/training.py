@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from skyclass.images.composite import ATLAS_ZERO_POINT_MAG, composite
 from skyclass.model.bundle import Cut
-from skyclass.model.classifier import resolve_device, set_threads
+from skyclass.model.devices import resolve_device, set_threads
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.fit.ddp import Group
 from skyclass.training.fit.initial import composite_settings

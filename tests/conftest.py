@@ -10,7 +10,7 @@ import torch
 from skyclass.images.composite import atlas_settings
 from skyclass.mock import write_mock
 from skyclass.model.bundle import Cut, Preprocessing, save_bundle
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 from skyclass.networks import build
 from skyclass.run.config import RunConfig
 

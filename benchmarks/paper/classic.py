@@ -20,7 +20,7 @@ from torch import nn
 
 from skyclass.errors import BundleError, ConfigError
 from skyclass.model.bundle import Bundle, Preprocessing, load_weights
-from skyclass.model.classifier import resolve_device
+from skyclass.model.devices import resolve_device
 from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build, network_inputs
 from skyclass.training.data.composites import composites

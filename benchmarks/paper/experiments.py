@@ -18,7 +18,7 @@ import numpy as np
 
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import Bundle
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
 from skyclass.networks.colour import ColourNet

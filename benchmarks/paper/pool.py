@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 
 from skyclass.errors import SkyclassError
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 
 from .experiments import NEEDS, run_experiment, todo
 from .study import Study

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from skyclass.errors import ConfigError
 from skyclass.images.composite import FLOAT16_MAX
 from skyclass.model.bundle import Preprocessing
-from skyclass.model.classifier import resolve_device, resolve_precision
+from skyclass.model.devices import resolve_device, resolve_precision
 from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build, channels_last, network_inputs
 from skyclass.types import Float16, Float32, Int64

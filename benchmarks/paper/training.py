@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from skyclass.model.bundle import Bundle
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.evaluation.evaluate import evaluate, training_log
 from skyclass.training.fit.recipe import train_config

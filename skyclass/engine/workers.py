@@ -18,7 +18,7 @@ from distributed.worker import Worker
 from ..errors import ClusterLost, ConfigError
 from ..import_path import is_import_path
 from ..model.bundle import check_source
-from ..model.classifier import has_cuda, set_threads
+from ..model.devices import has_cuda, set_threads
 from ..networks import network_class
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +20,25 @@ from ..errors import BundleError, ConfigError
 from ..images.composite import CompositeSettings
 from ..import_path import is_import_path, source_sha256
 from ..types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
+from .bundle_files import (
+    MODEL_FILE,
+    PACKAGED,
+    REMEDY,
+    SCHEMA,
+    WEIGHTS_FILE,
+    check_target,
+    digest_of,
+    find_bundle,
+    read_document,
+    reading,
+    render,
+    verify,
+    write_durably,
+)
 from .photometry import PhotometrySettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SCHEMA = 2
-MODEL_FILE = "model.json"
-WEIGHTS_FILE = "weights.safetensors"
-PACKAGED = Path(__file__).parents[1] / "models"
-REMEDY = "restore the bundle from its source, or train it again with `skyclass train`"
-
 
 MOST_PX = 512
 """Largest side of a cutout and of a network's input, in pixels."""
@@ -40,7 +46,6 @@ MOST_PX = 512
 LARGEST_NUMBER = 1e30
 """Larger numbers overflow float32 in the first sum."""
 
-MOST_DOCUMENT_BYTES = 2**24
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -272,41 +277,14 @@ def read_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
     """
     with reading(name_or_path):
         folder = find_bundle(name_or_path)
-        bundle = _bundle(folder, _parse(folder / MODEL_FILE))
-        _verify(folder / WEIGHTS_FILE, bundle.weights_sha256)
+        bundle = _bundle(folder, read_document(folder / MODEL_FILE))
+        verify(folder / WEIGHTS_FILE, bundle.weights_sha256)
     if digest and bundle.digest != digest:
         raise BundleError(
             f"the bundle at {name_or_path} has the digest {bundle.digest[:12]} here, and {digest[:12]} is expected: "
             "give every worker the same files"
         )
     return bundle
-
-
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn an `OSError` within the block into a `BundleError` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(
-            f"the model bundle at {path} cannot be read: {error.filename or path}: {error.strerror or error}; make it "
-            "readable, or give another bundle"
-        ) from error
-
-
-def find_bundle(name_or_path: str | Path) -> Path:
-    """Return the folder of a bundle. A bare name means a shipped model if there is one, else a folder."""
-    path = Path(name_or_path)
-    packaged = PACKAGED / path.name
-    if str(name_or_path) == path.name and (packaged / MODEL_FILE).is_file():
-        return packaged
-    if not (path / MODEL_FILE).is_file():
-        shipped = sorted(p.parent.name for p in PACKAGED.glob(f"*/{MODEL_FILE}"))
-        raise BundleError(
-            f"no model bundle at {path}: {path / MODEL_FILE} is missing; give the folder of a bundle"
-            + (f" or a shipped name ({', '.join(shipped)})" if shipped else "")
-        )
-    return path
 
 
 def load_weights(bundle: Bundle) -> dict[str, Tensor]:
@@ -316,7 +294,7 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
 
     path = bundle.path / WEIGHTS_FILE
     with reading(bundle.path):
-        _verify(path, bundle.weights_sha256)
+        verify(path, bundle.weights_sha256)
         content = path.read_bytes()
     try:
         return load(content)
@@ -340,27 +318,12 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder = Path(temporary) / "new"
         folder.mkdir()
-        _write(folder / WEIGHTS_FILE, weights)
-        _write(folder / MODEL_FILE, _render(document))
+        write_durably(folder / WEIGHTS_FILE, weights)
+        write_durably(folder / MODEL_FILE, render(document))
         if target.exists():
             target.rename(Path(temporary) / "old")  # a folder cannot be renamed onto one that has files
         folder.rename(target)
     return read_bundle(target.resolve())
-
-
-def check_target(path: str | Path) -> None:
-    """Raise `BundleError` unless a bundle may be written at `path`: it is free or holds a bundle."""
-    path = Path(path)
-    names = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] if path.exists() else []
-    if set(names) - {MODEL_FILE, WEIGHTS_FILE}:
-        raise BundleError(f"{path} holds files that do not belong to a model bundle: choose another folder")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
@@ -381,46 +344,7 @@ def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: st
         plain.pop("source_sha256", None)
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read back
     _bundle(target, document | {"digest": ""})  # refuses unreadable fields before anything is replaced
-    return document | {"digest": _digest(document)}
-
-
-def _digest(document: Mapping[str, Any]) -> str:
-    content = {k: v for k, v in document.items() if k != "digest"}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _render(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    """Return the verified content of model.json, whose bytes must be exactly those that `_render` writes."""
-    if path.stat().st_size > MOST_DOCUMENT_BYTES:
-        raise BundleError(f"{path} is damaged (more than {MOST_DOCUMENT_BYTES:,} bytes): {REMEDY}")
-    raw = path.read_bytes()
-    try:
-        document: dict[str, Any] = json.loads(raw)
-        intact = _render(document) == raw and document["digest"] == _digest(document)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged ({type(error).__name__}): {REMEDY}") from error
-    if not intact:
-        raise BundleError(f"{path} was changed after it was written (its digest does not fit): {REMEDY}")
-    if document.get("schema") != SCHEMA:
-        raise BundleError(
-            f"{path} has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
-            "use the skyclass version that wrote it, or train the model again"
-        )
-    return document
-
-
-def _verify(path: Path, sha256: str) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing: {REMEDY}")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != sha256:
-        raise BundleError(f"{path} was changed after it was written (its sha256 does not fit): {REMEDY}")
+    return document | {"digest": digest_of(document)}
 
 
 def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:

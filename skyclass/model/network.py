@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..errors import BundleError, ConfigError
 from ..import_path import is_import_path
 from ..networks import build, fuse, network_inputs, to_bf16
-from .bundle import REMEDY, Bundle, check_source, load_weights
+from .bundle import Bundle, check_source, load_weights
+from .bundle_files import REMEDY
 
 
 def inputs_of_bundle(bundle: Bundle) -> tuple[str, ...]:

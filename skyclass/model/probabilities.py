@@ -13,7 +13,8 @@ import numpy as np
 from ..errors import BundleError
 from ..images.composite import FLOAT16_MAX
 from ..types import CLASSES, Bool, Float16, Float32
-from .bundle import REMEDY, Bundle
+from .bundle import Bundle
+from .bundle_files import REMEDY
 from .photometry import PhotometrySettings
 
 SUM_TOLERANCE = 1e-3

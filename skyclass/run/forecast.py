@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import TileFault
-from ..model.classifier import load_classifier, set_threads
+from ..model.classifier import load_classifier
+from ..model.devices import set_threads
 from ..text import counted, html_table
 from .config import RunConfig
 from .context import RunContext, strips_of

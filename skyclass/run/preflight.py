@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..errors import ArchiveDown, ArchiveError, CatalogError
 from ..images.archive import require_usable_tile
 from ..model.bundle import Bundle
-from ..model.classifier import has_cuda
+from ..model.devices import has_cuda
 from ..model.photometry import columns_of
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values

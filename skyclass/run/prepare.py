@@ -20,8 +20,8 @@ from ..images.archive import AtlasArchive, open_archive
 from ..images.records import compare_files
 from ..locations import absolute
 from ..model.bundle import Bundle, load_bundle
-from ..model.classifier import resolve_device, resolve_precision
 from ..model.compile_policy import devices_to_compile
+from ..model.devices import resolve_device, resolve_precision
 from ..sky.regions import in_words
 from ..sources.assign import with_tiles
 from ..sources.opening import open_sources

@@ -436,7 +436,7 @@ PEAK = """
 import sys
 import distributed
 from skyclass.run.config import RunConfig
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.stages import cut_strip, infer_strip

@@ -252,7 +252,7 @@ def images(case: Case) -> Words:
 
 def bundles(case: Case) -> Words:
     """A model bundle damaged as bytes, as JSON whose digest fits, or in its weights."""
-    from skyclass.model.bundle import MODEL_FILE, WEIGHTS_FILE
+    from skyclass.model.bundle_files import MODEL_FILE, WEIGHTS_FILE
 
     folder = case.copy("model", "m")
     choice = case.rng.random()
@@ -273,11 +273,11 @@ def bundles(case: Case) -> Words:
 
 def _write_document(path: Path, document: object) -> None:
     """Write model.json with a digest that fits: what another version, or an enemy, may write."""
-    from skyclass.model import bundle
+    from skyclass.model import bundle_files
 
     if isinstance(document, dict):
-        document = document | {"digest": bundle._digest(document)}
-    path.write_bytes(bundle._render(document))  # type: ignore[arg-type]
+        document = document | {"digest": bundle_files.digest_of(document)}
+    path.write_bytes(bundle_files.render(document))  # type: ignore[arg-type]
 
 
 def _damage_weights(case: Case, folder: Path) -> None:
@@ -285,7 +285,7 @@ def _damage_weights(case: Case, folder: Path) -> None:
     import torch
     from safetensors.torch import load, save
 
-    from skyclass.model.bundle import MODEL_FILE, WEIGHTS_FILE
+    from skyclass.model.bundle_files import MODEL_FILE, WEIGHTS_FILE
 
     path = folder / WEIGHTS_FILE
     state = load(path.read_bytes())

@@ -14,13 +14,12 @@ import pytest
 from skyclass.errors import BundleError, ConfigError
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import (
-    MODEL_FILE,
-    WEIGHTS_FILE,
     Preprocessing,
     load_bundle,
     load_weights,
     save_bundle,
 )
+from skyclass.model.bundle_files import MODEL_FILE, WEIGHTS_FILE
 from skyclass.networks import build
 from tests.support.bundles import BANDS, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 

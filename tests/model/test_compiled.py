@@ -20,6 +20,7 @@ from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
 from skyclass.model.compile_policy import COMPILE_FROM, devices_to_compile
+from skyclass.model.devices import set_threads
 from skyclass.run import context, pipeline, prepare
 from skyclass.run.progress import no_progress
 from tests.support.cudalike import cuda_graphs
@@ -60,10 +61,10 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(pair):
     all_of_them, threads = pair[1].predict(images()), torch.get_num_threads()
     np.testing.assert_array_equal(pair[1].predict(images()[40:]), all_of_them[40:])
     try:
-        infer.set_threads(1 if threads > 1 else 2)
+        set_threads(1 if threads > 1 else 2)
         np.testing.assert_array_equal(pair[1].predict(images()), all_of_them)
     finally:
-        infer.set_threads(threads)
+        set_threads(threads)
 
 
 def test_it_is_made_once_and_loaded_afterwards(pair, bundle, cache, monkeypatch):

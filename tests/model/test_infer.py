@@ -26,6 +26,7 @@ from skyclass.model.classifier import (
     load_classifier,
 )
 from skyclass.model.compile import Network
+from skyclass.model.devices import set_threads
 from skyclass.model.photometry import standardise
 from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
@@ -67,10 +68,10 @@ def images() -> Float16:
 def test_a_row_depends_on_nothing_but_its_image(bundle: Bundle, images: Float16, precision: str) -> None:
     classifier = load_classifier(bundle, "cpu", precision)
     rng = np.random.default_rng(1)
-    infer.set_threads(2)
+    set_threads(2)
     whole = classifier.predict(images)
     for threads in (1, 2):
-        infer.set_threads(threads)
+        set_threads(threads)
         subsets = [np.arange(1), np.arange(40, 43), rng.permutation(75), rng.choice(75, 33, replace=False)]
         for subset in subsets:
             assert np.array_equal(classifier.predict(images[subset]), whole[subset])
@@ -84,10 +85,10 @@ def test_a_row_of_photometry_depends_on_nothing_but_its_source(
 ) -> None:
     classifier = load_classifier(make_bundle(tmp_path / "m", **changes), "cpu", precision)
     rng = np.random.default_rng(1)
-    infer.set_threads(2)
+    set_threads(2)
     whole, logits = classifier.predict(images, photometry), classifier.logits(images, photometry)
     for threads in (1, 2):
-        infer.set_threads(threads)
+        set_threads(threads)
         for subset in [np.arange(1), np.arange(40, 43), rng.permutation(75), rng.choice(75, 33, replace=False)]:
             assert np.array_equal(classifier.predict(images[subset], photometry[subset]), whole[subset])
             assert np.array_equal(classifier.logits(images[subset], photometry[subset]), logits[subset])

@@ -19,7 +19,8 @@ from skyclass.engine.cluster import connect
 from skyclass.engine.engine import classify as classify_on_dask
 from skyclass.errors import BundleError
 from skyclass.model import classifier as infer
-from skyclass.model.bundle import PACKAGED, Bundle, save_bundle
+from skyclass.model.bundle import Bundle, save_bundle
+from skyclass.model.bundle_files import PACKAGED
 from skyclass.model.classifier import load_classifier
 from skyclass.model.photometry import PhotometrySettings
 from skyclass.model.probabilities import is_distribution, trial_composites, trial_photometry

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skyclass.errors import ConfigError
-from skyclass.model.classifier import resolve_precision
+from skyclass.model.devices import resolve_precision
 from skyclass.networks import NETWORKS, build, channels_last, fuse, macs, network_inputs, parameters, to_bf16
 from tests.support.networks import lived_in
 

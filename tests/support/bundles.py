@@ -10,12 +10,12 @@ import torch
 
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import (
-    MODEL_FILE,
     Bundle,
     Cut,
     Preprocessing,
     save_bundle,
 )
+from skyclass.model.bundle_files import MODEL_FILE, digest_of, render
 from skyclass.model.photometry import PhotometrySettings
 from skyclass.networks import build
 from tests.support.networks import lived_in
@@ -56,9 +56,7 @@ def make_bundle(path: Path, **changes: Any) -> Bundle:
 
 def rewritten(path: Path, **changes: Any) -> Path:
     """The bundle's folder with other content in model.json, its digest fitting: what another version may write."""
-    from skyclass.model import bundle
-
     document = json.loads((path / MODEL_FILE).read_text()) | changes
     document = {k: v for k, v in document.items() if v is not ...}
-    (path / MODEL_FILE).write_bytes(bundle._render(document | {"digest": bundle._digest(document)}))
+    (path / MODEL_FILE).write_bytes(render(document | {"digest": digest_of(document)}))
     return path

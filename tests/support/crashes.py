@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from skyclass.model.classifier import set_threads
+from skyclass.model.devices import set_threads
 from skyclass.run.config import run_config
 from skyclass.run.pipeline import classify
 from skyclass.settings import read_toml

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from ...errors import ConfigError
-from ...model.bundle import Bundle, check_target, load_weights, save_bundle
+from ...model.bundle import Bundle, load_weights, save_bundle
+from ...model.bundle_files import check_target
 from ...types import CLASSES, Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, pixels_digest

@@ -31,7 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import ConfigError, PeerLost
-from ...model.classifier import resolve_device
+from ...model.devices import resolve_device
 from .node import RENDEZVOUS, RENDEZVOUS_HOST
 
 TIMEOUT_S = 90

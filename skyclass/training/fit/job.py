@@ -21,7 +21,7 @@ from ...errors import ConfigError
 from ...images.composite import CompositeSettings
 from ...import_path import is_import_path, source_sha256
 from ...model.bundle import Preprocessing, read_bundle
-from ...model.classifier import resolve_precision
+from ...model.devices import resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
 from ...model.preprocess import Preprocess
 from ...networks import channels_last

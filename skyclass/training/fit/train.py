@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, Interrupted
-from ...model.bundle import Bundle, check_target, read_bundle, save_bundle
+from ...model.bundle import Bundle, read_bundle, save_bundle
+from ...model.bundle_files import check_target
 from ...model.photometry import COLUMNS, PhotometrySettings, features, standardise
 from ...types import CLASSES, Float32, Int64
 from ..data.composites import composites
