@@ -52,7 +52,7 @@ def check_target(path: str | Path) -> None:
     path = Path(path)
     names = [p.name for p in path.iterdir()] if path.is_dir() else [path.name] if path.exists() else []
     if set(names) - {MODEL_FILE, WEIGHTS_FILE}:
-        raise BundleError(f"{path} holds files that do not belong to a model bundle: choose another folder")
+        raise BundleError(f"{path} holds something that is not a model bundle: choose another folder")
 
 
 def write_durably(path: Path, content: bytes) -> None:

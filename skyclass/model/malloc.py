@@ -1,7 +1,7 @@
-"""How processes that infer hold memory: what a batch has freed is kept for the next one.
+"""Memory of processes that infer: memory that a batch frees is kept for the next batch.
 
-By default glibc gives large blocks back to the system at once, and Dask's nannies make it do so at 64 KiB. A network
-that reuses the same megabytes for each batch then spends up to a fifth of its time on page faults.
+By default glibc returns large blocks to the system at once, and the nannies of Dask lower the limit to 64 KiB. A
+network that needs the same megabytes for each batch then spends up to a fifth of its time on page faults.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ MALLOC_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(TRIM_FROM_BYTES),
     "MALLOC_MMAP_THRESHOLD_": str(MMAP_FROM_BYTES),
 }
-"""The same for a process that is yet to start."""
+"""Environment of a process with the same settings."""
 
 TRIM, MMAP = -1, -3
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h."""
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h."""
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library is glibc. Nothing is set on import."""
+    """Let this process keep the memory that it frees if its C library is glibc. Importing this module sets nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(TRIM, TRIM_FROM_BYTES)

@@ -17,10 +17,13 @@ from .bundle_files import REMEDY
 def inputs_of_bundle(bundle: Bundle) -> tuple[str, ...]:
     """Return the inputs of a bundle's network, "images", "photometry" or both, in the order of its arguments.
 
-    Raises `BundleError` if the source of the network differs from that of its training.
+    Raises `BundleError` if there is no such network, or its source differs from that of its training.
     """
     check_source(bundle)
-    return network_inputs(bundle.network)
+    try:
+        return network_inputs(bundle.network)
+    except ConfigError as error:
+        raise _no_network(bundle, error) from error
 
 
 def require_matching_photometry(bundle: Bundle) -> None:
@@ -90,10 +93,14 @@ def _build(bundle: Bundle) -> nn.Module:
     try:
         return build(bundle.network, **bundle.network_options | n_features)
     except (ConfigError, TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
-        raise BundleError(
-            f"the bundle at {bundle.path} describes no network: {bundle.network!r} with {bundle.network_options}: "
-            f"{one_line(error)}"
-        ) from error
+        raise _no_network(bundle, error) from error
+
+
+def _no_network(bundle: Bundle, error: Exception) -> BundleError:
+    return BundleError(
+        f"the bundle at {bundle.path} describes no network: {bundle.network!r} with {bundle.network_options}: "
+        f"{one_line(error)}"
+    )
 
 
 def _weight_problems(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Photometry as network input: magnitudes and S/N of the catalogue -> features, and their training statistics. Pure.
+"""Photometry as network input: magnitudes and S/N of the catalogue -> features, and their training statistics.
 
-A model bundle names its features and holds the mean and scatter that they had in training, so training and
-inference agree. What is unknown is NaN here, and the training mean (0) once it is standardised.
+A model bundle names its features and holds their mean and standard deviation in training, so training and inference
+agree. An unknown feature is NaN; standardised it is 0, the training mean. All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import CatalogError, ConfigError
 from ..types import Float32, Float64
 
 COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
-"""Columns of the catalogue that features are made of: profile-fit magnitudes (Vega) and S/N."""
+"""Columns of the catalogue from which features are computed: profile-fit magnitudes (Vega) and S/N."""
 
 LIMIT_SNR = 2.0
 """Below this S/N the magnitude is a 95 % upper limit (AllWISE Explanatory Supplement, section II.1)."""
@@ -29,7 +29,7 @@ def as_is(values: Float64) -> Float64:
 
 
 def is_limit(snr: Float64) -> Float64:
-    """Return 1.0 where a magnitude is an upper limit or its S/N unknown, else 0.0."""
+    """Return 1.0 where a magnitude is an upper limit or its S/N is unknown, else 0.0."""
     return np.where(snr >= LIMIT_SNR, 0.0, 1.0)
 
 
@@ -42,7 +42,7 @@ FEATURES: dict[str, Callable[..., Float64]] = {
     "w3_snr": np.arcsinh,
     "w3_limit": is_limit,
 }
-"""Feature -> what makes it of its columns, each (N,) float64 with NaN where unknown."""
+"""Feature -> function of its columns, each (N,) float64 with NaN where unknown."""
 
 MADE_OF: dict[str, tuple[str, ...]] = {
     "w1-w2": ("w1mpro", "w2mpro"),
@@ -53,7 +53,7 @@ MADE_OF: dict[str, tuple[str, ...]] = {
     "w3_snr": ("w3snr",),
     "w3_limit": ("w3snr",),
 }
-"""Feature -> the columns it is made of."""
+"""Feature -> the columns from which it is computed."""
 
 
 Scale = tuple[tuple[float, ...], tuple[float, ...]]
@@ -62,10 +62,10 @@ Scale = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class PhotometrySettings:
-    """Which features a network takes, in its order, with the mean and standard deviation they had in training.
+    """The features that a network takes, in its order, with their mean and standard deviation in training.
 
-    Unknown features, other numbers of means or deviations, and deviations that are not positive raise
-    `ConfigError`, all in one message.
+    Raises `ConfigError`, with all problems in one message, for unknown features, for a number of means or deviations
+    that differs from the number of features, and for deviations that are not positive.
     """
 
     features: tuple[str, ...]
@@ -89,34 +89,57 @@ class PhotometrySettings:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PhotometrySettings:
-        """Return the settings that `to_dict` wrote; unknown or missing keys raise `ConfigError`."""
+        """Return the settings that `to_dict` wrote; raise `ConfigError` for unknown or missing keys."""
         if set(data) != {"features", "mean", "std"}:
             raise ConfigError(f"photometry: settings are features, mean and std, not {sorted(data)}")
         return PhotometrySettings(**{k: tuple(v) for k, v in data.items()})
 
 
 def feature_problems(names: Sequence[str]) -> list[str]:
-    """Return what is wrong with a choice of features, in words; an empty list when nothing is."""
+    """Return the problems of a choice of features; an empty list if there is none."""
     problems = [f"unknown feature {n!r} (known: {', '.join(FEATURES)})" for n in names if n not in FEATURES]
     if len(set(names)) < len(names):
-        problems.append(f"features {', '.join(names)}: one stands there twice")
+        problems.append(f"features {', '.join(names)}: name each once")
     if not names:
-        problems.append(f"no feature is named: choose of {', '.join(FEATURES)}")
+        problems.append(f"no feature is named: choose from {', '.join(FEATURES)}")
     return problems
 
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the catalogue columns that features are made of, in the order of `COLUMNS`; `ConfigError` if unknown."""
+    """Return the columns of some features in the order of `COLUMNS`; raise `ConfigError` for an unknown feature."""
     if problems := feature_problems(names):
         raise ConfigError("photometry: " + "; ".join(problems))
     return tuple(column for column in COLUMNS if any(column in MADE_OF[name] for name in names))
 
 
 def features(rows: pa.Table, names: tuple[str, ...]) -> Float32:
-    """Return (N, F) float32 features of catalogue rows, NaN where unknown.
+    """Return the features of catalogue rows.
 
-    Colours and magnitudes in mag (Vega), S/N as arcsinh(S/N). Upper limits count as magnitudes; `w3_limit` tells
-    them. Raises `CatalogError` for a column that is absent, `ConfigError` for an unknown feature.
+    Parameters
+    ----------
+    rows : (N,) pyarrow.Table
+        Rows with the columns `columns_of(names)`.
+    names : tuple of str
+        F features of `FEATURES`.
+
+    Returns
+    -------
+    (N, F) float32
+        Colours and magnitudes in mag (Vega), S/N as arcsinh(S/N), NaN where unknown. Upper limits count as magnitudes;
+        the feature `w3_limit` distinguishes them.
+
+    Raises
+    ------
+    CatalogError
+        If a column is absent.
+    ConfigError
+        If a feature is unknown.
+
+    Examples
+    --------
+    >>> rows = pa.table({"w1mpro": [15.0, None], "w2mpro": [14.5, 14.0]})
+    >>> features(rows, ("w1-w2",)).tolist()
+    [[0.5], [nan]]
     """
     needed = columns_of(names)
     if absent := [column for column in needed if column not in rows.column_names]:
@@ -125,8 +148,8 @@ def features(rows: pa.Table, names: tuple[str, ...]) -> Float32:
             "or choose features without them"
         )
     values = {column: numbers(rows[column]) for column in needed}
-    made = [FEATURES[name](*(values[column] for column in MADE_OF[name])) for name in names]
-    return np.stack(made, axis=1).astype(np.float32)
+    computed = [FEATURES[name](*(values[column] for column in MADE_OF[name])) for name in names]
+    return np.stack(computed, axis=1).astype(np.float32)
 
 
 def numbers(column: pa.ChunkedArray) -> Float64:
@@ -137,14 +160,14 @@ def numbers(column: pa.ChunkedArray) -> Float64:
 
 
 def standardise(values: Float32, settings: PhotometrySettings) -> Float32:
-    """Return features (N, F) as a network takes them: (values - mean) / std, 0 where unknown."""
+    """Return features (N, F) as network input: (values - mean) / std, 0 where unknown."""
     return scaled(values, (settings.mean, settings.std))
 
 
 def scale_of(values: Float32) -> Scale:
-    """Return mean and standard deviation of each column of (N, ...), NaN left out: fit on training rows only.
+    """Return the mean and standard deviation of each column of (N, ...) without NaN. Use it on training rows only.
 
-    A column that is constant or wholly unknown has deviation 1, so that it scales to 0.
+    A column that is constant or wholly unknown has the deviation 1, so that it scales to 0.
     """
     known = np.isfinite(values)
     n = np.maximum(known.sum(0), 1)
@@ -154,7 +177,7 @@ def scale_of(values: Float32) -> Scale:
 
 
 def scaled(values: Float32, scale: Scale) -> Float32:
-    """Return (values - mean) / std as float32; what is not finite becomes 0, the training mean."""
+    """Return (values - mean) / std as float32; values that are not finite become 0, the training mean."""
     mean, std = (np.asarray(part) for part in scale)
     with np.errstate(invalid="ignore"):
         result = (values - mean) / std

@@ -1,7 +1,7 @@
-"""Which rows are probabilities, and the trial that a model passes before it is used.
+"""Check that rows are probabilities, and the trial that a model passes before it is used.
 
-A network with NaN or infinite weights, or a calibration that overflows, gives NaN without an error. So a network is
-tried on fixed composites, extreme ones included, whenever it is loaded.
+A network with NaN or infinite weights, or a calibration that overflows, gives NaN without an error. Therefore each
+network that is loaded is tried on fixed composites, which include extreme ones.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from .bundle_files import REMEDY
 from .photometry import PhotometrySettings
 
 SUM_TOLERANCE = 1e-3
-"""Largest distance of the sum of a row from 1."""
+"""Largest accepted difference of the sum of a row from 1."""
 
 FAR_STD = 100.0
-"""Standard deviations from the training mean at which the trial takes photometry."""
+"""Photometry of the trial lies this many standard deviations from the training mean."""
 
 Predict = Callable[[Float16, Float32 | None], Float32]
 
 
 def is_distribution(probabilities: Float32) -> Bool:
-    """Return for each row of (N, K) whether it is a probability distribution: finite, within 0..1, sum 1."""
+    """Return whether each row of (N, K) is a probability distribution: finite, within 0..1, sum 1."""
     in_range = np.isfinite(probabilities) & (probabilities >= 0) & (probabilities <= 1)
     total = np.where(in_range, probabilities, 0).sum(axis=1, dtype=np.float64)
-    good: Bool = in_range.all(axis=1) & (np.abs(total - 1) <= SUM_TOLERANCE)
-    return good
+    is_valid: Bool = in_range.all(axis=1) & (np.abs(total - 1) <= SUM_TOLERANCE)
+    return is_valid
 
 
 def refuse_faulty(bundle: Bundle, predict: Predict) -> None:
-    """Raise `BundleError` when the network of a bundle gives no probabilities for one of the trial composites."""
+    """Raise `BundleError` unless the network of a bundle gives probabilities for each trial composite."""
     composites = trial_composites(len(bundle.bands), bundle.size_px)
     photometry = trial_photometry(bundle.photometry, len(composites)) if bundle.photometry else None
     probabilities = predict(np.stack(list(composites.values())), photometry)
@@ -49,12 +49,12 @@ def refuse_faulty(bundle: Bundle, predict: Predict) -> None:
             values = ", ".join(f"{c} {p:g}" for c, p in zip(CLASSES, row[0].tolist(), strict=True))
             raise BundleError(
                 f"the model bundle at {bundle.path} is unusable: for a composite of {name} it gives {values}, which "
-                f"are no probabilities (0 to 1, sum 1); weights or temperature overflow: {REMEDY}"
+                f"are no probabilities (0 to 1, sum 1): weights or temperature overflow; {REMEDY}"
             )
 
 
 def trial_composites(n_bands: int, size_px: int) -> dict[str, Float16]:
-    """Return composites (C, S, S) by what they show, always the same: extremes, noise and a point source."""
+    """Return fixed composites (C, S, S) by name: extreme values, noise and a point source."""
     shape = (n_bands, size_px, size_px)
     noise = np.random.default_rng(0).normal(size=shape)
     point = noise.copy()
@@ -77,7 +77,7 @@ def trial_composites(n_bands: int, size_px: int) -> dict[str, Float16]:
 
 
 def trial_photometry(settings: PhotometrySettings, n: int) -> Float32:
-    """Return features (n, F) for as many composites: unknown, the training mean and values far from it, in turn."""
+    """Return features (n, F): in turn unknown, the training mean, and values far below and above it."""
     mean, std = np.asarray(settings.mean), np.asarray(settings.std)
     rows = np.stack([np.full_like(mean, np.nan), mean, mean - FAR_STD * std, mean + FAR_STD * std])
     photometry: Float32 = rows[np.arange(n) % len(rows)].astype(np.float32)

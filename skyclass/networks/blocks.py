@@ -1,4 +1,4 @@
-"""What the networks share: the convolution block, the classifier's frame, and how weights start."""
+"""Parts that the networks share: the convolution block, the base class of classifiers, and initial weights."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 
 BN_MOMENTUM = 0.1
-"""The published RFB and CBAM code uses 0.01, with which running statistics lag by hundreds of steps."""
+"""The published code of RFB and CBAM uses 0.01; running statistics then lag by hundreds of steps."""
 HEAD_STD = 0.01
-"""Weights of the last layer: small, so that training starts from nearly equal probabilities."""
+"""Standard deviation of the last layer's weights: training starts from nearly equal probabilities."""
 
 
 class ImageClassifier(nn.Module):
-    """Frame of an image network: `features` gives (N, W), `head` turns it into (N, classes) float32 logits.
+    """Base class of an image network: `features` returns (N, W), and `head` maps it to (N, classes) float32 logits.
 
-    A subclass sets `head`, an `nn.Sequential` that ends in the linear layer of the logits.
+    A subclass sets `head`, an `nn.Sequential` that ends with the linear layer of the logits.
     """
 
     head: nn.Sequential
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the head takes, (N, W), of images (N, in_channels, S, S)."""
-        raise NotImplementedError(f"{type(self).__name__} must say how images become features")
+        """Return the input of the head, (N, W), for images (N, in_channels, S, S)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `features`")
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return what the last linear layer sees, (N, W') float32, of images (N, in_channels, S, S)."""
+        """Return the input of the last linear layer, (N, W') float32, for images (N, in_channels, S, S)."""
         return full_precision(self.head[:-1], self.features(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class ImageClassifier(nn.Module):
 
 
 def full_precision(head: nn.Module, x: Tensor) -> Tensor:
-    """Return `head(x)` in float32, under autocast too: bf16 logits would have three digits."""
+    """Return `head(x)` in float32, also under autocast: bf16 logits would have three digits."""
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = head(x.float())
     return y
@@ -52,7 +52,7 @@ def conv_block(
     norm: bool = True,
     act: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """Return convolution, then BatchNorm if `norm`, then the activation `act`; size kept but for `stride`."""
+    """Return a convolution, BatchNorm if `norm`, and the activation `act`. Only `stride` changes the size."""
     padding = dilation * (kernel - 1) // 2
     layers: list[nn.Module] = [
         nn.Conv2d(n_in, n_out, kernel, stride, padding, dilation, groups, bias=bias),
@@ -65,7 +65,7 @@ def conv_block(
 
 
 def dense(widths: Sequence[int], *, norm: bool = False) -> nn.Sequential:
-    """Return linear layers from each width to the next, each with BatchNorm if `norm`, and ReLU."""
+    """Return linear layers from each width to the next, each followed by BatchNorm if `norm`, and ReLU."""
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b, momentum=BN_MOMENTUM)] if norm else []), nn.ReLU()]
@@ -73,7 +73,7 @@ def dense(widths: Sequence[int], *, norm: bool = False) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw the weights in place: He et al. 2015 by fan-in, biases 0, the last linear layer small.
+    """Draw the weights in place: He et al. 2015 with fan-in, biases 0, small weights in the last linear layer.
 
     Fan-in keeps the scale of the activations through networks without BatchNorm (VGG16, GoogLeNet).
     """

@@ -1,6 +1,6 @@
-"""The colour-colour network of Zhao et al. 2023, fig. 16: a class from catalogue photometry, without pixels.
+"""The colour-colour network of Zhao et al. 2023, fig. 16: classes from catalogue photometry, without pixels.
 
-The paper states neither its layers nor its widths; this is the smallest perceptron that fits its description.
+The paper states neither its layers nor its widths. This is the smallest perceptron that fits its description.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HIDDEN = (32, 64)
 class ColourNet(nn.Module):
     """Colour network: standardised photometry (N, features) to (N, classes) float32 logits.
 
-    2,595 parameters with the defaults, two colours and hidden layers of 32 and 64. It always computes in
-    float32: it costs nothing beside an image network.
+    It has 2,595 parameters with the defaults, two colours and hidden layers of 32 and 64. It always computes in
+    float32, because its cost is negligible beside an image network.
     """
 
     inputs = ("photometry",)
@@ -34,7 +34,7 @@ class ColourNet(nn.Module):
 
 
 def colour_branch(features: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Return linear layers with BatchNorm and ReLU, (N, features) to (N, hidden[-1]); `ConfigError` if none."""
+    """Return linear layers with BatchNorm and ReLU from (N, features) to (N, hidden[-1]); `ConfigError` if none."""
     if features < 1 or not hidden:
         raise ConfigError(
             f"colour branch: features={features!r} and hidden={hidden!r} must both be at least one, "

@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, and its multiply-accumulates for one input."""
+"""The cost of a network: its parameters, and its multiply-accumulates for one input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameters(network: nn.Module) -> int:
-    """Return the number of trainable numbers, shared ones once.
+    """Return the number of parameters; shared parameters count once.
 
     >>> from skyclass.networks import build
     >>> parameters(build("colour"))

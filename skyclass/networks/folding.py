@@ -1,4 +1,4 @@
-"""The exact inference form of a network: BatchNorms folded away, branches merged where a block knows how."""
+"""The exact inference form of a network: BatchNorms folded into the layers before them, branches merged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 @runtime_checkable
 class Fusable(Protocol):
-    """A block that knows its own inference form, better than folding layer by layer."""
+    """A block with its own inference form, which is faster than layers folded one by one."""
 
     def fused(self) -> nn.Module:
-        """Return a module that computes what this one does in eval mode."""
+        """Return a module that computes the same function as this one in eval mode."""
 
 
 def fuse(network: nn.Module) -> nn.Module:
@@ -49,21 +49,21 @@ def fold(block: nn.Module) -> nn.Sequential:
         if isinstance(layer, _BatchNorm) and isinstance(last, (*CONVOLUTIONS, nn.Linear)):
             layers[-1] = _without_norm(last, layer)
         elif isinstance(layer, nn.ReLU) and isinstance(last, (*CONVOLUTIONS, nn.Linear)):
-            layers.append(nn.ReLU(inplace=True))  # nobody else reads the output of `last`
+            layers.append(nn.ReLU(inplace=True))  # no other layer reads the output of `last`
         else:
             layers.append(_fused(layer))
     return nn.Sequential(*layers)
 
 
 def folded_conv(block: nn.Module) -> nn.Conv2d:
-    """Return the one convolution that a block of convolution (and BatchNorm) is."""
+    """Return the convolution that is equivalent to a block of a convolution and, if any, a BatchNorm."""
     conv = fold(block)[0]
     assert isinstance(conv, nn.Conv2d)
     return conv
 
 
 def conv_of(weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> nn.Conv2d:
-    """Return the size-keeping convolution with these weights (out, in, k, k) and biases (out,), if any."""
+    """Return the convolution with weights (out, in, k, k) and, if given, biases (out,), padded to keep the size."""
     n_out, n_in, kernel, _ = weight.shape
     conv = nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2, bias=bias is not None)
     conv.weight = nn.Parameter(weight.detach())

@@ -1,4 +1,4 @@
-"""Image and colour fused, Zhao et al. 2023, fig. 16: IICnet's embedding beside that of the colour branch."""
+"""Images and colours fused, Zhao et al. 2023, fig. 16: the embedding of IICnet beside that of the colour branch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .iicnet import IICnet
 class FusionNet(nn.Module):
     """Fusion: images (N, in_channels, S, S) and standardised photometry (N, features) to (N, classes) logits.
 
-    1,750,999 parameters with the defaults. The options are those of IICnet, with `features` and
-    `colour_hidden` for the colour branch. What IICnet's last linear layer would see (64 numbers) and the
-    colour branch's 64 go through one linear layer together, trained end to end.
+    It has 1,750,999 parameters with the defaults. The options are those of IICnet, and `features` and `colour_hidden`
+    for the colour branch. One linear layer takes the input of IICnet's last linear layer (64 numbers) and the output of
+    the colour branch (64 numbers). All parts are trained together.
     """
 
     inputs = ("images", "photometry")
@@ -40,7 +40,7 @@ class FusionNet(nn.Module):
         if not head:
             raise ConfigError("fusion: head=() leaves no embedding to fuse: give hidden widths, such as (512, 64)")
         self.images = IICnet(in_channels, classes, bn, rfb, cbam, pool, head, first_kernel)
-        self.images.head[-1] = nn.Identity()  # its logits are not wanted, only what stands before them
+        self.images.head[-1] = nn.Identity()  # its output is the input of the logits
         self.colour = colour_branch(features, colour_hidden)
         self.head = nn.Sequential(nn.Linear(head[-1] + colour_hidden[-1], classes))
 
@@ -48,17 +48,17 @@ class FusionNet(nn.Module):
         return full_precision(self.head, self.embed(images, photometry))
 
     def embed(self, images: Tensor, photometry: Tensor) -> Tensor:
-        """Return what the last linear layer sees: (N, head[-1] + colour_hidden[-1]) float32."""
+        """Return the input of the last linear layer, (N, head[-1] + colour_hidden[-1]) float32."""
         return torch.cat((self.images(images), full_precision(self.colour, photometry)), 1)
 
     @torch.no_grad()
     def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin as the trained IICnet of these weights: the same logits, whatever the photometry, until trained on."""
+        """Take the weights of a trained IICnet: until training goes on, the logits are its own for any photometry."""
         last = max(int(name.split(".")[1]) for name in weights if name.startswith("head."))
-        own = self.head[-1]
-        assert isinstance(own, nn.Linear)
+        linear = self.head[-1]
+        assert isinstance(linear, nn.Linear)
         width = weights[f"head.{last}.weight"].shape[1]
-        own.weight.zero_()
-        own.weight[:, :width] = weights[f"head.{last}.weight"]
-        own.bias.copy_(weights[f"head.{last}.bias"])
+        linear.weight.zero_()
+        linear.weight[:, :width] = weights[f"head.{last}.weight"]
+        linear.bias.copy_(weights[f"head.{last}.bias"])
         self.images.load_state_dict({k: v for k, v in weights.items() if not k.startswith(f"head.{last}.")})

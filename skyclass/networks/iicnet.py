@@ -1,8 +1,8 @@
 """IICnet: a reconstruction of the infrared image classifier of Zhao et al. 2023 (RAA 23, 085010).
 
-The paper states the blocks (five convolutions, three poolings, one receptive field block, two attention
-modules), the number of parameters (1.75 M) and the cost (218.66 M), but not the widths, strides or head.
-This reconstruction agrees with every stated number and every stated block; it is not the authors' network.
+The paper states the blocks (five convolutions, three poolings, one receptive field block, two attention modules), the
+number of parameters (1.75 M) and the cost (218.66 M), but not the widths, strides or head. This reconstruction agrees
+with every stated number and block. It is not the authors' network.
 
     image (N, 3, 80, 80)
       conv1 5x5/2 + BN + ReLU   64 x 40 x 40
@@ -36,15 +36,28 @@ RFB_SCALE = 0.1
 class IICnet(ImageClassifier):
     """Reconstruction of IICnet: (N, in_channels, S, S) images to (N, classes) logits.
 
-    With the defaults 1,748,407 parameters and 216,770,440 multiply-accumulates (convolutions and linear
-    layers) at 3 x 80 x 80. The mean over pixels before the head accepts any S from 64 to 128 px.
-    `bn` is "first" (after conv1 only, as the paper says; RFB and CBAM carry their own) or "all"; `rfb` and
-    `cbam` switch the blocks off for ablation; `pool` is "max" or "avg"; `head` are the hidden widths;
-    `first_kernel` is the kernel of conv1, 5 in the paper, 3 in its ablation. `embed` gives the last of `head`.
+    With the defaults it has 1,748,407 parameters and 216,770,440 multiply-accumulates (convolutions and linear layers)
+    at 3 x 80 x 80. The mean over pixels before the head accepts any S from 64 to 128 px.
+
+    Parameters
+    ----------
+    in_channels, classes : int
+        Number of bands and of classes.
+    bn : str
+        Place of BatchNorm outside RFB and CBAM, which have their own: "first" (after conv1 only, as in the paper) or
+        "all".
+    rfb, cbam : bool
+        Whether the blocks are present; without one for an ablation.
+    pool : str
+        "max" or "avg".
+    head : sequence of int
+        Hidden widths of the head. `embed` returns the last one.
+    first_kernel : int
+        Kernel of conv1: 5 in the paper, 3 in its ablation.
     """
 
     keep_fp32 = ("conv1", "cbam1")
-    """Stay float32 in a bf16 network: what they round stays in every later layer (a tenth of the work)."""
+    """These parts stay in float32 in a bf16 network: every later layer would inherit their rounding errors."""
 
     def __init__(
         self,
@@ -85,8 +98,8 @@ class IICnet(ImageClassifier):
 class RFB(nn.Module):
     """Receptive field block: three branches of growing kernel and dilation beside a 1x1 shortcut.
 
-    (N, C, H, W) to the same shape. The layout is that of the published BasicRFB with dilations 1, 2 and 3;
-    there is no ReLU after the last convolution of a branch, after `linear`, or on the shortcut.
+    The shape (N, C, H, W) is kept. The layout is that of the published BasicRFB with dilations 1, 2 and 3. The last
+    convolution of a branch, `linear` and the shortcut have no ReLU.
     """
 
     def __init__(self, channels: int) -> None:
@@ -117,15 +130,15 @@ class RFB(nn.Module):
         return out
 
     def fused(self) -> FusedRFB:
-        """Return the exact inference form: 9 convolutions where this has 11, and no BatchNorm."""
+        """Return the exact inference form, with 9 convolutions instead of 11 and no BatchNorm."""
         return FusedRFB(self)
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention: weights channels, then pixels; (N, C, H, W) to the same shape.
+    """Convolutional block attention: weights for channels, then for pixels. The shape (N, C, H, W) is kept.
 
-    As published: one two-layer perceptron on the mean and the maximum of each channel, then a 7x7 convolution
-    on the mean and the maximum over channels.
+    As published, a perceptron of two layers takes the mean and the maximum of each channel, then a 7x7 convolution
+    takes the mean and the maximum over channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -142,10 +155,10 @@ class CBAM(nn.Module):
 
 
 class FusedRFB(nn.Module):
-    """The exact inference form of an RFB: the branches begin in one 1x1 convolution, and end in one."""
+    """The exact inference form of an RFB: one 1x1 convolution before all branches, and one after them."""
 
     keep_fp32 = ("shortcut",)
-    """Stays float32: it carries the image past the branches, which count a tenth."""
+    """It stays in float32: it carries the image past the branches, whose output is scaled by a tenth."""
 
     def __init__(self, rfb: RFB) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """EfficientNetV2-S of Tan and Le 2021 (ICML, arXiv:2104.00298), in the layout of the first public code.
 
-The paper's first version and the April 2021 re-implementation in PyTorch end in a stage of 272 and a head of
-1792 channels; later versions have 256 and 1280. The former fits the cost in table 3 of Zhao et al. 2023 (2.97
-G); the parameters of that row (24.18 M) are 0.2 % above its 1000-class form, and this, with 3, has 22.34 M.
+The first version of the paper and the re-implementation in PyTorch of April 2021 end in a stage of 272 and a head of
+1792 channels; later versions have 256 and 1280. The former fits the cost in table 3 of Zhao et al. 2023 (2.97 G). The
+parameters of that row (24.18 M) are 0.2 % above those of its form with 1000 classes; with 3 classes it has 22.34 M.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..blocks import ImageClassifier, conv_block, initialise
 
 
 class Stage(NamedTuple):
-    """`depth` blocks `width` wide, the first with `stride`; hidden layers `expand` times the input's width."""
+    """`depth` blocks of `width` channels, the first with `stride`; hidden layers have `expand` times its input."""
 
     expand: int
     width: int
@@ -88,7 +88,7 @@ class MBConv(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Weights channels by their means, Hu et al. 2018 (CVPR); (N, C, H, W) to the same shape."""
+    """Weights for channels from their means, Hu et al. 2018 (CVPR). The shape (N, C, H, W) is kept."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()

@@ -29,8 +29,8 @@ conv = partial(conv_block, bias=True, norm=False)
 class GoogLeNet(ImageClassifier):
     """GoogLeNet: (N, in_channels, S, S) images to (N, classes) logits; 5.977 M parameters with 3 classes.
 
-    Convolutions have biases; the auxiliary classifiers and the local response normalisation of the paper are
-    left out, as in the implementation whose counts are those of Zhao et al. 2023, table 3.
+    Convolutions have biases. The auxiliary classifiers and the local response normalisation of the paper are omitted,
+    as in the implementation that has the counts of Zhao et al. 2023, table 3.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
@@ -71,7 +71,7 @@ class Inception(nn.Module):
 
 
 def _stage(n_in: int, cells: tuple[tuple[int, ...], ...]) -> tuple[nn.Sequential, int]:
-    """Return the cells of a stage in a row, and the width of the last."""
+    """Return the cells of a stage in sequence, and the width of the last one."""
     stage = []
     for widths in cells:
         stage.append(Inception(n_in, widths))

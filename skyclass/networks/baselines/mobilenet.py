@@ -21,8 +21,8 @@ conv = partial(conv_block, bias=True)
 class MobileNet(ImageClassifier):
     """MobileNet v1: (N, in_channels, S, S) images to (N, classes) logits; 3.221 M parameters with 3 classes.
 
-    The biases stand before a BatchNorm and change nothing but the count: with them it is that of Zhao et al.
-    2023, table 3 (3.22 M, 587.94 M), without them 3.210 M.
+    The biases precede a BatchNorm and change only the number of parameters: with them it is that of Zhao et al. 2023,
+    table 3 (3.22 M, 587.94 M), without them 3.210 M.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3) -> None:

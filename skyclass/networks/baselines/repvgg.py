@@ -1,8 +1,8 @@
 """RepVGG of Ding et al. 2021 (CVPR, arXiv:2101.03697): three branches in training, one convolution after.
 
-No public variant has the 30.07 M parameters and 3.83 G of the row "RepVGG" in table 3 of Zhao et al. 2023.
-Nearest official ones, 3 classes, training form, 224 px: A2 with 26.81 M and 5.70 G, B0 with 14.54 M and
-3.42 G. A2 is the default: the product of its two misfits is the smaller, a factor 1.7 to B0's 2.3.
+No public variant has the 30.07 M parameters and 3.83 G of the row "RepVGG" in table 3 of Zhao et al. 2023. The nearest
+official variants, with 3 classes at 224 px in training form, are A2 with 26.81 M and 5.70 G, and B0 with 14.54 M and
+3.42 G. A2 is the default because the product of its two deviations is smaller, a factor of 1.7 against 2.3 for B0.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class RepBlock(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Strided by hand: on CPU the bf16 gradient of a strided 1x1 convolution of three channels writes outside
-        # its buffer (oneDNN 3.12, avx512_core_bf16, channels_last), and the process dies later, anywhere.
+        # Slicing replaces the stride: on CPUs the bf16 gradient of a strided 1x1 convolution of three channels writes
+        # outside its buffer (oneDNN 3.12, avx512_core_bf16, channels_last), and the process crashes later.
         thinned = x[:, :, :: self.stride, :: self.stride]
         y = self.square(x) + self.point(thinned)
         out: Tensor = self.relu(y if self.identity is None else y + self.identity(x))

@@ -1,8 +1,8 @@
 """ResNet34 of He et al. 2016 (CVPR, arXiv:1512.03385), by default with the doubled widths of a tutorial.
 
-The row "ResNet34" of Zhao et al. 2023, table 3 (46.99 M parameters, 12.25 G) fits stages 128/256/512/512
-wide, as an early edition of a much copied PyTorch tutorial has them, not the 64/128/256/512 of the paper
-(21.29 M, 3.68 G). Both are here.
+The row "ResNet34" of Zhao et al. 2023, table 3 (46.99 M parameters, 12.25 G) fits stages of the widths 128/256/512/512,
+which an early edition of a much copied PyTorch tutorial has, not those of the paper, 64/128/256/512 (21.29 M, 3.68 G).
+The option `widths` selects either.
 """
 
 from __future__ import annotations

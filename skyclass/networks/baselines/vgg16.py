@@ -16,8 +16,8 @@ DROPOUT = 0.5
 class VGG16(ImageClassifier):
     """VGG16: (N, in_channels, S, S) images to (N, classes) logits; 134.27 M parameters with 3 classes.
 
-    The last feature map is averaged to 7 x 7, as the 224 px of the paper give it, so that every S from 32 px
-    on fits the same linear layers. The row "VGG16" of Zhao et al. 2023, table 3, is this network at 224 px.
+    The last feature map is averaged to 7 x 7, its size for the 224 px of the paper, so that the same linear layers
+    accept any S from 32 px on. The row "VGG16" of Zhao et al. 2023, table 3, is this network at 224 px.
     """
 
     def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
