@@ -45,6 +45,7 @@ Cluster = Annotated[str, AfterValidator(_check_cluster)]
         "model": "Sources and model",
         "device": "Where and how fast it runs",
         "allow_truncated": "Faulty input",
+        "trust_code": "Networks outside of skyclass",
     },
 )
 class RunConfig:
@@ -74,8 +75,6 @@ class RunConfig:
     ] = None
     """Part of the sky: skyclass classifies the sources inside, and opens no partition outside. All sources when
     absent."""
-    trust_code: bool = False
-    """Run the network of a model bundle also where it is code outside of skyclass. Read that code first."""
     precision: Precision = "auto"
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"
@@ -95,6 +94,8 @@ class RunConfig:
     """Accept a VOTable that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
     retry_quarantined: bool = False
     """Repeat tiles that an earlier call quarantined, for example after damaged images were downloaded again."""
+    trust_code: bool = False
+    """Run the network of a model bundle also where it is code outside of skyclass. Read that code first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
