@@ -51,7 +51,7 @@ lint-project: $(READY)
 # docs/_build/html; the notebook is executed, and a warning is an error.
 docs: $(READY)
 	@echo "The documentation, into docs/_build/html."
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs docs/_build/html
 
 # What the pages and README.md show: output of the commands, tables from the code, figures. FIELDS, a folder with images of
 # the fields 2010H and 2010ai, repeats the examples on real pixels too.

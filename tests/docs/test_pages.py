@@ -88,6 +88,13 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert links and all((CHECKOUT / link).exists() for link in links if "://" not in link)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    folders = "skyclass|tests|benchmarks|docs|cluster"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text("utf-8"))
+    assert not [path for path in named if not (CHECKOUT / path).exists() and "docs/_build" not in path]
+
+
 def test_names_that_the_pages_use_are_public() -> None:
     for page in PAGES:
         text = "\n".join(blocks(page, "python", "ipython3"))
