@@ -151,7 +151,7 @@ def test_sources_without_photometry_have_a_class_all_the_same(plain, run, sky, t
 def test_a_catalogue_without_the_columns_is_refused_before_any_work(run, sky, tmp_path):
     bare = with_photometry(sky, tmp_path / "bare", lambda t: t.drop_columns(["w2mpro", "w3mpro"]))
     refused = dataclasses.replace(run, catalog=str(bare))
-    with pytest.raises(CatalogError, match="w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images alone"):
+    with pytest.raises(CatalogError, match="w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"):
         pipeline.classify(refused)
     assert not Path(run.out).exists()
     pipeline.classify(dataclasses.replace(refused, model="iicnet-mock"))  # images alone need no magnitudes
@@ -161,7 +161,7 @@ def test_a_table_of_positions_needs_some_of_the_photometry(run, sky, tmp_path, c
     rows = catalog_of(sky).slice(0, 20)
     own = dataclasses.replace(run, catalog=str(tmp_path / "own.csv"))
     rows.select(["source_id", "ra", "dec"]).to_pandas().to_csv(own.catalog, index=False)
-    with pytest.raises(CatalogError, match="own.csv has no value in w1mpro, w2mpro, w3mpro: .*images alone"):
+    with pytest.raises(CatalogError, match="own.csv has no value in w1mpro, w2mpro, w3mpro: .*images only"):
         pipeline.classify(own)
     assert not Path(run.out).exists()
     rows.select(["source_id", "ra", "dec", "w1mpro", "w2mpro"]).to_pandas().to_csv(own.catalog, index=False)
