@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from skyclass.mock import MockReport
 
 CHECKOUT = Path(__file__).parents[2]
@@ -17,8 +19,10 @@ import json, sys
 from skyclass.catalog.query import open_catalog
 from skyclass.run import pipeline
 from skyclass.run.config import RunConfig
-catalog, images, out, model = sys.argv[1:]
-pipeline.classify(RunConfig(catalog, images, out, model, precision="fp32", device="cpu"))
+from skyclass.sky.regions import Cone
+catalog, images, out, model, ra, dec = sys.argv[1:]
+region = Cone(float(ra), float(dec), "2arcmin")
+pipeline.classify(RunConfig(catalog, images, out, model, region, precision="fp32", device="cpu"))
 rows = open_catalog(out).to_pandas()
 print(json.dumps([list(rows), float((rows["w1_w2"] - (rows["w1mpro"] - rows["w2mpro"])).abs().max())]))
 """
@@ -29,7 +33,8 @@ def test_the_patch_adds_a_column(sky: MockReport, bundle: Path, tmp_path: Path) 
         shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     patch = CHECKOUT / "docs" / "extensions" / "column.patch"
     subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)
-    arguments = (sky.catalog, sky.images, tmp_path / "classes", bundle)
+    some = pq.read_table(sky.truth).slice(0, 1).to_pylist()[0]
+    arguments = (sky.catalog, sky.images, tmp_path / "classes", bundle, some["ra"], some["dec"])
     done = subprocess.run(
         [sys.executable, "-c", CLASSIFY, *map(str, arguments)],
         cwd=tmp_path,
