@@ -14,15 +14,14 @@ from ..progress import Progress
 from .allwise import ALLWISE_COLUMNS, MATCH_SCHEMA
 from .service import (
     PAGES_KEPT,
-    PASSING_FAULT,
     PassingFault,
     Request,
     RequestRefused,
     RetryPolicy,
-    check_busy,
     check_status,
+    fetch,
     first_line,
-    send_with_retries,
+    reported_fault,
 )
 
 if TYPE_CHECKING:
@@ -55,10 +54,10 @@ class TapService:
             f"`catalog` = a local copy of AllWISE; {PAGES_KEPT}",
         )
 
-        def send() -> pa.Table:
-            return read_candidates(self._send(spectra, start, stop, radius_arcsec))
+        def send() -> Response:
+            return self._send(spectra, start, stop, radius_arcsec)
 
-        return send_with_retries(send, request, self.policy, progress)
+        return fetch(request, send, read_candidates, self.policy, progress)
 
     def _send(self, spectra: pa.Table, start: int, stop: int, radius_arcsec: float) -> Response:
         """Return the answer to one upload by pyvo: `Irsa.query_tap` takes no upload (astroquery#2942)."""
@@ -115,14 +114,13 @@ def read_candidates(response: Response) -> pa.Table:
     Raises `PassingFault` or `RequestRefused` for QUERY_STATUS ERROR, for OVERFLOW, which may follow the rows, for a
     truncated VOTable, and for a web page.
     """
-    check_busy(response)
     text = response.content[:2000].decode("utf-8", "replace")
     if "<VOTABLE" not in text.upper():
         check_status(response, text)
         raise PassingFault(f"an answer that is no VOTable: {first_line(text)}" if text.strip() else "an empty answer")
     status, message, table = _read_votable(response)
     if status == "ERROR":
-        raise (PassingFault if PASSING_FAULT.search(message) else RequestRefused)(message)
+        raise reported_fault(message)
     check_status(response, text)
     if status == "OVERFLOW":
         raise RequestRefused(f"QUERY_STATUS OVERFLOW, the answer stops after {len(table)} rows")

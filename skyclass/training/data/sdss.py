@@ -19,15 +19,14 @@ from ..progress import Progress
 from .allwise import PHOTOMETRY
 from .service import (
     PAGES_KEPT,
-    PASSING_FAULT,
     PassingFault,
     Request,
     RequestRefused,
     RetryPolicy,
-    check_busy,
     check_status,
+    fetch,
     first_line,
-    send_with_retries,
+    reported_fault,
     text_of_html,
 )
 
@@ -109,7 +108,7 @@ class SkyServer:
             "lower `page_rows` if it is about time or rows, choose another `data_release`, or name a mirror as "
             f"`sdss_url`; {PAGES_KEPT}",
         )
-        return send_with_retries(lambda: read_page(self._send(sql), after), request, self.policy, progress)
+        return fetch(request, lambda: self._send(sql), lambda answer: read_page(answer, after), self.policy, progress)
 
     def _send(self, sql: str) -> Response:
         from astroquery.sdss import SDSSClass, conf
@@ -150,13 +149,12 @@ def read_page(response: Response, after: tuple[int, int]) -> pa.Table:
     column `error_message`, or as a web page with status 200; the row limit, the query rate and database time-outs are
     among them.
     """
-    check_busy(response)
     text = response.content.decode("utf-8", "replace").lstrip("\ufeff").lstrip()
     reason = _error_reason(text)
     if reason == "":
         raise PassingFault("an error page without a reason")
     if reason is not None:
-        raise (PassingFault if PASSING_FAULT.search(reason) else RequestRefused)(reason)
+        raise reported_fault(reason)
     check_status(response, text)
     if not text or text.startswith("<"):
         raise PassingFault(f"a web page instead of a table: {first_line(text)}" if text else "an empty answer")

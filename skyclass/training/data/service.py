@@ -84,15 +84,21 @@ class Request:
         return ServiceError(f"{self.service}, asked for {self.requested}: {problem} - {remedy or self.remedy}")
 
 
-def send_with_retries(send: Callable[[], T], request: Request, policy: RetryPolicy, progress: Progress) -> T:
-    """Return the result of `send`, which is called again after each `PassingFault`.
+def fetch(
+    request: Request,
+    send: Callable[[], Response],
+    read: Callable[[Response], T],
+    policy: RetryPolicy,
+    progress: Progress,
+) -> T:
+    """Return what `read` makes of the answer to a request, which is sent again after each `PassingFault`.
 
     `progress` gets {"step": "wait", "service", "seconds", "reason"} before each wait. Raises `ServiceError` when the
     service refuses the request, or after the last attempt.
     """
     for attempt, backoff_s in enumerate([*policy.waits_s(), None], 1):
         try:
-            return _send(send, policy.timeout_s)
+            return read(_send(send, policy.timeout_s))
         except RequestRefused as error:
             raise request.error(f"it refused: {error}") from error
         except PassingFault as error:
@@ -105,25 +111,28 @@ def send_with_retries(send: Callable[[], T], request: Request, policy: RetryPoli
     raise AssertionError("the last attempt returns or raises")
 
 
-def _send(send: Callable[[], T], timeout_s: float) -> T:
-    """Return the result of `send`; network errors become `PassingFault`."""
+def _send(send: Callable[[], Response], timeout_s: float) -> Response:
+    """Return the answer that `send` gets; network errors and busy services become `PassingFault`."""
     import requests
 
     try:
-        return send()
+        response = send()
+        _ = response.content  # a broken body is a fault of the request
     except requests.RequestException as error:
         cause = str(error).rpartition("Caused by ")[2]
         if isinstance(error, requests.Timeout) or "timed out" in cause:
             raise PassingFault(f"silence for {timeout_s:g} s (time-out)") from error
         unreachable = cause.startswith(("NewConnectionError", "NameResolutionError"))
         raise (Unreachable if unreachable else PassingFault)(f"connection failed, {cause}") from error
-
-
-def check_busy(response: Response) -> None:
-    """Raise `PassingFault` for the status of a busy or restarting service."""
     if response.status_code in BUSY_STATUSES:
         wait_s = retry_after_s(response.headers.get("Retry-After"))
         raise PassingFault(f"HTTP {response.status_code} {response.reason}: {first_line(response.text)}", wait_s)
+    return response
+
+
+def reported_fault(reason: str) -> PassingFault | RequestRefused:
+    """Return the fault that a service reports in words: some texts say that the same request may succeed later."""
+    return (PassingFault if PASSING_FAULT.search(reason) else RequestRefused)(reason)
 
 
 def check_status(response: Response, text: str) -> None:
