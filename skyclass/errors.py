@@ -1,4 +1,4 @@
-"""The errors of skyclass. Whoever wants all of them catches `SkyclassError`.
+"""The errors of skyclass. `SkyclassError` is the base class of all of them.
 
 SkyclassError
 ├── ConfigError              wrong usage or input, found before any work starts      exit code 2
@@ -156,7 +156,7 @@ class ArchiveDown(Interrupted):
         self.url, self.reason, self.attempts = url, reason, attempts
         self.trouble = f"{url}: {reason} ({attempts} attempt{'s' if attempts > 1 else ''})"
         super().__init__(
-            f"the image archive does not answer: {self.trouble}; what is committed is kept: run the same command "
+            f"the image archive does not answer: {self.trouble}; committed tiles are kept: run the same command "
             "again when it is back"
         )
 

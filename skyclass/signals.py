@@ -54,7 +54,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         leave(NOT_BEGUN)
     if _stopped.is_set():
         if number == signal.SIGINT:
-            leave("stopped at once; what is committed is kept: the same command resumes")
+            leave("stopped at once; committed work is kept: the same command resumes")
         return
     _stopped.set()
     signal.signal(signal.SIGALRM, _give_up)
@@ -63,7 +63,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _give_up(number: int, frame: FrameType | None) -> None:
-    leave(f"stopped; it did not end in order within {GRACE_S} s; what is committed is kept: the same command resumes")
+    leave(f"stopped; it did not end in order within {GRACE_S} s; committed work is kept: the same command resumes")
 
 
 def is_importing(frame: FrameType | None) -> bool:

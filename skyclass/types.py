@@ -185,7 +185,7 @@ class CutoutBatch:
 class RowRange:
     """Rows `start` to `start + len(pixels)` of one band of a tile: `pixels` (rows, columns) float32 DN.
 
-    `is_finite`: whether each of them is a number, so that nobody need look again.
+    `is_finite`: whether each of them is a finite number, so that no later step checks it again.
     """
 
     start: int

@@ -57,7 +57,7 @@ def verify_publication(root: Path, planned_rows: int | None = None) -> VerifyRep
     """Return every way in which a publication differs from its manifest.
 
     Checks SHA-256, schema, rows, sorting, pixel and class counts of each file, unique source ids, totals
-    against the plan (`planned_rows`, where the run is known), and files that nobody published.
+    against the plan (`planned_rows`, where the run is known), and files that no publication made.
     """
     manifest = read_manifest(root)
     problems = _total_problems(manifest, planned_rows) + _stray_problems(root, manifest)

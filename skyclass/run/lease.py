@@ -94,7 +94,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def _take(folder: RunFolder) -> Lease:
-    """Wait until nobody holds the highest epoch, then take the next epoch and return its lease."""
+    """Wait until no driver holds the highest epoch, then take the next epoch and return its lease."""
     pid = os.getpid()
     holder = {"host": socket.gethostname(), "pid": pid, **_process_table(), "start": _start(pid)}
     temp = beside(folder.leases / "lease")

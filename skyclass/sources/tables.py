@@ -90,7 +90,7 @@ def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
 def read_table(location: str, extra: Sequence[str] = (), allow_truncated: bool = False) -> pa.Table:
     """Return the columns of `SOURCE_SCHEMA`, and of `extra` (text), that a table file has, under our names.
 
-    The format is told from the content, plain or gzipped: CSV and other delimited text, IPAC, VOTable, FITS, ECSV,
+    The format is recognised by the content, plain or gzipped: CSV and other delimited text, IPAC, VOTable, FITS, ECSV,
     Parquet. Column names may be in any case; ra and dec are needed, in decimal degrees or with a unit, and come in
     degrees (float64, null where they are no number). `allow_truncated` accepts a VOTable that a service cut at its
     limit. Raises `CatalogError`: no table file, no rows, a column missing or named twice, sexagesimal positions,
