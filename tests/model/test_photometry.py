@@ -61,7 +61,7 @@ def test_what_is_unknown_becomes_the_training_mean():
     ("bad", "word"),
     [
         ((("w1-w2", "w5"), (0.0, 0.0), (1.0, 1.0)), "unknown feature 'w5'.*w1-w2, w2-w3"),
-        ((("w1", "w1"), (0.0, 0.0), (1.0, 1.0)), "twice"),
+        ((("w1", "w1"), (0.0, 0.0), (1.0, 1.0)), "name each once"),
         (((), (), ()), "no feature"),
         ((("w1",), (0.0, 1.0), (1.0,)), "1 features, 2 means"),
         ((("w1",), (float("nan"),), (1.0,)), "finite"),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from distributed import Client, LocalCluster
 
-from skyclass.engine import engine
+from skyclass.engine import engine, tile_window
 from skyclass.errors import RunMismatch
 from skyclass.images.atlas import BLOCK_BYTES
 from skyclass.images.local import LocalSource
@@ -98,7 +98,7 @@ def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str,
             other_pixels(path, 1.2 + len(done) / 10)
         return cut(line, strip)
 
-    for module in (stages, pipeline, engine):
+    for module in (stages, pipeline, tile_window):
         patch.setattr(module, "cut_strip", replacing)
     return done
 
