@@ -96,7 +96,10 @@ def _has_text(*nodes: ast.expr) -> bool:
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes whose change can have an effect: neither annotations nor format strings nor type aliases."""
+    """Yield the nodes whose change can have an effect: no annotations, no format strings, no types of isinstance."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+        yield from _code(node.args[0])
+        return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_params", "format_spec"):
             continue
