@@ -21,7 +21,8 @@ from skyclass import errors
 from skyclass.cli.main import cli
 from skyclass.cli.templates import template
 from skyclass.cli.tools import TEMPLATES
-from skyclass.schema import CLASS_SCHEMA, FLAG_MEANINGS
+from skyclass.schema import CLASS_SCHEMA
+from skyclass.types import Flag
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -58,7 +59,7 @@ def _column(field: pa.Field) -> tuple[str, ...]:
 
 def flags() -> str:
     """Return the bits of `flags` with name and meaning."""
-    rows = ((str(int(flag)), f"`{flag.name}`", meaning) for flag, meaning in FLAG_MEANINGS.items())
+    rows = ((str(int(flag)), f"`{flag.name}`", flag.meaning) for flag in Flag)
     return markdown_table(("bit", "name", "meaning"), rows)
 
 

@@ -47,7 +47,7 @@ class SkyclassError(Exception):
 
 
 class ConfigError(SkyclassError):
-    """Wrong usage or configuration; every problem found stands in the one message."""
+    """Wrong usage or configuration; one message lists all problems."""
 
     exit_code = 2
 

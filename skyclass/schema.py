@@ -191,18 +191,6 @@ REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", 
 
 SORT_KEYS = ("_healpix_29", "source_id")
 FOOTER_KEY = b"skyclass"
-FLAG_MEANINGS: dict[Flag, str] = {
-    Flag.EDGE: "the cutout leaves the tile; the source stays centred, the pixels outside are missing",
-    Flag.NAN_PIXELS: "pixels inside the tile are missing (saturated cores, zero coverage)",
-    Flag.CENTRE_MISSING: "the central pixel is missing in at least one band",
-    Flag.OFF_TILE: "no pixel of the cutout lies on the tile, or no tile covers the position",
-    Flag.TILE_MISSING: "the archive has no image of this tile",
-    Flag.TILE_BAD: "an image of this tile is damaged or not an Atlas image",
-    Flag.BAND_MISSING: "the tile lacks a band that the model needs",
-    Flag.NO_IMAGE: "no class was given: some band has no pixel at all; probabilities are null",
-    Flag.BAD_VALUE: "a measurement outside its physical range, or a name that no tile can have, was read as missing",
-    Flag.MODEL_FAULT: "no class was given: for this image the model gives no probabilities; they are null",
-}
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
 COLUMNS: dict[str, tuple[str, str, str]] = {
     "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),

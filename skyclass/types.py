@@ -39,28 +39,28 @@ Bool = NDArray[np.bool_]
 
 
 class Flag(IntFlag):
-    """Bits of the column `flags`: what was wrong with the pixels or the catalogue row of a source."""
+    """Bits of the column `flags`: what was wrong with the pixels or the catalogue row of a source.
 
-    EDGE = 1
-    """The cutout leaves the tile; the source stays centred, the pixels outside are missing."""
-    NAN_PIXELS = 2
-    """Pixels inside the tile are missing (saturated cores, zero coverage)."""
-    CENTRE_MISSING = 4
-    """The central pixel is missing in at least one band."""
-    OFF_TILE = 8
-    """No pixel of the cutout lies on the tile, or no tile covers the position."""
-    TILE_MISSING = 16
-    """The archive has no image of this tile."""
-    TILE_BAD = 32
-    """An image of this tile is damaged or not an Atlas image; the run report has the reason."""
-    BAND_MISSING = 64
-    """The tile lacks a band that the model needs."""
-    NO_IMAGE = 128
-    """No class was given: some band has no pixel at all. Probabilities are null."""
-    BAD_VALUE = 256
-    """A measurement outside its physical range, or a name that no tile can have, was read as missing."""
-    MODEL_FAULT = 512
-    """No class was given: for this image the model gives no probabilities. They are null."""
+    The attribute `meaning` of each bit says so in one sentence.
+    """
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str = "") -> Flag:
+        flag = int.__new__(cls, value)
+        flag._value_, flag.meaning = value, meaning
+        return flag
+
+    EDGE = 1, "the cutout leaves the tile; the source stays centred, the pixels outside are missing"
+    NAN_PIXELS = 2, "pixels inside the tile are missing (saturated cores, zero coverage)"
+    CENTRE_MISSING = 4, "the central pixel is missing in at least one band"
+    OFF_TILE = 8, "no pixel of the cutout lies on the tile, or no tile covers the position"
+    TILE_MISSING = 16, "the archive has no image of the tile, or no tile covers the position"
+    TILE_BAD = 32, "an image of the tile is damaged or not an Atlas image; the run report has the reason"
+    BAND_MISSING = 64, "the tile lacks a band that the model needs"
+    NO_IMAGE = 128, "no class was given: some band has no pixel at all; probabilities are null"
+    BAD_VALUE = 256, "a measurement outside its physical range, or a name that no tile can have, was read as missing"
+    MODEL_FAULT = 512, "no class was given: for this image the model gives no probabilities; they are null"
 
 
 FAULT_FLAGS = {

@@ -22,10 +22,13 @@ import pytest
 import requests
 
 from skyclass.catalog.duckdb import connect, parquet_scan
+from skyclass.catalog.sql import check_condition
+from skyclass.errors import ConfigError
 from skyclass.images.remote import _reason, _status
 from skyclass.sky.moc import _rust_panics
 from skyclass.training.data.service import PassingFault, Unreachable, _send
 from skyclass.training.fit.ddp import LOST
+from skyclass.types import CLASSES
 from tests.support.archiveserver import ArchiveServer, Fault, forbidden, hang_up, slow_down, stalled, torn
 
 
@@ -97,6 +100,11 @@ def duckdb_error(root: Path, name: str) -> str:
 def test_contract_duckdb_says_that_a_file_is_gone(tmp_path: Path) -> None:
     text = duckdb_error(tmp_path, "gone.parquet")
     assert "No files found" in text, since("duckdb", text)
+
+
+def test_contract_duckdb_names_a_column_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"\(did you mean p_quasar\?\)\. Columns: source_id"):
+        check_condition("p_quasr > 0.9", CLASSES)
 
 
 def test_contract_duckdb_names_a_damaged_file(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from astropy.stats import binom_conf_interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.model.photometry import scale_of, scaled
 from skyclass.networks.colour import ColourNet
-from skyclass.report import wilson
 from skyclass.training.data.classes import label_counts
 from skyclass.training.evaluation.metrics import colour_cuts, confusion, confusion_scores
 from skyclass.training.fit.job import class_weights
@@ -188,9 +188,8 @@ def _cuts(colours: Float32) -> Int64:
 
 def _intervals(table: Int64) -> dict[str, list[float]]:
     """Return the 95 % interval of each recall of a confusion matrix."""
-    n = table.sum(1).astype(np.float64)
-    ends = np.stack(wilson(np.diagonal(table) / np.maximum(n, 1), n), axis=1)
-    return dict(zip(CLASSES, ends.tolist(), strict=True))
+    ends = binom_conf_interval(np.diagonal(table), table.sum(1), 0.95, interval="wilson")
+    return dict(zip(CLASSES, ends.T.tolist(), strict=True))
 
 
 def _epoch(

@@ -38,7 +38,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: give the name of a file")
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists: give another name, or --overwrite (overwrite=True) to replace it")
+        raise ConfigError(f"{path} exists: give another name, or --overwrite to replace it")
 
 
 def export_table(table: pa.Table, path: str | Path, overwrite: bool = False) -> Path:

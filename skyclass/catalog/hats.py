@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import parquet_bytes
-from ..schema import CLASS_SCHEMA, COLUMNS, FLAG_MEANINGS, FOOTER_KEY
+from ..schema import CLASS_SCHEMA, COLUMNS, FOOTER_KEY
 from ..sky.healpix import MAX_ORDER
 from ..types import Flag
 from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of
@@ -143,7 +143,7 @@ def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> st
     manifest = manifest_of(records, sum(record.rows for record in records), provenance, {}, "")
     counts = "\n".join(f"  {name:<14}{count:>14,}" for name, count in manifest.classes.items())
     columns = "\n".join(f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in COLUMNS.items())
-    flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{FLAG_MEANINGS[flag]}" for flag in Flag)
+    flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{flag.meaning}" for flag in Flag)
     return _README.format(
         run_id=manifest.run_id, label=manifest.label, rows=manifest.rows, files=len(records),
         n_flagged=manifest.n_flagged, counts=counts, columns=columns, flags=flags,

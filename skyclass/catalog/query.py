@@ -392,5 +392,12 @@ def open_catalog(path: str | Path) -> ClassCatalog:
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """Return a DataFrame with Arrow-backed columns: missing values stay missing."""
-    return cast(pd.DataFrame, table.to_pandas(types_mapper=pd.ArrowDtype))
+    """Return a DataFrame: columns of floats are those of NumPy, with NaN where a value is missing; others are Arrow's.
+
+    Integers, such as `source_id`, keep every digit beside missing values, which a column of NumPy would not.
+    """
+    return cast(pd.DataFrame, table.to_pandas(types_mapper=_pandas_type))
+
+
+def _pandas_type(kind: pa.DataType) -> pd.ArrowDtype | None:
+    return None if pa.types.is_floating(kind) else pd.ArrowDtype(kind)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from .duckdb import connect
 
 _EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
 _CLASS_COLUMN = "class"
+_UNKNOWN_COLUMN = re.compile(r'Referenced column "([^"]+)" not found')
 MAX_TREE_DEPTH = 500
 """Levels in the syntax tree of a query, some two for each level of its text. Python's own limit differs by process."""
 
@@ -75,12 +78,21 @@ def answering(question: str, root: Path | None = None) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip("!.")
         if root and "No files found" in reason:
             raise unreadable(root, "a file of the catalogue is gone") from error
         if root and str(root) in reason and str(root) not in question:
             raise unreadable(root, f"a file of the catalogue is damaged ({reason})") from error
-        raise ConfigError(f"cannot answer {question!r}: {reason}. Columns: {column_list()}") from error
+        raise ConfigError(
+            f"cannot answer {question!r}: {reason}{_suggestion(reason)}. Columns: {column_list()}"
+        ) from error
+
+
+def _suggestion(reason: str) -> str:
+    """Return the most similar column where DuckDB says that there is no such column, else ""."""
+    unknown = _UNKNOWN_COLUMN.search(reason)
+    similar = get_close_matches(unknown[1].lower(), CLASS_SCHEMA.names, n=1) if unknown else []
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def unreadable(root: Path, reason: str) -> StoreError:

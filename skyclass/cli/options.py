@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -57,11 +59,14 @@ class ConfigCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def config_options(cls: type, argument: str) -> Callable[[F], F]:
-    """Return a decorator that adds the argument of a TOML file and an option for each key."""
+def config_options(cls: type, argument: str, not_required: Sequence[str] = ()) -> Callable[[F], F]:
+    """Return a decorator that adds the argument of a TOML file and an option for each key.
+
+    The help does not mark the keys `not_required` as required: the command has a value for them.
+    """
 
     def decorate(command: F) -> F:
-        for option in reversed(list(_options(cls))):
+        for option in reversed(list(_options(cls, not_required))):
             command = option(command)
         return click.argument("toml", metavar=f"[{argument}]", required=False, type=click.Path(dir_okay=False))(command)
 
@@ -73,8 +78,19 @@ def read_config(
 ) -> T:
     """Return the configuration of a file and options; options override the file."""
     data = (read_toml(toml) if toml else {}) | values_of_options(cls, options)
-    with naming_file(toml):
+    with naming_file(toml), _naming_options(cls, data):
         return make(data) if make else build(cls, data)
+
+
+@contextmanager
+def _naming_options(cls: type, data: Mapping[str, Any]) -> Iterator[None]:
+    """Add the options of missing keys to a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        missing = [flag(key.name) for key in keys(cls) if key.required and key.name not in data]
+        remedy = f"; set {', '.join(missing)}" if missing else ""
+        raise ConfigError(error.message + remedy, error.details) from error
 
 
 def values_of_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +110,9 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _options(cls: type) -> Iterator[Callable[[F], F]]:
+def _options(cls: type, not_required: Sequence[str]) -> Iterator[Callable[[F], F]]:
     for key in keys(cls):
+        key = replace(key, default=None) if key.name in not_required else key
         if key.name == "region":
             for name, (metavar, text, _) in REGIONS.items():
                 if name == "box" or key.example["kind"] != "box":  # labels accept boxes only

@@ -71,7 +71,7 @@ def _pace(report: Any) -> str:
 
 
 @click.command(cls=ConfigCommand)
-@config_options(RunConfig, "RUN_TOML")
+@config_options(RunConfig, "RUN_TOML", not_required=["out"])
 def plan(toml: str | None, **options: Any) -> int:
     """Print the rows, tiles, bytes, memory and time of a run, without running or writing anything."""
     run = read_config(RunConfig, toml, options | {"out": options["out"] or "unused"})

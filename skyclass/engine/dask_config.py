@@ -69,7 +69,10 @@ def first_cause(error: BaseException) -> str:
     while error.__cause__:
         error = error.__cause__
     if str(error) == "Nanny failed to start worker process":
-        return "a worker process ended while it started"
+        return (
+            'a worker process ended while it started; a script needs the line `if __name__ == "__main__":` before its '
+            "calls, because every worker process imports it"
+        )
     text = " ".join(str(error).split())
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from distributed import Client, WorkerPlugin
+from distributed import Client, Future, WorkerPlugin
 from distributed.comm.core import CommClosedError
 from distributed.worker import Worker
 
@@ -26,6 +27,8 @@ from ..run.strips import STAGES
 from ..version import versions
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STRIPS_PER_SLOT = 2
 """Tasks in flight for each thread that infers: one runs while the pixels of the next are cut or moved."""
@@ -100,6 +103,13 @@ def await_workers(client: Client, needs_gpu: bool = False) -> None:
                 f"cpu; {RESUMES}"
             )
         time.sleep(1)
+
+
+def submit_to(client: Client, address: str, work: Callable[..., T], *arguments: object) -> Future[T]:
+    """Return the future of a call on one worker, before its other tasks; Dask neither moves nor repeats the call."""
+    pinned = {"workers": [address], "allow_other_workers": False, "pure": False, "retries": 0}
+    future: Future[T] = client.submit(work, *arguments, priority=10, **pinned)
+    return future
 
 
 def register(client: Client, plugin: WorkerPlugin) -> None:

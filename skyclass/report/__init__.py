@@ -19,7 +19,7 @@ from pathlib import Path
 from .catalogue import catalogue_page
 from .drawing import save_figure
 from .evaluation import evaluation_page, markdown
-from .evaluation_plots import EVALUATION_FIGURES, evaluation_figures, wilson
+from .evaluation_plots import EVALUATION_FIGURES, evaluation_figures
 from .evaluation_results import RESULTS
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "evaluation_figures",
     "markdown",
     "save_figure",
-    "wilson",
     "write_html",
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ..schema import FLAG_MEANINGS
 from ..types import Flag
 from .catalogue_counts import catalogue_statistics
 from .catalogue_plots import CATALOGUE_FIGURES, catalogue_figures
@@ -61,5 +60,5 @@ def _class_table(statistics: Json) -> Table:
 
 def _flag_table(counts: Json) -> Table:
     clean = ("0", "clean", f"{counts['clean']:,}", "no problem with the image or the measurements")
-    rows = [(str(flag.value), str(flag.name), f"{counts[str(flag.name)]:,}", FLAG_MEANINGS[flag]) for flag in Flag]
+    rows = [(str(flag.value), str(flag.name), f"{counts[str(flag.name)]:,}", flag.meaning) for flag in Flag]
     return Table("Flags", ("bit", "name", "sources", "meaning"), (clean, *rows), "A source may have several flags.")

@@ -69,7 +69,7 @@ def _overall_table(results: Json) -> Table:
         (label, *(_with_interval(m.get(name), m["intervals"].get(name)) for m in models))
         for name, label in METRIC_LABELS.items()
     ]
-    note = f"{results['n']:,} rows of split {results['split']}; value [95 % bootstrap interval]."
+    note = f"{results['n']:,} rows of split {results['split']}; value [95 % bootstrap interval]. {_ZERO_WIDTH_NOTE}"
     return Table("Overall", ("metric", *(m["name"] for m in models)), tuple(rows), note)
 
 
@@ -129,10 +129,11 @@ def _stratum_table(column: str, models: Sequence[Json]) -> Table:
     return Table(f"Balanced accuracy by {strata['label']}", columns, tuple(rows), _STRATUM_NOTE + unknown)
 
 
-_STRATUM_NOTE = (
-    "A bin with - is empty. An interval of zero width means that no row of the bin is wrong. It does not exclude "
+_ZERO_WIDTH_NOTE = (
+    "An interval of zero width means that all of these rows are right, or all are wrong. It does not exclude "
     "errors: among n rows, an error rate of 3/n still has a probability of 5 % to show none."
 )
+_STRATUM_NOTE = f"A bin with - is empty. {_ZERO_WIDTH_NOTE}"
 
 
 def _with_interval(value: float | None, interval: Sequence[float | None] | None) -> str:

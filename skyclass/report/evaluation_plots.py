@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from astropy.stats import binom_conf_interval
 
-from ..types import CLASSES, Float64
+from ..types import CLASSES
 from .drawing import CLASS_COLOURS, FEW_ROWS, PANEL_IN, Json, legend, new_figure, new_panels
 from .evaluation_results import METRIC_LABELS, entries, range_label, simulation_warning
 
@@ -192,17 +193,10 @@ def _reliability_points(axes: Axes, bins: Sequence[Json]) -> None:
     """Draw the share of right predicted classes with the interval of Wilson (1927), which stays between 0 and 1."""
     filled = [each for each in bins if each["n"]]
     n, share = (np.array([each[name] for each in filled], np.float64) for name in ("n", "share"))
-    low, high = wilson(share, n)
+    low, high = binom_conf_interval(np.rint(share * n), n, 0.95, interval="wilson")
     x = [each["confidence"] for each in filled]
     bars = np.maximum([share - low, high - share], 0)
     axes.errorbar(x, share, bars, fmt="o", ms=3.5, color="black", lw=1, label="predicted class")
-
-
-def wilson(share: Float64, n: Float64, z: float = 1.96) -> tuple[Float64, Float64]:
-    """Return the 95 % interval of shares (K,) out of `n` (K,) (Wilson 1927, J. Am. Stat. Assoc. 22, 209)."""
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return middle - half, middle + half
 
 
 def _stratum_line(axes: Axes, bins: Sequence[Json], name: str, i: int, model: Json, n_models: int) -> None:

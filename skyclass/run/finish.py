@@ -17,6 +17,7 @@ from ..files import unfinished
 from ..types import ParallelMap
 from .commits import Commit, committed, refuse_changed
 from .folder import RunFolder, expected_rows, read_run
+from .next_step import unfinished_run
 
 
 def publish_run(
@@ -29,13 +30,16 @@ def publish_run(
     """Return the manifest of the class catalogue, published from the committed tiles of a run.
 
     The caller holds the lease of the run. `n_expected` is the number of rows; the default is the count of the plan.
-    The other parameters, and further errors, are those of `publish_catalog`. Raises `RowsLost` where a tile is missing,
-    and `StoreError` where a tile was changed after its commit.
+    The other parameters, and further errors, are those of `publish_catalog`. Raises `NotPublished` where a tile is not
+    committed, and `StoreError` where a tile was changed after its commit.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     n_rows = expected_rows(folder) if n_expected is None else n_expected
     commits = committed(folder)
-    require_rows(sum(commit.rows for commit in commits.values()), n_rows, f"the {len(commits)} committed tiles")
+    n_committed = sum(commit.rows for commit in commits.values())
+    if n_committed < n_rows:
+        raise unfinished_run(folder)
+    require_rows(n_committed, n_rows, f"the {len(commits)} committed tiles")
     refuse_changed(folder, commits.values())
     check_output_folder(folder)
     folder.make()

@@ -20,11 +20,12 @@ def not_published(path: str, error: NotPublished) -> NotPublished:
     """Return the error for a path without a class catalogue, with the command that makes one."""
     for folder in map(RunFolder, (Path(path), Path(path).parent)):
         if folder.run_path.is_file():
-            return _unfinished(folder)
+            return unfinished_run(folder)
     return _input_catalogue(path) or error
 
 
-def _unfinished(folder: RunFolder) -> NotPublished:
+def unfinished_run(folder: RunFolder) -> NotPublished:
+    """Return the error for a run without a class catalogue, with its state and the command that finishes it."""
     commits, run = committed(folder), read_run(folder)["info"]
     n_rows, planned = sum(commit.rows for commit in commits.values()), expected_rows(folder)
     if n_rows == planned:

@@ -26,6 +26,7 @@ from ..sky.regions import in_words
 from ..sources.assign import with_tiles
 from ..sources.opening import open_sources
 from ..sources.source_table import SourceTable, read_all
+from ..text import counted
 from .commits import Commit, committed, journal_commit, retry_quarantined
 from .config import RunConfig
 from .context import RunContext
@@ -41,7 +42,7 @@ TOO_FEW_FOR_CUDA = "on CUDA this takes more time than it saves for so few source
 CHECKING_THREADS = 16
 """Image files that are checked at the same time: a network file system takes a millisecond for each."""
 MAX_LISTED = 5
-"""Most tiles that an error message lists."""
+"""Most tiles, or partitions, that a message lists."""
 
 CountTiles = Callable[[RunContext, Iterable[int]], pa.Table]
 
@@ -134,10 +135,17 @@ def plan_table(context: RunContext, sources: SourceTable, archive: AtlasArchive)
 def plan_partitions(context: RunContext, sources: SourceTable, count: CountTiles) -> Plan:
     """Return the plan for a catalogue in partitions, which `count` counts."""
     if not sources.partitions:
-        raise CatalogError(f"{sources.location}: no partition of it touches the {in_words(sources.region)}")
+        raise CatalogError(
+            f"{sources.location}: no partition of it touches the {in_words(sources.region)}: "
+            "choose another region; its positions and sizes are in degrees unless they carry a unit"
+        )
     check_photometry(context.bundle, sources)
     if missing := sources.missing_pixels():
-        log.warning("%s lacks partitions that the region touches: healpix_k5 = %s", sources.location, missing)
+        shown = ", ".join(map(str, missing[:MAX_LISTED])) + (", ..." if len(missing) > MAX_LISTED else "")
+        log.warning(
+            "%s lacks %s that the region touches: healpix_k5 = %s",
+            sources.location, counted(len(missing), "partition"), shown,
+        )  # fmt: skip
     with archive_up(context.folder):
         counts = count(context, range(len(sources.partitions)))
     digests = partition_digests(counts)

@@ -36,7 +36,8 @@ class RunReport:
     remedy : str
         What to do about quarantined tiles; empty without any.
     tile_bytes, tile_bytes_read : int
-        Bytes of the pixels of all tiles of this call, and of those that were read.
+        Bytes of the pixels of all tiles of this call, and bytes read. Each strip reads the rows that its cutouts need,
+        so rows near a border of strips are read twice, and a dense tile can have more bytes read than it holds.
     wall_seconds, sources_per_second : float
         Duration and rate of this call.
     stage_seconds : dict of str to float

@@ -340,10 +340,13 @@ KINDS: dict[str, Callable[..., Region]] = {
 
 
 def in_words(region: Region | None) -> str:
-    """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25}."""
+    """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25deg}."""
     if region is None:
         return "catalogue"
-    return "region {" + ", ".join(f"{name} = {value}" for name, value in region.to_dict().items()) + "}"
+    values = region.to_dict()
+    if "radius" in values:
+        values["radius"] = f"{values['radius']}deg"
+    return "region {" + ", ".join(f"{name} = {value}" for name, value in values.items()) + "}"
 
 
 def region_identity(region: Region | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from .votable import read_votable
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,8 +86,10 @@ def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
 
     Raises `CatalogError`, one message for all bad rows, as `read_table` and `standardise` do.
     """
-    table = read_table(location, allow_truncated=allow_truncated)
-    return standardise(table, f"table {local_path(str(location))}")
+    table, source = read_table(location, allow_truncated=allow_truncated), f"table {local_path(str(location))}"
+    if "source_id" not in table.column_names:
+        log.warning("%s: it has no column source_id; the sources are called row-000001 and so on", source)
+    return standardise(table, source)
 
 
 def read_table(location: str, extra: Sequence[str] = (), allow_truncated: bool = False) -> pa.Table:

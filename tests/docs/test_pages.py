@@ -78,6 +78,7 @@ def test_regions_of_the_pages_are_regions() -> None:
         "cone",
         "box",
         "polygon",
+        "pixels",
     ]
 
 

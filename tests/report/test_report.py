@@ -17,7 +17,7 @@ import pytest
 
 from skyclass.catalog.query import open_catalog
 from skyclass.errors import ConfigError, StoreError
-from skyclass.report import EVALUATION_FIGURES, evaluation_figures, markdown, wilson, write_html
+from skyclass.report import EVALUATION_FIGURES, evaluation_figures, markdown, write_html
 from skyclass.report.catalogue import catalogue_tables
 from skyclass.report.catalogue_counts import catalogue_statistics
 from skyclass.report.catalogue_plots import CATALOGUE_FIGURES, all_sky_figure, catalogue_figures
@@ -216,12 +216,6 @@ def test_another_versions_evaluation_is_refused(tmp_path: Path) -> None:
         write_html(tmp_path)
     with pytest.raises(StoreError):
         write_html(tmp_path / "nothing")
-
-
-def test_wilsons_interval() -> None:
-    """Agresti & Coull 1998: 0 of 10 gives [0, 0.278]; 5 of 10 gives [0.237, 0.763]."""
-    low, high = wilson(np.array([0.0, 0.5]), np.array([10.0, 10.0]))
-    assert low == pytest.approx([0, 0.237], abs=1e-3) and high == pytest.approx([0.278, 0.763], abs=1e-3)
 
 
 # --- catalogues ------------------------------------------------------------------------------------

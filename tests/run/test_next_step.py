@@ -25,7 +25,7 @@ from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
-VERBS = ("verify", "query", "report")
+VERBS = ("verify", "query", "report", "publish")
 
 
 def skyclass(*words: object) -> Any:

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from distributed import Client, Future
 from distributed.comm.addressing import get_address_host
 
+from ...engine.workers import submit_to
 from ...errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from ...settings import read_toml
 from ..data.dataset import load_dataset
@@ -209,8 +210,7 @@ class Attempt:
         self.client.subscribe_topic(self.spec.topic, self.events.put)
         try:
             for index, node in enumerate(self.spec.nodes):
-                pinned = {"workers": [node.address], "allow_other_workers": False, "pure": False, "retries": 0}
-                self.futures.append(self.client.submit(run_node, self.spec, index, priority=10, **pinned))
+                self.futures.append(submit_to(self.client, node.address, run_node, self.spec, index))
                 self.silent_s[index] = 0.0
             return self.wait_for_nodes()
         finally:

@@ -171,7 +171,7 @@ class TrainConfig:
     schedule: Literal["halve", "cosine"] = "halve"
     """halve: constant, and half after 50 epochs. cosine: one cycle with a linear rise."""
     balanced: bool = True
-    """Give the classes equal weight in the loss and in the calibration, whatever their numbers."""
+    """Give the classes equal weight in the loss and in the calibration, independent of their numbers of sources."""
     flips: bool = True
     """Show each image in a random one of its eight flips and quarter turns."""
     rotate_deg: NotNegative = 0.0
