@@ -14,7 +14,7 @@ from skyclass.model.devices import set_threads
 from skyclass.networks import build
 from skyclass.run.config import RunConfig
 
-pytest_plugins = ("tests.support.faults",)
+pytest_plugins = ("tests.support.faults", "tests.support.fork_server")
 
 BANDS = ("w1", "w2", "w3")
 
@@ -52,7 +52,7 @@ def bundle(tmp_path_factory) -> Path:
         "network_options": {},
         "cut": Cut(37, BANDS),
         "composite": atlas_settings(BANDS),
-        "preprocessing": Preprocessing(80, (0.3, 0.3, 0.1), (1.0, 1.0, 1.0)),
+        "preprocessing": Preprocessing(24, (0.3, 0.3, 0.1), (1.0, 1.0, 1.0)),
         "temperature": 1.0,
         "training": {"simulated": True, "label": "random weights, for tests"},
     }

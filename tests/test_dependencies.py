@@ -49,17 +49,18 @@ IMPORTED = {
     for module, path in imported(ROOT / "skyclass").items()
     if module not in sys.stdlib_module_names | {"skyclass", "__future__"}
 }
+DISTRIBUTIONS = packages_distributions()
 CORE = declared()
 EXTRAS = declared("cuda", "cloud", "train")
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTED))
 def test_an_imported_library_is_declared(module: str) -> None:
-    owners = {canonical(name) for name in packages_distributions().get(module, [module.replace("_", "-")])}
+    owners = {canonical(name) for name in DISTRIBUTIONS.get(module, [module.replace("_", "-")])}
     assert owners & (CORE | EXTRAS), f"{IMPORTED[module]} imports {module} of {', '.join(owners)}: declare it"
 
 
 def test_no_declared_library_is_unused() -> None:
     extras = {"dataframe"}
-    owners = {canonical(name) for module in IMPORTED for name in packages_distributions().get(module, [module])}
+    owners = {canonical(name) for module in IMPORTED for name in DISTRIBUTIONS.get(module, [module])}
     assert CORE - owners <= extras

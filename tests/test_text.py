@@ -14,6 +14,7 @@ from skyclass.errors import ArchiveDown, RunMismatch, TileFault
 from skyclass.run.finish import publish_run
 from skyclass.text import printable, shell_command, table_text
 from tests.support.class_rows import make_run
+from tests.support.command_line import skyclass
 
 EVIL = "a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\x9be\udcfff\u00a0"
 ESCAPED = r"a\x1b]0;title\x07\x1b[2J\nb\r\u202ec\u2028d\u009be\xfff\u00a0"
@@ -56,10 +57,6 @@ def test_details_stand_below_a_message_and_survive_pickling() -> None:
         assert str(again) == str(one) == one.message and not one.details
 
 
-def skyclass(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "skyclass", *map(str, words)], capture_output=True, timeout=240)
-
-
 def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
     folder, rows = make_run(tmp_path / "a\x1b[31m\nb", (("1500p015_ac51", 40, 150.0, 1.5),))
     publish_run(folder)
@@ -67,20 +64,20 @@ def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
     listed = skyclass(
         "query", catalog, "--sql", 'SELECT source_id || chr(27) || chr(10) AS "i\x07d" FROM classes LIMIT 2'
     )
-    assert listed.returncode == 0 and rb"i\x07d" in listed.stdout and rb"\x1b\n" in listed.stdout
+    assert listed.returncode == 0 and r"i\x07d" in listed.stdout and r"\x1b\n" in listed.stdout
     stray = catalog / "dataset" / "Norder=5" / "stray\x1b[2J\n.parquet"
     stray.parent.mkdir(parents=True, exist_ok=True)
     stray.write_bytes(b"")
     verified = skyclass("verify", catalog)
-    assert verified.returncode == 1 and rb"stray\x1b[2J\n.parquet" in verified.stdout
+    assert verified.returncode == 1 and r"stray\x1b[2J\n.parquet" in verified.stdout
     missing = skyclass("verify", tmp_path / "no\x1b[31m\nthing")
-    assert missing.returncode == 2 and rb"no\x1b[31m\nthing" in missing.stderr
+    assert missing.returncode == 2 and r"no\x1b[31m\nthing" in missing.stderr
     unknown = skyclass("verify", catalog, "--no\x1b[31m")
     assert unknown.returncode == 2
     for done in (listed, verified, missing, unknown):
-        assert b"\x1b" not in done.stdout + done.stderr and b"\x07" not in done.stdout + done.stderr
+        assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout + done.stderr
     for done in (missing,):
-        assert done.stderr.count(b"\n") == 1
+        assert done.stderr.count("\n") == 1
 
 
 def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> None:

@@ -26,14 +26,14 @@ def not_published(path: str, error: NotPublished) -> NotPublished:
 
 def unfinished_run(folder: RunFolder) -> NotPublished:
     """Return the error for a run without a class catalogue, with its state and the command that finishes it."""
-    commits, run = committed(folder), read_run(folder)["info"]
+    commits, config = committed(folder), read_run(folder)["info"].get("config", {})
     n_rows, planned = sum(commit.rows for commit in commits.values()), expected_rows(folder)
     if n_rows == planned:
         state = f"all {planned:,} sources are classified, and the class catalogue is not published"
         command = shell_command(["skyclass", "publish", folder.path])
     else:
         state = f"{n_rows:,} of {planned:,} sources are classified"
-        command = _resuming_command(folder, run["config"])
+        command = _resuming_command(folder, config)
     return NotPublished(f"{folder.path} is an unfinished run: {state}. To finish it: {command}")
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +14,11 @@ from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
 from skyclass.errors import ConfigError
 from skyclass.types import Flag
+from tests.support.command_line import skyclass
 from tests.support.paths import SHARED, TESTS
 
 ATLAS = SHARED / "data" / "atlas_cutouts"
 LOOKALIKES = SHARED / "data" / "lookalikes"
-
-
-def skyclass(*words: object, limit_bytes: int | None = None) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own."""
-
-    def full_disk() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    command = [sys.executable, "-m", "skyclass", *map(str, words)]
-    before = full_disk if limit_bytes else None
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, preexec_fn=before)
 
 
 def classify(sky, bundle, out, *words, **options) -> subprocess.CompletedProcess:

@@ -27,6 +27,8 @@ from skyclass.errors import ClusterLost, ConfigError, NotStarted
 from tests.support.intrusion import intrude, listening, speaks_http
 from tests.support.pools import await_true, drive
 
+pytestmark = pytest.mark.spawn
+
 CLASSIFY = [sys.executable, "-m", "skyclass", "classify", "--catalog", "absent.csv", "--images", "."]
 CLASSIFY += ["--out", "classes", "--workers", "1"]
 

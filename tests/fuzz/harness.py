@@ -51,34 +51,11 @@ def preload() -> None:
     """Import what the command line may import, so that a fork starts with it; no thread may run yet."""
     os.environ |= {"OMP_NUM_THREADS": "1", "SKYCLASS_CACHE": "/nonexistent", "OMP_WAIT_POLICY": "PASSIVE"}
     os.environ |= {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
-    import astropy.io.fits
-    import astropy.io.votable
-    import astropy.table  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import matplotlib.font_manager  # noqa: F401
-    import obstore  # noqa: F401
-    import pyarrow.dataset  # noqa: F401
-    import torch
-
-    import skyclass.catalog.query
-    import skyclass.cli.main
-    import skyclass.engine.cluster
-    import skyclass.images.export
     import skyclass.images.remote
-    import skyclass.mock
     import skyclass.model.classifier
-    import skyclass.report
-    import skyclass.run.forecast
     import skyclass.run.lease
-    import skyclass.run.pipeline
-    import skyclass.training.data.dataset
-    import skyclass.training.evaluation.evaluate
-    import skyclass.training.fit.train
-    import skyclass.version  # noqa: F401
+    from tests.support import preloaded  # noqa: F401
 
-    skyclass.version.code_version()  # parses all modules, once
-    torch.set_num_threads(1)
     skyclass.run.lease.SILENT_S = 1.0  # a lease without a sound holder is passed over after half a minute
     skyclass.model.classifier.MICRO_BATCH["cpu"] = 8
     remote = skyclass.images.remote

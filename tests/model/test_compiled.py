@@ -26,6 +26,8 @@ from skyclass.run.progress import no_progress
 from tests.support.cudalike import cuda_graphs
 from tests.support.runs import rows_of
 
+pytestmark = pytest.mark.spawn
+
 __all__ = ["cuda_graphs"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from skyclass.run.folder import RunFolder
 from skyclass.run.progress import no_progress
 from skyclass.types import CLASSES, Flag
 from tests.support.bundles import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
+from tests.support.command_line import skyclass
 from tests.support.networks import lived_in
 from tests.support.runs import rows_of
 
@@ -139,9 +138,7 @@ def test_the_command_line_says_so_in_one_message(run: RunConfig, tmp_path: Path)
     model = spoiled(tmp_path / "m", NAN).path
     command = ["classify", "--catalog", run.catalog, "--images", run.images, "--model", str(model), "--out", run.out]
     for verb in (command, ["plan", *command[1:]]):
-        done = subprocess.run(
-            [sys.executable, "-m", "skyclass", *verb, "--cluster", "none"], capture_output=True, text=True
-        )
+        done = skyclass(*verb, "--cluster", "none")
         assert done.returncode == 2
         assert done.stderr.count("skyclass: ") == 1 and f"the weights of {model} are unusable" in done.stderr
 

@@ -31,6 +31,7 @@ from skyclass.sources.opening import open_sources
 from skyclass.training.data.config import dataset_config, labels_config
 from skyclass.training.fit.recipe import train_config
 from tests.support.class_rows import make_run
+from tests.support.command_line import skyclass
 
 TEXT = 'catalog = "größe"\n'
 
@@ -269,7 +270,7 @@ def test_an_unknown_user_in_a_path_is_told(location: str) -> None:
 @pytest.mark.parametrize("verb", ["verify", "query", "report"])
 def test_a_name_that_is_too_long_is_wrong_input(tmp_path: Path, verb: str) -> None:
     path = tmp_path / ("x" * 300)
-    done = subprocess.run([sys.executable, "-m", "skyclass", verb, str(path)], capture_output=True, text=True)
+    done = skyclass(verb, path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"skyclass: File name too long: {path}")
 

@@ -25,7 +25,7 @@ from skyclass.sky.regions import Box, Cone, Pixels, Polygon
 from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
-VERBS = ("verify", "query", "report", "publish")
+VERBS = ("verify", "query", "report")
 
 
 def skyclass(*words: object) -> Any:
@@ -61,6 +61,7 @@ def test_an_unfinished_run_names_the_command_that_finishes_it(unfinished: RunFol
     for path in (unfinished.path, unfinished.catalog):
         text = message(verb, path)
         assert text.endswith(f"an unfinished run: 20 of 30 sources are classified. To finish it: {command}"), text
+    assert message(verb, unfinished.path).endswith(message("publish", unfinished.path))
     assert shlex.split(command)[5] == "sky images"
     journal_commit(unfinished, commit_tile(unfinished, TILES[1][0], class_rows(TILES[1][0], 10, 151.5, 1.5)))
     text = message(verb, unfinished.path)
