@@ -28,7 +28,7 @@ test: $(READY) lint docs
 	@echo "The examples in the docstrings."
 	$(BIN)/python -m pytest -q --doctest-modules skyclass
 	@echo "The test suite; each dot is a passed test."
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 lint: $(READY) lint-project
 	@echo "Style, types and the import directions of the packages."
@@ -83,9 +83,10 @@ scale: $(READY)
 paper: $(READY)
 	$(BIN)/python -m benchmarks.paper
 
-# Faults injected into whole runs, the long ones too (root for a network and a disk of their own), and what was lost.
+# Faults injected into whole runs, the long ones too (root for a network and a disk of their own), and what was lost; and
+# the other long tests. Workers start as for users.
 chaos: $(READY)
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile -m "fault or slow" --ignore tests/engine/test_slurm.py \
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --spawn -m "fault or slow" --ignore tests/engine/test_slurm.py \
 		--fault-table benchmarks/results/chaos.md
 
 # Damaged inputs of every kind, each in a fork: one message, a documented exit code, bounded time and memory.

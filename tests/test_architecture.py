@@ -54,6 +54,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("library", ONE_ROOM)
 def test_each_decision_has_one_room(library):
     for path in FILES:
@@ -64,6 +65,7 @@ def test_each_decision_has_one_room(library):
         assert not used or where in ONE_ROOM[library], f"{path.name}:{used[0]} imports {library}"
 
 
+@pytest.mark.integration
 def test_nothing_of_the_line_imports_training_or_the_simulated_sky():
     for path in FILES:
         if room(path) in ("training", "mock", "cli"):
@@ -89,6 +91,7 @@ def test_the_pipeline_fits_one_screen():
     assert len((PACKAGE / "run" / "pipeline.py").read_text().splitlines()) <= 68
 
 
+@pytest.mark.integration
 def test_no_quiet_catch_all():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -87,6 +87,7 @@ def test_a_name_is_claimed_once_and_never_replaced(tmp_path: Path, links: str) -
     assert target.read_bytes() == b"1" and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.integration
 def test_of_many_claims_at_once_one_succeeds_and_its_file_is_whole(tmp_path: Path, links: str) -> None:
     for round_ in range(20):
         target = tmp_path / f"{round_}"
@@ -109,6 +110,7 @@ DIES = """
 """
 
 
+@pytest.mark.integration
 @pytest.mark.fault(9)
 def test_a_claimant_that_dies_between_marker_and_rename_is_passed_over(tmp_path: Path, no_links: None) -> None:
     (tmp_path / "sitecustomize.py").write_text(LINKS)
@@ -200,6 +202,7 @@ print(report.classified + report.without_class)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["beegfs", "nowhere"])
 def test_a_run_on_workers_where_links_are_missing(sky, bundle, tmp_path: Path, kind: str) -> None:
     """Driver and workers are processes whose `os.link` is replaced."""
@@ -214,6 +217,7 @@ def test_a_run_on_workers_where_links_are_missing(sky, bundle, tmp_path: Path, k
     assert done.returncode == 0 and done.stdout.strip() == str(sky.n_sources), done.stderr
 
 
+@pytest.mark.integration
 def test_a_lease_taken_by_two_at_once_is_held_by_one(tmp_path: Path, no_links: None) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.make()

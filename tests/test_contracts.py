@@ -167,6 +167,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.integration
 def test_contract_torch_says_that_another_rank_is_gone(tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE)
@@ -183,6 +184,7 @@ def provoked(work: Callable[[], object]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.integration
 def test_contract_torch_says_that_a_store_timed_out() -> None:
     from torch.distributed import TCPStore
 

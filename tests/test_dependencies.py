@@ -60,6 +60,7 @@ def test_an_imported_library_is_declared(module: str) -> None:
     assert owners & (CORE | EXTRAS), f"{IMPORTED[module]} imports {module} of {', '.join(owners)}: declare it"
 
 
+@pytest.mark.integration
 def test_no_declared_library_is_unused() -> None:
     extras = {"dataframe"}
     owners = {canonical(name) for module in IMPORTED for name in DISTRIBUTIONS.get(module, [module])}

@@ -18,6 +18,7 @@ SHORT = 42
 MESSAGE = "skyclass: the file is damaged\n"
 
 
+@pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_damaged_inputs_end_in_one_message(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--seed", "3", "--n", str(SHORT), "--folder", str(tmp_path)]
@@ -26,6 +27,7 @@ def test_damaged_inputs_end_in_one_message(tmp_path: Path) -> None:
     assert f"{SHORT} cases" in done.stdout and all(f"| {name} |" in done.stdout for name in CATEGORIES)
 
 
+@pytest.mark.slow
 def test_a_case_can_be_replayed_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--seed", "3", "--only", "5", "--folder", str(tmp_path)]
     outputs = [

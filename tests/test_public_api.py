@@ -69,6 +69,7 @@ WITH_EXAMPLES = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_run(name: str, tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tutorial)
@@ -86,6 +87,7 @@ def test_every_field_of_a_run_has_a_text_in_its_help() -> None:
         assert after.strip() and after.strip() in text, field
 
 
+@pytest.mark.integration
 def test_results_are_short_in_a_notebook(tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tutorial)
     run = sc.RunConfig(catalog="mock/catalog", images="mock/images", out="classes", cluster="none")

@@ -119,6 +119,7 @@ def test_keywords_positions_and_replacements_are_checked_as_files_are() -> None:
         RunConfig(*range(20))
 
 
+@pytest.mark.integration
 def test_a_moc_is_a_region_in_toml_and_in_python(tmp_path: Path) -> None:
     (tmp_path / "field.moc").write_text("5/1-3")
     (tmp_path / "run.toml").write_text(

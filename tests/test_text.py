@@ -57,6 +57,7 @@ def test_details_stand_below_a_message_and_survive_pickling() -> None:
         assert str(again) == str(one) == one.message and not one.details
 
 
+@pytest.mark.integration
 def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
     folder, rows = make_run(tmp_path / "a\x1b[31m\nb", (("1500p015_ac51", 40, 150.0, 1.5),))
     publish_run(folder)
@@ -80,6 +81,7 @@ def test_no_name_reaches_the_terminal_raw(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run", (("1500p015_ac51", 4, 150.0, 1.5),))
     publish_run(folder)
@@ -92,6 +94,7 @@ def test_output_that_the_terminal_cannot_encode_is_escaped(tmp_path: Path) -> No
     assert done.returncode == 0 and b"\xe9\\u661f" in done.stdout
 
 
+@pytest.mark.integration
 def test_warnings_are_printable(tmp_path: Path) -> None:
     code = (
         "import logging; from skyclass.cli.main import print_any_character; print_any_character();"

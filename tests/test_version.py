@@ -67,11 +67,13 @@ print(*[name for name in sys.modules if name.split(".")[0] == "skyclass"])
 """
 
 
+@pytest.mark.integration
 def test_what_is_loaded_while_a_tile_is_classified_is_in_the_closure(sky, bundle, tmp_path: Path) -> None:
     loaded = python(CLASSIFY, PACKAGE.parent, sky.catalog, sky.images, bundle, tmp_path / "out").split()
     assert {"skyclass.schema", "skyclass.run.commits", "skyclass.networks.iicnet"} < set(loaded) <= set(row_sources())
 
 
+@pytest.mark.integration
 def test_changed_row_code_is_another_version_and_a_changed_message_of_progress_is_not(copy: Path) -> None:
     assert version_of(copy.parent) == code_version()
     edit(copy / "run" / "report.py", "correct the faults", "correct all faults")
@@ -95,6 +97,7 @@ def test_a_root_that_is_no_module_is_an_error() -> None:
         row_sources(("stages",))
 
 
+@pytest.mark.integration
 def test_the_version_is_the_same_from_an_archive(copy: Path, tmp_path: Path) -> None:
     """Sources are read as resources of the package: from a wheel, a folder or a zip file."""
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "skyclass")

@@ -38,6 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     package = CHECKOUT / "skyclass"
     files = {f.relative_to(CHECKOUT).as_posix() for f in package.rglob("*") if f.is_file() and f.suffix != ".pyc"}
@@ -47,6 +48,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert {"skyclass/py.typed", "skyclass/models/iicnet-mock/weights.safetensors"} <= packed
 
 
+@pytest.mark.integration
 def test_the_wheel_classifies_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     with ZipFile(wheel) as archive:

@@ -24,6 +24,7 @@ STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
 LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
 
 
+@pytest.mark.slow
 def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bundle: Path) -> None:
     output, said = tmp_path / "results" / "tiny.jsonl", []
     tiny = replace(SCENARIOS["tiny"], model=str(bundle), device="cpu")
@@ -47,6 +48,7 @@ def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bu
     ]
 
 
+@pytest.mark.integration
 def test_the_bench_line_with_nothing_taken_out_gives_the_rows_of_the_pipeline(run, tmp_path: Path) -> None:
     pipeline.classify(run)
     whole, null = (replace(run, out=str(tmp_path / name)) for name in ("whole", "null"))
@@ -94,6 +96,7 @@ def test_the_rivals_come_as_table_and_picture(tmp_path: Path) -> None:
     assert (tmp_path / "rivals.png").stat().st_size > 5_000
 
 
+@pytest.mark.integration
 def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     """The counts are right, and the eager network says what the engine does before calibration."""
     scenario = Scenario("quick", 1, 60, 400, 1)
@@ -108,6 +111,7 @@ def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
     np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "window"), [("split", 2 * 2 + 2 * scale.CORES_A_GPU), ("fused", 16)])
 def test_a_small_sky_on_simulated_gpus_ends_with_every_row(monkeypatch, form: str, window: int) -> None:
     monkeypatch.setattr(scale, "SETTLE_S", 0)
@@ -123,6 +127,7 @@ def test_a_small_sky_on_simulated_gpus_ends_with_every_row(monkeypatch, form: st
     assert f"| 2 | {form} |" in scale_table([record | {"cpu": "A", "cores": 2}])
 
 
+@pytest.mark.slow
 def test_a_device_is_measured_in_every_way_and_form() -> None:
     """On the processor here: that the command works is all that can be seen without a GPU."""
     ways = ["as it is", "captured"]
@@ -134,6 +139,7 @@ def test_a_device_is_measured_in_every_way_and_form() -> None:
     assert record["n_sources"] == 40 and set(record["pool_busy"]) == {"GPU workers"}
 
 
+@pytest.mark.slow
 def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(scale, "SETTLE_S", 0)
     monkeypatch.setattr(scale, "IDLE_S", 0.1)

@@ -55,6 +55,7 @@ def first_file(catalog: Path) -> Path:
     return catalog / max(read_manifest(catalog).files, key=lambda record: record.rows).path
 
 
+@pytest.mark.integration
 def test_every_row_is_published_once_in_its_pixel(published: tuple[RunFolder, pa.Table]) -> None:
     folder, rows = published
     manifest = read_manifest(folder.catalog)
@@ -85,6 +86,7 @@ def test_files_carry_units_ucds_and_provenance(published: tuple[RunFolder, pa.Ta
     assert "22 % pure" in readme and "simulated" in readme and "CENTRE_MISSING" in readme
 
 
+@pytest.mark.integration
 def test_hats_accepts_the_catalogue(published: tuple[RunFolder, pa.Table], caplog: pytest.LogCaptureFixture) -> None:
     validation = pytest.importorskip("hats.io.validation")
     with caplog.at_level(logging.ERROR):
@@ -96,6 +98,7 @@ def content(root: Path) -> dict[Path, bytes]:
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.integration
 def test_publishing_again_gives_the_same_bytes_in_a_new_folder(copied: Path) -> None:
     first, before, done = copied.resolve(), content(copied), []
     (copied / "stray").touch()
@@ -122,6 +125,7 @@ def by_id(table: pa.Table) -> pa.Table:
     return table.sort_by("source_id").combine_chunks()
 
 
+@pytest.mark.integration
 def test_an_open_reader_keeps_its_publication_until_gc(tmp_path: Path) -> None:
     folder, rows = make_run(tmp_path, TILES[3:])
     publish_run(folder)
@@ -144,6 +148,7 @@ def test_an_open_reader_keeps_its_publication_until_gc(tmp_path: Path) -> None:
         old.sql("SELECT count(*) FROM classes")
 
 
+@pytest.mark.integration
 def test_readers_beside_many_publications_see_one_state_each(tmp_path: Path) -> None:
     """Each catalogue that is opened while another thread publishes holds the rows of one state, whole."""
     folder, rows = make_run(tmp_path, TILES[3:])
@@ -183,6 +188,7 @@ def test_a_catalogue_of_earlier_tiles_is_not_taken_for_published(tmp_path: Path)
     assert not is_published(folder)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", ["cp -r", "cp -rL", "mv", "rsync -r"])
 def test_copied_and_moved_run_folders_work(tmp_path: Path, command: str) -> None:
     folder, rows = make_run(tmp_path / "run", TILES[3:])
@@ -204,6 +210,7 @@ def test_copied_and_moved_run_folders_work(tmp_path: Path, command: str) -> None
     assert verify(copy.path).ok and len(versions.publications(copy.path)) == 1
 
 
+@pytest.mark.integration
 def test_a_file_system_without_symlinks_gets_a_text_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -243,6 +250,7 @@ def test_what_is_no_catalogue_of_skyclass_is_never_replaced(tmp_path: Path, made
     assert content(tmp_path) == before and folder.catalog.is_symlink() == (made == "link")
 
 
+@pytest.mark.integration
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = make_run(tmp_path, TILES[3:])
     publish_run(folder)
@@ -265,6 +273,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
         publish_run(folder)
 
 
+@pytest.mark.integration
 def test_a_driver_that_lost_its_lease_does_not_switch(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path, TILES[3:])
     publish_run(folder)
@@ -280,6 +289,7 @@ def test_a_driver_that_lost_its_lease_does_not_switch(tmp_path: Path) -> None:
     assert not leftover_files(folder) and os.readlink(folder.catalog) == "catalogs/000002"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9)
 def test_a_kill_at_every_step_of_a_publication(tmp_path: Path) -> None:
     """Before and after each call that reaches the disk the run folder holds the old or the new rows, whole."""
@@ -308,6 +318,7 @@ def test_a_missing_tile_is_never_published(copied: Path) -> None:
     assert (copied / "manifest.json").read_bytes() == manifest
 
 
+@pytest.mark.integration
 def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
     rows = catalog_rows(folder, committed(folder), 13_500)
@@ -361,6 +372,7 @@ def forge(catalog: Path, rows: pa.Table, path: Path, words: dict[bytes, bytes]) 
     write_manifest(catalog, replace(manifest, files=tuple(files), rows=total, rows_expected=total))
 
 
+@pytest.mark.integration
 def test_verify_finds_rows_dropped_swapped_or_repeated_behind_a_forged_manifest(copied: Path) -> None:
     path = first_file(copied)
     rows, words = pq.ParquetFile(path).read().cast(CLASS_SCHEMA), pq.read_metadata(path).metadata

@@ -54,6 +54,7 @@ def ids(table: pa.Table) -> list[str]:
 CONES = [(150.0, 1.5, 30.0), (150.3, 2.25, 1.0), (149.2, 3.9, 5.0), (0.0, -1.5, 40.0), (151.0, 2.0, 600.0)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ra", "dec", "radius_arcmin"), CONES)
 def test_a_cone_is_what_brute_force_finds(
     rows: pa.Table, catalog: ClassCatalog, ra: float, dec: float, radius_arcmin: float
@@ -68,6 +69,7 @@ def test_a_cone_is_what_brute_force_finds(
     assert (np.diff(table["_healpix_29"].to_numpy()) >= 0).all()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "region",
     [
@@ -157,6 +159,7 @@ def test_a_condition_that_is_none_is_refused_before_reading(catalog: ClassCatalo
         catalog.where("p_nova > 0.5")
 
 
+@pytest.mark.integration
 def test_sub_queries_see_every_row_of_the_catalogue(
     rows: pa.Table, catalog: ClassCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +240,7 @@ SOURCES = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_question_reads_nothing_but_the_catalogue(catalog: ClassCatalog, secret: Path, source: str) -> None:
     source = source.format(secret=secret, root=catalog.root)
@@ -289,6 +293,7 @@ def test_the_connection_is_locked_and_bounded(tmp_path: Path) -> None:
     assert not spill.exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["run [1]", "it's", "a*b?", "ünï"])
 def test_any_name_of_a_folder_can_be_queried(tmp_path: Path, name: str) -> None:
     folder, rows = make_run(tmp_path / name, TILES[3:])
@@ -321,6 +326,7 @@ def test_a_class_that_the_catalogue_does_not_have_is_told(catalog: ClassCatalog,
             ask()
 
 
+@pytest.mark.integration
 def test_conditions_on_classes_that_exist_are_answered(rows: pa.Table, catalog: ClassCatalog) -> None:
     counts = class_counts(rows)
     n_quasars = counts["quasar"]
@@ -336,6 +342,7 @@ def test_conditions_on_classes_that_exist_are_answered(rows: pa.Table, catalog: 
     assert catalog.where("designation = 'qso'").count() == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ending", ["parquet", "csv", "fits", "vot", "xml"])
 def test_export_reads_back_in_other_tools(catalog: ClassCatalog, tmp_path: Path, ending: str) -> None:
     chosen = catalog.cone(150, 2, "30arcmin")
@@ -376,6 +383,7 @@ def test_opening_something_else_is_told(tmp_path: Path) -> None:
         open_catalog(tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 def test_lsdb_finds_the_same_cone(catalog: ClassCatalog) -> None:
     lsdb = pytest.importorskip("lsdb")
@@ -387,6 +395,7 @@ def test_lsdb_finds_the_same_cone(catalog: ClassCatalog) -> None:
     assert theirs.hc_structure.catalog_info.total_rows == catalog.count()
 
 
+@pytest.mark.integration
 def test_a_damaged_file_of_the_catalogue_is_told_as_such(tmp_path: Path) -> None:
     folder, _ = make_run(tmp_path / "run")
     publish_run(folder)

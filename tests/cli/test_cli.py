@@ -42,6 +42,7 @@ def write_csv(path: Path, **columns) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
     out = tmp_path / "classes"
     toml = tmp_path / "run.toml"
@@ -76,6 +77,7 @@ def test_classify_verify_and_query_from_the_command_line(sky, bundle, tmp_path):
     assert skyclass("publish", out).returncode == 0 and skyclass("verify", out).returncode == 0
 
 
+@pytest.mark.integration
 def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
     rows = pq.read_table(sky.truth.parent / "catalog").to_pandas()
     ra, dec = rows["ra"].iloc[0], rows["dec"].iloc[0]
@@ -91,6 +93,7 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
     refused(classify(sky, bundle, tmp_path / "d", "--cone", "1,2,3parsec"), tmp_path / "d", "3parsec")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -109,6 +112,7 @@ def test_bad_tables_are_refused(sky, bundle, tmp_path, columns, words):
     refused(classify(sky, bundle, out, "--catalog", table), out, *words)
 
 
+@pytest.mark.integration
 def test_bad_catalogues_are_refused(sky, bundle, tmp_path):
     out = tmp_path / "out"
     refused(classify(sky, bundle, out, "--catalog", tmp_path / "nowhere"), out, "nowhere", "no such file")
@@ -120,6 +124,7 @@ def test_bad_catalogues_are_refused(sky, bundle, tmp_path):
     refused(classify(sky, bundle, out, "--catalog", copy), out, "source_id", part.name)
 
 
+@pytest.mark.integration
 def test_bad_image_folders_are_refused(sky, bundle, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
@@ -136,11 +141,13 @@ def test_bad_image_folders_are_refused(sky, bundle, tmp_path):
 
 
 @pytest.mark.skipif(not LOOKALIKES.is_dir(), reason="the look-alikes of ../shared are not here")
+@pytest.mark.integration
 def test_images_of_other_surveys_are_refused(sky, bundle, tmp_path):
     out = tmp_path / "out"
     refused(classify(sky, bundle, out, "--images", LOOKALIKES), out, "unWISE", "single exposure")
 
 
+@pytest.mark.integration
 def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(sky.images, images)
@@ -164,6 +171,7 @@ def test_one_bad_tile_is_quarantined_with_exit_code_3(sky, bundle, tmp_path):
     assert skyclass("gc", tmp_path).returncode == 2
 
 
+@pytest.mark.integration
 def test_a_damaged_bundle_is_refused(sky, bundle, tmp_path):
     out = tmp_path / "out"
     for name in ("weights.safetensors", "model.json"):
@@ -181,6 +189,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.parent.name != "leases"}
 
 
+@pytest.mark.integration
 def test_the_folder_of_another_run_is_refused_and_left_as_it_was(sky, bundle, tmp_path):
     out = tmp_path / "out"
     assert classify(sky, bundle, out).returncode == 0
@@ -193,6 +202,7 @@ def test_the_folder_of_another_run_is_refused_and_left_as_it_was(sky, bundle, tm
     assert files(out) == before
 
 
+@pytest.mark.integration
 @pytest.mark.fault(17)
 def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_path):
     out = tmp_path / "out"
@@ -203,6 +213,7 @@ def test_a_full_disk_ends_cleanly_and_the_same_command_resumes(sky, bundle, tmp_
     assert skyclass("verify", out).returncode == 0
 
 
+@pytest.mark.integration
 def test_wrong_usage_is_told_all_at_once(tmp_path):
     toml = tmp_path / "run.toml"
     toml.write_text('catalog = 3\nimags = "x"\nworkers = "two"\nregion = {kind = "moon"}\n')
@@ -230,6 +241,7 @@ def test_wrong_usage_is_told_all_at_once(tmp_path):
     assert skyclass("classify", "--catalog", "x", "--images", "y").returncode == 2
 
 
+@pytest.mark.integration
 def test_plan_writes_nothing(sky, bundle, tmp_path):
     done = skyclass("plan", "--catalog", sky.catalog, "--images", sky.images, "--model", bundle)
     assert done.returncode == 0 and f"{sky.n_sources:,} sources on 2 tiles" in done.stdout
@@ -238,6 +250,7 @@ def test_plan_writes_nothing(sky, bundle, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     table = pq.read_table(sky.truth.parent / "catalog").select(["ra", "dec", "wx", "wy", "source_id", "coadd_id"])
     table = table.to_pandas().sample(40, random_state=1)
@@ -272,6 +285,7 @@ def test_a_login_on_the_command_line_is_refused_and_not_repeated(words):
     assert str(caught.value).startswith(f"{option} = https://***@host/c: ")
 
 
+@pytest.mark.integration
 def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
     """As `classify` does: 3 with the reasons where some tiles are good, 2 where none is."""
     images, (first, second) = tmp_path / "images", sky.coadd_ids
@@ -313,6 +327,7 @@ def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
     assert "empty file" in done.stderr and not (tmp_path / "c.npz").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
 def test_the_shipped_model_on_two_real_fields(tmp_path):
     """The host of 2010H is a galaxy, the point sources around it are not quasars; 2010ai's target overhangs."""
@@ -329,6 +344,7 @@ def test_the_shipped_model_on_two_real_fields(tmp_path):
     assert target["flags"] == 1 and abs(target["valid_frac"] - 32 / 37) < 1e-6 and target["class"] is not None
 
 
+@pytest.mark.integration
 def test_a_folder_of_somebody_else_is_left_alone(sky, bundle, tmp_path):
     theirs = tmp_path / "thesis"
     theirs.mkdir()
@@ -340,6 +356,7 @@ def test_a_folder_of_somebody_else_is_left_alone(sky, bundle, tmp_path):
     assert done.returncode == 2 and "chapter1.tex is a file" in done.stderr
 
 
+@pytest.mark.integration
 def test_a_damaged_catalogue_is_published_again_by_the_same_command(sky, bundle, tmp_path):
     out = tmp_path / "out"
     assert classify(sky, bundle, out).returncode == 0
@@ -352,12 +369,14 @@ def test_a_damaged_catalogue_is_published_again_by_the_same_command(sky, bundle,
     assert gone.returncode == 1 and "skyclass verify" in gone.stderr
 
 
+@pytest.mark.integration
 def test_what_is_no_catalogue_is_wrong_input(tmp_path):
     for verb in ("query", "verify", "publish"):
         done = skyclass(verb, tmp_path / "nowhere")
         assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 def test_a_condition_cannot_close_our_bracket_and_sql_reads_no_other_file(sky, bundle, tmp_path):
     out = tmp_path / "out"
     assert classify(sky, bundle, out).returncode == 0
@@ -382,6 +401,7 @@ def truncated_votable(path: Path, rows: pd.DataFrame) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_a_truncated_votable_is_classified_only_when_allowed(sky, bundle, tmp_path):
     truth = pq.read_table(sky.truth).to_pandas()[["source_id", "ra", "dec", "class"]].groupby("class").head(5)
     table, out, data = truncated_votable(tmp_path / "table.xml", truth), tmp_path / "out", tmp_path / "data"
@@ -402,6 +422,7 @@ def test_a_truncated_votable_is_classified_only_when_allowed(sky, bundle, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.integration
 def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
     rows = pq.read_table(sky.truth).to_pandas()[["source_id", "ra", "dec"]].head(3)
     table = write_csv(tmp_path / "table.csv", **rows, w1mpro=["<15.2", "14.5", ""])

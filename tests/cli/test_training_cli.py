@@ -31,6 +31,8 @@ from tests.support.bundles import FUSION, make_bundle
 from tests.support.label_tables import TABLES, as_dict, expected_labels, write_catalog
 from tests.support.skyserver import Services, silence
 
+pytestmark = pytest.mark.integration
+
 HERE = ("--device", "cpu", "--precision", "fp32")
 
 
@@ -280,6 +282,7 @@ def test_options_of_a_cluster_without_one_are_not_ignored(made):
 # --- photometry in the probe and the benchmark -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probe_and_benchmark_take_a_model_of_images_and_photometry(sky, tmp_path, monkeypatch):
     fusion = make_bundle(tmp_path / "fusion", **FUSION).path
     monkeypatch.setattr(forecast, "PROBE_IMAGES", 70)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from skyclass.mock import MockReport
 
@@ -28,6 +29,7 @@ print(json.dumps([list(rows), float((rows["w1_w2"] - (rows["w1mpro"] - rows["w2m
 """
 
 
+@pytest.mark.integration
 def test_the_patch_adds_a_column(sky: MockReport, bundle: Path, tmp_path: Path) -> None:
     for folder in ("skyclass", "tests/support"):
         shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))

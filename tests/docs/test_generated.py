@@ -62,6 +62,7 @@ def test_lines_of_examples_may_differ_in_times_and_rounding_only() -> None:
     assert list(make_examples.differences(old, old + "\nmore"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["init", "config"])
 def test_examples_without_a_sky_print_what_the_pages_show(name: str, tmp_path: Path) -> None:
     shown = (make_examples.FOLDER / f"{name}.txt").read_text("utf-8")

@@ -102,6 +102,7 @@ def test_names_that_the_pages_use_are_public() -> None:
         assert set(re.findall(r"\bsc\.(\w+)", text)) <= set(skyclass.__all__), page.name
 
 
+@pytest.mark.integration
 def test_the_python_of_the_readme_runs(tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tutorial)
     code = blocks(README, "python")[0]

@@ -54,6 +54,8 @@ from tests.support.pools import Pool, await_true, drive, n_committed, running
 from tests.support.runs import rows_of, run_on
 from tests.support.traps import DieOnce, Trap
 
+pytestmark = pytest.mark.integration
+
 cloudpickle.register_pickle_by_value(traps)
 
 
@@ -111,6 +113,7 @@ WHOLE_TILES = pytest.param(gpu_worker_with_threads, id="whole tiles")
 SLOWLY = pytest.param(gpu_worker_with_threads, id="whole tiles", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(2)
 @pytest.mark.parametrize("made", [STRIPS, WHOLE_TILES])
 def test_a_tile_that_kills_workers_is_quarantined_and_its_neighbours_are_not(
@@ -133,6 +136,7 @@ def test_a_tile_that_kills_workers_is_quarantined_and_its_neighbours_are_not(
     assert not healed.quarantined and rows_of(run).equals(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 @pytest.mark.parametrize("made", [STRIPS, SLOWLY])
 def test_a_tile_that_hangs_is_quarantined_and_its_neighbours_are_not(
@@ -156,6 +160,7 @@ def hang(seconds: float, strip: Strip) -> None:
     time.sleep(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 def test_a_partition_that_hangs_is_given_out_again(chaos: Chaos, monkeypatch, tmp_path):
     """Counting and publishing have a watchdog too."""
@@ -168,6 +173,7 @@ def test_a_partition_that_hangs_is_given_out_again(chaos: Chaos, monkeypatch, tm
     chaos.injected(3)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8)
 def test_the_scheduler_is_killed_and_another_cluster_finishes(run, many, undisturbed, chaos: Chaos, tmp_path):
     """The run folder is all that the two clusters and the two drivers share."""
@@ -239,6 +245,7 @@ def test_a_driver_is_killed_before_the_link_to_its_publication(run):
     assert len(list((folder.path / "catalogs").iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "where"), [(signal.SIGTERM, "local"), (signal.SIGHUP, "local"), (signal.SIGINT, "none")]
 )

@@ -27,7 +27,7 @@ from skyclass.errors import ClusterLost, ConfigError, NotStarted
 from tests.support.intrusion import intrude, listening, speaks_http
 from tests.support.pools import await_true, drive
 
-pytestmark = pytest.mark.spawn
+pytestmark = [pytest.mark.spawn, pytest.mark.integration]
 
 CLASSIFY = [sys.executable, "-m", "skyclass", "classify", "--catalog", "absent.csv", "--images", "."]
 CLASSIFY += ["--out", "classes", "--workers", "1"]
@@ -263,6 +263,7 @@ def test_an_error_without_words_is_named(tmp_path):
     assert (done.returncode, done.stderr) == (1, "skyclass: TimeoutError()\n")
 
 
+@pytest.mark.slow
 def test_all_processes_of_classify_listen_on_loopback_only(run, tmp_path):
     driver = drive(dataclasses.replace(run, strip_sources=32), "local", tmp_path, "--workers", "1")
     found: set[tuple[str, int]] = set()

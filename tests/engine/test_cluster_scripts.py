@@ -87,6 +87,7 @@ def member(folder: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.integration
 @pytest.mark.fault(26)
 def test_scripts_make_a_split_cluster_for_its_members_on_loopback(start: Start, tmp_path: Path) -> None:
     port, tls = free_port(), tmp_path / "tls"
@@ -122,6 +123,7 @@ def test_scripts_make_a_split_cluster_for_its_members_on_loopback(start: Start, 
     assert "NO NVIDIA GPU FOUND" in (tmp_path / "gpu-workers.sh.log").read_text()
 
 
+@pytest.mark.integration
 def test_the_dashboard_of_a_scheduler_is_on_loopback_where_it_is_asked_for(start: Start, tmp_path: Path) -> None:
     ports = free_port(), free_port()
     pid = start("scheduler.sh", PORT=str(ports[0]), DASHBOARD_PORT=str(ports[1]), TLS_DIR="tls")
@@ -131,6 +133,7 @@ def test_the_dashboard_of_a_scheduler_is_on_loopback_where_it_is_asked_for(start
     assert speaks_http(ports[1]) and (tmp_path / "tls" / "key.pem").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("script", "arguments", "settings", "words"),
     [

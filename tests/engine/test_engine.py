@@ -34,6 +34,8 @@ from skyclass.types import CLASSES, Flag, Strip
 from tests.support.engines import engine_workers
 from tests.support.runs import rows_of, run_on
 
+pytestmark = pytest.mark.integration
+
 
 def into(run: RunConfig, folder) -> RunConfig:
     return dataclasses.replace(run, out=str(folder))
@@ -77,6 +79,7 @@ workers.versions = version.versions
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(24)
 def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_path):
     (tmp_path / "skewed.py").write_text(SKEWED)
@@ -191,6 +194,7 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
     assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}
 
 
+@pytest.mark.slow
 def test_gpu_workers_that_have_threads_cut_for_themselves(plain, run, monkeypatch):
     gpu, own = {"threads_per_worker": 3, "resources": {"GPU": 1}}, engine.placement_of
     with (

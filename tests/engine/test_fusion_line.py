@@ -27,6 +27,8 @@ from tests.support.bundles import COLOUR, FUSION, PHOTOMETRY, make_bundle
 from tests.support.engines import engine_workers
 from tests.support.runs import rows_of
 
+pytestmark = pytest.mark.integration
+
 PROBABILITIES = [f"p_{name}" for name in CLASSES]
 
 
@@ -77,6 +79,7 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run):
     assert rows_of(run).equals(plain)
 
 
+@pytest.mark.slow
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """Here the photometry crosses the wire beside the composites."""
     gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}

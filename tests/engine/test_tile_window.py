@@ -148,6 +148,7 @@ def test_a_tile_that_hangs_is_repeated_after_its_worker_is_restarted(drive, monk
     assert sorted(tile for tile, _ in state.commits) == ["a", "b", "c"] and ("b", 8) in state.commits
 
 
+@pytest.mark.integration
 @pytest.mark.fault(5)
 def test_a_run_in_which_nothing_finishes_after_restarts_ends(drive, monkeypatch):
     monkeypatch.setattr(tile_window, "STALL_S", 0.2)

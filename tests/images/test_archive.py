@@ -446,6 +446,7 @@ def test_any_row_range_is_the_slice_of_the_whole(
     np.testing.assert_array_equal(archive.read_rows(tile, "w1", *rows), pixels_of(1)[slice(*rows)])
 
 
+@pytest.mark.integration
 @settings(max_examples=150, deadline=None)
 @given(at=st.integers(0, 2879), junk=st.binary(min_size=1, max_size=90))
 @pytest.mark.fault(15)

@@ -119,6 +119,7 @@ def read_whole(tile: Tile, archive, band: str) -> np.ndarray:
     return archive.read_rows(tile, band, 0, tile.shape[0])
 
 
+@pytest.mark.integration
 def test_simulated_pixels_of_catalogue_sources_equal_astropy(sky):
     archive = open_archive(str(sky.images), ("w1", "w2", "w3"))
     rows = pq.read_table(sky.catalog).to_pandas()

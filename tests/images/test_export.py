@@ -215,6 +215,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> ClassCatalog:
     return open_catalog(folder.path)
 
 
+@pytest.mark.integration
 def test_an_export_never_changes_a_publication(catalog: ClassCatalog, tmp_path: Path) -> None:
     file = catalog.root / catalog.manifest.files[0].path
     before, link = file.read_bytes(), tmp_path / "link"
@@ -228,6 +229,7 @@ def test_an_export_never_changes_a_publication(catalog: ClassCatalog, tmp_path: 
     outside.unlink()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ending", ["parquet", "csv", "fits", "vot", "xml"])
 def test_every_value_of_a_class_catalogue_comes_back(catalog: ClassCatalog, tmp_path: Path, ending: str) -> None:
     table = catalog.cone(150, 2, "30arcmin").to_arrow()
@@ -250,6 +252,7 @@ def test_every_value_of_a_class_catalogue_comes_back(catalog: ClassCatalog, tmp_
             assert str(back[field.name].unit or "") == COLUMNS[field.name][0]
 
 
+@pytest.mark.integration
 def test_astropy_reads_published_files_with_their_header(catalog: ClassCatalog, tmp_path: Path) -> None:
     """`parquet.votable` joins the header and the rows by the names of columns."""
     exported = catalog.cone(150, 2, "30arcmin").export(tmp_path / "t.parquet")

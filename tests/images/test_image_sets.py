@@ -83,6 +83,7 @@ def classes(run, images: Path, sources: pa.Table, out: Path, client=None) -> pa.
     return rows_of(run).drop_columns(["run_id"]).sort_by("source_id")
 
 
+@pytest.mark.integration
 def test_each_source_has_the_rows_that_the_whole_tile_gives_it(run, sky, sources, cutouts, tmp_path):
     expected = classes(run, Path(sky.images), sources, tmp_path / "whole")
     assert expected["class"].null_count == 0
@@ -122,6 +123,7 @@ def fault_of(folder: Path, coadd_id: str) -> TileFault:
     return caught.value
 
 
+@pytest.mark.integration
 def test_images_that_fit_no_set_are_told(sky, sources, cutouts):
     name = sky.coadd_ids[0]
     paths = sorted(cutouts.glob("*-w2-*"))

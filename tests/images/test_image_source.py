@@ -59,6 +59,7 @@ def test_faults_of_a_source_in_memory_are_those_of_any_source(sky):
         archive.tile(coadd_id, BANDS)
 
 
+@pytest.mark.integration
 def test_a_new_kind_of_source_needs_a_class_and_one_entry(run, sky, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
         for name, content in image_files(sky).items():

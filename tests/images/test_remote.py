@@ -149,6 +149,7 @@ RECOVERS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("etag", [True, False])
 @pytest.mark.parametrize("kind", RECOVERS)
 @pytest.mark.fault(16)
@@ -177,6 +178,7 @@ STOPS = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", STOPS)
 @pytest.mark.fault(16)
 def test_faults_that_stay_stop_within_the_bound(sky, server, kind):
@@ -433,6 +435,7 @@ def rows_of(run: RunConfig):
     return open_catalog(run.out).to_arrow().drop_columns(["run_id"])
 
 
+@pytest.mark.integration
 def test_a_run_over_http_gives_the_rows_of_the_folder(run, server, near_rows, tmp_path, monkeypatch):
     server.faults.extend([slow_down, torn, hang_up])
     options = ["--catalog", run.catalog, "--images", server.url, "--model", run.model, "--out", str(tmp_path / "far")]
@@ -453,6 +456,7 @@ class Hasty(WorkerPlugin):
             setattr(remote, name, value)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(16)
 def test_an_outage_stops_a_run_quarantines_nothing_and_the_same_command_resumes(run, sky, server, near_rows, tmp_path):
     far_run = far(run, server, tmp_path / "far")
@@ -495,6 +499,7 @@ def test_a_location_above_the_layout_is_told(run, server, tmp_path):
         pipeline.classify(elsewhere)
 
 
+@pytest.mark.integration
 def test_positions_without_a_tile_need_a_bucket(run, sky, bucket, tmp_path):
     rows = pq.read_table(sky.catalog).select(["ra", "dec", "source_id", "coadd_id"]).slice(0, 4).to_pandas()
     rows.drop(columns="coadd_id").to_csv(tmp_path / "own.csv", index=False)

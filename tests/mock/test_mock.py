@@ -121,6 +121,7 @@ def test_header_has_the_cards_of_a_genuine_one():
 # --- the sky ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_neighbouring_tiles_share_one_sky_and_own_each_source_once():
     tiles = nearest_tiles((150.1, 2.2), 3, 4095, BANDS)
     sky = SkyModel(11, "natural", 300.0)
@@ -209,6 +210,7 @@ def test_close_stars_are_measured_apart_and_nothing_is_measured_where_there_is_n
     assert np.isfinite(found.mag[2])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("band", "sky", "low", "high"),
     [("w1", (2, 4), 0.07, 0.20), ("w2", (5, 10), 0.05, 0.14), ("w3", (370, 530), 0.26, 0.65)],
@@ -222,6 +224,7 @@ def test_sky_and_noise_lie_where_real_tiles_lie(natural, band, sky, low, high):
         assert 0 < np.isnan(image).sum() < 0.01 * image.size
 
 
+@pytest.mark.integration
 @needs_data
 @pytest.mark.parametrize("band", BANDS)
 def test_noise_is_correlated_like_a_real_cutout(natural, band):
@@ -240,6 +243,7 @@ def test_noise_is_correlated_like_a_real_cutout(natural, band):
 # --- files -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     def digests(name, seed):
         write_mock(tmp_path / name, n_tiles=2, seed=seed, sources_per_tile=40, size_px=256)
@@ -310,6 +314,7 @@ def test_photometry_is_measured_and_faint_w3_is_an_upper_limit(rows):
         assert abs(rows[rows[f"{band}snr"].between(4.5, 5.5)][f"{band}mpro"].median() - mag) < 0.6
 
 
+@pytest.mark.integration
 def test_balanced_mix_gives_nothing_away_by_brightness(tmp_path):
     made = write_mock(tmp_path / "mock", n_tiles=2, seed=4, sources_per_tile=900, size_px=900, mix="balanced")
     assert all(0.29 < n / made.n_sources < 0.38 for n in made.class_counts.values())
@@ -320,6 +325,7 @@ def test_balanced_mix_gives_nothing_away_by_brightness(tmp_path):
     assert np.ptp(shares, axis=0).max() < 0.08
 
 
+@pytest.mark.integration
 def test_the_command_line_makes_four_bands_and_prints_lines_that_can_follow_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     size = ["--size", "500", "--sources-per-tile", "120", "--tiles", "1", "--mix", "balanced"]

@@ -38,6 +38,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"deep", "again"}, "no temporary folder stays"
 
 
+@pytest.mark.integration
 def test_digest_follows_every_part(tmp_path: Path) -> None:
     digests = {
         make_bundle(tmp_path / str(i), **change).digest
@@ -60,6 +61,7 @@ def test_photometry_and_bias_come_back(tmp_path: Path) -> None:
         make_bundle(tmp_path / "short", bias=(0.5, 0.5))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -108,6 +110,7 @@ def test_other_schemas_and_fields_are_refused(tmp_path: Path, changes: dict[str,
         load_bundle(rewritten(make_bundle(tmp_path / "m").path, **changes))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("file", [MODEL_FILE, WEIGHTS_FILE])
 @pytest.mark.fault(25)
 def test_one_flipped_byte_is_refused(tmp_path: Path, file: str) -> None:

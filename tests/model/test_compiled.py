@@ -26,7 +26,7 @@ from skyclass.run.progress import no_progress
 from tests.support.cudalike import cuda_graphs
 from tests.support.runs import rows_of
 
-pytestmark = pytest.mark.spawn
+pytestmark = [pytest.mark.spawn, pytest.mark.integration]
 
 __all__ = ["cuda_graphs"]
 
@@ -196,6 +196,7 @@ def test_without_a_compiler_a_large_run_goes_on_uncompiled(run, no_compiler, mon
     assert report.class_counts == plain.class_counts and rows_of(other).equals(rows_of(run))
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_run_that_insists_is_refused_before_it_begins(run, no_compiler, tmp_path):
     insists = dataclasses.replace(run, compile="on", out=str(tmp_path / "never"))
     with pytest.raises(ConfigError, match="compile = 'on', but .*no C\\+\\+ compiler"):
@@ -205,6 +206,7 @@ def test_without_a_compiler_a_run_that_insists_is_refused_before_it_begins(run, 
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
     here = dataclasses.replace(run, compile="on")
     there = dataclasses.replace(here, out=str(tmp_path / "there"))
@@ -216,6 +218,7 @@ def test_compiled_on_workers_and_here_gives_the_same_rows(pair, run, tmp_path):
         pipeline.classify(dataclasses.replace(here, compile="off"))
 
 
+@pytest.mark.slow
 def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
     here = dataclasses.replace(run, compile="on")
     with connect("local", workers=1) as client:
@@ -232,6 +235,7 @@ def test_a_late_worker_that_cannot_compile_leaves(pair, run, tmp_path):
         assert list(client.scheduler_info()["workers"]) == [own]
 
 
+@pytest.mark.slow
 def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, tmp_path):
     """Without a GPU worker, workers labelled CPU infer: what they cannot do is told before anything is begun."""
     insists = dataclasses.replace(run, compile="on", out=str(tmp_path / "never"))
@@ -270,6 +274,7 @@ def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog)
     assert prepare.choose_compilation(run, line, many, prepare.warm_up_local) == insists, "of so many it pays"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_captured_network_says_what_the_network_says_to_every_thread(bundle, cuda_graphs, monkeypatch, precision):
     plain = infer.load_classifier(bundle, "cpu", precision)

@@ -98,6 +98,7 @@ def test_its_probabilities_are_those_of_the_plain_network(foreign: Bundle, preci
     assert np.ptp(expected, axis=0).max() > 0.01, "the images differ"
 
 
+@pytest.mark.integration
 def test_a_trusted_run_is_the_same_on_workers(foreign: Bundle, run: RunConfig, module: Path, tmp_path: Path) -> None:
     here = dataclasses.replace(run, model=str(foreign.path), trust_code=True)
     assert pipeline.classify(here).classified > 0
@@ -108,6 +109,7 @@ def test_a_trusted_run_is_the_same_on_workers(foreign: Bundle, run: RunConfig, m
     assert rows_of(there).equals(rows_of(here))
 
 
+@pytest.mark.integration
 def test_another_source_is_refused_at_load_and_on_resume(foreign: Bundle, run: RunConfig, module: Path) -> None:
     trusted = dataclasses.replace(run, model=str(foreign.path), trust_code=True)
     pipeline.classify(trusted)
@@ -128,6 +130,7 @@ def test_another_source_is_refused_at_load_and_on_resume(foreign: Bundle, run: R
         load_classifier(foreign.path, "cpu", trust_code=True)
 
 
+@pytest.mark.slow
 def test_a_worker_without_the_module_is_named(foreign: Bundle, run: RunConfig) -> None:
     trusted = dataclasses.replace(run, model=str(foreign.path), trust_code=True)
     command = [sys.executable, "-m", "distributed.cli.dask_worker"]

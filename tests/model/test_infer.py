@@ -64,6 +64,7 @@ def images() -> Float16:
     return x.astype(np.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_row_depends_on_nothing_but_its_image(bundle: Bundle, images: Float16, precision: str) -> None:
     classifier = load_classifier(bundle, "cpu", precision)
@@ -78,6 +79,7 @@ def test_a_row_depends_on_nothing_but_its_image(bundle: Bundle, images: Float16,
     assert len(np.unique(whole, axis=0)) == 75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [FUSION, COLOUR], ids=["fusion", "colour"])
 def test_a_row_of_photometry_depends_on_nothing_but_its_source(
@@ -95,6 +97,7 @@ def test_a_row_of_photometry_depends_on_nothing_but_its_source(
     assert len(np.unique(whole, axis=0)) > 70
 
 
+@pytest.mark.integration
 def test_fusion_is_the_plain_network_on_standardised_photometry(
     fusion: Bundle, images: Float16, photometry: Float32
 ) -> None:
@@ -115,6 +118,7 @@ def test_fusion_is_the_plain_network_on_standardised_photometry(
     assert (np.abs(other - given).max(1) > 1e-4).mean() > 0.9, "photometry counts"
 
 
+@pytest.mark.integration
 def test_unknown_photometry_counts_as_the_training_mean(fusion: Bundle, images: Float16) -> None:
     classifier = load_classifier(fusion, "cpu", "fp32")
     mean = np.tile(np.array(PHOTOMETRY.mean, np.float32), (75, 1))
@@ -147,6 +151,7 @@ def test_networks_and_photometry_that_do_not_fit_are_refused(
         load_classifier(save_bundle(tmp_path / "spectrum", FIELDS | {"network": "spectrum"}, state), "cpu")
 
 
+@pytest.mark.integration
 def test_probabilities_are_calibrated_softmax_of_the_plain_network(bundle: Bundle, images: Float16) -> None:
     network = build(bundle.network, **bundle.network_options).eval()
     network.load_state_dict(load_weights(bundle))
@@ -166,6 +171,7 @@ def test_probabilities_are_calibrated_softmax_of_the_plain_network(bundle: Bundl
     assert np.array_equal(classifier.predict(images, ignored), given)
 
 
+@pytest.mark.integration
 def test_bf16_agrees_with_fp32(bundle: Bundle, images: Float16) -> None:
     exact, fast = (load_classifier(bundle, "cpu", p).predict(images) for p in ("fp32", "bf16"))
     assert np.abs(exact - fast).max() < 0.05
@@ -196,6 +202,7 @@ def test_null_classifier_is_deterministic_and_takes_any_batch(images: Float16) -
     assert len(np.unique(p, axis=0)) == 75
 
 
+@pytest.mark.integration
 @pytest.mark.fault(4)
 def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16) -> None:
     classifier = load_classifier(bundle, "cpu", "fp32")
@@ -215,6 +222,7 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, images: Float16) -> None
         classifier.predict(images)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(4)
 def test_the_batch_is_found_at_start(bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_classifier(bundle, "cpu", "fp32").predict(images)
@@ -233,6 +241,7 @@ def test_the_batch_is_found_at_start(bundle: Bundle, images: Float16, monkeypatc
     assert np.abs(classifier.predict(images) - expected).max() < 1e-5
 
 
+@pytest.mark.integration
 @pytest.mark.fault(4)
 def test_threads_that_run_out_of_memory_together_halve_once(
     bundle: Bundle, images: Float16, monkeypatch: pytest.MonkeyPatch
@@ -255,6 +264,7 @@ def test_threads_that_run_out_of_memory_together_halve_once(
     assert all(np.abs(p - expected).max() < 1e-5 for p in said)
 
 
+@pytest.mark.integration
 def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
     with pytest.raises(ConfigError, match=r"\(N, 3, 37, 37\) of w1, w2, w3, not \(75, 2, 37, 37\)"):
         load_classifier(bundle, "cpu").predict(images[:, :2])

@@ -91,6 +91,7 @@ def test_networks_that_do_not_fit_their_bundle_are_refused(tmp_path: Path, chang
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(path.name for path in PACKAGED.iterdir()))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_shipped_models_pass_the_trial(name: str, precision: str) -> None:
@@ -122,6 +123,7 @@ def test_what_is_a_distribution() -> None:
     assert is_distribution(np.array(rows, np.float32)).tolist() == [True, *[False] * 4, True, *[False] * 2]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("classify", ["pipeline", "engine"])
 def test_a_faulty_model_is_refused_before_the_run_folder_is_made(run: RunConfig, tmp_path: Path, classify: str) -> None:
     run = dataclasses.replace(run, model=str(spoiled(tmp_path / "m", NAN).path))
@@ -134,6 +136,7 @@ def test_a_faulty_model_is_refused_before_the_run_folder_is_made(run: RunConfig,
     assert not Path(run.out).exists()
 
 
+@pytest.mark.integration
 def test_the_command_line_says_so_in_one_message(run: RunConfig, tmp_path: Path) -> None:
     model = spoiled(tmp_path / "m", NAN).path
     command = ["classify", "--catalog", run.catalog, "--images", run.images, "--model", str(model), "--out", run.out]
@@ -164,6 +167,7 @@ def faulty(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, 
     infer.cached_classifier.cache_clear()
 
 
+@pytest.mark.integration
 def test_rows_without_probabilities_are_flagged_and_counted(
     run: RunConfig, faulty: tuple[RunConfig, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +192,7 @@ def test_rows_without_probabilities_are_flagged_and_counted(
     assert sum(c.flags.get("MODEL_FAULT", 0) for c in commits.values()) == n_faults
 
 
+@pytest.mark.integration
 def test_rows_without_probabilities_end_with_exit_code_3(
     faulty: tuple[RunConfig, float], capsys: pytest.CaptureFixture[str]
 ) -> None:

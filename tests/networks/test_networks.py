@@ -67,6 +67,7 @@ def settled(name: str) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)
 def test_counts_of_the_image_networks(name: str) -> None:
     count, costs, _ = COUNTS[name]
@@ -74,6 +75,7 @@ def test_counts_of_the_image_networks(name: str) -> None:
     assert tuple(macs(built(name), (1, 3, px, px)) for px in (80, 224)) == costs
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)
 def test_ptflops_counts_what_the_paper_prints(name: str) -> None:
     ptflops = pytest.importorskip("ptflops", reason="the counter of the paper's table 3, pip install ptflops==0.7")
@@ -97,6 +99,7 @@ def digits(printed: float) -> str:
     return f"{printed:.0f}".rstrip("0")
 
 
+@pytest.mark.integration
 def test_counts_of_the_other_networks_and_variants() -> None:
     assert parameters(build("colour")) == 2_595
     assert macs(build("colour"), (1, 2)) == 2 * 32 + 32 * 64 + 64 * 3
@@ -107,6 +110,7 @@ def test_counts_of_the_other_networks_and_variants() -> None:
     assert parameters(build("repvgg", variant="B0")) == 14_540_803
 
 
+@pytest.mark.integration
 def test_counting_leaves_the_network_in_its_mode() -> None:
     network = build("colour").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -115,6 +119,7 @@ def test_counting_leaves_the_network_in_its_mode() -> None:
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+@pytest.mark.integration
 @torch.inference_mode()
 def test_all_input_sizes_run_without_change() -> None:
     network = build("iicnet", first_kernel=3).eval()
@@ -122,6 +127,7 @@ def test_all_input_sizes_run_without_change() -> None:
         assert network(torch.zeros(2, 3, size, size)).shape == (2, 3)
 
 
+@pytest.mark.integration
 @torch.inference_mode()
 @pytest.mark.parametrize("name", [*IMAGE_NETWORKS, "fusion"])
 def test_four_bands_and_other_classes(name: str) -> None:
@@ -146,6 +152,7 @@ def test_fused_network_computes_the_same(options: dict[str, Any]) -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fuse(network).modules())
 
 
+@pytest.mark.integration
 @torch.inference_mode()
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_network_fuses_and_runs_in_bf16(name: str) -> None:
@@ -175,6 +182,7 @@ def test_what_iicnet_rounds_first_stays_float32() -> None:
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_gradients_reach_every_parameter(name: str) -> None:
     torch.manual_seed(2)
@@ -188,6 +196,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         assert parameter.ndim == 1 or parameter.grad.any(), label  # biases before BatchNorm have none
 
 
+@pytest.mark.integration
 def test_no_strided_point_convolution_of_few_channels() -> None:
     """Its bf16 gradient writes outside its buffer on CPU (oneDNN 3.12): RepVGG's stem would be one."""
     for name in (*IMAGE_NETWORKS, "fusion"):
@@ -196,6 +205,7 @@ def test_no_strided_point_convolution_of_few_channels() -> None:
                 assert module.stride == (1, 1) or module.in_channels % 16 == 0, name
 
 
+@pytest.mark.integration
 @torch.inference_mode()
 @pytest.mark.parametrize("name", [*IMAGE_NETWORKS, "fusion"])
 def test_the_embedding_is_what_the_last_layer_sees(name: str) -> None:

@@ -30,6 +30,8 @@ from skyclass.run.finish import publish_run
 from skyclass.types import CLASSES, Flag
 from tests.support.class_rows import make_run
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("matplotlib", reason="matplotlib is in the extra `train`")
 
 PNG = b"\x89PNG\r\n\x1a\n"

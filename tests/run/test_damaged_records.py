@@ -119,6 +119,7 @@ def test_a_tile_whose_footer_is_damaged_is_done_again(tmp_path: Path) -> None:
         assert committed(folder) == {}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "content",
     [
@@ -158,6 +159,7 @@ def test_a_holder_with_an_impossible_process_is_no_reason_to_fail(
         assert leases._read(folder.leases / f"{i + 10:06d}.json") == {}
 
 
+@pytest.mark.integration
 def test_a_run_goes_on_with_a_damaged_journal(run: RunConfig) -> None:
     before = pipeline.classify(run)
     folder = RunFolder(Path(run.out))
@@ -188,6 +190,7 @@ def skyclass_as_another_user(*words: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.geteuid() != 0, reason="root reads every file; another user is tried, which only root can")
 @pytest.mark.parametrize(
     ("verb", "name"),
@@ -267,6 +270,7 @@ def test_an_unknown_user_in_a_path_is_told(location: str) -> None:
     assert user_path("~/x") == Path.home() / "x" and user_path("file:///a/b") == Path("/a/b")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("verb", ["verify", "query", "report"])
 def test_a_name_that_is_too_long_is_wrong_input(tmp_path: Path, verb: str) -> None:
     path = tmp_path / ("x" * 300)

@@ -103,6 +103,7 @@ def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str,
     return done
 
 
+@pytest.mark.integration
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("classify", [plain, on_workers])
 def test_a_tile_replaced_once_during_the_run_is_of_the_new_file_alone(
@@ -120,6 +121,7 @@ def test_a_tile_replaced_once_during_the_run_is_of_the_new_file_alone(
     assert not rows_of(run).filter(here)["p_star"].equals(undisturbed.filter(here)["p_star"])
 
 
+@pytest.mark.integration
 @pytest.mark.fault(31)
 @pytest.mark.parametrize("classify", [plain, on_workers])
 def test_a_tile_that_keeps_changing_is_quarantined_with_that_reason(
@@ -143,6 +145,7 @@ def test_a_tile_that_keeps_changing_is_quarantined_with_that_reason(
     chaos.same_rows(rows.filter(away), undisturbed.filter(away))
 
 
+@pytest.mark.integration
 @pytest.mark.fault(31)
 def test_a_tile_removed_during_the_run_is_quarantined_and_no_row_is_lost(run, small, monkeypatch):
     coadd_id = small.coadd_ids[0]
@@ -165,6 +168,7 @@ def undo(run: RunConfig, coadd_id: str) -> None:
     folder.catalog.unlink() if folder.catalog.is_symlink() else shutil.rmtree(folder.catalog)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(11)
 def test_a_committed_tile_whose_image_was_replaced_is_refused_by_name(run, small, undisturbed, chaos: Chaos):
     done, left = small.coadd_ids
@@ -187,6 +191,7 @@ def test_a_committed_tile_whose_image_was_replaced_is_refused_by_name(run, small
     chaos.same_rows(rows_of(run), undisturbed)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["mv", "copy with times", "copy", "symlink"])
 def test_images_that_were_moved_copied_or_linked_resume(run, small, undisturbed, tmp_path, monkeypatch, how):
     done, left = small.coadd_ids
@@ -212,6 +217,7 @@ def test_images_that_were_moved_copied_or_linked_resume(run, small, undisturbed,
     assert not any(done in path for path in opened), "what was compared is recorded anew"
 
 
+@pytest.mark.integration
 def test_a_commit_records_the_files_of_its_tile(run, small):
     pipeline.classify(run)
     folder = RunFolder(Path(run.out))

@@ -63,6 +63,7 @@ def undo_one(run: RunConfig) -> None:
     folder.catalog.unlink() if folder.catalog.is_symlink() else shutil.rmtree(folder.catalog)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(11)
 def test_a_catalogue_with_as_many_other_sources_is_refused_by_the_name_of_the_partition(own, undisturbed, chaos: Chaos):
     pipeline.classify(own)
@@ -81,6 +82,7 @@ def test_a_catalogue_with_as_many_other_sources_is_refused_by_the_name_of_the_pa
     chaos.same_rows(rows_of(own), undisturbed)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(11)
 def test_partitions_that_disappear_or_are_added_are_named(own, chaos: Chaos):
     pipeline.classify(own)
@@ -98,6 +100,7 @@ def test_partitions_that_disappear_or_are_added_are_named(own, chaos: Chaos):
     chaos.injected(3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["mv", "rsync", "copy", "symlink", "renamed file", "other mtime"])
 def test_a_catalogue_that_was_moved_copied_or_linked_resumes(own, undisturbed, tmp_path, how):
     pipeline.classify(own)
@@ -149,6 +152,7 @@ def replaced_at_first_strip(monkeypatch, path: Path) -> None:
     monkeypatch.setattr(pipeline, "infer_strip", replacing)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(31)
 def test_a_partition_replaced_during_the_run_ends_it_and_is_named(own, undisturbed, chaos: Chaos, monkeypatch):
     first = partitions(own)[0]
@@ -165,6 +169,7 @@ def test_a_partition_replaced_during_the_run_ends_it_and_is_named(own, undisturb
     chaos.same_rows(rows_of(own), undisturbed)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(31)
 def test_a_partition_replaced_after_the_plan_ends_a_run_on_workers(own, undisturbed, chaos: Chaos, monkeypatch):
     """All workers see the new file at their first look; the plan has seen the old one."""
@@ -232,6 +237,7 @@ print(plan.catalog, plan.digest)
 """
 
 
+@pytest.mark.slow
 def test_the_digests_are_the_same_in_every_process(own):
     command = [sys.executable, "-c", COUNT, own.catalog, own.images, own.out, own.model]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]

@@ -81,6 +81,7 @@ def test_the_lease_of_a_killed_driver_is_taken_at_once(folder: RunFolder) -> Non
         assert lease.epoch == 2 and time.monotonic() - began < module.SILENT_S
 
 
+@pytest.mark.integration
 @pytest.mark.fault(30)
 def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFolder) -> None:
     other = driver(folder)
@@ -94,6 +95,7 @@ def test_a_suspended_driver_is_passed_over_and_stops_when_it_wakes(folder: RunFo
         assert lease.epoch == 3, "who was passed over frees nothing when it leaves"
 
 
+@pytest.mark.integration
 @pytest.mark.fault(30)
 def test_a_driver_of_another_host_is_believed_while_it_gives_signs(folder: RunFolder) -> None:
     with hold_lease(folder):
@@ -114,6 +116,7 @@ def test_a_driver_of_another_host_is_believed_while_it_gives_signs(folder: RunFo
             module.Lease(folder, 1).check()
 
 
+@pytest.mark.integration
 @pytest.mark.fault(10)
 def test_of_many_that_come_at_once_one_drives(folder: RunFolder) -> None:
     held, refused, gate = [], [], threading.Barrier(8)
@@ -144,6 +147,7 @@ def alive(folder: RunFolder, **changes: object) -> None:
     path.write_text(json.dumps(holder))
 
 
+@pytest.mark.integration
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("fact", ["pid_namespace", "boot"])
 def test_a_process_id_of_another_table_says_nothing(folder: RunFolder, fact: str) -> None:
@@ -167,6 +171,7 @@ def test_a_process_id_of_another_table_says_nothing(folder: RunFolder, fact: str
         assert lease.epoch == 2
 
 
+@pytest.mark.integration
 @pytest.mark.fault(10)
 @pytest.mark.skipif(os.geteuid() != 0, reason="unshare --pid needs root")
 @pytest.mark.parametrize("options", [["--mount-proc"], []], ids=["own /proc", "the host's /proc"])
@@ -184,6 +189,7 @@ def test_the_lease_of_a_driver_in_another_pid_namespace_is_not_taken(folder: Run
         assert lease.epoch == 2
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.geteuid() != 0, reason="unshare --pid needs root")
 def test_two_drivers_in_one_container_with_the_proc_of_the_host(folder: RunFolder) -> None:
     """There /proc shows other processes under the same numbers."""
@@ -199,6 +205,7 @@ def test_two_drivers_in_one_container_with_the_proc_of_the_host(folder: RunFolde
     assert "LeaseHeld" in done.stderr and "taken" not in done.stdout, done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["leases/000001.json", "run.json", "journal.jsonl", "partitions.json", "report.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: Path(path).symlink_to("/dev/zero")], ids=["FIFO", "device"])
 def test_a_pipe_or_device_in_the_run_folder_blocks_nobody(tmp_path: Path, name: str, make) -> None:

@@ -166,6 +166,7 @@ def test_a_class_that_does_not_exist_is_told_by_the_command_line(published: tupl
         )
 
 
+@pytest.mark.integration
 def test_gc_removes_earlier_publications(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, rows = make_run(tmp_path, TILES[3:])
     for _ in range(3):
@@ -195,6 +196,7 @@ def test_answers_of_every_type_are_shown(published: tuple[RunFolder, pa.Table], 
     assert skyclass("query", published[0].path, "--sql", sql) == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("recursion_limit", [sys.getrecursionlimit(), 20_000])
 def test_the_depth_of_a_condition_is_limited_alike_in_every_process(
     published: tuple[RunFolder, pa.Table], recursion_limit: int

@@ -75,6 +75,7 @@ class Fixed:
         return np.resize(np.array([row[:3] for row in HAND], np.float32), (len(images), 3))
 
 
+@pytest.mark.integration
 def test_a_run_publishes_what_the_network_gives(run, sky, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each source has the probabilities of its own image, and the columns that follow from them."""
     monkeypatch.setattr(run_context, "cached_classifier", lambda *args: Fixed())

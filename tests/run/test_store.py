@@ -133,6 +133,7 @@ def test_racing_attempts_make_one_file(folder: RunFolder) -> None:
     assert not list(folder.tiles.glob(".*"))
 
 
+@pytest.mark.integration
 @pytest.mark.fault(17)
 def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> None:
     done = python(
@@ -155,6 +156,7 @@ def test_a_full_disk_names_the_way_out_and_leaves_nothing(folder: RunFolder) -> 
     assert not list(folder.tiles.glob(".*")) and not committed(folder)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("step", "done"), [("os.link", 0), ("commits.sync_folder", 1)])
 @pytest.mark.fault(9)
 def test_a_kill_at_any_step_loses_nothing(folder: RunFolder, step: str, done: int) -> None:

@@ -98,6 +98,7 @@ MERIDIANS = [
 """Regions whose borders coincide with borders of pixels, or whose cover other software gets wrong."""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("region", [*REGIONS, *MERIDIANS], ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("order", [0, 3, 6, 8])
 def test_cover_holds_positions_on_the_border(region: Region, order: int) -> None:
@@ -108,6 +109,7 @@ def test_cover_holds_positions_on_the_border(region: Region, order: int) -> None
     assert np.isin(healpix(order, ra[inside], dec[inside]), region.cover(order)).all()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("region", [*REGIONS, *MERIDIANS], ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("order", [0, 2, 5, 7])
 def test_cover_holds_every_point_of_the_region(region: Region, order: int) -> None:
@@ -125,6 +127,7 @@ def test_cover_is_tight_enough_to_save_reading() -> None:
     assert len(Polygon(((0, 0), (40, 0.2), (40, 0.4))).cover(5)) < 150
 
 
+@pytest.mark.integration
 @settings(max_examples=60, deadline=None)
 @given(
     ra=st.floats(0, 360), dec=st.floats(-90, 90), radius=st.floats(0.001, 180),
@@ -151,6 +154,7 @@ def test_no_point_is_further_from_its_pixel_centre_than_the_pixel_radius(order: 
     assert distance.max() > 0.9 * pixel_radius_deg(order)
 
 
+@pytest.mark.integration
 def test_healpix29_is_the_index_of_hats() -> None:
     pytest.importorskip("hats")
     from hats.pixel_math.spatial_index import compute_spatial_index
@@ -313,6 +317,7 @@ def read_other(path: Path, text: str) -> Moc:
     return read_moc(path)
 
 
+@pytest.mark.integration
 def test_a_moc_contains_what_mocpy_says(mocs: dict[str, Path]) -> None:
     from astropy import units as u
     from mocpy import MOC
@@ -438,6 +443,7 @@ def test_a_moc_is_identified_by_its_cells_and_not_by_its_path(mocs: dict[str, Pa
     assert region_identity(Cone(1, 2, 3)) == json.dumps(Cone(1, 2, 3).to_dict()) and region_identity(None) == "all"
 
 
+@pytest.mark.integration
 def test_the_command_line_starts_without_astronomical_libraries() -> None:
     code = (
         "import sys; from skyclass.cli.main import cli; from skyclass.cli.parameters import parse_cone;"

@@ -270,6 +270,7 @@ except CatalogError as error:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.fault(18)
 @pytest.mark.parametrize(
     ("kind", "mode", "words"),
@@ -498,6 +499,7 @@ def plain_rows(undisturbed: pa.Table) -> pa.Table:
     return comparable(undisturbed)
 
 
+@pytest.mark.integration
 @pytest.mark.fault(18)
 def test_an_unfinished_partition_stops_a_run_until_it_is_whole(
     run, sky, undisturbed, chaos: Chaos, tmp_path: Path, monkeypatch
@@ -545,6 +547,7 @@ def padded(table: pa.Table) -> pa.Table:
     return with_names(table, [f" {name.upper()}  " for name in table["coadd_id"].to_pylist()])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("change", [without_names, half_without_names, padded], ids=lambda f: f.__name__)
 def test_a_hats_catalogue_gives_the_rows_that_a_table_gives(run, sky, plain_rows, tmp_path: Path, change) -> None:
     root = rewritten(sky, tmp_path / "c", change)
@@ -565,6 +568,7 @@ def test_a_hats_catalogue_gives_the_rows_that_a_table_gives(run, sky, plain_rows
     assert comparable(found["hats"]).filter(same).equals(plain_rows.filter(same))
 
 
+@pytest.mark.integration
 def test_impossible_names_finish_a_run_flagged_and_counted(run, sky, plain_rows, tmp_path: Path) -> None:
     def spoil(table: pa.Table) -> pa.Table:
         names = table["coadd_id"].to_pylist()
@@ -583,6 +587,7 @@ def test_impossible_names_finish_a_run_flagged_and_counted(run, sky, plain_rows,
     assert comparable(rows).slice(4).equals(plain_rows.slice(4))
 
 
+@pytest.mark.integration
 def test_plan_and_classify_count_sources_without_a_tile_alike(run, sky, tmp_path: Path) -> None:
     def move(table: pa.Table) -> pa.Table:
         far = np.arange(len(table)) < 5
@@ -602,6 +607,7 @@ def test_plan_and_classify_count_sources_without_a_tile_alike(run, sky, tmp_path
     assert words in done.output and f"\n{n_tiles} tiles (0 from" in done.output
 
 
+@pytest.mark.integration
 @pytest.mark.fault(18)
 def test_a_copy_of_a_partition_is_told(run, sky, tmp_path: Path) -> None:
     root = shutil.copytree(sky.catalog, tmp_path / "c")

@@ -86,6 +86,7 @@ def hive(tmp_path_factory: pytest.TempPathFactory, sources: pa.Table) -> Path:
     return write_hive(tmp_path_factory.mktemp("irsa") / "wise-allwise.parquet", sources)
 
 
+@pytest.mark.integration
 def test_hive_gives_every_row_once_in_the_schema(hive: Path, sources: pa.Table) -> None:
     catalog = open_sources(str(hive))
     assert catalog == open_sources(str(hive.parent)) and catalog.layout is HIVE
@@ -115,6 +116,7 @@ def test_hats_with_its_own_column_names(tmp_path: Path, sources: pa.Table, folde
     assert open_sources(str(tmp_path)).partitions == catalog.partitions
 
 
+@pytest.mark.integration
 def test_hats_written_by_hats_opens(tmp_path: Path, sources: pa.Table) -> None:
     lsdb = pytest.importorskip("lsdb")
     with warnings.catch_warnings():
@@ -138,6 +140,7 @@ REGIONS = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("region", REGIONS, ids=str)
 def test_a_region_loses_and_adds_no_row(hive: Path, tmp_path: Path, sources: pa.Table, region: Any) -> None:
     inside = region.contains(sources["ra"].to_numpy(), sources["dec"].to_numpy())
@@ -159,6 +162,7 @@ def test_partitions_that_a_copy_lacks_are_named(tmp_path: Path, sources: pa.Tabl
     assert open_sources(str(root), Pixels(5, (pixel,))).missing_pixels() == [pixel]
 
 
+@pytest.mark.integration
 def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:
     catalog, picked = open_sources(str(hive)), open_sources(str(hive), Box(358, 2, -2, 2))
     for i in range(len(picked.partitions)):
@@ -172,6 +176,7 @@ def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:
     assert sum(pc.sum(count_tiles(catalog, i)["n"]).as_py() for i in range(len(catalog.partitions))) == 3000
 
 
+@pytest.mark.integration
 def test_the_dask_frame_is_the_same_rows(hive: Path) -> None:
     picked = open_sources(str(hive), Cone(0, 0, 2))
     frame = picked.to_dask()
@@ -195,6 +200,7 @@ def damage_column(path: Path, name: str) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.integration
 def test_a_dask_frame_reads_only_the_columns_in_use(tmp_path: Path, sources: pa.Table) -> None:
     root = write_hive(tmp_path / "c", sources)
     region = Cone(0, 0, 2)
@@ -245,6 +251,7 @@ def test_a_position_that_is_none_is_named(tmp_path: Path, sources: pa.Table, nam
             read()
 
 
+@pytest.mark.integration
 @pytest.mark.fault(18)
 def test_what_is_no_catalogue_says_what_it_is(tmp_path: Path, sources: pa.Table) -> None:
     with pytest.raises(CatalogError, match="no such file"):

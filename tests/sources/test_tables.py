@@ -192,6 +192,7 @@ def test_a_fits_image_is_no_table(tmp_path: Path) -> None:
         standardise_table(str(tmp_path / "image.fits"))
 
 
+@pytest.mark.integration
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.tuples(st.floats(0, 360), st.floats(-90, 90)), min_size=1, max_size=30))
 def test_positions_come_through_csv_exactly(
@@ -799,6 +800,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
         open_sources(str(path))
 
 
+@pytest.mark.integration
 def test_gzip_files_are_decompressed_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b"ra,dec\n" + b"1,2\n" * 1_000_000))
@@ -846,6 +848,7 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, words: str) -> No
         standardise_table(str(tmp_path / "t.csv"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
 def test_damaged_tables_give_one_error_or_a_table(tmp_path: Path, suffix: str) -> None:
     whole = write_table(user_table(), tmp_path / f"t{suffix}").read_bytes()

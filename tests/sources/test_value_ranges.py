@@ -151,6 +151,7 @@ def hive_of(table: pa.Table, sky, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "value"), [("table", -9999.0), ("table", 9.99e8), ("hive", 99.99)])
 def test_classes_with_sentinels_are_those_with_nulls(run, sky, rows, tmp_path: Path, value: float, kind: str) -> None:
     """The fusion network takes the photometry, so that a sentinel would change its classes."""
@@ -170,6 +171,7 @@ def test_classes_with_sentinels_are_those_with_nulls(run, sky, rows, tmp_path: P
     assert json.loads((tmp_path / "out-bad" / "report.json").read_text())["bad_values"] == reports["bad"].bad_values
 
 
+@pytest.mark.integration
 def test_a_resumed_run_counts_the_bad_values_of_committed_tiles(run, rows, tmp_path: Path) -> None:
     pq.write_table(spoilt(rows, -99.0), tmp_path / "t.parquet")
     this = replace(run, catalog=str(tmp_path / "t.parquet"))
@@ -178,6 +180,7 @@ def test_a_resumed_run_counts_the_bad_values_of_committed_tiles(run, rows, tmp_p
     assert first.bad_values["w3mpro"] > 0 and pipeline.classify(this).bad_values == first.bad_values
 
 
+@pytest.mark.integration
 def test_the_printed_report_names_column_count_and_range(run, rows, tmp_path: Path) -> None:
     pq.write_table(spoilt(rows, -99.0), tmp_path / "t.parquet")
     command = ["classify", "--catalog", str(tmp_path / "t.parquet"), "--images", run.images, "--model", run.model]
@@ -187,6 +190,7 @@ def test_the_printed_report_names_column_count_and_range(run, rows, tmp_path: Pa
     assert done.exit_code == 0 and f"values read as missing (flag 256): {words}" in done.output, done.output
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("in_catalog", [False, True])
 def test_a_dataset_holds_nulls_and_says_how_many(sky, rows, tmp_path: Path, in_catalog: bool) -> None:
     truth = pq.read_table(sky.truth).select(["source_id", "class"])

@@ -96,6 +96,7 @@ def test_planted_empty_centres_are_found_and_true_sources_are_not():
     np.testing.assert_array_equal(analyses.empty_centres(dataset.pixels, np.array([5, 70]))["empty"], [True, False])
 
 
+@pytest.mark.integration
 def test_the_group_of_empty_cutouts_is_named_among_the_misclassified():
     dataset = scene(80, 30.0)
     colours = np.array([[30, 1, 1, 1], [1, 30, 1, 1], [1, 1, 30, 1], [0, 0, 0, 0]])[np.arange(80) // 20]
@@ -215,6 +216,7 @@ def test_the_course_of_a_training_is_read_from_its_log(tmp_path):
         analyses.training_curves(log)
 
 
+@pytest.mark.integration
 def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
     mags = {f"w{b}mpro": np.random.default_rng(b).normal(15 - b, 0.4, 24) for b in (1, 2, 3)}
     dataset = scene(24, **mags)

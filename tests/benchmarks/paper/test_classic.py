@@ -50,6 +50,7 @@ def score(labels, probabilities) -> float:
     return balanced_accuracy(confusion(labels, probabilities.argmax(1)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_beats_chance_with_holes_in_the_data_and_repeats_itself(name):
     (x, y), (x_new, y_new) = blobs(400, 1), blobs(400, 2)
@@ -61,6 +62,7 @@ def test_each_method_beats_chance_with_holes_in_the_data_and_repeats_itself(name
     assert METHODS[name](x, y, 0).predict_proba(x_new[:0]).shape == (0, 3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_a_class_never_seen_keeps_its_column_at_zero(name):
     x, y = blobs(200, 3, classes=(0, 2))
@@ -68,6 +70,7 @@ def test_a_class_never_seen_keeps_its_column_at_zero(name):
     assert (given[:, 1] == 0).all() and score(y, given) > 0.9
 
 
+@pytest.mark.integration
 def test_a_column_that_is_unknown_throughout_and_new_holes_are_no_trouble():
     x, y = blobs(200, 4)
     x[:, 3] = np.nan
@@ -120,6 +123,7 @@ def test_embeddings_are_what_the_last_layer_sees(bundle):
         embed_images(build("colour"), described.preprocessing, images)
 
 
+@pytest.mark.integration
 def test_a_small_network_learns_stops_early_and_follows_its_seed():
     (x, y), (x_val, y_val) = blobs(400, 6), blobs(200, 7)
     scale = scale_of(x)
@@ -136,6 +140,7 @@ def test_a_small_network_learns_stops_early_and_follows_its_seed():
     assert not np.array_equal(first, fit(1))
 
 
+@pytest.mark.integration
 def test_a_small_network_of_spectra_learns():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 192)
@@ -185,6 +190,7 @@ def test_second_rows_and_rows_without_a_colour_are_left_out_and_counted(tmp_path
     np.testing.assert_allclose(colours[:2], [[1, 3], [0, 3]])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TABLES.is_dir(), reason="the folder of real tables is not here")
 def test_the_colour_network_recalls_each_class_of_the_real_tables():
     result = real_tables(TABLES, 0, epochs=25)

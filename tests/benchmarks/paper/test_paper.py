@@ -31,6 +31,8 @@ from skyclass.errors import SkyclassError
 from skyclass.types import CLASSES
 from tests.support.paths import CHECKOUT
 
+pytestmark = pytest.mark.integration
+
 QUICK = PRESETS["quick"]
 RAN = ("iicnet", "fusion", "forest", "colours", "margins", "border", "natural-mix")
 
@@ -60,6 +62,7 @@ def section(page: str, title: str) -> list[list[str]]:
     return rows[2:]
 
 
+@pytest.mark.slow
 def test_a_record_says_what_was_measured_on_what(study: Study) -> None:
     for name in RAN:
         record = json.loads(study.record(name, 1).read_text())
@@ -251,6 +254,7 @@ def test_a_failed_experiment_stops_no_other_and_is_named(study: Study, tmp_path:
 # --- several at a time -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pool_runs_what_is_missing_and_the_threads_are_put_back(study: Study, tmp_path: Path) -> None:
     before = {name: os.environ.get(name) for name in THREADS}
     elsewhere = replace(study, results=tmp_path)
@@ -262,6 +266,7 @@ def test_a_pool_runs_what_is_missing_and_the_threads_are_put_back(study: Study, 
     assert {name: os.environ.get(name) for name in THREADS} == before
 
 
+@pytest.mark.slow
 def test_the_command_runs_one_experiment_and_writes_a_page_and_figures(study: Study, tmp_path: Path) -> None:
     folders = ["--work", str(study.work), "--results", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.paper", "--preset", "quick", "--workers", "1", *folders]

@@ -33,6 +33,7 @@ def probe(state, seed: int = 10) -> float:
     return balanced_accuracy(confusion(true, given.argmax(1)))
 
 
+@pytest.mark.slow
 def test_pre_training_lowers_its_loss_and_the_probe_beats_that_of_a_random_trunk():
     images, _ = blobs(256, 0)
     records: list[dict] = []
@@ -43,6 +44,7 @@ def test_pre_training_lowers_its_loss_and_the_probe_beats_that_of_a_random_trunk
     assert probe(state) > probe(random_state()) + 0.15
 
 
+@pytest.mark.integration
 def test_pre_training_follows_its_seed():
     images, _ = blobs(32, 0)
     options = {"epochs": 1, "batch_size": 16, "device": "cpu", "precision": "fp32"}
@@ -50,6 +52,7 @@ def test_pre_training_follows_its_seed():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.integration
 def test_the_weights_go_into_a_supervised_network_but_for_its_last_layer():
     state = random_state(seed=3)
     target = build("iicnet", classes=2)

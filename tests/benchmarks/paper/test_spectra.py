@@ -18,6 +18,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
     return simulate_spectra(1800, seed=1)
 
 
+@pytest.mark.integration
 def test_shape_share_and_scale(sample: tuple[np.ndarray, np.ndarray]) -> None:
     spectra, labels = sample
     assert spectra.shape == (1800, LENGTH) and spectra.dtype == np.float32
@@ -34,6 +35,7 @@ def test_the_seed_decides(sample: tuple[np.ndarray, np.ndarray]) -> None:
     assert simulate_spectra(0, 1)[0].shape == (0, LENGTH)
 
 
+@pytest.mark.integration
 def test_natural_mix_has_few_quasars() -> None:
     share = np.bincount(simulate_spectra(1500, 3, mix="natural")[1], minlength=3) / 1500
     assert share[1] < 0.03 < share[0] < share[2]
@@ -71,6 +73,7 @@ def test_a_straight_line_does_not_solve_it(sample: tuple[np.ndarray, np.ndarray]
     assert 0.5 < accuracy < 0.95
 
 
+@pytest.mark.integration
 def test_the_network_learns_from_them(sample: tuple[np.ndarray, np.ndarray]) -> None:
     spectra, labels = (torch.from_numpy(a) for a in sample)
     torch.manual_seed(0)
@@ -85,6 +88,7 @@ def test_the_network_learns_from_them(sample: tuple[np.ndarray, np.ndarray]) -> 
     assert accuracy > 0.75
 
 
+@pytest.mark.integration
 @torch.inference_mode()
 @pytest.mark.parametrize("length", [32, 100, 1024])
 def test_a_spectrum_may_have_any_length(length: int) -> None:

@@ -81,6 +81,7 @@ def files(folder: str | Path) -> dict[str, bytes]:
 # --- cutting ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_pixels_are_the_engines_cutouts_and_rows_belong_to_them(run, sky4):
     told = []
     data = build_dataset(run, progress=told.append)
@@ -102,6 +103,7 @@ def test_pixels_are_the_engines_cutouts_and_rows_belong_to_them(run, sky4):
     assert b"simulated" in pq.read_schema(Path(run.out) / "rows.parquet").metadata
 
 
+@pytest.mark.integration
 def test_workers_and_this_process_give_the_same_bytes(run, monkeypatch):
     monkeypatch.setattr(cutting, "TASK_TILES", 1)
     build_dataset(run)
@@ -120,6 +122,7 @@ def test_workers_and_this_process_give_the_same_bytes(run, monkeypatch):
     assert [p.name for p in Path(run.out).parent.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.integration
 def test_shards_that_come_back_in_any_order_give_the_same_bytes(run, monkeypatch):
     monkeypatch.setattr(cutting, "TASK_TILES", 1)
     build_dataset(run)
@@ -442,6 +445,7 @@ def positions(case: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ra, dec, rng.choice(3, case["n"], p=[0.6, 0.05, 0.35])
 
 
+@pytest.mark.integration
 @settings(deadline=None, max_examples=40)
 @given(SKIES, st.randoms(use_true_random=False))
 def test_splits_share_no_sky_and_do_not_depend_on_order(case, random):
@@ -462,6 +466,7 @@ def test_splits_share_no_sky_and_do_not_depend_on_order(case, random):
     assert (again.names == split.names[order]).all()
 
 
+@pytest.mark.integration
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 2**32), st.integers(60, 400), st.sampled_from([(8.0, 1.0, 1.0), (1.0, 1.0, 1.0), (3.0, 1.0, 0.0)])

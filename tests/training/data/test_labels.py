@@ -75,6 +75,7 @@ def message_of(config: LabelsConfig, kind: type[SkyclassError] = ServiceError) -
 # --- what comes out --------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_the_labels_are_those_of_plain_loops_over_the_tables(services, config):
     events: list[dict[str, object]] = []
     path = fetch_labels(config, events.append)
@@ -91,6 +92,7 @@ def test_the_labels_are_those_of_plain_loops_over_the_tables(services, config):
     assert not path.with_name("labels.parquet.pages").exists()
 
 
+@pytest.mark.integration
 def test_the_table_remembers_queries_cuts_and_counts_that_add_up(services, config):
     story = label_provenance(fetch_labels(config))
     counts = story["counts"]
@@ -103,6 +105,7 @@ def test_the_table_remembers_queries_cuts_and_counts_that_add_up(services, confi
     assert "SpecObj" in story["sdss_query"]["star"] and "allwise_p3as_psd" in story["allwise_query"]
 
 
+@pytest.mark.integration
 def test_offline_and_by_upload_give_the_same_labels(services, config, tmp_path):
     online = as_dict(fetch_labels(config))
     catalog = write_catalog(tmp_path / "allwise", TABLES["allwise_p3as_psd"])
@@ -135,6 +138,7 @@ def test_the_offline_match_is_that_of_brute_force_on_borders_of_partitions(tmp_p
     assert found["source_id"].to_pylist() == [names[i] for i in arcsec[matched].argmin(axis=1)]
 
 
+@pytest.mark.integration
 def test_paging_does_not_depend_on_the_size_of_a_page(services, config, tmp_path):
     services.silent_limit = 5  # a server that gives fewer rows than it was asked for, and does not say so
     small = fetch_labels(replace(config, page_rows=7, upload_rows=19))
@@ -144,6 +148,7 @@ def test_paging_does_not_depend_on_the_size_of_a_page(services, config, tmp_path
     assert services.count("sdss") > 25
 
 
+@pytest.mark.integration
 def test_region_sample_and_limit_are_asked_of_the_server(services, config, tmp_path):
     everything = as_dict(fetch_labels(config))
     box = Box(359.9, 0.1, -0.1, 0.1)
@@ -191,6 +196,7 @@ PASSING_TAP = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("service", "faults"), [("sdss", PASSING_SDSS), ("tap", PASSING_TAP)], ids=["sdss", "tap"])
 def test_a_passing_fault_costs_one_more_request_and_no_label(services, config, service, faults):
     for fault, _ in faults:
@@ -213,6 +219,7 @@ def test_a_machine_without_the_network_is_told_so_and_not_to_ask_for_fewer_rows(
     assert "page_rows" not in message
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("service", ["sdss", "tap"])
 def test_a_service_that_never_answers_is_left_after_the_time_limit(services, config, service):
     services.faults[service].extend([silence] * 2)
@@ -285,6 +292,7 @@ def test_an_overflow_is_never_taken_for_the_whole_answer(services, config):
 # --- going on --------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_download_that_broke_goes_on_page_by_page(services, config, tmp_path):
     whole = fetch_labels(replace(config, out=str(tmp_path / "whole.parquet")))
     counts = label_provenance(whole)["counts"]
@@ -309,6 +317,7 @@ def test_pages_of_another_question_are_not_mixed_in(services, config):
     assert "data_release, min_snr, query changed" in message and "labels.parquet.pages" in message
 
 
+@pytest.mark.integration
 def test_offline_goes_on_where_irsa_failed(services, config, tmp_path):
     services.faults["tap"].extend([unavailable("0")] * 3)
     message_of(config)
@@ -343,6 +352,7 @@ def test_wrong_places_are_told_before_anything_is_asked(services, config, tmp_pa
     assert not services.asked
 
 
+@pytest.mark.integration
 def test_a_catalogue_of_another_release_or_field_is_refused(services, config, tmp_path):
     old = TABLES["allwise_p3as_psd"].to_pylist()
     allsky = pa.Table.from_pylist([row | {"coadd_id": "3599p000_ab41"} for row in old])

@@ -73,6 +73,7 @@ def drawn(n: int, seed: int, **options: Any) -> Any:
 # --- scores ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_rates_are_those_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra `train`")
     labels, p = drawn(500, 1)
@@ -97,6 +98,7 @@ def test_rates_are_those_of_scikit_learn() -> None:
     assert found["macro_auc"] == pytest.approx(metrics.roc_auc_score(labels, double, multi_class="ovr"), abs=1e-9)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("digits", [7, 1], ids=["few ties", "many ties"])
 def test_roc_and_auc_are_those_of_scikit_learn(digits: int) -> None:
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra `train`")
@@ -171,6 +173,7 @@ def test_the_published_rates_leave_a_fifth_of_the_quasars_pure() -> None:
 # --- intervals -------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_intervals_cover_the_truth_nineteen_times_in_twenty() -> None:
     names = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "nll", "brier")
     big, p = drawn(200_000, 10)
@@ -263,6 +266,7 @@ def test_rates_of_many_tables_at_once() -> None:
 # --- calibration -----------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_known_temperature_and_bias_are_found_again() -> None:
     labels, logits = drawn_logits(30_000, 8)
     assert fit_temperature(logits * 1.7, labels) == pytest.approx(1.7, rel=0.03)
@@ -321,6 +325,7 @@ def test_temperatures_stay_in_range() -> None:
         fit_bias_and_temperature(perfect[labels != 1], labels[labels != 1])
 
 
+@pytest.mark.integration
 def test_the_prior_of_another_sample_is_found_without_its_labels() -> None:
     old, new = (0.5, 0.2, 0.3), (0.15, 0.05, 0.8)
     rng = np.random.default_rng(0)
@@ -380,6 +385,7 @@ def colour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return save_bundle(path, fields, build("colour", features=2).state_dict())
 
 
+@pytest.mark.integration
 def test_an_evaluation_of_two_models_says_all_it_should(bundle: Path, colour_bundle: Bundle, tmp_path: Path) -> None:
     data = small_dataset()
     found = evaluate_models([str(bundle), colour_bundle], data, device="cpu", precision="fp32", draws=60)
@@ -401,6 +407,7 @@ def test_an_evaluation_of_two_models_says_all_it_should(bundle: Path, colour_bun
     assert evaluate(colour_bundle, data, "all", "cpu", "fp32", draws=10)["n"] == 90
 
 
+@pytest.mark.integration
 def test_probabilities_are_the_calibrated_logits(bundle: Path, colour_bundle: Bundle) -> None:
     data = small_dataset(30)
     for model in (load_bundle(bundle), colour_bundle):
@@ -410,6 +417,7 @@ def test_probabilities_are_the_calibrated_logits(bundle: Path, colour_bundle: Bu
         assert p == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.integration
 def test_rows_that_a_model_has_seen_are_told(colour_bundle: Bundle, tmp_path: Path) -> None:
     parts = {"simulated": True, "counts": {}}
     here, there, unknown = (small_dataset(provenance=parts | more) for more in (
@@ -458,6 +466,7 @@ def test_a_dataset_without_magnitudes_has_no_cuts(bundle: Path) -> None:
     assert found["colour_cuts"] is None and set(found["strata"]) == {"abs_b_deg"}
 
 
+@pytest.mark.integration
 def test_photometry_that_rows_lack_is_told_and_a_model_of_nothing_else_is_refused(
     bundle: Path, colour_bundle: Bundle
 ) -> None:
@@ -477,6 +486,7 @@ def test_photometry_that_rows_lack_is_told_and_a_model_of_nothing_else_is_refuse
     assert any("colour looks at photometry, and 9 of the 18 rows have none" in words for words in told)
 
 
+@pytest.mark.integration
 def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle: Bundle, tmp_path: Path) -> None:
     data = small_dataset(900)
     made = calibrate(colour_bundle, data, out=tmp_path / "better", kind="bias", device="cpu", precision="fp32")
@@ -510,6 +520,7 @@ def test_the_training_log_beside_a_bundle_is_read(colour_bundle: Bundle) -> None
         log.unlink()
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_written_over_an_evaluation_only(
     colour_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,8 @@ from skyclass.training.fit.node import (
 from skyclass.training.locks import file_lock
 from tests.support.datasets import blobs, written
 
+pytestmark = pytest.mark.integration
+
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -161,6 +163,7 @@ def test_a_killed_rank_ends_the_attempt_and_all_start_again(go: Go, tmp_path: Pa
         assert ends == [f"[rank {rank}] step 2 total tensor([3.])"], lines
 
 
+@pytest.mark.slow
 @pytest.mark.fault(27)
 def test_a_stopped_rank_is_reported_killed_and_started_again(go: Go) -> None:
     lines: Lines = []
@@ -205,6 +208,7 @@ def test_a_dead_node_is_named_and_nothing_of_it_is_left(go: Go, client: Client) 
         go([], kill, nodes=2, sum=True, steps=100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(27)
 def test_a_frozen_node_is_named(go: Go, client: Client) -> None:
     pids = client.run(os.getpid)
@@ -267,6 +271,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return bundle.weights_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.fault(27)
 def test_a_rank_killed_in_mid_epoch_changes_no_bit_and_all_listen_on_loopback_only(
@@ -298,6 +303,7 @@ def test_a_rank_killed_in_mid_epoch_changes_no_bit_and_all_listen_on_loopback_on
         assert not [name for name in environment if name.startswith(("MASTER_", "DASK_"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "worker"])
 @pytest.mark.timeout(600)
 @pytest.mark.fault(27)
@@ -331,6 +337,7 @@ def own_cluster(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("name", ["driver", "nanny", "scheduler"])

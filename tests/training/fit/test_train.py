@@ -43,6 +43,8 @@ from skyclass.training.fit.recipe import TrainConfig, rate_factor, train_config
 from skyclass.training.fit.train import batches, close_epoch, logits_of, missing_photometry, train, validate
 from tests.support.datasets import SMALL, ZERO_POINTS, blobs, written
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -313,6 +315,7 @@ def torchrun(toml: Path, ranks: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.fault(27)
 def test_two_ranks_are_one_and_survive_the_death_of_one(data: Path, tmp_path: Path) -> None:
     """fp32, 35 steps: the weights of 1 and 2 ranks are 2 % of their way apart at most (Adam magnifies rounding).
