@@ -74,7 +74,8 @@ def dask_faults() -> Iterator[None]:
     """Turn the errors that Dask raises when workers or the scheduler are gone into errors of skyclass."""
     try:
         yield
-    except KilledWorker as error:  # from counting or publishing: another attempt would end in the same way
+    except KilledWorker as error:
+        # From counting, publishing or cutting a dataset; `map_unordered` has already repeated the task.
         raise SkyclassError(
             f"workers died in every attempt, perhaps for lack of memory (--memory-limit): {error}"
         ) from error

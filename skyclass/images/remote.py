@@ -46,9 +46,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 """Waits between attempts double from the first to the longest. Each is multiplied by a random factor from 0.5 to 1, so
 that the workers of a run do not repeat their requests at the same moment."""
 LAST_ATTEMPT_S = 150.0
-"""No attempt begins later than this after the first. Together with one complete answer it is shorter than the
-watchdog for strips (`engine/tile_window.py`): an outage must end the run before its tiles are taken for stalled and
-quarantined."""
+"""No attempt begins later than this after the first. Together with one complete answer it is shorter than `STALL_S`
+in `engine/window.py`: an outage must end the run before its tiles count as stalled and are quarantined."""
 UNRANGED_ATTEMPTS = 3
 """Number of range requests that a server may answer with a complete file before a run ends with that reason."""
 

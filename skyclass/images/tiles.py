@@ -48,7 +48,10 @@ def missing_fault(location: str, coadd_id: str, band: str, present: Sequence[str
 
 
 def each_band(bands: Sequence[str], images_of: Callable[[str], T]) -> list[T]:
-    """Return what `images_of` returns for each band; raise one `TileFault` that names every band with a fault."""
+    """Return what `images_of` returns for each band.
+
+    Raises one `TileFault` that names every band with a fault. A missing tile is one fault without a band.
+    """
     results, faults = [], []
     for band in bands:
         try:

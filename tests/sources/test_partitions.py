@@ -196,7 +196,7 @@ SPOILERS: dict[Callable[[Path], Path], str] = {
     temporary_root: "is an unfinished download or write",
     half_named: "is an unfinished download or write",
     stray_file: "is not where the partitions of this layout are",
-    wrong_k0: "belongs into healpix_k0=",
+    wrong_k0: "belongs in healpix_k0=",
 }
 
 
