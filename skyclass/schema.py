@@ -192,7 +192,7 @@ REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", 
 SORT_KEYS = ("_healpix_29", "source_id")
 FOOTER_KEY = b"skyclass"
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
-COLUMNS: dict[str, tuple[str, str, str]] = {
+CLASS_COLUMNS: dict[str, tuple[str, str, str]] = {
     "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
     "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
     "designation": ("", "meta.id", "Name by position, Jhhmmss.ss+ddmmss.s"),
@@ -235,7 +235,7 @@ def _class_schema() -> pa.Schema:
         words = {"unit": unit, "ucd": ucd, "description": description}
         return pa.field(name, _TYPES.get(name, pa.float32()), metadata=words)
 
-    return pa.schema([field(name, *words) for name, words in COLUMNS.items()])
+    return pa.schema([field(name, *words) for name, words in CLASS_COLUMNS.items()])
 
 
 CLASS_SCHEMA: pa.Schema = _class_schema()
@@ -268,9 +268,9 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _schema_problems(schema: pa.Schema) -> list[str]:
     problems = [f"no column {name}" for name in CLASS_SCHEMA.names if name not in schema.names]
-    problems += [f"unknown column {name}" for name in schema.names if name not in COLUMNS]
+    problems += [f"unknown column {name}" for name in schema.names if name not in CLASS_COLUMNS]
     for field in schema:
-        wanted = CLASS_SCHEMA.field(field.name).type if field.name in COLUMNS else field.type
+        wanted = CLASS_SCHEMA.field(field.name).type if field.name in CLASS_COLUMNS else field.type
         if field.type != wanted and not (is_text(field.type) and is_text(wanted)):
             problems.append(f"{field.name} is {field.type}, must be {wanted}")
     return problems

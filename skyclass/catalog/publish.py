@@ -141,7 +141,7 @@ def finish_publication(rows: CatalogRows, building: Path, records: Iterable[Pixe
     Raises `RowsLost` unless the files together hold `rows.n_rows`, and `StoreError` where a source id occurs twice.
     """
     records = sorted(records, key=lambda record: record.pixel)
-    require_rows(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
+    require_row_total(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
     if repeated := repeated_ids(building, records, rows.tmp):
         raise StoreError(
             f"source_id is not unique: {quoted(repeated)} occur more than once; give each source of the input "
@@ -154,7 +154,7 @@ def finish_publication(rows: CatalogRows, building: Path, records: Iterable[Pixe
     write_manifest(building, manifest_of(records, rows.n_rows, rows.provenance, digests, rows.digest))
 
 
-def require_rows(n_rows: int, n_expected: int, source: str) -> None:
+def require_row_total(n_rows: int, n_expected: int, source: str) -> None:
     """Raise `RowsLost` unless `source` holds as many rows as planned."""
     if n_rows != n_expected:
         raise RowsLost(

@@ -21,7 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import NotPublished, RunMismatch
-from ..files import storing, sync_folder, write_durably
+from ..files import sync_folder, translate_write_errors, write_durably
 from .manifest import MANIFEST_NAME
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _is_own_entry(entry: Path) -> bool:
 def begin_publication(run: Path) -> Path:
     """Return a new empty folder for a publication. The caller holds the lease of the run."""
     building = run / PUBLICATIONS / f"{uuid4().hex}{BUILDING_SUFFIX}"
-    with storing(building):
+    with translate_write_errors(building):
         for leftover in unfinished_publications(run):
             shutil.rmtree(leftover)
         building.mkdir(parents=True)
@@ -148,7 +148,7 @@ def make_current(run: Path, building: Path) -> Path:
     A kill at any step leaves the earlier publication, or this one, as the current one.
     """
     refuse_foreign_catalog(run)
-    with storing(run / CURRENT):
+    with translate_write_errors(run / CURRENT):
         for folder, _, _ in os.walk(building, topdown=False):
             sync_folder(Path(folder))
         _number_copied_catalog(run)
@@ -163,7 +163,7 @@ def restore_link(run: Path) -> None:
     """Make `catalog` name the newest publication where there is no such entry: a kill or a copy has left it out."""
     current = current_publication(run)
     if current and not os.path.lexists(run / CURRENT):
-        with storing(run / CURRENT):
+        with translate_write_errors(run / CURRENT):
             _point(run, f"{PUBLICATIONS}/{current.name}")
 
 

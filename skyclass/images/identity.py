@@ -18,7 +18,7 @@ FileRecord = dict[str, dict[str, Any]]
 
 def file_record(tile: Tile) -> FileRecord:
     """Return the files of a tile as JSON, without the device numbers, which differ between hosts."""
-    return {file.name: _file_fields(file) for part in tile.image_sets for file in part.files}
+    return {file.name: _file_fields(file) for image_set in tile.image_sets for file in image_set.files}
 
 
 def _file_fields(file: ImageFile) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from uuid import uuid4
 
 from ..errors import ArchiveDown, ArchiveError, ConfigError
 from ..locations import refuse_logins, without_secrets
-from ..types import FileStamp
-from .atlas import BLOCK_BYTES, TILE_NAME
+from ..types import ATLAS_COADD_ID, FileStamp
+from .atlas import BLOCK_BYTES
 from .layout import Positions, layout_footprints, layout_path, names_near, ra_folders_near
 from .source import Piece, SourceChanged
 
@@ -123,7 +123,7 @@ def _tile_names(source: RemoteSource, ra_folders: set[str] | None) -> list[str]:
             continue
         for second in _folders(source, first):
             if ra_folders is None or second in ra_folders:
-                names += [name for name in _folders(source, f"{first}/{second}") if TILE_NAME.fullmatch(name)]
+                names += [name for name in _folders(source, f"{first}/{second}") if ATLAS_COADD_ID.fullmatch(name)]
     return sorted(names)
 
 

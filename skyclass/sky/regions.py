@@ -339,7 +339,7 @@ KINDS: dict[str, Callable[..., Region]] = {
 """The `kind` of a region in RUN.toml -> what makes it from its other fields."""
 
 
-def in_words(region: Region | None) -> str:
+def region_text(region: Region | None) -> str:
     """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25deg}."""
     if region is None:
         return "catalogue"

@@ -33,7 +33,7 @@ from skyclass.run.commits import (
     retry_quarantined,
 )
 from skyclass.run.folder import RunFolder, expected_rows, leftover_files, read_run, start_or_resume
-from skyclass.schema import CLASS_SCHEMA, COLUMNS, FOOTER_KEY, SORT_KEYS
+from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA, FOOTER_KEY, SORT_KEYS
 from skyclass.types import Flag
 from tests.support.class_rows import FINGERPRINT, class_rows, make_run
 from tests.support.paths import CHECKOUT
@@ -55,13 +55,13 @@ def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_column_and_flag_is_documented() -> None:
-    assert list(COLUMNS) == CLASS_SCHEMA.names
-    for unit, ucd, description in COLUMNS.values():
+    assert list(CLASS_COLUMNS) == CLASS_SCHEMA.names
+    for unit, ucd, description in CLASS_COLUMNS.values():
         u.Unit(unit, format="vounit")
         assert check_ucd(ucd, check_controlled_vocabulary=True), ucd
         assert description
     assert all(flag.meaning for flag in Flag)
-    assert all(f"{flag.value} {flag.name}" in COLUMNS["flags"][2] for flag in Flag)
+    assert all(f"{flag.value} {flag.name}" in CLASS_COLUMNS["flags"][2] for flag in Flag)
 
 
 def test_the_same_fingerprint_resumes_and_another_is_refused_by_name(folder: RunFolder) -> None:
