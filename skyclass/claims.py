@@ -30,7 +30,7 @@ POLL_S = 0.05
 def claim(temp: Path, target: Path) -> bool:
     """Return whether this attempt created `target` from `temp`, a file beside it; nothing is ever replaced.
 
-    A repeated NFS reply may be wrong, but the link count is right.
+    If NFS resends the request, `link` may fail although it succeeded; the link count decides.
     """
     try:
         os.link(temp, target)

@@ -124,6 +124,7 @@ def check_memory_limit(memory_limit: str) -> None:
 
 
 def _connect_to_scheduler(address: str) -> Client:
+    """Return a client of a running scheduler; `ConfigError` if it does not answer or needs certificates."""
     try:
         return Client(address, timeout="15s")
     except TypeError as error:  # distributed raises it for tls:// without certificates

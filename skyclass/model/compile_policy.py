@@ -19,7 +19,7 @@ on an H100.
 
 
 def compiled_kinds(mode: CompileMode, n_sources: int) -> tuple[str, ...]:
-    """Return the kinds of device for which a run of `n_sources` compiles its network: of "cpu" and "cuda", or none.
+    """Return the kinds of device ("cpu", "cuda") for which a run of `n_sources` compiles its network; () for none.
 
     >>> compiled_kinds("auto", 1_000_000)
     ('cpu',)

@@ -94,7 +94,7 @@ def check_images(run: RunConfig, context: RunContext, commits: Mapping[str, Comm
 
 
 def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Table | None]:
-    """Return context, plan and, for a table of positions, its rows with their tiles. Writes nothing.
+    """Plan a run and write nothing. Return context, plan and, for a table of positions, its rows with their tiles.
 
     `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """

@@ -311,10 +311,10 @@ def test_a_missing_tile_is_never_published(copied: Path) -> None:
 def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
     rows = catalog_rows(folder, committed(folder), 13_500)
-    building = versions.begin_publication(folder.path)
-    records = [write_pixel(rows.provenance, building, *item) for item in files_by_pixel(rows.files)]
+    staging_folder = versions.begin_publication(folder.path)
+    records = [write_pixel(rows.provenance, staging_folder, *item) for item in files_by_pixel(rows.files)]
     with pytest.raises(RowsLost):
-        finish_publication(rows, building, records[1:])
+        finish_publication(rows, staging_folder, records[1:])
     assert verify(copied).ok
 
 

@@ -246,14 +246,14 @@ def test_quarantined_tiles_are_taken_back_and_no_other(folder: RunFolder) -> Non
 def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> None:
     commit = commit_tile(folder, TILE, class_rows(TILE, 20, 150, 1.5))
     write_json(folder.report_path, {"a": 1})
-    building = begin_publication(folder.path)
-    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", building / "part"]
+    staging_folder = begin_publication(folder.path)
+    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", staging_folder / "part"]
     for path in left:
         path.write_bytes(b"1234")
     link = folder.path / f".{'1' * 32}.catalog"
     link.symlink_to("catalogs/1")
     found = leftover_files(folder)
-    assert set(found) == {left[0], left[1], building, link}
+    assert set(found) == {left[0], left[1], staging_folder, link}
     assert sum(map(files.remove, found)) == 12 + len("catalogs/1") and not leftover_files(folder)
     assert committed(folder) == {TILE: commit} and folder.report_path.exists()
 

@@ -186,7 +186,7 @@ def save_dataset(path: str | Path, dataset: Dataset) -> None:
 
 
 def save_rows_and_settings(folder: Path, dataset: Dataset) -> None:
-    """Write the rows and the settings of a dataset whose pixels are in the folder."""
+    """Write the rows and the settings of a dataset; hash the pixel file, which is already in the folder."""
     table = dataset.rows.append_column("label", pa.array(dataset.labels, pa.int64()))
     simulated = {"simulated": "SIMULATED: no row describes a real source"}
     metadata = simulated if dataset.provenance.get("simulated") else None
