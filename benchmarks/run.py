@@ -193,7 +193,7 @@ def time_cut(bench: Bench) -> Amount:
         for start in range(0, len(held.x), BLOCK):
             block = slice(start, min(start + BLOCK, len(held.x)))
             cutter.cut(block, pixels[: block.stop - start])
-        cutter.describe()
+        cutter.flags_and_valid_frac()
     return bench.amount(bench.n_sources * pixels[0].nbytes)
 
 

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 
 from .errors import StoreError
-from .files import NOT_SUPPORTED, beside, storing, sync_folder, write_durably
+from .files import NOT_SUPPORTED, beside, sync_folder, translate_write_errors, write_durably
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ POLL_S = 0.05
 def claim(temp: Path, target: Path) -> bool:
     """Return whether this attempt created `target` from `temp`, a file beside it; nothing is ever replaced.
 
-    A repeated NFS reply may be wrong, but the link count is right.
+    If NFS resends the request, `link` may fail although it succeeded; the link count decides.
     """
     try:
         os.link(temp, target)
@@ -106,7 +106,7 @@ def _remove_own(marker: Path, token: bytes) -> None:
 def probe(folder: Path) -> str:
     """Return how names are claimed in a folder: "links" or "markers". Raise `StoreError` where neither works."""
     first, second = beside(folder / "probe"), beside(folder / "probe")
-    with storing(folder):
+    with translate_write_errors(folder):
         write_durably(first, b"1")
     try:
         if _links(first, second):
@@ -125,7 +125,7 @@ def probe(folder: Path) -> str:
 
 
 def _links(first: Path, second: Path) -> bool:
-    with storing(first.parent):
+    with translate_write_errors(first.parent):
         try:
             os.link(first, second)
         except OSError as error:

@@ -4,7 +4,7 @@ SkyclassError
 ├── ConfigError              wrong usage or input, found before any work starts      exit code 2
 │   ├── CatalogError         the catalogue or table cannot be read as one
 │   ├── ArchiveError         the image folder holds nothing usable
-│   └── BundleError          the model bundle is missing, damaged or of another make
+│   └── BundleError          the model bundle is missing, damaged or of another version
 ├── CannotCompile            no compiler, or the network does not compile: it runs as it is
 ├── InputChanged             a partition was replaced while the run read it         exit code 2
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on

@@ -34,7 +34,7 @@ NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` of the block into a `StoreError` that names `path`, the reason and the way out."""
     try:
         yield
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temp = beside(path)
     try:
-        with storing(path):
+        with translate_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temp
             os.replace(temp, path)
@@ -165,7 +165,7 @@ def remove(path: Path) -> int:
     is_folder = path.is_dir() and not path.is_symlink()
     files = [p for p in path.rglob("*") if p.is_file()] if is_folder else [path]
     nbytes = sum(p.lstat().st_size for p in files)
-    with storing(path):
+    with translate_write_errors(path):
         shutil.rmtree(path) if is_folder else path.unlink()
     return nbytes
 

@@ -28,14 +28,15 @@ def refuse_logins(locations: Mapping[str, object]) -> None:
 
 
 def without_secrets(location: str) -> str:
-    """Return a location for messages: without user information and without what follows "?" or "#"."""
+    """Return a location for messages: without user information, and with *** for what follows "?" or "#"."""
     scheme = SCHEME.match(location)
     if not scheme:
         return location
-    rest = location[scheme.end() :].lstrip("/")
-    user, at, rest = rest.rpartition("@")
-    shown = re.sub(r"([?#]).+", r"\1***", rest, flags=re.DOTALL)
-    return f"{scheme[1]}://{'***@' if at else ''}{shown}"
+    rest = location[scheme.end() :]
+    _, at, after_login = rest.lstrip("/").rpartition("@")
+    slashes = rest[: len(rest) - len(rest.lstrip("/"))]
+    shown = re.sub(r"([?#]).+", r"\1***", after_login, flags=re.DOTALL)
+    return f"{scheme[0].lstrip()}{slashes}{'***@' if at else ''}{shown}"
 
 
 def user_path(location: str) -> Path:

@@ -192,7 +192,7 @@ REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", 
 SORT_KEYS = ("_healpix_29", "source_id")
 FOOTER_KEY = b"skyclass"
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
-COLUMNS: dict[str, tuple[str, str, str]] = {
+CLASS_COLUMNS: dict[str, tuple[str, str, str]] = {
     "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
     "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
     "designation": ("", "meta.id", "Name by position, Jhhmmss.ss+ddmmss.s"),
@@ -208,12 +208,12 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "w3snr": ("", "stat.snr;em.IR.8-15um", "W3 profile-fit signal to noise, from the input catalogue"),
     "cc_flags": ("", "meta.code.qual", "Contamination and confusion flag per band, from the input catalogue"),
     "ext_flg": ("", "meta.code;src.morph", "Extended source flag, from the input catalogue"),
-    "class": ("", "src.class", "Class of the highest probability: galaxy, quasar, star; null without image"),
-    "p_galaxy": ("", "stat.probability;src.class", "Probability of a galaxy; the three sum to 1"),
-    "p_quasar": ("", "stat.probability;src.class", "Probability of a quasar; the three sum to 1"),
-    "p_star": ("", "stat.probability;src.class", "Probability of a star; the three sum to 1"),
+    "class": ("", "src.class", "Most probable class: galaxy, quasar, star; null where the model gave no probabilities"),
+    "p_galaxy": ("", "stat.probability;src.class", "Galaxy probability; the three sum to 1; null where class is null"),
+    "p_quasar": ("", "stat.probability;src.class", "Quasar probability; the three sum to 1; null where class is null"),
+    "p_star": ("", "stat.probability;src.class", "Star probability; the three sum to 1; null where class is null"),
     "margin": ("", "stat.probability", "Highest minus second highest probability"),
-    "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 no idea"),
+    "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 (ln 3) all equal"),
     "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
     "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
     "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
@@ -235,7 +235,7 @@ def _class_schema() -> pa.Schema:
         words = {"unit": unit, "ucd": ucd, "description": description}
         return pa.field(name, _TYPES.get(name, pa.float32()), metadata=words)
 
-    return pa.schema([field(name, *words) for name, words in COLUMNS.items()])
+    return pa.schema([field(name, *words) for name, words in CLASS_COLUMNS.items()])
 
 
 CLASS_SCHEMA: pa.Schema = _class_schema()
@@ -268,9 +268,9 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _schema_problems(schema: pa.Schema) -> list[str]:
     problems = [f"no column {name}" for name in CLASS_SCHEMA.names if name not in schema.names]
-    problems += [f"unknown column {name}" for name in schema.names if name not in COLUMNS]
+    problems += [f"unknown column {name}" for name in schema.names if name not in CLASS_COLUMNS]
     for field in schema:
-        wanted = CLASS_SCHEMA.field(field.name).type if field.name in COLUMNS else field.type
+        wanted = CLASS_SCHEMA.field(field.name).type if field.name in CLASS_COLUMNS else field.type
         if field.type != wanted and not (is_text(field.type) and is_text(wanted)):
             problems.append(f"{field.name} is {field.type}, must be {wanted}")
     return problems

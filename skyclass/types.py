@@ -19,9 +19,11 @@ BANDS = ("w1", "w2", "w3", "w4")
 CLASSES = ("galaxy", "quasar", "star")
 """Classes, in the order of the probabilities."""
 NO_TILE = "no tile"
-"""The plan's name for sources without a tile. No tile has it: names of tiles hold no blanks."""
-TILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names of tiles are names of files, too."""
+"""The `coadd_id` of the plan for sources without a tile. No tile has it: a `coadd_id` holds no blank."""
+FILE_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What every `coadd_id` must match, because it becomes the name of a file."""
+ATLAS_COADD_ID = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
+"""A `coadd_id` of the Atlas. The groups are RA in 0.1 degree, sign of Dec, and Dec in 0.1 degree of the centre."""
 PIXEL_SCALE_ARCSEC = 1.375
 """Pixel of an AllWISE Atlas image (Explanatory Supplement, section II.3)."""
 
@@ -69,10 +71,10 @@ FAULT_FLAGS = {
     "bad": Flag.TILE_BAD | Flag.NO_IMAGE,
     "changed": Flag.TILE_BAD | Flag.NO_IMAGE,
 }
-"""What the sources of a tile carry, by the `kind` of its `TileFault`."""
+"""Flags of the sources of a tile, by the `kind` of its `TileFault`."""
 
 UNCOVERED_FLAGS = Flag.OFF_TILE | Flag.TILE_MISSING | Flag.NO_IMAGE
-"""What a source carries that no tile covers, or whose tile has a name that no tile can have."""
+"""Flags of a source that no tile covers, or whose tile has a name that no tile can have."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Tile:
     `shape` is (rows, columns); `crpix` is the 1-based FITS pixel of `crval_deg`; `zero_point_mag` is
     Vega and stands in the order of `bands`, the bands that were asked for. `files` are the files of `bands`, in the
     same order: two tiles are equal only if their files are the same ones (see `images/identity.py`). `repr` omits them.
-    `others` are further image sets of the same tile, on the same pixel grid but with other footprints, as in a folder
-    with one cutout for each source (see `images/tiles.py`). Each source is cut from the set that covers it best.
+    `other_image_sets` are of the same tile, on the same pixel grid but with other footprints, as in a folder with one
+    cutout for each source (see `images/tiles.py`). Each source is cut from the image set that covers it best.
     """
 
     coadd_id: str
@@ -127,17 +129,17 @@ class Tile:
     cdelt_deg: tuple[float, float]
     zero_point_mag: tuple[float, ...]
     files: tuple[ImageFile, ...] = field(default=(), repr=False)
-    others: tuple[Tile, ...] = ()
+    other_image_sets: tuple[Tile, ...] = ()
 
     @property
     def image_sets(self) -> tuple[Tile, ...]:
         """This tile and its further image sets."""
-        return (self, *self.others)
+        return (self, *self.other_image_sets)
 
     @property
     def nbytes(self) -> int:
         """Bytes of pixels in all bands and image sets."""
-        return sum(4 * part.shape[0] * part.shape[1] * len(part.bands) for part in self.image_sets)
+        return sum(4 * s.shape[0] * s.shape[1] * len(s.bands) for s in self.image_sets)
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,15 @@ class TilePlan:
     """The sources of one tile: how many, and the catalogue partitions that hold them.
 
     `keys` are the digests of these partitions when they were counted (see `sources/footers.py`); without keys the
-    partitions are read as they are. `attempt` counts how often the tile is done: again if its files changed meanwhile.
+    partitions are read as they are. `n_file_changes` is the number of earlier attempts during which the image files of
+    the tile changed.
     """
 
     coadd_id: str
     n_sources: int
     partitions: tuple[int, ...]
     keys: tuple[str, ...] = ()
-    attempt: int = 1
+    n_file_changes: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Start the scheduler of a cluster, in the foreground; Ctrl-C ends it and, with it, the workers.
 #
-#   [HOST=127.0.0.1] [PORT=8786] [DASHBOARD_PORT=8787] [TLS_DIR=~/.skyclass-tls] scheduler.sh
+#   [HOST=127.0.0.1] [PORT=8786] [DASHBOARD_PORT=PORT] [TLS_DIR=~/.skyclass-tls] scheduler.sh
 #
-# It makes TLS_DIR, the certificates of the cluster, if there is none. The dashboard has no password: it is off unless
-# DASHBOARD_PORT is set, and then other users of this machine can see it.
+# All values but DASHBOARD_PORT are the defaults. The script makes TLS_DIR, the certificates of the cluster, if there is
+# none. The dashboard has no password: it is off unless DASHBOARD_PORT is set, and then other users of this machine can
+# see it.
 set -eu
 . "$(dirname -- "$0")/settings.sh"
 export_settings --make

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import parquet_bytes
-from ..schema import CLASS_SCHEMA, COLUMNS, FOOTER_KEY
+from ..schema import CLASS_COLUMNS, CLASS_SCHEMA, FOOTER_KEY
 from ..sky.healpix import MAX_ORDER
 from ..types import Flag
 from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of
@@ -142,7 +142,9 @@ def _properties(records: Sequence[PixelRecord], provenance: Mapping[str, Any], c
 def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> str:
     manifest = manifest_of(records, sum(record.rows for record in records), provenance, {}, "")
     counts = "\n".join(f"  {name:<14}{count:>14,}" for name, count in manifest.classes.items())
-    columns = "\n".join(f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in COLUMNS.items())
+    columns = "\n".join(
+        f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in CLASS_COLUMNS.items()
+    )
     flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{flag.meaning}" for flag in Flag)
     return _README.format(
         run_id=manifest.run_id, label=manifest.label, rows=manifest.rows, files=len(records),

@@ -75,7 +75,7 @@ def publish_catalog(
     parallel_map: ParallelMap = starmap,
     fence: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Return the manifest of a new publication of the rows, which is the current one from now on.
+    """Publish the rows, make them current, and return the manifest's path.
 
     Parameters
     ----------
@@ -97,15 +97,15 @@ def publish_catalog(
     """
     pixels = files_by_pixel(rows.files)
     check_space(rows, len(pixels))
-    building = begin_publication(rows.folder)
+    staging_folder = begin_publication(rows.folder)
     records: list[PixelRecord] = []
-    for record in parallel_map(partial(write_pixel, rows.provenance, building), pixels):
+    for record in parallel_map(partial(write_pixel, rows.provenance, staging_folder), pixels):
         records.append(record)
         if progress:
             progress(len(records), len(pixels))
-    finish_publication(rows, building, records)
+    finish_publication(rows, staging_folder, records)
     fence()
-    make_current(rows.folder, building)
+    make_current(rows.folder, staging_folder)
     return rows.folder / CURRENT / MANIFEST_NAME
 
 
@@ -119,15 +119,15 @@ def files_by_pixel(files: Iterable[Path]) -> list[tuple[int, tuple[str, ...]]]:
     return [(pixel, tuple(by_pixel[pixel])) for pixel in sorted(by_pixel)]
 
 
-def write_pixel(provenance: Json, building: Path, pixel: int, files: Sequence[str]) -> PixelRecord:
-    """Return the record of one file below `building`: the rows of an order-5 pixel, sorted. Safe to repeat."""
+def write_pixel(provenance: Json, staging_folder: Path, pixel: int, files: Sequence[str]) -> PixelRecord:
+    """Safe to repeat: write the rows of an order-5 pixel, sorted, to a file of `staging_folder`; return its record."""
     low, high = pixel << PIXEL_SHIFT, (pixel + 1) << PIXEL_SHIFT
     inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
     rows = conform(pa.concat_tables([pq.read_table(path, schema=CLASS_SCHEMA, filters=inside) for path in files]))
     footer = file_metadata(CLASS_SCHEMA, provenance, text_sizes(rows))
     data = parquet_bytes(rows, footer, store_schema=False)
     path = pixel_path(pixel)
-    write_bytes(Path(building) / path, data)
+    write_bytes(Path(staging_folder) / path, data)
     span = pc.min_max(rows["_healpix_29"]).as_py()
     return PixelRecord(
         pixel, path, len(rows), sha256(data).hexdigest(), len(data), class_counts(rows),
@@ -135,26 +135,26 @@ def write_pixel(provenance: Json, building: Path, pixel: int, files: Sequence[st
     )  # fmt: skip
 
 
-def finish_publication(rows: CatalogRows, building: Path, records: Iterable[PixelRecord]) -> None:
-    """Check the files in `building`, and write the files beside them, the manifest last.
+def finish_publication(rows: CatalogRows, staging_folder: Path, records: Iterable[PixelRecord]) -> None:
+    """Check the files in `staging_folder`, and write the files beside them, the manifest last.
 
     Raises `RowsLost` unless the files together hold `rows.n_rows`, and `StoreError` where a source id occurs twice.
     """
     records = sorted(records, key=lambda record: record.pixel)
-    require_rows(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
-    if repeated := repeated_ids(building, records, rows.tmp):
+    require_row_total(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
+    if repeated := repeated_ids(staging_folder, records, rows.tmp):
         raise StoreError(
             f"source_id is not unique: {quoted(repeated)} occur more than once; give each source of the input "
             "its own source_id"
         )
     sidecars = sidecar_files(records, rows.provenance, rows.created)
     for name, data in sidecars.items():
-        write_bytes(building / name, data)
+        write_bytes(staging_folder / name, data)
     digests = {name: sha256(data).hexdigest() for name, data in sidecars.items()}
-    write_manifest(building, manifest_of(records, rows.n_rows, rows.provenance, digests, rows.digest))
+    write_manifest(staging_folder, manifest_of(records, rows.n_rows, rows.provenance, digests, rows.digest))
 
 
-def require_rows(n_rows: int, n_expected: int, source: str) -> None:
+def require_row_total(n_rows: int, n_expected: int, source: str) -> None:
     """Raise `RowsLost` unless `source` holds as many rows as planned."""
     if n_rows != n_expected:
         raise RowsLost(

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from ..errors import ConfigError
 from ..schema import CLASS_SCHEMA, UNCLASSIFIED
-from ..sky.regions import Cone, Region, in_words
+from ..sky.regions import Cone, Region, region_text
 from ..text import counted, html_table
 from .duckdb import connect
 from .export import export_pieces
 from .manifest import Manifest, read_manifest
 from .selection import Selection
-from .sql import answering, check_condition, check_query, column_list
+from .sql import check_condition, check_query, column_list, translate_duckdb_errors
 from .versions import find_catalog
 
 
@@ -304,7 +304,7 @@ class ClassCatalog:
         [{'n': 44}]
         """
         check_query(query, self.manifest.classes)
-        with answering(query, self.root), connect(self.root) as connection:
+        with translate_duckdb_errors(query, self.root), connect(self.root) as connection:
             self.selection.make_view(connection)
             return connection.sql(query).to_arrow_table()
 
@@ -353,7 +353,7 @@ class ClassCatalog:
     def _summary(self) -> dict[str, str]:
         """Return the size of the catalogue and what narrows the selection; reads nothing."""
         narrowing = {
-            "regions": "; ".join(map(in_words, self.selection.regions)),
+            "regions": "; ".join(map(region_text, self.selection.regions)),
             "conditions": " AND ".join(f"({text})" for text in self.selection.predicates),
             "columns": ", ".join(self.selection.columns or ()),
         }

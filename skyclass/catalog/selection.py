@@ -16,7 +16,7 @@ from ..types import Int64
 from .duckdb import connect, parquet_scan
 from .manifest import CATALOG_ORDER, Manifest, PixelRecord
 from .row_groups import open_file, read_footer, spans_of
-from .sql import answering, has_subquery
+from .sql import has_subquery, translate_duckdb_errors
 
 if TYPE_CHECKING:
     import duckdb
@@ -100,7 +100,7 @@ class Selection:
         if not files:
             return
         query = f"{self._selection(files, self._needed())} ORDER BY {', '.join(SORT_KEYS)}"
-        with answering(self._condition, self.root), connect(self.root) as connection:
+        with translate_duckdb_errors(self._condition, self.root), connect(self.root) as connection:
             for batch in connection.sql(query).to_arrow_reader(ROWS_AT_ONCE):
                 yield self._inside(pa.Table.from_batches([batch]))
 
@@ -119,7 +119,7 @@ class Selection:
     def _filtered(self, rows: pa.Table) -> pa.Table:
         if not self.predicates or not len(rows):
             return rows
-        with answering(self._condition), connect(None) as connection:
+        with translate_duckdb_errors(self._condition), connect(None) as connection:
             connection.register("classes", rows)
             query = f"SELECT * FROM classes WHERE {self._condition}"
             return connection.sql(query).to_arrow_table()

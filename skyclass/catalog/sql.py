@@ -29,7 +29,7 @@ def check_condition(expression: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `expression` is one condition on the columns, on classes that the catalogue has."""
     _refuse_undecoded(expression)
     text = f"({expression}\n)"
-    with answering(expression), connect(None) as connection:
+    with translate_duckdb_errors(expression), connect(None) as connection:
         # parsed without brackets first: the expression must not close the bracket that it is put into
         statements = duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")
         if len(statements) != 1:
@@ -45,7 +45,7 @@ def check_condition(expression: str, classes: Collection[str]) -> None:
 def check_query(query: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `query` is one SELECT, on classes that the catalogue has."""
     _refuse_undecoded(query)
-    with answering(query):
+    with translate_duckdb_errors(query):
         statements = duckdb.extract_statements(query)
     if len(statements) != 1:
         raise ConfigError(f"sql takes one SELECT, and {query!r} holds {len(statements)} statements")
@@ -70,7 +70,7 @@ def has_subquery(expression: str) -> bool:
 
 
 @contextmanager
-def answering(question: str, root: Path | None = None) -> Iterator[None]:
+def translate_duckdb_errors(question: str, root: Path | None = None) -> Iterator[None]:
     """Turn an error of DuckDB into a `ConfigError` that lists the columns.
 
     An error about a file of the catalogue at `root` is a `StoreError` instead.

@@ -21,7 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import NotPublished, RunMismatch
-from ..files import storing, sync_folder, write_durably
+from ..files import sync_folder, translate_write_errors, write_durably
 from .manifest import MANIFEST_NAME
 
 log = logging.getLogger(__name__)
@@ -134,26 +134,26 @@ def _is_own_entry(entry: Path) -> bool:
 
 def begin_publication(run: Path) -> Path:
     """Return a new empty folder for a publication. The caller holds the lease of the run."""
-    building = run / PUBLICATIONS / f"{uuid4().hex}{BUILDING_SUFFIX}"
-    with storing(building):
+    staging_folder = run / PUBLICATIONS / f"{uuid4().hex}{BUILDING_SUFFIX}"
+    with translate_write_errors(staging_folder):
         for leftover in unfinished_publications(run):
             shutil.rmtree(leftover)
-        building.mkdir(parents=True)
-    return building
+        staging_folder.mkdir(parents=True)
+    return staging_folder
 
 
-def make_current(run: Path, building: Path) -> Path:
-    """Return the folder of the publication that `building` becomes; `catalog` names it from now on.
+def make_current(run: Path, staging_folder: Path) -> Path:
+    """Return the folder of the publication that `staging_folder` becomes; `catalog` names it from now on.
 
     A kill at any step leaves the earlier publication, or this one, as the current one.
     """
     refuse_foreign_catalog(run)
-    with storing(run / CURRENT):
-        for folder, _, _ in os.walk(building, topdown=False):
+    with translate_write_errors(run / CURRENT):
+        for folder, _, _ in os.walk(staging_folder, topdown=False):
             sync_folder(Path(folder))
         _number_copied_catalog(run)
         target = _next_publication(run)
-        os.rename(building, target)
+        os.rename(staging_folder, target)
         sync_folder(target.parent)
         _point(run, f"{PUBLICATIONS}/{target.name}")
     return target
@@ -163,7 +163,7 @@ def restore_link(run: Path) -> None:
     """Make `catalog` name the newest publication where there is no such entry: a kill or a copy has left it out."""
     current = current_publication(run)
     if current and not os.path.lexists(run / CURRENT):
-        with storing(run / CURRENT):
+        with translate_write_errors(run / CURRENT):
             _point(run, f"{PUBLICATIONS}/{current.name}")
 
 

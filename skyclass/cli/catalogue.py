@@ -10,7 +10,7 @@ import click
 from ..errors import ConfigError, NotPublished
 from ..text import counted, table_text
 from ..types import BANDS
-from .output import print_quarantined, say, saying_what_is_there
+from .output import print_quarantined, say, translate_catalogue_errors
 from .parameters import overwrite_option, parse_cone
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def verify(catalogue: str) -> int:
     """Check a published catalogue: every row accounted for, every file unchanged, every key once."""
     from ..run.finish import verify as verify_catalogue
 
-    with saying_what_is_there(catalogue):
+    with translate_catalogue_errors(catalogue):
         report = verify_catalogue(catalogue)
     say(*str(report).rstrip("\n").split("\n"))
     if not report.ok:
@@ -80,7 +80,7 @@ def query(
     from ..catalog.export import check_target, export_table
     from ..catalog.query import open_catalog
 
-    with saying_what_is_there(catalogue):
+    with translate_catalogue_errors(catalogue):
         classes = open_catalog(catalogue)
     if output is not None:
         check_target(Path(output), overwrite)
@@ -124,7 +124,7 @@ def report(path: str, output: str | None, overwrite: bool) -> int:
     from ..report import write_html
 
     try:
-        with saying_what_is_there(path):
+        with translate_catalogue_errors(path):
             page = write_html(path, output, overwrite)
     except NotPublished as error:
         raise ConfigError(f"{path} is no evaluation (no evaluation.json) and no class catalogue: {error}") from error

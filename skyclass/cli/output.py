@@ -30,7 +30,7 @@ def naming_file(path: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def saying_what_is_there(path: str) -> Iterator[None]:
+def translate_catalogue_errors(path: str) -> Iterator[None]:
     """Add to `NotPublished` what the path holds, and the command that publishes its class catalogue."""
     try:
         yield

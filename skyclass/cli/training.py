@@ -69,7 +69,9 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option("--trust-code", is_flag=True, help="Run networks that are code outside of skyclass. Read it first.")
+@click.option(
+    "--trust-code", is_flag=True, help="Run networks that are code outside of skyclass. Read that code first."
+)
 def evaluate(
     models: tuple[str, ...],
     output: str,

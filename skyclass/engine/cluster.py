@@ -40,7 +40,7 @@ from .dask_config import (
     check_dask_config,
     dask_environment,
     scratch_folder,
-    start_faults,
+    translate_start_errors,
     worker_environment,
 )
 from .tls import tls_environment
@@ -102,7 +102,7 @@ def connect(
             client = _start_local(stack, workers or CPU_COUNT, count_gpus() if gpus is None else gpus, memory_limit)
         else:
             stack.enter_context(dask.config.set(DASK_SETTINGS))
-            client = _join(cluster)
+            client = _connect_to_scheduler(cluster)
             stack.callback(close, client)
         yield client
 
@@ -123,7 +123,8 @@ def check_memory_limit(memory_limit: str) -> None:
         )
 
 
-def _join(address: str) -> Client:
+def _connect_to_scheduler(address: str) -> Client:
+    """Return a client of a running scheduler; `ConfigError` if it does not answer or needs certificates."""
     try:
         return Client(address, timeout="15s")
     except TypeError as error:  # distributed raises it for tls:// without certificates
@@ -141,7 +142,7 @@ def _start_local(stack: ExitStack, n_workers: int, n_gpus: int, memory_limit: st
     if n_gpus and not find_spec("dask_cuda"):
         log.warning("%d GPUs found, but no dask-cuda: using CPU workers; install skyclass[cuda]", n_gpus)
         n_gpus = 0
-    with start_faults("the local Dask cluster did not start"):
+    with translate_start_errors("the local Dask cluster did not start"):
         stack.enter_context(dask.config.set(DASK_SETTINGS))
         check_dask_config()
         stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": worker_environment()}))

@@ -32,7 +32,7 @@ DASK_SETTINGS: dict[str, Any] = {
     "distributed.admin.low-level-log-length": 20,  # the default takes megabytes for each worker
 }
 
-START_FAULTS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError, OSError, ImportError)
+START_ERRORS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, AssertionError, OSError, ImportError)
 """Errors that Dask raises for values of its configuration that it cannot use, and for workers that do not start."""
 
 REMEDY = "correct Dask's configuration (files in ~/.config/dask and $DASK_CONFIG, variables DASK_*)"
@@ -54,11 +54,11 @@ def worker_environment() -> dict[str, Any]:
 
 
 @contextmanager
-def start_faults(what: str) -> Iterator[None]:
+def translate_start_errors(what: str) -> Iterator[None]:
     """Turn errors that Dask raises while it starts into `NotStarted`, a one-line message that names the first cause."""
     try:
         yield
-    except START_FAULTS as error:
+    except START_ERRORS as error:
         raise NotStarted(
             f"{what}: {first_cause(error)}; {REMEDY}, or run without Dask (classify --cluster none)"
         ) from error
@@ -79,7 +79,7 @@ def first_cause(error: BaseException) -> str:
 
 def load_dask() -> None:
     """Import Dask, and keep its log off the screen: the driver reports all faults."""
-    with start_faults("Dask cannot be used"):
+    with translate_start_errors("Dask cannot be used"):
         import_module("distributed")
     for name in ("distributed", "asyncio", "tornado.application"):
         logger = logging.getLogger(name)

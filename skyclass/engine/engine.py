@@ -47,7 +47,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
     again resumes the run: committed tiles stay as they are. Raises `ConfigError` before any work for input that cannot
     be used.
     """
-    with nullcontext(client) if client else cluster_of(run) as client, dask_faults():
+    with nullcontext(client) if client else cluster_of(run) as client, translate_dask_errors():
         await_workers(client, needs_gpu=run.device.startswith("cuda"))
         check_worker_versions(client)
         register(client, WorkerSetup())
@@ -70,11 +70,12 @@ def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
 
 
 @contextmanager
-def dask_faults() -> Iterator[None]:
+def translate_dask_errors() -> Iterator[None]:
     """Turn the errors that Dask raises when workers or the scheduler are gone into errors of skyclass."""
     try:
         yield
-    except KilledWorker as error:  # from counting or publishing: another attempt would end in the same way
+    except KilledWorker as error:
+        # From counting, publishing or cutting a dataset; `map_unordered` has already repeated the task.
         raise SkyclassError(
             f"workers died in every attempt, perhaps for lack of memory (--memory-limit): {error}"
         ) from error

@@ -58,7 +58,8 @@ class TileAttempt:
     """
 
     tile: TilePlan
-    attempt: int = 1
+    n_worker_losses: int = 0
+    """Earlier attempts at the tile that ended because a worker died or hung."""
     results: list[Future[Any]] = field(default_factory=list)
     commit: Future[Any] | None = None
     keys: list[str] = field(default_factory=list)
@@ -176,8 +177,8 @@ class TileWindow:
             time.sleep(0.1)
 
     def strip_size(self, attempt: TileAttempt) -> int:
-        """Return the most sources in a strip of a tile: half as many in a further attempt, to need less memory."""
-        if attempt.attempt == 1:
+        """Return the most sources in a strip of a tile: half as many once a worker was lost, to need less memory."""
+        if not attempt.n_worker_losses:
             return self.strip_sources
         return max(1, min(self.strip_sources, attempt.tile.n_sources) // 2)
 
@@ -274,8 +275,8 @@ class TileWindow:
         """
         attempt.fault = reason
         state.uncount_tile(attempt.tile.coadd_id)
-        if attempt.attempt < ATTEMPTS:
-            self.suspects.append(TileAttempt(attempt.tile, attempt.attempt + 1))
+        if attempt.n_worker_losses + 1 < ATTEMPTS:
+            self.suspects.append(TileAttempt(attempt.tile, attempt.n_worker_losses + 1))
             return
         reason += f" (in {ATTEMPTS} attempts, the last with no other task beside it and half the sources in a strip)"
         reason += ": give workers more memory, or inspect this tile"
@@ -288,8 +289,8 @@ class TileWindow:
         """
         attempt.fault = str(fault)
         state.uncount_tile(attempt.tile.coadd_id)
-        if attempt.tile.attempt < TILE_ATTEMPTS:
-            self.attempts.append(TileAttempt(next_attempt(attempt.tile), attempt.attempt))
+        if attempt.tile.n_file_changes + 1 < TILE_ATTEMPTS:
+            self.attempts.append(TileAttempt(next_attempt(attempt.tile), attempt.n_worker_losses))
         else:
             state.record_commit(*commit_fault(self.context, attempt.tile, kept_changing(fault)))
 

@@ -191,7 +191,8 @@ class MapItem:
     """One call of the work of `map_unordered`."""
 
     arguments: tuple[Any, ...]
-    attempt: int = 1
+    n_worker_losses: int = 0
+    """Earlier tasks of this call that ended because a worker died or hung."""
 
 
 class MapTasks:
@@ -252,6 +253,6 @@ class MapTasks:
 
     def retry(self, item: MapItem, error: Exception) -> None:
         """Submit an item again; raise `error` after `ATTEMPTS` attempts."""
-        if item.attempt == ATTEMPTS:
+        if item.n_worker_losses + 1 == ATTEMPTS:
             raise error
-        self.submit(MapItem(item.arguments, item.attempt + 1))
+        self.submit(MapItem(item.arguments, item.n_worker_losses + 1))

@@ -108,9 +108,9 @@ class AtlasArchive:
         `TileFault` like `read_rows`, but does not check the values of pixels.
         """
         return {
-            image_file(part, band).name: self._band_sha256(part, band, start, part.shape[0] if stop is None else stop)
-            for part in tile.image_sets
-            for band in part.bands
+            image_file(s, band).name: self._band_sha256(s, band, start, s.shape[0] if stop is None else stop)
+            for s in tile.image_sets
+            for band in s.bands
         }
 
     def list_tiles(self, near: Positions | None = None) -> list[Tile]:

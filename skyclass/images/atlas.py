@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-from ..types import PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
+from ..types import ATLAS_COADD_ID, PIXEL_SCALE_ARCSEC, FileStamp, ImageFile
 
 SCALE_TOLERANCE_ARCSEC = 1e-3
 ROTATION_TOLERANCE_DEG = 1e-6
@@ -27,7 +27,6 @@ CARD_BYTES = 80
 END_CARD = b"END".ljust(CARD_BYTES)
 BLOCK_BYTES = 2880
 MAX_HEADER_BLOCKS = 64
-TILE_NAME = re.compile(r"(\d{4})([pm])(\d{3})_[a-z]{2}\d+")
 IMAGE_NAME = re.compile(r"(\d{4}[pm]\d{3}_[a-z]{2}\d+)-(w[1-4])-int-3")
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -229,7 +228,7 @@ def _product_problems(cards: Cards) -> list[str]:
         problems.append(f"projection {'/'.join(ctypes)} instead of RA---SIN/DEC--SIN")
     if filetype != "intensity image":
         problems.append(f"FILETYPE is '{filetype}' instead of 'intensity image'")
-    if not TILE_NAME.fullmatch(str(cards.get("COADDID", "")).strip()):
+    if not ATLAS_COADD_ID.fullmatch(str(cards.get("COADDID", "")).strip()):
         problems.append(f"COADDID is {cards.get('COADDID', 'missing')}")
     if number(cards, "BAND") not in (1, 2, 3, 4):
         problems.append(f"BAND is {cards.get('BAND', 'missing')}")

@@ -44,60 +44,61 @@ def cut(archive: Archive, tile: Tile, x: Float64, y: Float64, size_px: int) -> C
     TileFault
         If a file of the tile is missing, damaged, or was changed after the tile was opened.
     """
-    parts = parts_of(tile, x, y, size_px)
-    batches = [cut_part(archive, part, size_px) for part in parts]
+    groups = group_by_image_set(tile, x, y, size_px)
+    batches = [cut_image_set(archive, group, size_px) for group in groups]
     if len(batches) == 1:
         return batches[0]
     arrays = [(b.pixels, b.x, b.y, b.flags, b.valid_frac) for b in batches]
-    pixels, x, y, flags, valid_frac = in_order(parts, arrays)
+    pixels, x, y, flags, valid_frac = in_order(groups, arrays)
     return CutoutBatch(pixels, x, y, flags, valid_frac, tile.zero_point_mag)
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcesOfSet:
     """The sources that are cut from one image set: their `index` among all sources, and their pixels in the set."""
 
-    tile: Tile
+    image_set: Tile
     index: Int64
     x: Float64
     y: Float64
 
 
-def cut_part(archive: Archive, part: Part, size_px: int) -> CutoutBatch:
+def cut_image_set(archive: Archive, group: SourcesOfSet, size_px: int) -> CutoutBatch:
     """Return the cutouts of the sources of one image set. Raises `TileFault`."""
-    cutter = Cutter(read_bands(archive, part.tile, part.y, size_px), part.tile, part.x, part.y, size_px)
-    pixels = np.empty((len(part.x), len(part.tile.bands), size_px, size_px), dtype=np.float32)
+    image_set, x, y = group.image_set, group.x, group.y
+    cutter = Cutter(read_bands(archive, image_set, y, size_px), image_set, x, y, size_px)
+    pixels = np.empty((len(x), len(image_set.bands), size_px, size_px), dtype=np.float32)
     cutter.cut(slice(None), pixels)
-    return CutoutBatch(pixels, part.x, part.y, *cutter.describe(), part.tile.zero_point_mag)
+    return CutoutBatch(pixels, x, y, *cutter.flags_and_valid_frac(), image_set.zero_point_mag)
 
 
-def in_order(parts: Sequence[Part], arrays: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Return arrays over the sources of each part concatenated, in the order of all sources."""
-    order = np.argsort(np.concatenate([part.index for part in parts]))
-    return tuple(np.concatenate(of_parts)[order] for of_parts in zip(*arrays, strict=True))
+def in_order(groups: Sequence[SourcesOfSet], arrays: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return arrays over the sources of each group, concatenated in the order of all sources."""
+    order = np.argsort(np.concatenate([group.index for group in groups]))
+    return tuple(np.concatenate(of_groups)[order] for of_groups in zip(*arrays, strict=True))
 
 
-def parts_of(tile: Tile, x: Float64, y: Float64, size_px: int) -> list[Part]:
+def group_by_image_set(tile: Tile, x: Float64, y: Float64, size_px: int) -> list[SourcesOfSet]:
     """Return the sources at 1-based FITS pixels `x`, `y` of `tile`, grouped by the image set that covers them best.
 
     The best image set has the most pixels of the cutout. Among equal sets it is the one whose edge is farthest from the
-    source, then the first by name. Sources keep their order within a part.
+    source, then the first by name. Sources keep their order within a group.
     """
-    if not tile.others:
-        return [Part(tile, np.arange(len(x)), x, y)]
+    if not tile.other_image_sets:
+        return [SourcesOfSet(tile, np.arange(len(x)), x, y)]
     best = np.zeros(len(x), np.int64)
     best_px, best_margin = np.full(len(x), -1), np.full(len(x), -np.inf)
-    for number, part in enumerate(tile.image_sets):
-        part_x, part_y = in_set(tile, part, x, y)
-        n_px = n_inside(first_pixel(part_y, size_px), part.shape[0], size_px)
-        n_px *= n_inside(first_pixel(part_x, size_px), part.shape[1], size_px)
-        margin = edge_distance_px(part, part_x, part_y)
+    for number, image_set in enumerate(tile.image_sets):
+        x_in_set, y_in_set = in_set(tile, image_set, x, y)
+        n_px = n_inside(first_pixel(y_in_set, size_px), image_set.shape[0], size_px)
+        n_px *= n_inside(first_pixel(x_in_set, size_px), image_set.shape[1], size_px)
+        margin = edge_distance_px(image_set, x_in_set, y_in_set)
         wins = (n_px > best_px) | ((n_px == best_px) & (margin > best_margin))
         best[wins], best_px[wins], best_margin[wins] = number, n_px[wins], margin[wins]
     numbers = [int(number) for number in np.unique(best)]
     index = {number: np.flatnonzero(best == number) for number in numbers}
     sets = tile.image_sets
-    return [Part(sets[n], index[n], *in_set(tile, sets[n], x[index[n]], y[index[n]])) for n in numbers]
+    return [SourcesOfSet(sets[n], index[n], *in_set(tile, sets[n], x[index[n]], y[index[n]])) for n in numbers]
 
 
 def in_set(tile: Tile, image_set: Tile, x: Float64, y: Float64) -> tuple[Float64, Float64]:
@@ -164,7 +165,7 @@ class Cutter:
             self.has_centre[block][n] = finite[:, self.size_px // 2, self.size_px // 2]
             cutouts[n][~finite] = np.nan
 
-    def describe(self) -> tuple[Int32, Float32]:
+    def flags_and_valid_frac(self) -> tuple[Int32, Float32]:
         """Return the flags (N,) and the fraction of finite pixels (N,) in all bands, once all blocks are cut."""
         whole = self.size_px**2
         flags = (

@@ -1,13 +1,13 @@
-"""Identity of image files: the fault of a file that changed, and the record of a tile that a later run compares.
+"""Identity of image files: the record of the files of a tile, and the fault of a file that changed.
 
 A record is JSON: for each file, by its name below the location of the archive, the fields of its `FileStamp` and
-`ImageFile`. A copy of a file has the same size and header, and another inode or time: then only the pixels show whether
-it is the same image (`AtlasArchive.pixel_sha256`).
+`ImageFile`. A later run compares it with the present files (`records.py`). A copy of a file has the same size and
+header, and another inode or time: then only the pixels show whether it is the same image (`AtlasArchive.pixel_sha256`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import TileFault
 from ..types import FileStamp, ImageFile, Tile
@@ -15,32 +15,15 @@ from ..types import FileStamp, ImageFile, Tile
 FileRecord = dict[str, dict[str, Any]]
 """Name of a file -> `size_bytes`, `mtime_ns`, `inode`, `tag`, `data_offset` and `header_sha256`."""
 
-Comparison = Literal["same", "touched", "changed"]
-
 
 def file_record(tile: Tile) -> FileRecord:
     """Return the files of a tile as JSON, without the device numbers, which differ between hosts."""
-    return {file.name: _file_fields(file) for part in tile.image_sets for file in part.files}
+    return {file.name: _file_fields(file) for image_set in tile.image_sets for file in image_set.files}
 
 
 def _file_fields(file: ImageFile) -> dict[str, Any]:
     stamp = {"size_bytes": file.stamp.size_bytes, "mtime_ns": file.stamp.mtime_ns, "inode": file.stamp.inode}
     return stamp | {"tag": file.stamp.tag, "data_offset": file.data_offset, "header_sha256": file.header_sha256}
-
-
-def compare_records(old: FileRecord, new: FileRecord) -> Comparison:
-    """Return whether two records have the "same" files.
-
-    "touched": names, sizes and headers are equal, and times, inodes or ETags differ, as in a copy; the pixels decide.
-    "changed": a name, size or header differs, so that the image differs.
-    """
-    if old == new:
-        return "same"
-    return "touched" if _contents(old) == _contents(new) else "changed"
-
-
-def _contents(record: FileRecord) -> dict[str, tuple[Any, Any]]:
-    return {name: (fields["size_bytes"], fields["header_sha256"]) for name, fields in record.items()}
 
 
 def image_file(tile: Tile, band: str) -> ImageFile:

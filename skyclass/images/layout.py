@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..sky.healpix import healpix, pixel_centres, pixel_radius_deg, unit_vectors
-from ..types import BANDS, Float64
-from .atlas import TILE_NAME
+from ..types import ATLAS_COADD_ID, BANDS, Float64
 
 Positions = tuple[ArrayLike, ArrayLike]
 """Right ascensions and declinations, in degrees."""
@@ -33,8 +32,8 @@ NEAR_ORDER = 6
 
 
 def layout_path(coadd_id: str, band: str) -> str:
-    """Return the path of an image below the root of the layout, or "" for a name that no tile can have."""
-    if not TILE_NAME.fullmatch(coadd_id) or band not in BANDS:
+    """Return the path of an image below the root of the layout, or "" for a `coadd_id` or band not of the Atlas."""
+    if not ATLAS_COADD_ID.fullmatch(coadd_id) or band not in BANDS:
         return ""
     return f"{coadd_id[:2]}/{coadd_id[:4]}/{coadd_id}/{coadd_id}-{band}-int-3.fits"
 
@@ -52,7 +51,7 @@ def names_near(coadd_ids: Iterable[str], positions: Positions) -> list[str]:
     if not names or not len(pixels[0]):
         return []
     sources = unit_vectors(*pixels)
-    matches = [cast(re.Match[str], TILE_NAME.fullmatch(name)) for name in names]
+    matches = [cast(re.Match[str], ATLAS_COADD_ID.fullmatch(name)) for name in names]
     centre_ra = np.array([int(m[1]) / 10 + 0.05 for m in matches])
     centre_dec = np.array([int(m[3]) / 10 * (1 if m[2] == "p" else -1) for m in matches])
     min_cosine = np.cos(np.radians(_reach_deg()))

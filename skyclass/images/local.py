@@ -110,7 +110,10 @@ def _local_root(location: str) -> Path:
 
 
 def _fill(stream: io.FileIO, buffer: memoryview) -> int:
-    """Return how many bytes were read into the buffer: all of it, because a network file system may return less."""
+    """Fill the buffer and return the number of bytes read.
+
+    A network file system may return fewer bytes than asked for. Reads repeat until the buffer is full or the file ends.
+    """
     n_bytes = 0
     while n_bytes < len(buffer) and (n_read := stream.readinto(buffer[n_bytes:])):
         n_bytes += n_read

@@ -31,15 +31,15 @@ class Comparison:
 def record_files(archive: AtlasArchive, tile: Tile) -> FileRecord:
     """Return the record of the files of a tile; `TileFault` if one has changed since the tile was opened."""
     record = file_record(tile)
-    for part in local_sets(tile):
-        for name, digest in archive.pixel_sha256(part).items():
+    for image_set in local_sets(tile):
+        for name, digest in archive.pixel_sha256(image_set).items():
             record[name]["pixel_sha256"] = digest
     return record
 
 
 def local_sets(tile: Tile) -> Iterator[Tile]:
     """Yield the image sets of a tile whose files have no ETag. An ETag identifies the content of a remote file."""
-    yield from (part for part in tile.image_sets if part.files and not any(file.stamp.tag for file in part.files))
+    yield from (s for s in tile.image_sets if s.files and not any(file.stamp.tag for file in s.files))
 
 
 def replaced_fault(first: Tile, other: Tile) -> TileFault:

@@ -27,8 +27,8 @@ from uuid import uuid4
 
 from ..errors import ArchiveDown, ArchiveError, ConfigError
 from ..locations import refuse_logins, without_secrets
-from ..types import FileStamp
-from .atlas import BLOCK_BYTES, TILE_NAME
+from ..types import ATLAS_COADD_ID, FileStamp
+from .atlas import BLOCK_BYTES
 from .layout import Positions, layout_footprints, layout_path, names_near, ra_folders_near
 from .source import Piece, SourceChanged
 
@@ -46,9 +46,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 20.0
 """Waits between attempts double from the first to the longest. Each is multiplied by a random factor from 0.5 to 1, so
 that the workers of a run do not repeat their requests at the same moment."""
 LAST_ATTEMPT_S = 150.0
-"""No attempt begins later than this after the first. Together with one complete answer it is shorter than the
-watchdog for strips (`engine/tile_window.py`): an outage must end the run before its tiles are taken for stalled and
-quarantined."""
+"""No attempt begins later than this after the first. Together with one complete answer it is shorter than `STALL_S`
+in `engine/window.py`: an outage must end the run before its tiles count as stalled and are quarantined."""
 UNRANGED_ATTEMPTS = 3
 """Number of range requests that a server may answer with a complete file before a run ends with that reason."""
 
@@ -124,7 +123,7 @@ def _tile_names(source: RemoteSource, ra_folders: set[str] | None) -> list[str]:
             continue
         for second in _folders(source, first):
             if ra_folders is None or second in ra_folders:
-                names += [name for name in _folders(source, f"{first}/{second}") if TILE_NAME.fullmatch(name)]
+                names += [name for name in _folders(source, f"{first}/{second}") if ATLAS_COADD_ID.fullmatch(name)]
     return sorted(names)
 
 

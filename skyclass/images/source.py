@@ -54,7 +54,7 @@ class ImageSource(Protocol):
     def names(self, coadd_id: str, band: str) -> Sequence[str]:
         """Return the names of the images of one band of a tile: none, one or several.
 
-        A remote source may return the name that the file has if it exists.
+        A remote source may return the expected name without checking that the file exists.
         """
         ...
 
@@ -67,9 +67,10 @@ class ImageSource(Protocol):
         ...
 
     def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
-        """Yield groups of names such that the first good image of each group shows one footprint of a tile.
+        """Yield the names of the images of each footprint of a tile, one group for each footprint.
 
-        `bands` are the bands of interest. With `near`, footprints that hold none of these positions may be left out.
+        Images of a group are alternatives, and the first readable one is used. `bands` are the bands of interest. With
+        `near`, footprints that hold none of these positions may be left out.
         """
         ...
 

@@ -48,7 +48,10 @@ def missing_fault(location: str, coadd_id: str, band: str, present: Sequence[str
 
 
 def each_band(bands: Sequence[str], images_of: Callable[[str], T]) -> list[T]:
-    """Return what `images_of` returns for each band; raise one `TileFault` that names every band with a fault."""
+    """Return what `images_of` returns for each band.
+
+    Raises one `TileFault` that names every band with a fault. A missing tile is one fault without a band.
+    """
     results, faults = [], []
     for band in bands:
         try:
@@ -108,7 +111,7 @@ def image_sets(images_of_bands: Sequence[Sequence[AtlasImage]]) -> list[list[Atl
 
 
 def combine(tiles: Sequence[Tile]) -> Tile:
-    """Return the first tile with the others as its further image sets; `TileFault` unless they share one pixel grid."""
+    """Return the first tile with the others as further image sets; `TileFault` unless they share one pixel grid."""
     first = tiles[0]
     for tile in tiles[1:]:
         offset = np.subtract(tile.crpix, first.crpix)
@@ -120,7 +123,7 @@ def combine(tiles: Sequence[Tile]) -> Tile:
             names = f"{first.files[0].name} and {tile.files[0].name}"
             reason = f"{names} differ in pixel grid or zero point: take all images of a tile from one source"
             raise TileFault(first.coadd_id, reason, tile.bands[0])
-    return replace(first, others=tuple(tiles[1:]))
+    return replace(first, other_image_sets=tuple(tiles[1:]))
 
 
 def _sets(images: Iterable[AtlasImage]) -> list[ImageSet]:

@@ -30,8 +30,8 @@ from .bundle_files import (
     digest_of,
     find_bundle,
     read_document,
-    reading,
     render,
+    translate_bundle_errors,
     verify,
     write_durably,
 )
@@ -275,7 +275,7 @@ def read_bundle(name_or_path: str | Path, digest: str | None = None) -> Bundle:
 
     Raises the errors of `load_bundle` that do not concern code.
     """
-    with reading(name_or_path):
+    with translate_bundle_errors(name_or_path):
         folder = find_bundle(name_or_path)
         bundle = _bundle(folder, read_document(folder / MODEL_FILE))
         verify(folder / WEIGHTS_FILE, bundle.weights_sha256)
@@ -293,7 +293,7 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     path = bundle.path / WEIGHTS_FILE
-    with reading(bundle.path):
+    with translate_bundle_errors(bundle.path):
         verify(path, bundle.weights_sha256)
         content = path.read_bytes()
     try:

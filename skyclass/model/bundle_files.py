@@ -21,7 +21,7 @@ MOST_DOCUMENT_BYTES = 2**24
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def translate_bundle_errors(path: str | Path) -> Iterator[None]:
     """Turn an `OSError` within the block into a `BundleError` that names the file."""
     try:
         yield

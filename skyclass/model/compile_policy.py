@@ -18,10 +18,10 @@ on an H100.
 """
 
 
-def devices_to_compile(mode: CompileMode, n_sources: int) -> tuple[str, ...]:
-    """Return the kinds of device for which a run of `n_sources` compiles its network: of "cpu" and "cuda", or none.
+def compiled_kinds(mode: CompileMode, n_sources: int) -> tuple[str, ...]:
+    """Return the kinds of device ("cpu", "cuda") for which a run of `n_sources` compiles its network; () for none.
 
-    >>> devices_to_compile("auto", 1_000_000)
+    >>> compiled_kinds("auto", 1_000_000)
     ('cpu',)
     """
     if mode == "off":

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..errors import CatalogError, ConfigError
 from ..types import Float32, Float64
 
-COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
+PHOTOMETRY_COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
 """Columns of the catalogue from which features are computed: profile-fit magnitudes (Vega) and S/N."""
 
 LIMIT_SNR = 2.0
@@ -106,10 +106,10 @@ def feature_problems(names: Sequence[str]) -> list[str]:
 
 
 def columns_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of some features in the order of `COLUMNS`; raise `ConfigError` for an unknown feature."""
+    """Return the columns of some features, as in `PHOTOMETRY_COLUMNS`; raise `ConfigError` for an unknown feature."""
     if problems := feature_problems(names):
         raise ConfigError("photometry: " + "; ".join(problems))
-    return tuple(column for column in COLUMNS if any(column in MADE_OF[name] for name in names))
+    return tuple(column for column in PHOTOMETRY_COLUMNS if any(column in MADE_OF[name] for name in names))
 
 
 def features(rows: pa.Table, names: tuple[str, ...]) -> Float32:

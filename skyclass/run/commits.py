@@ -22,8 +22,8 @@ from ..files import (
     parquet_bytes,
     read_whole,
     sha256_of,
-    storing,
     sync_folder,
+    translate_write_errors,
     write_durably,
 )
 from ..images.identity import FileRecord
@@ -86,7 +86,7 @@ def commit_tile(
     commit = Commit(file=_relative(target), sha256=digest, nbytes=len(data), **footer)
     temp = beside(target)
     try:
-        with storing(target):
+        with translate_write_errors(target):
             write_durably(temp, data)
             if _footer(temp) != footer:
                 raise StoreError(f"{temp} reads back differently from what was written: check the disk")
@@ -196,7 +196,7 @@ def retry_quarantined(folder: RunFolder) -> list[str]:
 def uncommit(folder: RunFolder, commit: Commit, reason: str) -> None:
     """Withdraw a commit, so that the tile is classified again. Only the driver that holds the lease calls this."""
     append_journal(folder, "retry", file=commit.file, coadd_id=commit.coadd_id, fault=reason)
-    with storing(folder.tiles):
+    with translate_write_errors(folder.tiles):
         folder.tile_path(commit.coadd_id).unlink(missing_ok=True)
         sync_folder(folder.tiles)
 
@@ -240,7 +240,7 @@ def _is_count(value: object) -> bool:
 def append_journal(folder: RunFolder, event: str, **fields: Any) -> None:
     """Append an event to the journal and wait for the disk. Only the driver does: appends of two would mix."""
     line = json.dumps({"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **fields})
-    with storing(folder.journal_path), open(folder.journal_path, "ab+", opener=regular_opener) as file:
+    with translate_write_errors(folder.journal_path), open(folder.journal_path, "ab+", opener=regular_opener) as file:
         is_torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
         file.write((b"\n" if is_torn else b"") + line.encode() + b"\n")
         file.flush()

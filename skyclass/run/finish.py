@@ -9,7 +9,7 @@ from itertools import starmap
 from pathlib import Path
 
 from ..catalog.manifest import read_manifest
-from ..catalog.publish import CatalogRows, Progress, publish_catalog, require_rows
+from ..catalog.publish import CatalogRows, Progress, publish_catalog, require_row_total
 from ..catalog.verify import VerifyReport, verify_publication
 from ..catalog.versions import PUBLICATIONS, current_publication, find_catalog, refuse_foreign_catalog
 from ..errors import RunMismatch, StoreError
@@ -39,7 +39,7 @@ def publish_run(
     n_committed = sum(commit.rows for commit in commits.values())
     if n_committed < n_rows:
         raise unfinished_run(folder)
-    require_rows(n_committed, n_rows, f"the {len(commits)} committed tiles")
+    require_row_total(n_committed, n_rows, f"the {len(commits)} committed tiles")
     refuse_changed(folder, commits.values())
     check_output_folder(folder)
     folder.make()

@@ -26,9 +26,9 @@ from typing import Any
 
 from ..catalog.versions import CURRENT, unfinished_publications
 from ..errors import NotPublished, RunMismatch, StoreError
-from ..files import read_json, storing, unfinished, write_json
+from ..files import read_json, translate_write_errors, unfinished, write_json
 from ..sky.regions import Region, region_identity
-from ..types import NO_TILE, TILE_NAME, Json
+from ..types import FILE_SAFE_NAME, NO_TILE, Json
 from ..version import code_version
 
 RUN_FORMAT = "skyclass run 1"
@@ -81,14 +81,14 @@ class RunFolder:
         return self.path / CURRENT
 
     def tile_path(self, coadd_id: str) -> Path:
-        """Return the file of a tile; raise `StoreError` where the name could leave the folder."""
-        if coadd_id != NO_TILE and not TILE_NAME.fullmatch(coadd_id):
+        """Return the file of a tile; raise `StoreError` for a `coadd_id` that is not safe in a file name."""
+        if coadd_id != NO_TILE and not FILE_SAFE_NAME.fullmatch(coadd_id):
             raise StoreError(f"tile {coadd_id!r} cannot be a file name: use up to 100 letters, digits, '.', '_', '-'")
         return self.tiles / f"{coadd_id}.parquet"
 
     def make(self) -> None:
         """Make the folder and its subfolders; raise `StoreError` where that is not allowed."""
-        with storing(self.path):
+        with translate_write_errors(self.path):
             for part in (self.path, self.tiles, self.tmp):
                 part.mkdir(parents=True, exist_ok=True)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..claims import claim, probe
 from ..errors import LeaseHeld, LeaseLost
-from ..files import beside, read_whole, storing, sync_folder, write_durably
+from ..files import beside, read_whole, sync_folder, translate_write_errors, write_durably
 from .folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def hold_lease(folder: RunFolder) -> Iterator[Lease]:
     Raises `LeaseHeld`, which names the holder, at the next heartbeat of a holder.
     """
     folder.make()
-    with storing(folder.leases):
+    with translate_write_errors(folder.leases):
         folder.leases.mkdir(exist_ok=True)
         probe(folder.leases)
         lease = _take(folder)

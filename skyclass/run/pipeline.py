@@ -46,7 +46,7 @@ def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state
         commit = commit_strips(context, tile, results)
     except TileFault as fault:
         state.uncount_tile(tile.coadd_id)
-        if tile.attempt < TILE_ATTEMPTS:
+        if tile.n_file_changes + 1 < TILE_ATTEMPTS:
             return classify_tile(context, next_attempt(tile), strip_sources, state)
         commit = commit_fault(context, tile, kept_changing(fault))
     state.record_commit(*commit)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CatalogError
-from ..sky.regions import in_words
+from ..sky.regions import region_text
 from ..sources.footers import PartitionDigest
 from ..types import NO_TILE, TilePlan
 from .context import RunContext
@@ -24,7 +24,7 @@ from .context import RunContext
 
 @dataclass(frozen=True)
 class Plan:
-    """The tiles of a run, those with most sources first. `digest` covers their names and counts.
+    """The tiles of a run, those with most sources first. `digest` covers each `coadd_id` and its count.
 
     `catalog` is a digest of the content of the catalogue. `partitions` has the digests of the partitions with sources;
     it is empty for a user's table.
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def on_tiles(self) -> list[TilePlan]:
-        """The tiles of the plan without `NO_TILE`, the name for sources without a tile."""
+        """The tiles of the plan, without the entry `NO_TILE` for sources without a tile."""
         return [tile for tile in self.tiles if tile.coadd_id != NO_TILE]
 
     @property
@@ -85,14 +85,14 @@ def make_plan(
 ) -> Plan:
     """Return the plan for counts (coadd_id, partition, n), the digest of the catalogue, and those of its partitions."""
     if not counts.num_rows:
-        raise CatalogError(f"{context.catalog}: no source in the {in_words(context.region)}; nothing to classify")
+        raise CatalogError(f"{context.catalog}: no source in the {region_text(context.region)}; nothing to classify")
     keys = {i: digest.key for i, digest in partitions.items()}  # one string for each partition, shared by its tiles
     tiles: dict[str, Counter[int]] = defaultdict(Counter)
     for row in counts.select(["coadd_id", "partition", "n"]).to_pylist():
         tiles[row["coadd_id"] or NO_TILE][row["partition"]] += row["n"]
     plans = [
-        TilePlan(name, n.total(), tuple(sorted(n)), tuple(keys[i] for i in sorted(n) if keys))
-        for name, n in tiles.items()
+        TilePlan(coadd_id, n.total(), tuple(sorted(n)), tuple(keys[i] for i in sorted(n) if keys))
+        for coadd_id, n in tiles.items()
     ]
     ordered = tuple(sorted(plans, key=lambda t: (-t.n_sources, t.coadd_id)))
     names_and_counts = repr([(t.coadd_id, t.n_sources) for t in ordered])

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def archive_up(folder: RunFolder) -> Iterator[None]:
+def translate_archive_errors(folder: RunFolder) -> Iterator[None]:
     """Turn `ArchiveDown` into `ArchiveError` while the run has no commit, and so nothing to resume."""
     try:
         yield

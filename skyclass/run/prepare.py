@@ -20,9 +20,9 @@ from ..images.archive import AtlasArchive, open_archive
 from ..images.records import compare_files
 from ..locations import absolute
 from ..model.bundle import Bundle, load_bundle
-from ..model.compile_policy import devices_to_compile
+from ..model.compile_policy import compiled_kinds
 from ..model.devices import resolve_device, resolve_precision
-from ..sky.regions import in_words
+from ..sky.regions import region_text
 from ..sources.assign import with_tiles
 from ..sources.opening import open_sources
 from ..sources.source_table import SourceTable, read_all
@@ -33,7 +33,7 @@ from .context import RunContext
 from .finish import check_output_folder
 from .folder import fingerprint, start_or_resume
 from .plan import Plan, catalog_digest, make_plan, partition_digests, partition_names, table_counts
-from .preflight import archive_up, check_photometry, preflight, refuse_copies, refuse_faulty_model
+from .preflight import check_photometry, preflight, refuse_copies, refuse_faulty_model, translate_archive_errors
 from .stages import count_partition
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def load_committed(run: RunConfig, context: RunContext) -> dict[str, Commit]:
     if run.retry_quarantined:
         retry_quarantined(context.folder)
     commits = committed(context.folder)
-    with archive_up(context.folder):
+    with translate_archive_errors(context.folder):
         check_images(run, context, commits)
     return {name: replace(commit, images={}) for name, commit in commits.items()}
 
@@ -94,7 +94,7 @@ def check_images(run: RunConfig, context: RunContext, commits: Mapping[str, Comm
 
 
 def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Table | None]:
-    """Return context, plan and, for a table of positions, its rows with their tiles. Writes nothing.
+    """Plan a run and write nothing. Return context, plan and, for a table of positions, its rows with their tiles.
 
     `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """
@@ -109,7 +109,7 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
         plan = plan_partitions(context, sources, count)
     else:
         context, plan, table = plan_table(context, sources, archive)
-    with archive_up(context.folder):
+    with translate_archive_errors(context.folder):
         preflight(context, archive, plan)
     return context, plan, table
 
@@ -125,7 +125,7 @@ def new_context(run: RunConfig, bundle: Bundle) -> RunContext:
 
 def plan_table(context: RunContext, sources: SourceTable, archive: AtlasArchive) -> tuple[RunContext, Plan, pa.Table]:
     """Return context, plan and rows of a user's table of positions; workers read the rows from the run folder."""
-    with archive_up(context.folder):
+    with translate_archive_errors(context.folder):
         table = tiled_table(sources, archive)
     check_photometry(context.bundle, sources, table)
     context = replace(context, catalog=str(context.folder.sources), region=None)
@@ -136,7 +136,7 @@ def plan_partitions(context: RunContext, sources: SourceTable, count: CountTiles
     """Return the plan for a catalogue in partitions, which `count` counts."""
     if not sources.partitions:
         raise CatalogError(
-            f"{sources.location}: no partition of it touches the {in_words(sources.region)}: "
+            f"{sources.location}: no partition of it touches the {region_text(sources.region)}: "
             "choose another region; its positions and sizes are in degrees unless they carry a unit"
         )
     check_photometry(context.bundle, sources)
@@ -146,7 +146,7 @@ def plan_partitions(context: RunContext, sources: SourceTable, count: CountTiles
             "%s lacks %s that the region touches: healpix_k5 = %s",
             sources.location, counted(len(missing), "partition"), shown,
         )  # fmt: skip
-    with archive_up(context.folder):
+    with translate_archive_errors(context.folder):
         counts = count(context, range(len(sources.partitions)))
     digests = partition_digests(counts)
     refuse_copies(sources, digests)
@@ -173,7 +173,7 @@ def choose_compilation(
     `warm_up` loads the network of a context in these processes and returns the reasons of failures. Raises
     `ConfigError` if a run with compile = "on" cannot be compiled.
     """
-    compiled = replace(context, compile_on=devices_to_compile(run.compile, plan.n_sources))
+    compiled = replace(context, compile_on=compiled_kinds(run.compile, plan.n_sources))
     if not compiled.is_compiled:
         return context
     faults = warm_up(compiled)
@@ -207,5 +207,5 @@ def tiled_table(sources: SourceTable, archive: AtlasArchive) -> pa.Table:
     """Return the rows of a user's table inside its region, each with its tile, null where no tile covers it."""
     table = read_all(sources)
     if not len(table):
-        raise CatalogError(f"{sources.location}: no source in the {in_words(sources.region)}; nothing to classify")
+        raise CatalogError(f"{sources.location}: no source in the {region_text(sources.region)}; nothing to classify")
     return with_tiles(table, archive).sort_by([("coadd_id", "ascending"), ("source_id", "ascending")])

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..errors import TileFault
 from ..images.composite import BLOCK, CompositeSettings, composite
-from ..images.cutouts import Cutter, flag_where, in_order, parts_of, read_bands
+from ..images.cutouts import Cutter, flag_where, group_by_image_set, in_order, read_bands
 from ..images.records import record_files, replaced_fault
 from ..model.photometry import features
 from ..model.probabilities import is_distribution
@@ -39,13 +39,13 @@ from ..types import (
     Tile,
     TilePlan,
 )
+from .class_rows import class_rows
 from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
 from .strips import CutStrip, StripResult, Timing
-from .tile_rows import class_rows
 from .tile_sources import ids_of, tile_sources
 
-COUNT_SCHEMA = pa.schema(
+PARTITION_COUNTS = pa.schema(
     [
         ("coadd_id", pa.string()),
         ("partition", pa.int64()),
@@ -54,17 +54,18 @@ COUNT_SCHEMA = pa.schema(
         ("footer", pa.string()),
     ]
 )
+"""Schema of the number of sources in a partition by tile, with the digest of the partition."""
 
 TILE_ATTEMPTS = 2
 """Attempts at a tile whose files change, or whose workers die, before it is quarantined."""
 
 
 def count_partition(context: RunContext, partition: int) -> pa.Table:
-    """Return the number of sources of a partition by tile, with the digest of the partition (`COUNT_SCHEMA`)."""
+    """Return the number of sources of a partition by tile, with the digest of the partition (`PARTITION_COUNTS`)."""
     with unchanged(context.sources.partitions[partition].path) as digest:
         counts = count_tiles(context.sources, partition, partial(tiles_near, context, partition))
     columns = {"nbytes": pa.array([digest.nbytes] * len(counts), pa.int64()), "footer": [digest.footer] * len(counts)}
-    return pa.table({name: counts[name] for name in counts.column_names} | columns, schema=COUNT_SCHEMA)
+    return pa.table({name: counts[name] for name in counts.column_names} | columns, schema=PARTITION_COUNTS)
 
 
 def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
@@ -92,7 +93,7 @@ def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile
     """Return the tile of a plan in the bands of the model; `verify` checks its files. Raises `TileFault`."""
     if tile.coadd_id == NO_TILE:
         raise TileFault(NO_TILE, "no tile covers these positions", kind="missing_tile")
-    return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.attempt > 1)
+    return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.n_file_changes > 0)
 
 
 def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
@@ -102,14 +103,14 @@ def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> t
     """
     size_px, settings = context.bundle.size_px, context.bundle.composite
     results, seconds, bytes_read = [], 0.0, 0
-    parts = parts_of(tile, x, y, size_px)
-    for part in parts:
+    groups = group_by_image_set(tile, x, y, size_px)
+    for group in groups:
         began = time.perf_counter()
-        rows = read_bands(context.archive, part.tile, part.y, size_px)
+        rows = read_bands(context.archive, group.image_set, group.y, size_px)
         seconds += time.perf_counter() - began
         bytes_read += sum(band.pixels.nbytes for band in rows)
-        results.append(cut_and_composite(rows, part.tile, part.x, part.y, size_px, settings))
-    images, flags, valid_frac = results[0] if len(parts) == 1 else in_order(parts, results)
+        results.append(cut_and_composite(rows, group.image_set, group.x, group.y, size_px, settings))
+    images, flags, valid_frac = results[0] if len(groups) == 1 else in_order(groups, results)
     return images, flags, valid_frac, Timing("read", seconds, bytes_read)
 
 
@@ -129,7 +130,7 @@ def cut_and_composite(
         cut = pixels[: block.stop - start]
         cutter.cut(block, cut)
         composite(cut, tile.zero_point_mag, settings, images[block])
-    return images, *cutter.describe()
+    return images, *cutter.flags_and_valid_frac()
 
 
 def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
@@ -226,7 +227,7 @@ def commit_fault(context: RunContext, tile: TilePlan, reason: str) -> tuple[Comm
 
 def next_attempt(tile: TilePlan) -> TilePlan:
     """Return the plan of another attempt at a tile whose files changed."""
-    return replace(tile, attempt=tile.attempt + 1)
+    return replace(tile, n_file_changes=tile.n_file_changes + 1)
 
 
 def kept_changing(fault: TileFault) -> str:

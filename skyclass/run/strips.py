@@ -28,8 +28,8 @@ class CutStrip:
     """The composites of a strip: `images` (N, C, S, S) float16, NaN = missing.
 
     `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model needs any. With a
-    `fault` both are None, and each source has the flag of the fault. `source_id` identifies the rows, which are joined
-    by name, never by index. `tile` has the files that were read; it is None where the tile cannot be opened.
+    `fault` both are None, and each source has the flag of the fault. Rows are joined by `source_id`, never by index.
+    `tile` has the files that were read; it is None where the tile cannot be opened.
     """
 
     strip: Strip

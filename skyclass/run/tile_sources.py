@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ..errors import InputChanged
 from ..sky.tile_wcs import tile_pixels
-from ..sources.by_tile import tile_rows
+from ..sources.by_tile import sources_of_tile
 from ..sources.footers import unchanged
 from ..types import Tile, TilePlan
 from .context import RunContext, tiles_near
@@ -19,7 +19,7 @@ from .context import RunContext, tiles_near
 def tile_sources(context: RunContext, tile: TilePlan, opened: Tile | None = None) -> pa.Table:
     """Return the sources of a tile, ordered by pixel row on its image, so that a strip is one range of rows.
 
-    Without an opened tile they are in the order of their names. The order depends on the catalogue and on the header of
+    Without an opened tile they are in the order of `source_id`. The order depends on the catalogue and on the header of
     the opened tile only, so that each worker has the same order.
     """
     sources = planned_sources(context, tile)
@@ -31,10 +31,10 @@ def tile_sources(context: RunContext, tile: TilePlan, opened: Tile | None = None
 
 @lru_cache(maxsize=8)
 def planned_sources(context: RunContext, tile: TilePlan) -> pa.Table:
-    """Return the sources of a tile in the order of their names. All strips of the tile use the cached table."""
+    """Return the sources of a tile in the order of `source_id`. All strips of the tile use the cached table."""
     keys = tile.keys or ("",) * len(tile.partitions)
-    parts = [read_unchanged(context, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
-    sources = pa.concat_tables(parts)
+    tables = [read_unchanged(context, i, key, tile.coadd_id) for i, key in zip(tile.partitions, keys, strict=True)]
+    sources = pa.concat_tables(tables)
     source_id = sources["source_id"].to_numpy(zero_copy_only=False).astype(str)
     return sources.take(pa.array(np.argsort(source_id, kind="stable"))).combine_chunks()
 
@@ -48,7 +48,7 @@ def read_unchanged(context: RunContext, partition: int, key: str, coadd_id: str)
             "and run the same command again"
         )
     with unchanged(partitions[partition].path, key):
-        return tile_rows(context.sources, partition, coadd_id, partial(tiles_near, context, partition))
+        return sources_of_tile(context.sources, partition, coadd_id, partial(tiles_near, context, partition))
 
 
 def ids_of(sources: pa.Table) -> pa.Array:

@@ -250,10 +250,13 @@ class Polygon:
         return cast(Float64, total / length if length > 1e-9 else total)
 
     def _plane(self, vectors: Float64) -> tuple[Float64, Float64]:
-        """Return gnomonic (x, y) about the mean vertex: great circles become straight lines."""
+        """Return the gnomonic projection (x, y) of unit vectors about the mean vertex: great circles are straight.
+
+        Points behind the plane are mirrored; the caller removes them.
+        """
         centre = self._centre()
-        helper = np.eye(3)[np.argmin(np.abs(centre))]
-        east = np.cross(helper, centre)
+        farthest_axis = np.eye(3)[np.argmin(np.abs(centre))]
+        east = np.cross(farthest_axis, centre)
         east /= np.linalg.norm(east)
         along = vectors @ centre
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -339,7 +342,7 @@ KINDS: dict[str, Callable[..., Region]] = {
 """The `kind` of a region in RUN.toml -> what makes it from its other fields."""
 
 
-def in_words(region: Region | None) -> str:
+def region_text(region: Region | None) -> str:
     """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25deg}."""
     if region is None:
         return "catalogue"

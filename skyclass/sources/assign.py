@@ -15,7 +15,7 @@ from ..sky.healpix import separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels, tile_wcs
 from ..types import Float64, Int64, Tile
 from .columns import with_column
-from .names import name_problem, nameless
+from .names import name_problem, needs_tile_by_position
 
 
 class TileList(Protocol):
@@ -28,7 +28,7 @@ class TileList(Protocol):
 
 def with_tiles(table: pa.Table, archive: TileList) -> pa.Table:
     """Return the table with a tile of an archive for the sources without `coadd_id`, where one covers them."""
-    without = nameless(table)
+    without = needs_tile_by_position(table)
     if not pc.any(without).as_py():
         return table
     rows = table.filter(without)
@@ -40,15 +40,15 @@ def assign_tiles(table: pa.Table, tiles: Sequence[Tile]) -> pa.Table:
 
     Null stays where no tile covers the position, and where the catalogue has a name that no tile can have; a `coadd_id`
     that is given is kept. This is the archive's own rule of ownership (AllWISE Explanatory Supplement, V.4), applied to
-    the images that are there. Raises `ArchiveError` where the owner has such a name.
+    the images that are there. Raises `ArchiveError` if the tile's own `coadd_id` is not a valid tile name.
     """
-    rows = np.flatnonzero(nameless(table).to_numpy())
+    rows = np.flatnonzero(needs_tile_by_position(table).to_numpy())
     owner = np.full(len(table), -1)
     owner[rows] = _owners(table["ra"].to_numpy()[rows], table["dec"].to_numpy()[rows], tiles)
     if problem := name_problem({tiles[number].coadd_id for number in np.unique(owner) if number >= 0}):
         raise ArchiveError(f"images: {problem}")
-    names = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
-    assigned = pa.chunked_array([pa.array(names[owner], pa.string())])
+    coadd_ids = np.array([tile.coadd_id for tile in tiles] + [None], dtype=object)
+    assigned = pa.chunked_array([pa.array(coadd_ids[owner], pa.string())])
     return with_column(table, "coadd_id", pc.coalesce(table["coadd_id"], assigned))
 
 

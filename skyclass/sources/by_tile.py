@@ -12,10 +12,11 @@ from ..errors import CatalogError
 from ..schema import CATALOG_COLUMNS
 from ..types import NO_TILE, Float64, Tile
 from .assign import assign_tiles
-from .names import nameless
+from .names import needs_tile_by_position
 from .source_table import SourceTable
 
-COUNT_SCHEMA = pa.schema([("coadd_id", pa.string()), ("partition", pa.int64()), ("n", pa.int64())])
+TILE_COUNTS = pa.schema([("coadd_id", pa.string()), ("partition", pa.int64()), ("n", pa.int64())])
+"""Schema of the number of sources in a partition by tile; `coadd_id` is null for sources without a tile."""
 
 PLAN_COLUMNS = (*CATALOG_COLUMNS, "coadd_id")
 """Columns that a plan is made of."""
@@ -29,18 +30,19 @@ def no_tiles() -> Sequence[Tile]:
     return ()
 
 
-def tile_rows(sources: SourceTable, i: int, coadd_id: str, tiles: Tiles = no_tiles) -> pa.Table:
-    """Return the sources of partition `i` on a tile, in `SOURCE_SCHEMA`; `NO_TILE` stands for those on no tile.
+def sources_of_tile(sources: SourceTable, i: int, coadd_id: str, tiles: Tiles = no_tiles) -> pa.Table:
+    """Return the sources of partition `i` on a tile, in `SOURCE_SCHEMA`.
 
-    Sources without `coadd_id` belong to the one of `tiles` that covers their position.
+    Sources without `coadd_id` belong to the one of `tiles` that covers their position. Pass `NO_TILE` to get the
+    sources without a tile. `read` may return more rows; they are filtered here.
     """
     table = _with_tiles(sources.read(i, coadd_id=coadd_id), tiles)
-    names = table["coadd_id"]
-    return table.filter(names.is_null() if coadd_id == NO_TILE else pc.equal(names, coadd_id))
+    coadd_ids = table["coadd_id"]
+    return table.filter(coadd_ids.is_null() if coadd_id == NO_TILE else pc.equal(coadd_ids, coadd_id))
 
 
 def count_tiles(sources: SourceTable, i: int, tiles: Tiles = no_tiles) -> pa.Table:
-    """Return (coadd_id, partition, n): the sources of partition `i` by tile, sorted; null for no tile.
+    """Return the number of sources of partition `i` by tile (`TILE_COUNTS`), sorted by `coadd_id`.
 
     Raises `CatalogError` as `SourceTable.read` does, and for a `source_id` that is missing or repeated.
     """
@@ -52,23 +54,23 @@ def count_tiles(sources: SourceTable, i: int, tiles: Tiles = no_tiles) -> pa.Tab
         "partition": pa.array(np.full(len(counts), i, np.int64)),
         "n": counts["count_all"],
     }
-    return pa.table(columns, schema=COUNT_SCHEMA)
+    return pa.table(columns, schema=TILE_COUNTS)
 
 
 def positions_without_tile(sources: SourceTable, i: int) -> tuple[Float64, Float64]:
     """Return ra, dec in degrees of the sources of partition `i` that need a tile by their position."""
     table = sources.read(i, PLAN_COLUMNS, NO_TILE)
-    table = table.filter(nameless(table))
+    table = table.filter(needs_tile_by_position(table))
     return table["ra"].to_numpy(), table["dec"].to_numpy()
 
 
 def _with_tiles(table: pa.Table, tiles: Tiles) -> pa.Table:
     """Return the table with a tile for the sources without `coadd_id`, where one covers them."""
-    return assign_tiles(table, tiles()) if pc.any(nameless(table)).as_py() else table
+    return assign_tiles(table, tiles()) if pc.any(needs_tile_by_position(table)).as_py() else table
 
 
 def _check_ids(table: pa.Table, path: str) -> None:
-    """Raise `CatalogError` for sources that no row of a class catalogue could name."""
+    """Raise `CatalogError` where a `source_id` is missing or occurs twice: no row could identify the source."""
     ids = table["source_id"]
     if ids.null_count:
         row = pc.index(ids.is_null(), True).as_py()

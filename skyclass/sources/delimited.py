@@ -59,7 +59,7 @@ def read_ecsv(file: TableFile, extra: Sequence[str]) -> RawTable:
 
     lines = _lines(file.head)
     n_header = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    with file.reading(YamlParseError):
+    with file.translate_parser_errors(YamlParseError):
         header = get_header_from_yaml([line[2:] for line in lines[1:n_header]])
         units = {str(column["name"]): str(column.get("unit") or "") for column in header["datatype"]}
         delimiter = str(header.get("delimiter", " "))
@@ -77,7 +77,7 @@ def read_ipac(file: TableFile, extra: Sequence[str]) -> RawTable:
 
     to_text, _ = ascii.convert_numpy(str)
     as_text = {"*": [(to_text, ascii.AllType)]}  # whatever type the header declares
-    with file.reading(), file.open() as stream, warnings.catch_warnings():
+    with file.translate_parser_errors(), file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # units and keywords that the standards do not know
         table = ascii.read(stream, format="ipac", guess=False, converters=as_text)
     indices = wanted_columns(table.colnames, file.source, extra)

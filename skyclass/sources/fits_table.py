@@ -25,7 +25,7 @@ def read_fits(file: TableFile, extra: Sequence[str]) -> RawTable:
     from astropy.io.fits.verify import VerifyError
     from astropy.utils.exceptions import AstropyWarning
 
-    with file.reading(VerifyError), file.open() as stream, warnings.catch_warnings():
+    with file.translate_parser_errors(VerifyError), file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # cards and units that the standard does not know
         with fits.open(stream, lazy_load_hdus=True, memmap=False) as opened:
             hdus = list(_hdus(opened, file))

@@ -31,7 +31,7 @@ class PartitionDigest(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The digest in one word, as a tile's plan holds it."""
+        """The digest as one string, for `TilePlan.keys`."""
         return f"{self.nbytes}-{self.footer[:24]}"
 
 
@@ -47,7 +47,7 @@ def partition_digest(path: str) -> PartitionDigest:
 
 @contextmanager
 def unchanged(path: str, planned: str = "") -> Iterator[PartitionDigest]:
-    """Give the digest of a partition for the time that it is read.
+    """Yield the digest of a partition; check that it is unchanged when the block ends.
 
     Raises `InputChanged` if its key is not the planned one (where given), or if it is another file when the block ends.
     """

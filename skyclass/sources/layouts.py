@@ -80,7 +80,7 @@ def list_hive(path: Path) -> Listing | None:
             partitions += [Partition(file, HIVE_ORDER, pixel) for file in files]
             faults += leaf_faults
             if pixel >> 2 * HIVE_ORDER != k0:
-                reason = f"belongs into {HIVE_KEYS[0]}{pixel >> 2 * HIVE_ORDER}; move it there, or remove a copy"
+                reason = f"belongs in {HIVE_KEYS[0]}{pixel >> 2 * HIVE_ORDER}; move it there, or remove a copy"
                 faults.append(Unreadable(str(leaf), reason, HIVE_ORDER, pixel))
     partitions.sort(key=lambda part: (part.pixel, part.path))
     return Listing(HIVE, str(root), tuple(partitions), faults)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ..errors import CatalogError, ConfigError
 from ..schema import SOURCE_SCHEMA
-from ..sky.regions import Region, in_words
+from ..sky.regions import Region, region_text
 from ..text import counted, html_table
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def dask_frame(sources: SourceTable, pieces: Sequence[SourceTable], columns: Seq
     if unknown := [name for name in names if name not in SOURCE_SCHEMA.names]:
         raise ConfigError(f"unknown columns {', '.join(unknown)}: choose from {', '.join(SOURCE_SCHEMA.names)}")
     if not pieces:
-        raise CatalogError(f"catalogue {sources.location}: no partition touches the {in_words(sources.region)}")
+        raise CatalogError(f"catalogue {sources.location}: no partition touches the {region_text(sources.region)}")
     from_map: Callable[..., dd.DataFrame] = dd.from_map
     meta = _to_pandas(SOURCE_SCHEMA.empty_table())
     return from_map(_read_frame, pieces, columns=names, meta=meta, label="sources")
@@ -167,7 +167,7 @@ def short_text(sources: SourceTable, layout: str) -> str:
     parts = [
         layout,
         counted(len(sources.partitions), "partition"),
-        *([in_words(sources.region)] if sources.region else []),
+        *([region_text(sources.region)] if sources.region else []),
     ]
     return f"<{type(sources).__name__} {sources.location}: {', '.join(parts)}>"
 
@@ -178,7 +178,7 @@ def short_html(sources: SourceTable, layout: str) -> str:
         "location": sources.location,
         "layout": layout,
         "partitions": f"{len(sources.partitions):,}",
-        "region": in_words(sources.region),
+        "region": region_text(sources.region),
         "columns": ", ".join(SOURCE_SCHEMA.names),
     }
     return html_table(type(sources).__name__, rows)

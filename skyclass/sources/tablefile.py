@@ -71,7 +71,7 @@ class TableFile:
         return open(self.path, "rb") if self.content is None else io.BytesIO(self.content)
 
     @contextmanager
-    def reading(self, *errors: type[Exception]) -> Iterator[None]:
+    def translate_parser_errors(self, *errors: type[Exception]) -> Iterator[None]:
         """Turn what parsers raise for damaged files, and `errors`, into one `CatalogError`."""
         try:
             yield

@@ -132,7 +132,7 @@ def _read_parquet(file: TableFile, extra: Sequence[str]) -> RawTable:
     wanted = {ours: names[i] for ours, i in wanted_columns(names, file.source, extra).items()}
     masks = {ours: name + MASK for ours, name in wanted.items() if name + MASK in names}
     factors = {name: parquet_factor(dataset.schema, wanted[name], file.source) for name in TABLE_COLUMNS}
-    with file.reading():
+    with file.translate_parser_errors():
         table = dataset.to_table(columns={name: ds.field(name) for name in {*wanted.values(), *masks.values()}})
         table.validate(full=True)
     columns = {ours: table[name] for ours, name in wanted.items()}

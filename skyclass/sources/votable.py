@@ -44,7 +44,7 @@ def read_votable(file: TableFile, extra: Sequence[str], allow_truncated: bool) -
     from astropy.utils.exceptions import AstropyWarning
 
     _check_markup(file)
-    with file.reading(VOWarning), file.open() as stream, warnings.catch_warnings():
+    with file.translate_parser_errors(VOWarning), file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # units and attributes that the standard does not know
         document = votable.parse(stream, invalid="mask", verify="ignore")
         _check_status(document, file.source, allow_truncated)

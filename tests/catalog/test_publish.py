@@ -32,7 +32,7 @@ from skyclass.files import parquet_bytes, remove, sha256_of
 from skyclass.run.commits import commit_tile, committed, journal_commit, uncommit
 from skyclass.run.finish import catalog_rows, is_published, publish_run, verify
 from skyclass.run.folder import RunFolder, leftover_files, read_run
-from skyclass.schema import CLASS_SCHEMA, COLUMNS, class_counts
+from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA, class_counts
 from skyclass.sky.healpix import healpix
 from tests.support.class_rows import TILES, class_rows, make_run
 from tests.support.paths import CHECKOUT
@@ -79,7 +79,7 @@ def test_files_carry_units_ucds_and_provenance(published: tuple[RunFolder, pa.Ta
         document = parse(io.BytesIO(words[b"IVOA.VOTable-Parquet.content"]), verify="exception")
         fields = document.get_first_table().fields
         found = {f.name: (str(f.unit or ""), f.ucd, " ".join(f.description.split())) for f in fields}
-        assert found == COLUMNS
+        assert found == CLASS_COLUMNS
         assert "simulated" in document.get_first_table().description
         assert json.loads(words[b"skyclass"])["fingerprint"] == read_run(folder)["fingerprint"]
     readme = (folder.catalog / "README.txt").read_text()
@@ -322,10 +322,10 @@ def test_a_missing_tile_is_never_published(copied: Path) -> None:
 def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
     rows = catalog_rows(folder, committed(folder), 13_500)
-    building = versions.begin_publication(folder.path)
-    records = [write_pixel(rows.provenance, building, *item) for item in files_by_pixel(rows.files)]
+    staging_folder = versions.begin_publication(folder.path)
+    records = [write_pixel(rows.provenance, staging_folder, *item) for item in files_by_pixel(rows.files)]
     with pytest.raises(RowsLost):
-        finish_publication(rows, building, records[1:])
+        finish_publication(rows, staging_folder, records[1:])
     assert verify(copied).ok
 
 

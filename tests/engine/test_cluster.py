@@ -277,9 +277,10 @@ def test_all_processes_of_classify_listen_on_loopback_only(run, tmp_path):
 
 
 def test_a_cluster_that_does_not_answer_is_lost_and_a_file_system_that_does_not_is_named():
-    with pytest.raises(ClusterLost, match=r"the cluster does not answer \(TimeoutError\(\)\)"), engine.dask_faults():
+    is_lost = pytest.raises(ClusterLost, match=r"the cluster does not answer \(TimeoutError\(\)\)")
+    with is_lost, engine.translate_dask_errors():
         raise TimeoutError
-    with pytest.raises(TimeoutError, match="nfs"), engine.dask_faults():
+    with pytest.raises(TimeoutError, match="nfs"), engine.translate_dask_errors():
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out", "/nfs/tile.fits")
 
 

@@ -21,13 +21,13 @@ from skyclass.engine.cluster import connect, worker_pool
 from skyclass.engine.tls import tls_environment
 from skyclass.errors import ClusterLost, ConfigError, RowsLost, RunMismatch, TileFault
 from skyclass.run import pipeline, stages
+from skyclass.run.class_rows import class_rows
 from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
 from skyclass.run.context import RunContext
 from skyclass.run.folder import RunFolder
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
-from skyclass.run.tile_rows import class_rows
 from skyclass.run.tile_sources import planned_sources
 from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip
@@ -167,13 +167,13 @@ def count_late(context, partition):
     """Count one source in a partition; partition 0 finishes last."""
     time.sleep(0.5 * (partition == 0))
     row = {"coadd_id": "a", "partition": partition, "n": 1, "nbytes": 10, "footer": ""}
-    return pa.Table.from_pylist([row], stages.COUNT_SCHEMA)
+    return pa.Table.from_pylist([row], stages.PARTITION_COUNTS)
 
 
 def test_counts_are_in_the_order_of_the_partitions(monkeypatch, client_without_nanny):
     monkeypatch.setattr(engine, "count_partition", count_late)
     counts = engine.count_on(client_without_nanny, None, range(9))
-    assert counts["partition"].to_pylist() == list(range(9)) and counts.schema == stages.COUNT_SCHEMA
+    assert counts["partition"].to_pylist() == list(range(9)) and counts.schema == stages.PARTITION_COUNTS
 
 
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):

@@ -17,7 +17,7 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError
 from skyclass.model.classifier import load_classifier
-from skyclass.model.photometry import COLUMNS, features
+from skyclass.model.photometry import PHOTOMETRY_COLUMNS, features
 from skyclass.run import config, pipeline, stages, strips
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
@@ -124,7 +124,7 @@ def test_probabilities_follow_the_photometry_of_the_source(run, sky, tmp_path):
 def test_shuffled_photometry_gives_other_probabilities(plain, run, sky, tmp_path):
     def shuffle(table: pa.Table) -> pa.Table:
         order = pa.array(np.random.default_rng(1).permutation(len(table)))
-        for name in COLUMNS:
+        for name in PHOTOMETRY_COLUMNS:
             table = table.set_column(table.column_names.index(name), table.field(name), table[name].take(order))
         return table
 
@@ -137,7 +137,7 @@ def test_shuffled_photometry_gives_other_probabilities(plain, run, sky, tmp_path
 def test_sources_without_photometry_have_a_class_all_the_same(plain, run, sky, tmp_path):
     def blank(table: pa.Table) -> pa.Table:
         odd = pa.array(np.arange(len(table)) % 2 == 1)
-        for name in COLUMNS:
+        for name in PHOTOMETRY_COLUMNS:
             column = pc.if_else(odd, pa.scalar(None, table[name].type), table[name])
             table = table.set_column(table.column_names.index(name), table.field(name), column)
         return table

@@ -69,7 +69,7 @@ def commit(context, tile, results):
 def commit_changed(context, tile, results):
     """Fail for tile b as a commit does whose files changed between two strips."""
     if tile.coadd_id == "b":
-        raise TileFault("b", f"changed in attempt {tile.attempt}", kind="changed")
+        raise TileFault("b", f"changed in attempt {tile.n_file_changes + 1}", kind="changed")
     return tile.coadd_id, len(results)
 
 

@@ -21,7 +21,7 @@ from skyclass.catalog.export import export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
 from skyclass.run.finish import publish_run
-from skyclass.schema import CLASS_SCHEMA, COLUMNS
+from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA
 from tests.support.class_rows import make_run
 
 NUMBERS: dict[str, tuple[pa.DataType, list[Any]]] = {
@@ -249,7 +249,7 @@ def test_every_value_of_a_class_catalogue_comes_back(catalog: ClassCatalog, tmp_
         wrong = [pair for pair in zip(found, expected, strict=True) if not same(*pair)]
         assert not wrong, (field.name, wrong[:3])
         if ending != "csv":
-            assert str(back[field.name].unit or "") == COLUMNS[field.name][0]
+            assert str(back[field.name].unit or "") == CLASS_COLUMNS[field.name][0]
 
 
 @pytest.mark.integration
@@ -260,8 +260,8 @@ def test_astropy_reads_published_files_with_their_header(catalog: ClassCatalog, 
     for path in (catalog.root / biggest.path, exported):
         rows = pq.ParquetFile(path).read()
         back = Table.read(path, format="parquet.votable")
-        assert back.colnames == list(COLUMNS)
-        for name, (unit, ucd, description) in COLUMNS.items():
+        assert back.colnames == list(CLASS_COLUMNS)
+        for name, (unit, ucd, description) in CLASS_COLUMNS.items():
             assert str(back[name].unit or "") == unit, name
             assert back[name].meta.get("ucd", "") == ucd and " ".join(back[name].description.split()) == description
         filled = {field.name for field in CLASS_SCHEMA if not rows[field.name].null_count}

@@ -18,7 +18,7 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images.archive import open_archive
-from skyclass.images.cutouts import cut, parts_of
+from skyclass.images.cutouts import cut, group_by_image_set
 from skyclass.images.identity import file_record
 from skyclass.run import pipeline
 from skyclass.run.progress import no_progress
@@ -101,10 +101,10 @@ def test_a_cutout_is_taken_from_the_image_that_covers_it_best(sky, sources, cuto
     assert len(tile.image_sets) == len(sources) == 8 and len(file_record(tile)) == 24
     assert tile.nbytes == 8 * 3 * 4 * SIZE_PX**2
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-    parts = parts_of(tile, x, y, 37)
-    assert sorted(int(i) for part in parts for i in part.index) == list(range(8))
-    for part in parts:
-        assert np.abs(part.x - 23).max() < 4 and np.abs(part.y - 23).max() < 4, "its own image, or one as near"
+    groups = group_by_image_set(tile, x, y, 37)
+    assert sorted(int(i) for group in groups for i in group.index) == list(range(8))
+    for group in groups:
+        assert np.abs(group.x - 23).max() < 4 and np.abs(group.y - 23).max() < 4, "its own image, or one as near"
     batch = cut(archive, tile, x, y, 37)
     on_tile = whole.tile(tile.coadd_id, BANDS)
     expected = cut(whole, on_tile, *tile_pixels(on_tile, sources["ra"].to_numpy(), sources["dec"].to_numpy()), 37)
@@ -133,7 +133,7 @@ def test_images_that_fit_no_set_are_told(sky, sources, cutouts):
     assert fault.kind == "bad" and f"the same footprint, {paths[0]} and {copied}: keep one" in fault.reason
     copied.unlink()
     copied.symlink_to(paths[0])
-    assert len(open_archive(str(cutouts), BANDS).tile(name, BANDS).others) == 7, "one file with two names"
+    assert len(open_archive(str(cutouts), BANDS).tile(name, BANDS).other_image_sets) == 7, "one file with two names"
     copied.unlink()
     image = paths[0].read_bytes()
     paths[0].write_bytes(image[:9000])

@@ -19,7 +19,7 @@ from skyclass.engine.tls import tls_environment
 from skyclass.errors import CannotCompile, ConfigError, RunMismatch
 from skyclass.model import classifier as infer
 from skyclass.model import compile as compiled
-from skyclass.model.compile_policy import COMPILE_FROM, devices_to_compile
+from skyclass.model.compile_policy import COMPILE_FROM, compiled_kinds
 from skyclass.model.devices import set_threads
 from skyclass.run import context, pipeline, prepare
 from skyclass.run.progress import no_progress
@@ -258,7 +258,7 @@ def test_a_pool_labelled_cpu_that_also_infers_is_asked_first(run, no_compiler, t
     ],
 )
 def test_a_run_is_compiled_on_request_or_where_it_is_large_enough(mode, n_sources, devices):
-    assert devices_to_compile(mode, n_sources) == devices
+    assert compiled_kinds(mode, n_sources) == devices
 
 
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):

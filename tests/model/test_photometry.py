@@ -7,7 +7,15 @@ import pyarrow as pa
 import pytest
 
 from skyclass.errors import CatalogError, ConfigError
-from skyclass.model.photometry import COLUMNS, FEATURES, MADE_OF, PhotometrySettings, columns_of, features, standardise
+from skyclass.model.photometry import (
+    FEATURES,
+    MADE_OF,
+    PHOTOMETRY_COLUMNS,
+    PhotometrySettings,
+    columns_of,
+    features,
+    standardise,
+)
 
 ROWS = pa.table(
     {
@@ -43,7 +51,7 @@ def test_every_feature_by_hand():
 
 
 def test_only_the_columns_of_the_features_are_needed():
-    assert columns_of(tuple(FEATURES)) == COLUMNS
+    assert columns_of(tuple(FEATURES)) == PHOTOMETRY_COLUMNS
     assert columns_of(("w3_limit", "w1-w2")) == ("w1mpro", "w2mpro", "w3snr")
     assert features(ROWS.select(["w1mpro"]), ("w1",))[0] == 15
     with pytest.raises(CatalogError, match="no column w2mpro, w3snr .*add the columns"):

@@ -92,7 +92,7 @@ def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str,
             strip.tile.coadd_id == coadd_id
             and strip.start
             and len(done) < times
-            and strip.tile.attempt == len(done) + 1
+            and strip.tile.n_file_changes == len(done)
         ):
             done.append(len(done) + 1)
             other_pixels(path, 1.2 + len(done) / 10)

@@ -10,10 +10,10 @@ import pytest
 
 from skyclass.images.composite import CompositeSettings
 from skyclass.run import context as run_context
+from skyclass.run.class_rows import class_columns
 from skyclass.run.pipeline import classify
 from skyclass.run.progress import no_progress
 from skyclass.run.stages import cut_and_composite
-from skyclass.run.tile_rows import class_columns
 from skyclass.types import Flag, RowRange, Tile
 from tests.support.runs import rows_of
 

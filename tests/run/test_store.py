@@ -33,7 +33,7 @@ from skyclass.run.commits import (
     retry_quarantined,
 )
 from skyclass.run.folder import RunFolder, expected_rows, leftover_files, read_run, start_or_resume
-from skyclass.schema import CLASS_SCHEMA, COLUMNS, FOOTER_KEY, SORT_KEYS
+from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA, FOOTER_KEY, SORT_KEYS
 from skyclass.types import Flag
 from tests.support.class_rows import FINGERPRINT, class_rows, make_run
 from tests.support.paths import CHECKOUT
@@ -55,13 +55,13 @@ def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_column_and_flag_is_documented() -> None:
-    assert list(COLUMNS) == CLASS_SCHEMA.names
-    for unit, ucd, description in COLUMNS.values():
+    assert list(CLASS_COLUMNS) == CLASS_SCHEMA.names
+    for unit, ucd, description in CLASS_COLUMNS.values():
         u.Unit(unit, format="vounit")
         assert check_ucd(ucd, check_controlled_vocabulary=True), ucd
         assert description
     assert all(flag.meaning for flag in Flag)
-    assert all(f"{flag.value} {flag.name}" in COLUMNS["flags"][2] for flag in Flag)
+    assert all(f"{flag.value} {flag.name}" in CLASS_COLUMNS["flags"][2] for flag in Flag)
 
 
 def test_the_same_fingerprint_resumes_and_another_is_refused_by_name(folder: RunFolder) -> None:
@@ -248,14 +248,14 @@ def test_quarantined_tiles_are_taken_back_and_no_other(folder: RunFolder) -> Non
 def test_litter_is_what_kills_leave_and_never_a_result(folder: RunFolder) -> None:
     commit = commit_tile(folder, TILE, class_rows(TILE, 20, 150, 1.5))
     write_json(folder.report_path, {"a": 1})
-    building = begin_publication(folder.path)
-    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", building / "part"]
+    staging_folder = begin_publication(folder.path)
+    left = [folder.tmp / "x.parquet", folder.path / f".{'0' * 32}.report.json", staging_folder / "part"]
     for path in left:
         path.write_bytes(b"1234")
     link = folder.path / f".{'1' * 32}.catalog"
     link.symlink_to("catalogs/1")
     found = leftover_files(folder)
-    assert set(found) == {left[0], left[1], building, link}
+    assert set(found) == {left[0], left[1], staging_folder, link}
     assert sum(map(files.remove, found)) == 12 + len("catalogs/1") and not leftover_files(folder)
     assert committed(folder) == {TILE: commit} and folder.report_path.exists()
 

@@ -27,7 +27,7 @@ from skyclass.schema import bad_bits, bad_value_counts
 from skyclass.sky.healpix import healpix
 from skyclass.sky.regions import Pixels
 from skyclass.sources.assign import assign_tiles
-from skyclass.sources.by_tile import count_tiles, tile_rows
+from skyclass.sources.by_tile import count_tiles, sources_of_tile
 from skyclass.sources.names import tile_name
 from skyclass.sources.opening import open_sources
 from skyclass.sources.source_table import read_all
@@ -196,7 +196,7 @@ SPOILERS: dict[Callable[[Path], Path], str] = {
     temporary_root: "is an unfinished download or write",
     half_named: "is an unfinished download or write",
     stray_file: "is not where the partitions of this layout are",
-    wrong_k0: "belongs into healpix_k0=",
+    wrong_k0: "belongs in healpix_k0=",
 }
 
 
@@ -436,7 +436,7 @@ def test_one_reading_of_names_in_planning_in_reading_and_in_tables(tmp_path: Pat
     counts = {row["coadd_id"]: row["n"] for row in count_tiles(catalog, 0).to_pylist()}
     assert counts == {"0015p000_ac51": 3, "other": 1, None: 6}
     for name, n in counts.items():
-        assert len(tile_rows(catalog, 0, name or NO_TILE)) == n
+        assert len(sources_of_tile(catalog, 0, name or NO_TILE)) == n
 
 
 def atlas_tile(name: str, ra: float, dec: float) -> Tile:
@@ -454,7 +454,7 @@ def test_sources_without_a_name_get_their_tile_in_planning_and_in_reading(tmp_pa
     assigned = assign_tiles(catalog.read(0), tiles)
     assert set(counts) == {"named", "west", "east", None} and min(counts.values()) > 30
     for name, n in counts.items():
-        rows = tile_rows(catalog, 0, name or NO_TILE, tiles=lambda: tiles)
+        rows = sources_of_tile(catalog, 0, name or NO_TILE, tiles=lambda: tiles)
         same = assigned["coadd_id"].is_null() if name is None else pc.equal(assigned["coadd_id"], name)
         assert rows == assigned.filter(same) and len(rows) == n
     impossible = assigned.filter(pa.array(bad_bits(assigned) != 0))

@@ -20,7 +20,7 @@ from skyclass.schema import SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix, separation_deg
 from skyclass.sky.regions import Box, Cone, Pixels
 from skyclass.sources.assign import assign_tiles
-from skyclass.sources.by_tile import COUNT_SCHEMA, count_tiles, tile_rows
+from skyclass.sources.by_tile import TILE_COUNTS, count_tiles, sources_of_tile
 from skyclass.sources.hats_layout import HATS
 from skyclass.sources.layouts import HIVE, PREPARED
 from skyclass.sources.opening import open_sources
@@ -167,9 +167,9 @@ def test_the_cut_to_a_tile_and_the_counts_agree(hive: Path) -> None:
     catalog, picked = open_sources(str(hive)), open_sources(str(hive), Box(358, 2, -2, 2))
     for i in range(len(picked.partitions)):
         counts = count_tiles(picked, i)
-        assert counts.schema == COUNT_SCHEMA
+        assert counts.schema == TILE_COUNTS
         for row in counts.to_pylist():
-            rows = tile_rows(picked, i, row["coadd_id"])
+            rows = sources_of_tile(picked, i, row["coadd_id"])
             assert row["partition"] == i and len(rows) == row["n"]
             assert set(rows["coadd_id"].to_pylist()) == {row["coadd_id"]}
         assert pc.sum(counts["n"]).as_py() in (len(picked.read(i)), None)
@@ -291,7 +291,7 @@ def test_a_prepared_folder_is_read_as_it_is(tmp_path: Path) -> None:
     assert catalog.layout is PREPARED
     assert open_sources(str(tmp_path), Cone(90, 60, 1)).partitions == catalog.partitions
     assert catalog.read(0) == full
-    assert tile_rows(catalog, 0, "0000p000_ac51")["source_id"].to_pylist() == ["a"]
+    assert sources_of_tile(catalog, 0, "0000p000_ac51")["source_id"].to_pylist() == ["a"]
     assert count_tiles(catalog, 0).to_pylist() == [
         {"coadd_id": "0000p000_ac51", "partition": 0, "n": 1}, {"coadd_id": None, "partition": 0, "n": 2},
     ]  # fmt: skip

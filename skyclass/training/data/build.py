@@ -20,7 +20,7 @@ from ..progress import Progress, no_progress
 from .classes import label_counts, require_all_classes
 from .config import DatasetConfig
 from .cutting import CutJob, CutResult, cut_all, zero_points
-from .dataset import PIXELS, Dataset, load_dataset, new_folder, refuse_existing, save_rows
+from .dataset import PIXELS, Dataset, load_dataset, new_folder, refuse_existing, save_rows_and_settings
 from .select import Selection, select_sources
 from .splits import SPLITS, split_table
 
@@ -54,7 +54,7 @@ def build_dataset(config: DatasetConfig, client: Any = None, progress: Progress 
         rows = rows.append_column("flags", pa.array(flags)).drop_columns("label")
         pixels = np.load(folder / PIXELS, mmap_mode="r")
         cut, zero_point_mag = Cut(config.size_px, config.bands), zero_points(config.bands)
-        save_rows(folder, Dataset(pixels, labels, rows, cut, zero_point_mag, provenance))
+        save_rows_and_settings(folder, Dataset(pixels, labels, rows, cut, zero_point_mag, provenance))
     return load_dataset(config.out)
 
 

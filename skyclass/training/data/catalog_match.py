@@ -40,14 +40,15 @@ class Pairs:
 
 
 def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_truncated: bool = False) -> Labels:
-    """Return the catalogue's rows of the labelled sources: by `source_id`, or without it by position.
+    """Return the labels that match a source, with the catalogue's rows.
 
-    A match by position is one to one within `radius_arcsec`, the nearest pair first; of equal labels on one source the
-    nearer stays and the others are counted. Only partitions near a label are opened. Raises `CatalogError` when nothing
-    matches, when one source is the match of labels of different classes, and when a source is farther than
-    `radius_arcsec` from the label that names it.
+    Labels match by `source_id`, or without it by position: one to one within `radius_arcsec`, the nearest pair first.
+    If several labels of one class match a source, the nearest stays. `dropped` counts the others and the labels without
+    a source. Only partitions near a label are opened. Raises `CatalogError` when nothing matches, when labels of
+    different classes match one source, and when a source is farther than `radius_arcsec` from the label that has its
+    `source_id`.
     """
-    # A label may name a source far from its position: rows outside the search region count.
+    # A label may have the source_id of a source far from its position, so rows outside the region are read too.
     catalog = open_sources(location, _search_region(labels.table), allow_truncated).whole_partitions()
     candidates, pairs = _candidate_pairs(labels, catalog, radius_arcsec)
     if not len(pairs.label_row):
@@ -63,11 +64,12 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
     n_known = len(np.unique(pairs.label_row))
     dropped = {"not_in_catalog": len(labels.table) - n_known, "source_of_a_nearer_label": n_known - len(matched)}
     simulated = labels.simulated or marked_simulated(Path(catalog.partitions[0].path))
-    return Labels(in_canonical_order(table), True, simulated, labels.dropped | dropped)
+    dropped = labels.dropped | dropped
+    return Labels(in_canonical_order(table), has_source_id=True, simulated=simulated, dropped=dropped)
 
 
 def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float) -> tuple[pa.Table, Pairs]:
-    """Return the candidate rows of a catalogue and their pairs: pair i belongs to row i, sources are numbered."""
+    """Return the candidate rows of a catalogue and their pairs: pair i belongs to row i; sources are numbered."""
     rows, label_rows, arcsec = [SOURCE_SCHEMA.empty_table()], [np.empty(0, np.int64)], [np.empty(0)]
     for partition in _partitions(catalog):
         if labels.has_source_id:
@@ -78,13 +80,13 @@ def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float)
         label_rows.append(pairs.label_row)
         arcsec.append(pairs.arcsec)
     candidates = pa.concat_tables(rows)
-    names = candidates["source_id"].to_numpy(zero_copy_only=False).astype(str)
-    source = np.unique(names, return_inverse=True)[1]
+    source_id = candidates["source_id"].to_numpy(zero_copy_only=False).astype(str)
+    source = np.unique(source_id, return_inverse=True)[1]
     return candidates, Pairs(np.concatenate(label_rows), source, np.concatenate(arcsec))
 
 
 def _refuse_distant(table: pa.Table, matches: Pairs, radius_arcsec: float, location: str) -> None:
-    """Raise `CatalogError` for labels that name a source at another position: one of the two is wrong."""
+    """Raise `CatalogError` for labels with the `source_id` of a source at another position: one of the two is wrong."""
     distant = np.flatnonzero(matches.arcsec > radius_arcsec)
     if not len(distant):
         return

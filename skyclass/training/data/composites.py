@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError
-from ...files import replacing, storing
+from ...files import replacing, translate_write_errors
 from ...images.composite import CompositeSettings, composite
 from ...types import Float16
 from ...version import code_version
@@ -58,7 +58,7 @@ def _stored(path: Path, shape: tuple[int, ...], fill: Callable[[Float16], None])
     """Return a float16 memory map of a file, which is written first where it is absent or damaged."""
     if (images := _memory_map(path, shape)) is not None:
         return images
-    with storing(path.parent), file_lock(path.parent / LOCK):
+    with translate_write_errors(path.parent), file_lock(path.parent / LOCK):
         if (images := _memory_map(path, shape)) is None:
             with replacing(path) as temp:
                 new = np.lib.format.open_memmap(temp, mode="w+", dtype="<f2", shape=shape)

@@ -190,13 +190,13 @@ def _parallel_map(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
     if client is None:
         yield starmap
         return
-    from ...engine.engine import dask_faults
+    from ...engine.engine import translate_dask_errors
     from ...engine.window import map_unordered
     from ...engine.workers import await_workers
 
     await_workers(client)
     try:
-        with dask_faults():
+        with translate_dask_errors():
             yield partial(map_unordered, client)
     except SkyclassError as error:
         if type(error) is not SkyclassError:  # a subclass has a message of its own

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import ConfigError
-from ...files import sha256_of, storing, write_json
+from ...files import sha256_of, translate_write_errors, write_json
 from ...model.bundle import Cut
 from ...schema import bad_values_text
 from ...types import CLASSES, Bool, Float32, Int64
@@ -182,11 +182,11 @@ def save_dataset(path: str | Path, dataset: Dataset) -> None:
         for start in range(0, len(dataset), BLOCK):
             copy[start : start + BLOCK] = dataset.pixels[start : start + BLOCK]
         copy.flush()
-        save_rows(folder, dataset)
+        save_rows_and_settings(folder, dataset)
 
 
-def save_rows(folder: Path, dataset: Dataset) -> None:
-    """Write the rows and the settings of a dataset whose pixels are in the folder."""
+def save_rows_and_settings(folder: Path, dataset: Dataset) -> None:
+    """Write the rows and the settings of a dataset; hash the pixel file, which is already in the folder."""
     table = dataset.rows.append_column("label", pa.array(dataset.labels, pa.int64()))
     simulated = {"simulated": "SIMULATED: no row describes a real source"}
     metadata = simulated if dataset.provenance.get("simulated") else None
@@ -212,7 +212,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """Give a folder that gets its name when the block succeeds. Raises `StoreError` on a full disk."""
     refuse_existing(path)
     path = Path(path).absolute()
-    with storing(path):
+    with translate_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:

@@ -79,6 +79,8 @@ class SpectrumQuery:
             *_in_range("w1mpro"), *_in_range("w2mpro"),  # SDSS has 9999 where a magnitude or S/N is missing, no null
         ]  # fmt: skip
         if self.one_in > 1:
+            # A fixed pseudo-random subset: all pages and later runs see the same spectra. The large primes spread it
+            # over plates, fibres and dates.
             conditions.append(f"(s.plate * 7919 + s.fiberID * 104729 + s.mjd) % {self.one_in} = 0")
         if self.box:
             conditions += _in_box(self.box)

@@ -141,7 +141,7 @@ def private_folder(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def scheduler_faults() -> Iterator[None]:
+def translate_scheduler_errors() -> Iterator[None]:
     """Turn the exceptions of Dask for a lost scheduler into `ClusterLost`."""
     try:
         yield
@@ -159,7 +159,7 @@ def ask_machines(client: Client, n_nodes: int | None, paths: Sequence[str]) -> t
     hosts = {get_address_host(address) for address in addresses}
     gpu_workers = [a for a in workers if get_address_host(a) in hosts and workers[a]["resources"].get("GPU")]
     asked = list(dict.fromkeys([*addresses, *gpu_workers]))
-    with scheduler_faults():
+    with translate_scheduler_errors():
         answers = client.run(describe_machine, paths, workers=asked, on_error="return", callback_timeout=CALL_S)
     if failed := [a for a, answer in answers.items() if not isinstance(answer, Machine)]:
         raise ClusterLost(f"no answer from worker {', '.join(failed)}: {answers[failed[0]]}")
@@ -255,7 +255,7 @@ class Attempt:
     def raise_if_node_lost(self) -> None:
         """Raise `ClusterLost` for the first node that has left the cluster or is silent."""
         running = {i: node for i, node in enumerate(self.spec.nodes) if i not in self.outcomes}
-        with scheduler_faults():
+        with translate_scheduler_errors():
             present = self.client.nthreads([node.address for node in running.values()], callback_timeout=CALL_S)
         for index, node in running.items():
             reason = "has left the cluster"

@@ -71,7 +71,10 @@ def _check_features(features: tuple[str, ...], info: ValidationInfo) -> tuple[st
     if takes_photometry and not features:
         raise ValueError(f'network {network!r} needs features, such as ["w1-w2", "w2-w3"] ({", ".join(FEATURES)})')
     if features and network is not None and not takes_photometry:
-        raise ValueError(f"network {network!r} takes no features: choose colour or fusion, or leave them out")
+        raise ValueError(
+            f"network {network!r} takes no features: leave them out, or choose a network that takes photometry, "
+            "such as fusion"
+        )
     return features
 
 
@@ -150,7 +153,7 @@ class TrainConfig:
     bands: Bands = ("w1", "w2", "w3")
     """Bands of the images that the network sees."""
     features: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_features)] = ()
-    """Photometry that the networks colour and fusion see, such as w1-w2 and w2-w3."""
+    """Photometry for a network that takes it, such as colour or fusion: w1-w2 and w2-w3, for instance."""
     composite: Annotated[dict[str, Any], AfterValidator(_check_composite)] = field(default_factory=dict)
     """Changes to the composite settings of Atlas images, such as stretch = "linear"."""
     input_px: Annotated[int, Field(ge=SIDES_PX[0], le=SIDES_PX[1])] = 80

@@ -36,11 +36,12 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
 
 
 def join_results(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> tuple[Float32, Int32, Float32]:
-    """Return probabilities, flags and valid fractions in the order of the sources, joined by source id."""
+    """Return probabilities, flags and valid fractions in the order of the sources, joined by `source_id`."""
     n = len(sources)
     if faulty := next((r for r in results if r.fault), None):
+        # Counted only: strips with a fault are in source_id order, not pixel order, and may repeat ids of other strips.
         n_classified = sum(len(r.flags) for r in results)
-        require_rows(tile, n, n_classified, n_classified)  # not by source id: faulty strips have another order
+        require_one_result_each(tile, n, n_classified, n_classified)
         return np.full((n, len(CLASSES)), np.nan, np.float32), np.full(n, faulty.flags[0]), np.zeros(n, np.float32)
     index = result_index(sources, results, tile)
     probabilities, flags, valid_frac = (
@@ -53,12 +54,13 @@ def result_index(sources: pa.Table, results: list[StripResult], tile: TilePlan) 
     """Return the index of each source in the concatenated `results`."""
     source_id = pa.concat_arrays([r.source_id for r in results])
     index = pc.index_in(ids_of(sources), value_set=source_id)
-    require_rows(tile, len(sources), len(source_id), len(pc.unique(index)) - bool(index.null_count))
+    n_distinct = len(pc.unique(index)) - bool(index.null_count)  # `unique` counts the null of sources without a result
+    require_one_result_each(tile, len(sources), len(source_id), n_distinct)
     return np.asarray(index.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def require_rows(tile: TilePlan, n_read: int, n_classified: int, n_distinct: int) -> None:
-    """Raise `RowsLost` unless as many sources were read and classified as planned."""
+def require_one_result_each(tile: TilePlan, n_read: int, n_classified: int, n_distinct: int) -> None:
+    """Raise `RowsLost` unless each planned source was read once and has one result."""
     if {n_read, n_classified, n_distinct} != {tile.n_sources}:
         raise RowsLost(
             f"tile {tile.coadd_id}: {tile.n_sources} sources planned, {n_read} read, {n_classified} classified, "
