@@ -43,6 +43,8 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
     ------
     ConfigError
         The input cannot be used; nothing was begun.
+    InputChanged
+        A partition was replaced during the run. Committed tiles are kept.
     StoreError
         The output folder belongs to another run or another driver works in it, or it cannot be written.
     Interrupted

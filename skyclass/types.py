@@ -197,7 +197,7 @@ class RowRange:
 
 
 class Archive(Protocol):
-    """Where tiles come from. Implementations are cheap to pickle and open files only when asked."""
+    """Where tiles come from. An archive opens files only when a method needs them."""
 
     def tile(self, coadd_id: str, bands: tuple[str, ...], verify: bool = False) -> Tile:
         """Return the tile as its headers describe it; raise `TileFault` if a band is missing or bad.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from skyclass.errors import ArchiveError
 from skyclass.images.layout import Positions, layout_footprints, layout_path, names_near
 from skyclass.images.source import ImageSource, Piece
 from skyclass.types import FileStamp
@@ -35,7 +36,7 @@ class ZipSource:
 
     def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
         """Yield the images of each tile."""
-        coadd_ids = sorted({name.split("/")[-2] for name in self._entries()})
+        coadd_ids = sorted({name.split("/")[-2] for name in self._entries() if name.endswith(".fits")})
         return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
 
     def _open(self) -> zipfile.ZipFile:
@@ -43,9 +44,14 @@ class ZipSource:
 
     def _entries(self) -> list[str]:
         with self._open() as file:
-            return [name for name in file.namelist() if name.endswith(".fits")]
+            return file.namelist()
 
 
 def open_zip(location: str, bands: tuple[str, ...]) -> ImageSource:
-    """Return the source of a location `zip://FILE`."""
+    """Return the source of a location `zip:///PATH/FILE`; `ArchiveError` if there is no such ZIP file."""
+    path = location.removeprefix("zip://")
+    if not path.startswith("/"):
+        raise ArchiveError(f"images at {location}: write the whole path, as in zip:///data/images.zip")
+    if not zipfile.is_zipfile(path):
+        raise ArchiveError(f"images at {location}: {path} is no ZIP file, or does not exist")
     return ZipSource(location)

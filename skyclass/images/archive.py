@@ -11,8 +11,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import entry_points
 from itertools import chain
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -31,7 +32,8 @@ from .tiles import combine, each_band, footprints_of, image_sets, missing_fault,
 
 T = TypeVar("T")
 
-SOURCES: dict[str, Callable[[str, tuple[str, ...]], ImageSource]] = {
+OpenSource = Callable[[str, tuple[str, ...]], ImageSource]
+SOURCES: dict[str, OpenSource] = {
     "file": open_local,
     "http": open_remote,
     "https": open_remote,
@@ -39,7 +41,8 @@ SOURCES: dict[str, Callable[[str, tuple[str, ...]], ImageSource]] = {
 }
 """Scheme of a location -> the function (location, bands) that returns its source. Locations without a scheme are files.
 
-A new kind of image source needs one entry here."""
+Installed packages add schemes with entry points of the group `ENTRY_POINTS`."""
+ENTRY_POINTS = "skyclass.image_sources"
 LAYOUT_HINT = (
     "give the location that holds the folders 00 to 35; the public ones are "
     "s3://nasa-irsa-wise/wise/allwise/images/p3am_cdd and https://irsa.ipac.caltech.edu/ibe/data/wise/allwise/p3am_cdd"
@@ -59,7 +62,7 @@ MAX_HEADS = 512
 
 @dataclass(frozen=True)
 class AtlasArchive:
-    """The Atlas tiles of an image source, in `bands`; cheap to pickle.
+    """The Atlas tiles of an image source, in `bands`. Each process opens its own archive with `open_archive`.
 
     Every method raises `ArchiveDown` if a remote source does not answer.
     """
@@ -233,13 +236,29 @@ def open_archive(location: str, bands: Sequence[str]) -> AtlasArchive:
     location = str(location)
     refuse_logins({"images": location})
     scheme, separator, _ = location.partition("://")
-    open_source = SOURCES.get(scheme if separator else "file")
+    open_source = _opener(scheme if separator else "file")
     if open_source is None:
         raise ArchiveError(
             f"images at {without_secrets(location)}: give a folder, s3://bucket/prefix or https://host/path; tiles "
-            "elsewhere must be copied first, and that folder given"
+            f"elsewhere must be copied first, and that folder given, unless a package with an image source for "
+            f"{scheme}:// is installed on this machine"
         )
     return AtlasArchive(open_source(location, wanted), wanted)
+
+
+def _opener(scheme: str) -> OpenSource | None:
+    """Return the function that opens a source, from `SOURCES` or from an installed package."""
+    if scheme in SOURCES:
+        return SOURCES[scheme]
+    for entry in entry_points(group=ENTRY_POINTS, name=scheme):
+        try:
+            return cast(OpenSource, entry.load())
+        except (ImportError, AttributeError) as error:
+            raise ArchiveError(
+                f"the image source {scheme}:// is {entry.value!r}, which cannot be imported ({error}): install or "
+                "correct its package"
+            ) from error
+    return None
 
 
 def require_usable_tile(archive: Archive, location: str, coadd_ids: Sequence[str], bands: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
 """An image source: names and bytes of image files. To read Atlas images from a new kind of store, write one of these.
 
 A source knows which files belong to a tile and returns byte ranges of them. It knows nothing of FITS, pixels, faults of
-tiles or checks: `AtlasArchive` does these for all sources alike. To make `open_archive` accept locations of a new kind,
-add one entry to `skyclass.images.archive.SOURCES`. `MemorySource` below is a complete example.
+tiles or checks: `AtlasArchive` does these for all sources alike. `open_archive` accepts the locations of a new
+kind once a package declares it as an entry point, or `skyclass.images.archive.SOURCES` has an entry for its scheme.
+`MemorySource` below is a complete example.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SourceChanged(OSError):
 
 
 class ImageSource(Protocol):
-    """Names and bytes of Atlas image files. A source is cheap to pickle, and opens files only when it is asked."""
+    """Names and bytes of Atlas image files. Every worker makes its own source from the location of the images."""
 
     @property
     def location(self) -> str:
@@ -47,7 +48,8 @@ class ImageSource(Protocol):
     def is_remote(self) -> bool:
         """Whether each read is a request over a network.
 
-        If so, headers are remembered as long as the archive is open, and checksum files are not read.
+        If so, the process caches headers, with the source as a part of the key, and checksum files are not read.
+        A remote source is therefore hashable, and differs from the source of an earlier call of its function.
         """
         ...
 

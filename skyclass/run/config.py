@@ -51,8 +51,9 @@ Cluster = Annotated[str, AfterValidator(_check_cluster)]
 class RunConfig:
     """One classification run: the keys of RUN.toml, and with dashes the options of `skyclass classify`.
 
-    A configuration is frozen and checked when it is made; `ConfigError` lists every problem. The catalogue, the region,
-    the model and the precision decide the rows; the other keys decide where, and how fast, skyclass computes them.
+    A configuration is frozen and checked when it is made; `ConfigError` lists every problem. The keys
+    catalog, images, region, model and precision decide the rows, and compile their last digits. The other keys decide
+    where, and how fast, skyclass computes them.
 
     Examples
     --------

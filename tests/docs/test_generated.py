@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from html import unescape
 from pathlib import Path
@@ -37,6 +38,11 @@ def test_the_figure_of_a_row_names_the_files_and_functions_of_its_path() -> None
     shown = labels("row")
     steps = [text for step in PATH for text in (step.title, step.file, step.name, step.result)]
     assert [text for text in shown if text not in dict(make_figures.ROLES)] == steps, MAKE
+
+
+@pytest.mark.parametrize("step", PATH, ids=lambda step: step.title)
+def test_each_step_of_the_path_is_called_where_the_page_says(step) -> None:
+    assert re.search(rf"\b{step.name}\b", inspect.getsource(step.calling()))
 
 
 def test_the_figure_of_the_packages_has_the_order_that_is_enforced() -> None:

@@ -1,9 +1,8 @@
-"""Image sources: the one in memory, and a new kind of source, from one class and one entry in `SOURCES`."""
+"""Image sources: the one in memory, and one that an installed package adds."""
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -11,11 +10,14 @@ import numpy as np
 import pytest
 
 from docs.extensions.zip_source import open_zip
+from skyclass.engine.cluster import connect
+from skyclass.engine.engine import classify as classify_on_dask
 from skyclass.errors import ArchiveError, TileFault
-from skyclass.images.archive import SOURCES, AtlasArchive, open_archive
+from skyclass.images.archive import AtlasArchive, open_archive
 from skyclass.images.layout import layout_path
 from skyclass.images.source import MemorySource
 from skyclass.run import pipeline
+from skyclass.run.progress import no_progress
 from tests.support.runs import rows_of
 
 BANDS = ("w1", "w2", "w3")
@@ -59,19 +61,48 @@ def test_faults_of_a_source_in_memory_are_those_of_any_source(sky):
         archive.tile(coadd_id, BANDS)
 
 
+def installed(site: Path, value: str) -> None:
+    """Make a folder that looks to Python as if a package with an entry point for zip:// were installed there."""
+    metadata = site / "zip_images-1.0.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: zip-images\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[skyclass.image_sources]\nzip = {value}\n")
+
+
 @pytest.mark.integration
-def test_a_new_kind_of_source_needs_a_class_and_one_entry(run, sky, tmp_path, monkeypatch):
+def test_an_installed_package_adds_a_kind_of_source(run, sky, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
         for name, content in image_files(sky).items():
             file.writestr(name, content)
     location = f"zip://{tmp_path / 'images.zip'}"
     with pytest.raises(ArchiveError, match="give a folder, s3://"):
         open_archive(location, BANDS)
-    monkeypatch.setitem(SOURCES, "zip", open_zip)
-    archive = open_archive(location, BANDS)
-    assert pickle.loads(pickle.dumps(archive)) == archive
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    installed(tmp_path / "site", "docs.extensions.zip_source:open_nothing")
+    with pytest.raises(ArchiveError, match="open_nothing', which cannot be imported"):
+        open_archive(location, BANDS)
+    installed(tmp_path / "site", "docs.extensions.zip_source:open_zip")
+    for missing, reason in (("images.zip", "write the whole path"), ("/nowhere.zip", "is no ZIP file")):
+        with pytest.raises(ArchiveError, match=reason):
+            open_archive(f"zip://{missing}", BANDS)
     pipeline.classify(run)
     zipped = dataclasses.replace(run, images=location, out=str(tmp_path / "zipped"))
     assert not pipeline.classify(zipped).quarantined
-    rows, expected = (rows_of(which).drop_columns(["run_id"]) for which in (zipped, run))
-    assert len(rows) == sky.n_sources and rows.equals(expected)
+    on_workers = dataclasses.replace(zipped, out=str(tmp_path / "on-workers"))
+    with connect("local", workers=1) as client:
+        assert not classify_on_dask(on_workers, client, no_progress).quarantined
+    expected = rows_of(run).drop_columns(["run_id"])
+    for other in (zipped, on_workers):
+        assert rows_of(other).drop_columns(["run_id"]).equals(expected) and len(expected) == sky.n_sources
+
+
+def test_a_checksum_file_in_a_zip_file_is_read(sky, tmp_path):
+    files, coadd_id = image_files(sky), sky.coadd_ids[0]
+    name = layout_path(coadd_id, "w2")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for path, content in (files | {f"{name}.md5": b"0" * 32}).items():
+            file.writestr(path, content)
+    archive = AtlasArchive(open_zip(f"zip://{tmp_path / 'images.zip'}", BANDS), BANDS)
+    assert len(archive.list_tiles()) == len(sky.coadd_ids)
+    with pytest.raises(TileFault, match=f"{name}.md5 says 0000"):
+        archive.tile(coadd_id, BANDS, verify=True)
