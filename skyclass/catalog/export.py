@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -284,3 +285,15 @@ _WRITERS: dict[str, Write] = {
     ".vot": _write_votable,
     ".xml": _write_votable,
 }
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return a DataFrame: columns of floats are those of NumPy, with NaN where a value is missing; others are Arrow's.
+
+    Integers, such as `source_id`, keep every digit beside missing values, which a column of NumPy would not.
+    """
+    return cast(pd.DataFrame, table.to_pandas(types_mapper=_pandas_type))
+
+
+def _pandas_type(kind: pa.DataType) -> pd.ArrowDtype | None:
+    return None if pa.types.is_floating(kind) else pd.ArrowDtype(kind)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +20,7 @@ from ..schema import CLASS_SCHEMA, UNCLASSIFIED
 from ..sky.regions import Cone, Region, region_text
 from ..text import counted, html_table
 from .duckdb import connect
-from .export import export_pieces
+from .export import export_pieces, to_pandas
 from .manifest import Manifest, read_manifest
 from .selection import Selection
 from .sql import check_condition, check_query, column_list, translate_duckdb_errors
@@ -389,15 +389,3 @@ def open_catalog(path: str | Path) -> ClassCatalog:
     """
     root = find_catalog(path)
     return ClassCatalog(Selection(root, read_manifest(root)))
-
-
-def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """Return a DataFrame: columns of floats are those of NumPy, with NaN where a value is missing; others are Arrow's.
-
-    Integers, such as `source_id`, keep every digit beside missing values, which a column of NumPy would not.
-    """
-    return cast(pd.DataFrame, table.to_pandas(types_mapper=_pandas_type))
-
-
-def _pandas_type(kind: pa.DataType) -> pd.ArrowDtype | None:
-    return None if pa.types.is_floating(kind) else pd.ArrowDtype(kind)
