@@ -109,8 +109,7 @@ def query(
 
 def shown(answer: pa.Table) -> str:
     """Return an answer as lines for a terminal."""
-    from ..catalog.export import plain_table
-    from ..catalog.query import to_pandas
+    from ..catalog.export import plain_table, to_pandas
 
     return table_text(to_pandas(plain_table(answer)))
 
