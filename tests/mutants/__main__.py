@@ -28,7 +28,7 @@ from .lines import SECONDS
 from .mutate import Mutant, sample
 
 PACKAGES = ("images", "catalog", "run")
-COPIED = ("skyclass", "tests", "benchmarks", "cluster", "pyproject.toml", "README.md", "Makefile")
+COPIED = ("skyclass", "tests", "docs", "benchmarks", "cluster", "pyproject.toml", "README.md", "Makefile")
 TIME_LIMIT_S = 300.0
 """A mutant whose tests take longer is killed: it does not end."""
 TESTS_AT_MOST = 60
@@ -84,7 +84,20 @@ def copy_checkout(folder: Path) -> Path:
 
 def pytest(checkout: Path, words: Iterable[str], before: Iterable[str] = (), **environment: str) -> int:
     """Return the exit code of pytest in a checkout; 1 when it does not end."""
-    command = [sys.executable, *before, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *words]
+    command = [
+        sys.executable,
+        *before,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        *words,
+    ]
     process = subprocess.Popen(
         command,
         cwd=checkout,
