@@ -84,13 +84,12 @@ def first_line(thing: object) -> str:
 
 def path() -> str:
     """Return the functions that a row passes, with their files."""
-    return markdown_table(("step", "file and name", "called by", "what it does"), map(_step, PATH))
+    return markdown_table(("step", "file and name", "what it does"), map(_step, PATH))
 
 
 def _step(step: Step) -> tuple[str, ...]:
-    module, function = step.caller.split(":")
-    caller = f"`skyclass/{module.replace('.', '/')}.py`<br>`{function}`"
-    return step.title, f"`{step.file}`<br>`{step.name}`", caller, first_line(step.thing())
+    caller = step.caller.replace(":", ".")
+    return step.title, f"`{step.file}`<br>`{step.name}`<br>called by `{caller}`", first_line(step.thing())
 
 
 def api() -> str:

@@ -43,7 +43,15 @@ Bool = NDArray[np.bool_]
 class Flag(IntFlag):
     """Bits of the column `flags`: what was wrong with the pixels or the catalogue row of a source.
 
-    The attribute `meaning` of each bit says so in one sentence.
+    The attribute `meaning` of each bit says so in one sentence; the page on the class catalogue lists all of them.
+
+    Examples
+    --------
+    >>> from skyclass import Flag
+    >>> Flag(129)
+    <Flag.EDGE|NO_IMAGE: 129>
+    >>> Flag.NO_IMAGE.meaning
+    'no class was given: some band has no pixel at all; probabilities are null'
     """
 
     meaning: str
