@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from skyclass.errors import ArchiveError
-from skyclass.images.layout import Positions, layout_footprints, layout_path, names_near
+from skyclass.images.layout import Positions, layout_coadd_ids, layout_footprints, layout_path, names_near
 from skyclass.images.source import ImageSource, Piece
 from skyclass.types import FileStamp
 
@@ -29,14 +30,18 @@ class ZipSource:
         """Yield the bytes in one piece; the CRC of the entry shows later whether the file was replaced."""
         if name not in self._entries():
             raise FileNotFoundError(name)
-        with self._open() as file, file.open(name) as stream:
-            stream.seek(start)
-            entry = file.getinfo(name)
-            yield Piece(memoryview(stream.read(stop - start)), FileStamp(entry.file_size, tag=f"{entry.CRC:08x}"))
+        try:
+            with self._open() as file, file.open(name) as stream:
+                entry = file.getinfo(name)
+                stream.seek(start)
+                data = stream.read(stop - start)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"the entry is damaged: {error}") from error
+        yield Piece(memoryview(data), FileStamp(entry.file_size, tag=f"{entry.CRC:08x}"))
 
     def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
         """Yield the images of each tile."""
-        coadd_ids = sorted({name.split("/")[-2] for name in self._entries() if name.endswith(".fits")})
+        coadd_ids = layout_coadd_ids(self._entries())
         return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
 
     def _open(self) -> zipfile.ZipFile:

@@ -38,6 +38,12 @@ def layout_path(coadd_id: str, band: str) -> str:
     return f"{coadd_id[:2]}/{coadd_id[:4]}/{coadd_id}/{coadd_id}-{band}-int-3.fits"
 
 
+def layout_coadd_ids(names: Iterable[str]) -> list[str]:
+    """Return the tiles of the images among names that end as the layout does: .../COADD_ID/FILE.fits."""
+    folders = {name.rsplit("/", 2)[-2] for name in names if name.endswith(".fits") and "/" in name}
+    return sorted(folder for folder in folders if ATLAS_COADD_ID.fullmatch(folder))
+
+
 def layout_footprints(coadd_ids: Iterable[str], bands: Sequence[str]) -> Iterator[list[str]]:
     """Yield for each tile the paths of its images, `bands` first: the first good one shows the footprint."""
     for coadd_id in coadd_ids:
@@ -45,7 +51,7 @@ def layout_footprints(coadd_ids: Iterable[str], bands: Sequence[str]) -> Iterato
 
 
 def names_near(coadd_ids: Iterable[str], positions: Positions) -> list[str]:
-    """Return the names of tiles that may cover any of the positions, judged by the centre that the name gives."""
+    """Return those of Atlas tiles that may cover any of the positions, judged by the centre in the `coadd_id`."""
     names = list(coadd_ids)
     pixels = _pixels(positions)
     if not names or not len(pixels[0]):

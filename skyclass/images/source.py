@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from ..types import FileStamp
 from .atlas import BLOCK_BYTES, MAX_HEADER_BLOCKS, AtlasImage, RejectedFile, header_blocks, read_header, reject
-from .layout import Positions, layout_footprints, layout_path, names_near
+from .layout import Positions, layout_coadd_ids, layout_footprints, layout_path, names_near
 
 HEADER_BLOCKS = (16, 2 * MAX_HEADER_BLOCKS)
 """FITS blocks that are read in search of the end of the header: a real header has two, so 16 suffice nearly always."""
@@ -99,7 +99,7 @@ class MemorySource:
 
     def footprints(self, bands: Sequence[str], near: Positions | None) -> Iterable[Sequence[str]]:
         """Yield the images of each tile."""
-        coadd_ids = sorted({name.split("/")[-2] for name in self.files})
+        coadd_ids = layout_coadd_ids(self.files)
         return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
 
 

@@ -105,8 +105,8 @@ def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> Float64:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def checked_number(value: object, what: str, low: float, high: float) -> float:
-    """Return `value` as a float within [low, high], or raise a `ConfigError` naming it."""
+def checked_degrees(value: object, what: str, low: float, high: float) -> float:
+    """Return an angle in degrees as a float within [low, high], or raise a `ConfigError` that names `what`."""
     try:
         number = float(cast(Any, value))
     except (TypeError, ValueError, OverflowError):

@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
+from operator import index
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..types import Bool, Float64, Int64
 from .healpix import (
     MAX_ORDER,
     ROUNDING_DEG,
-    checked_number,
+    checked_degrees,
     healpix,
     parse_angle,
     pixel_centres,
@@ -104,7 +105,7 @@ class Cone:
     radius_deg: float = field(init=False)
 
     def __post_init__(self, radius: str | float) -> None:
-        ra, dec = checked_number(self.ra, "cone ra", -360, 360), checked_number(self.dec, "cone dec", -90, 90)
+        ra, dec = checked_degrees(self.ra, "cone ra", -360, 360), checked_degrees(self.dec, "cone dec", -90, 90)
         radius_deg = parse_angle(radius)
         if not 0 < radius_deg <= 180:
             raise ConfigError(f"cone radius is {radius!r}: it must be above 0 and at most 180 degrees")
@@ -151,8 +152,8 @@ class Box:
     dec_max: float
 
     def __post_init__(self) -> None:
-        ras = {name: checked_number(getattr(self, name), f"box {name}", -360, 360) for name in ("ra_min", "ra_max")}
-        decs = {name: checked_number(getattr(self, name), f"box {name}", -90, 90) for name in ("dec_min", "dec_max")}
+        ras = {name: checked_degrees(getattr(self, name), f"box {name}", -360, 360) for name in ("ra_min", "ra_max")}
+        decs = {name: checked_degrees(getattr(self, name), f"box {name}", -90, 90) for name in ("dec_min", "dec_max")}
         _set(self, **ras, **decs)
         if self.dec_min >= self.dec_max:
             limits = f"dec_min {self.dec_min:g} and dec_max {self.dec_max:g}"
@@ -221,7 +222,7 @@ class Polygon:
         if any(len(pair) != 2 for pair in pairs):
             raise ConfigError(f"polygon vertices must be (ra, dec) pairs in degrees, got {self.vertices!r}")
         vertices = tuple(
-            (checked_number(ra, "polygon ra", -360, 360), checked_number(dec, "polygon dec", -90, 90))
+            (checked_degrees(ra, "polygon ra", -360, 360), checked_degrees(dec, "polygon dec", -90, 90))
             for ra, dec in pairs
         )
         _set(self, vertices=vertices[:-1] if len(vertices) > 3 and vertices[0] == vertices[-1] else vertices)
@@ -309,8 +310,12 @@ class Pixels:
     pixels: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        order = int(checked_number(self.order, "pixels order", 0, MAX_ORDER))
-        values = tuple(sorted({int(pixel) for pixel in self.pixels}))
+        try:
+            order, values = index(self.order), tuple(sorted({index(pixel) for pixel in self.pixels}))
+        except TypeError as error:
+            raise ConfigError(f"pixels of order {self.order!r}: order and pixels must be whole numbers") from error
+        if not 0 <= order <= MAX_ORDER:
+            raise ConfigError(f"pixels order is {order}: it must be from 0 to {MAX_ORDER}")
         if not values or values[0] < 0 or values[-1] >= 12 * 4**order:
             raise ConfigError(
                 f"pixels of order {order} must be one or more numbers from 0 to {12 * 4**order - 1}, "

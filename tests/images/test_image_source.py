@@ -96,6 +96,21 @@ def test_an_installed_package_adds_a_kind_of_source(run, sky, tmp_path, monkeypa
         assert rows_of(other).drop_columns(["run_id"]).equals(expected) and len(expected) == sky.n_sources
 
 
+def test_a_damaged_entry_of_a_zip_file_is_a_fault_of_its_tile(sky, tmp_path):
+    files, coadd_id = image_files(sky), sky.coadd_ids[0]
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for path, content in ({"README.fits": b"", "notes/other.fits": b""} | files).items():
+            file.writestr(path, content)
+        offset = file.getinfo(layout_path(coadd_id, "w2")).header_offset
+    content = bytearray((tmp_path / "images.zip").read_bytes())
+    content[offset] ^= 255
+    (tmp_path / "images.zip").write_bytes(content)
+    archive = AtlasArchive(open_zip(f"zip://{tmp_path / 'images.zip'}", BANDS), BANDS)
+    assert len(archive.list_tiles(([sky.center[0]], [sky.center[1]]))) == len(sky.coadd_ids)
+    with pytest.raises(TileFault, match="the entry is damaged: Bad magic number"):
+        archive.tile(coadd_id, BANDS)
+
+
 def test_a_checksum_file_in_a_zip_file_is_read(sky, tmp_path):
     files, coadd_id = image_files(sky), sky.coadd_ids[0]
     name = layout_path(coadd_id, "w2")
