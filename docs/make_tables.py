@@ -16,7 +16,7 @@ import pyarrow as pa
 
 import skyclass
 from benchmarks.report import report
-from docs.path import PATH, Step
+from docs.path import PATH, Step, thing
 from skyclass import errors
 from skyclass.cli.main import cli
 from skyclass.cli.templates import template
@@ -89,7 +89,7 @@ def path() -> str:
 
 def _step(step: Step) -> tuple[str, ...]:
     caller = step.caller.replace(":", ".")
-    return step.title, f"`{step.file}`<br>`{step.name}`<br>called by `{caller}`", first_line(step.thing())
+    return step.title, f"`{step.file}`<br>`{step.name}`<br>called by `{caller}`", first_line(thing(step.function))
 
 
 def api() -> str:

@@ -3,167 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 
 
 @dataclass(frozen=True)
 class Step:
-    """A function or class that a row passes, and what it hands on."""
+    """A function that a row passes, as module:function below the package, its caller, and what it hands on."""
 
     title: str
-    module: str
-    name: str
+    role: str
+    function: str
     caller: str
-    """Module and function that calls it, or that makes the object, below the package."""
     result: str
-    role: str = "worker"
 
     @property
     def file(self) -> str:
         """The file below the checkout."""
-        return f"{self.module.replace('.', '/')}.py"
+        return f"skyclass/{self.function.partition(':')[0].replace('.', '/')}.py"
 
-    def thing(self) -> object:
-        """Return the function or class; `AttributeError` if it no longer exists."""
-        return getattr(import_module(self.module), self.name)
-
-    def calling(self) -> object:
-        """Return the caller; `AttributeError` if it no longer exists."""
-        module, name = self.caller.split(":")
-        return getattr(import_module(f"skyclass.{module}"), name)
+    @property
+    def name(self) -> str:
+        """The function, or Class.method."""
+        return self.function.partition(":")[2]
 
 
-PATH = (
-    Step(
-        "configure", "skyclass.cli.options", "read_config", "cli.run:classify", "RunConfig: every key checked", "driver"
-    ),
-    Step(
-        "plan",
-        "skyclass.run.prepare",
-        "plan_run",
-        "run.pipeline:classify",
-        "Plan: tiles with their sources and partitions",
-        "driver",
-    ),
-    Step(
-        "list",
-        "skyclass.sources.opening",
-        "open_sources",
-        "run.prepare:plan_run",
-        "the partitions of the region",
-        "driver",
-    ),
-    Step("count", "skyclass.run.stages", "count_partition", "run.prepare:count_here", "number of sources by tile"),
-    Step(
-        "open", "skyclass.run.prepare", "open_run", "run.pipeline:classify", "the run folder, new or resumed", "driver"
-    ),
-    Step(
-        "cut strip",
-        "skyclass.run.stages",
-        "cut_strip",
-        "run.pipeline:classify_tile",
-        "the next six steps, for one strip of a tile",
-    ),
-    Step(
-        "tile",
-        "skyclass.images.archive",
-        "AtlasArchive",
-        "images.archive:open_archive",
-        "Tile: WCS, zero points, files; then its pixel rows",
-    ),
-    Step(
-        "read",
-        "skyclass.sources.by_tile",
-        "sources_of_tile",
-        "run.tile_sources:read_unchanged",
-        "rows of one tile: id, position, photometry",
-    ),
-    Step(
-        "pixels",
-        "skyclass.sky.tile_wcs",
-        "tile_pixels",
-        "run.stages:cut_strip",
-        "x, y (N,): FITS pixels of the sources",
-    ),
-    Step(
-        "cut",
-        "skyclass.images.cutouts",
-        "Cutter",
-        "run.stages:cut_and_composite",
-        "cutouts (N, 3, 37, 37) float32 in DN, flags, valid_frac",
-    ),
-    Step(
-        "composite",
-        "skyclass.images.composite",
-        "composite",
-        "run.stages:cut_and_composite",
-        "composites (N, 3, 37, 37) float16",
-    ),
-    Step(
-        "infer strip",
-        "skyclass.run.stages",
-        "infer_strip",
-        "run.pipeline:classify_tile",
-        "the next step, for one strip",
-    ),
-    Step(
-        "infer",
-        "skyclass.model.classifier",
-        "NetworkClassifier",
-        "model.classifier:load_classifier",
-        "probabilities (N, 3) float32",
-    ),
-    Step(
-        "commit strips",
-        "skyclass.run.stages",
-        "commit_strips",
-        "run.pipeline:classify_tile",
-        "the next three steps, for all strips of a tile",
-    ),
-    Step(
-        "rows",
-        "skyclass.run.class_rows",
-        "class_rows",
-        "run.stages:commit_strips",
-        "a table with the columns of the class catalogue",
-    ),
-    Step(
-        "conform",
-        "skyclass.schema",
-        "conform",
-        "run.commits:commit_tile",
-        "the same, in the types and order of the schema",
-    ),
-    Step(
-        "commit",
-        "skyclass.run.commits",
-        "commit_tile",
-        "run.stages:commit_strips",
-        "tiles/COADD_ID.parquet, written exactly once",
-    ),
-    Step(
-        "check",
-        "skyclass.run.finish",
-        "publish_run",
-        "run.pipeline:publish_and_report",
-        "rows in = rows out, or an error",
-        "driver",
-    ),
-    Step(
-        "publish",
-        "skyclass.catalog.publish",
-        "publish_catalog",
-        "run.finish:publish_run",
-        "catalogs/N: one file for each HEALPix pixel",
-        "driver",
-    ),
-    Step(
-        "query",
-        "skyclass.catalog.query",
-        "ClassCatalog",
-        "catalog.query:open_catalog",
-        "the rows of a region that meet a condition",
-        "reader",
-    ),
-)
+def thing(reference: str) -> object:
+    """Return the function of "module:function"; `AttributeError` if it no longer exists."""
+    module, _, name = reference.partition(":")
+    return reduce(getattr, name.split("."), import_module(f"skyclass.{module}"))
+
+
+STEPS = """
+configure      | driver | cli.options:read_config            | cli.run:classify                 | RunConfig: every key checked
+plan           | driver | run.prepare:plan_run               | run.pipeline:classify            | Plan: tiles, their sources and partitions
+list           | driver | sources.opening:open_sources       | run.prepare:plan_run             | the partitions of the region
+count          | worker | run.stages:count_partition         | run.prepare:count_here           | number of sources by tile
+open           | driver | run.prepare:open_run               | run.pipeline:classify            | the run folder, new or resumed
+cut strip      | worker | run.stages:cut_strip               | run.pipeline:classify_tile       | CutStrip: the next eight steps, for one strip
+tile           | worker | images.archive:AtlasArchive.tile   | run.stages:open_tile             | Tile: WCS, zero points, files
+order          | worker | run.tile_sources:tile_sources      | run.stages:cut_strip             | sources of a tile, ordered by pixel row
+read           | worker | sources.partitions:PartitionedSources.read | sources.by_tile:sources_of_tile | rows with clean values: id, position, photometry
+assign         | worker | sources.assign:assign_tiles        | sources.by_tile:_with_tiles      | a tile for each source without coadd_id
+pixels         | worker | sky.tile_wcs:tile_pixels           | run.stages:cut_strip             | x, y (N,): FITS pixels of the sources
+rows           | worker | images.cutouts:read_bands          | run.stages:cut_image_sets        | pixel rows of each band, read once
+cut            | worker | images.cutouts:Cutter.cut          | run.stages:cut_and_composite     | cutouts (N, 3, 37, 37) float32 in DN
+composite      | worker | images.composite:composite         | run.stages:cut_and_composite     | composites (N, 3, 37, 37) float16
+infer strip    | worker | run.stages:infer_strip             | run.pipeline:classify_tile       | StripResult: the next step, for one strip
+infer          | worker | model.classifier:NetworkClassifier.predict | run.stages:infer_strip   | probabilities (N, 3) float32
+commit strips  | worker | run.stages:commit_strips           | run.pipeline:classify_tile       | the next three steps, for all strips of a tile
+join           | worker | run.class_rows:class_rows          | run.stages:commit_strips         | the columns of the class catalogue
+conform        | worker | schema:conform                     | run.commits:commit_tile          | the same, in the types and order of the schema
+commit         | worker | run.commits:commit_tile            | run.stages:commit_strips         | tiles/COADD_ID.parquet, written exactly once
+record         | driver | run.state:RunState.record_commit   | run.pipeline:classify_tile       | a line of the journal, progress
+publish run    | driver | run.finish:publish_run             | run.pipeline:publish_and_report  | rows in = rows out, or an error
+publish        | driver | catalog.publish:publish_catalog    | run.finish:publish_run           | catalogs/N, with a manifest
+write pixel    | worker | catalog.publish:write_pixel        | catalog.publish:publish_catalog  | one file for each HEALPix pixel of order 5
+query          | reader | catalog.query:open_catalog         | cli.catalogue:query              | the rows of a region that meet a condition
+"""  # noqa: E501
+PATH = tuple(Step(*map(str.strip, line.split("|"))) for line in STEPS.strip().splitlines())
 """In the order in which a row passes them; `skyclass.run.pipeline.classify` does the steps from `plan` to `publish`."""

@@ -65,6 +65,7 @@ class PartitionedSources:
     def read(
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
+        """Return the rows of a partition in the region, with clean values, in the types of `SOURCE_SCHEMA`."""
         path, names = self.partitions[i].path, set(self.layout.columns if columns is None else columns)
         names |= set(TABLE_COLUMNS) if self.region else set()
         names |= {"coadd_id"} if coadd_id is not None else set()

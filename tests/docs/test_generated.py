@@ -11,7 +11,7 @@ import pytest
 
 import skyclass
 from docs import make_examples, make_figures, make_tables
-from docs.path import PATH
+from docs.path import PATH, thing
 
 CHECKOUT = Path(__file__).parents[2]
 MAKE = "run `make examples`, or `python -m docs.make_tables` and `python -m docs.make_figures` for all but the examples"
@@ -42,7 +42,10 @@ def test_the_figure_of_a_row_names_the_files_and_functions_of_its_path() -> None
 
 @pytest.mark.parametrize("step", PATH, ids=lambda step: step.title)
 def test_each_step_of_the_path_is_called_where_the_page_says(step) -> None:
-    assert re.search(rf"\b{step.name}\b", inspect.getsource(getattr(step.calling(), "callback", step.calling())))
+    caller = thing(step.caller)
+    called = step.name.rpartition(".")[2]
+    assert re.search(rf"\b{called}\b", inspect.getsource(getattr(caller, "callback", caller)))
+    assert inspect.getdoc(thing(step.function))
 
 
 def test_the_figure_of_the_packages_has_the_order_that_is_enforced() -> None:

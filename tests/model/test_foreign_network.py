@@ -28,7 +28,7 @@ from skyclass.run.progress import no_progress
 from skyclass.training.evaluation.evaluate import evaluate_models
 from skyclass.training.fit.recipe import TrainConfig, train_config
 from skyclass.training.fit.train import train
-from tests.support.bundles import FIELDS, rewritten
+from tests.support.bundles import FIELDS, PHOTOMETRY, rewritten
 from tests.support.datasets import SMALL, blobs
 from tests.support.runs import rows_of
 
@@ -82,6 +82,23 @@ def test_a_network_outside_of_skyclass_is_refused_unless_it_is_trusted(foreign: 
         pipeline.classify(dataclasses.replace(run, model=str(foreign.path)))
     assert "small_network" not in sys.modules and not Path(run.out).exists()
     assert read_bundle(foreign.path) == foreign == load_bundle(foreign.path, trust_code=True)
+
+
+def test_a_network_of_photometry_alone_sees_no_pixels(tmp_path: Path) -> None:
+    name = "docs.extensions.photometry_network:PhotometryNetwork"
+    network = build(name, features=len(PHOTOMETRY.features))
+    fields = FIELDS | {"network": name, "network_options": {}, "source_sha256": source_sha256(name)}
+    fields |= {"photometry": PHOTOMETRY}
+    bundle = save_bundle(tmp_path / "colours", fields, network.state_dict())
+    classifier = load_classifier(bundle, "cpu", "fp32", trust_code=True)
+    photometry = np.array([[0.5, 2.0, 15.0], [0.9, 3.0, 14.0], [np.nan, 2.0, 15.0]], np.float32)
+    images = composites(3)
+    probabilities = classifier.predict(images, photometry)
+    np.testing.assert_array_equal(classifier.predict(images[::-1].copy(), photometry), probabilities)
+    with torch.inference_mode():
+        logits = network.eval()(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, -2 / 3], [0.0, 0.0, 0.0]]))
+    expected = torch.softmax(logits / bundle.temperature, 1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
