@@ -21,6 +21,7 @@ from astropy.table import Table
 from skyclass.catalog import duckdb as duckdb_module
 from skyclass.catalog import row_groups, selection
 from skyclass.catalog.export import export_table
+from skyclass.catalog.manifest import label_of
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
 from skyclass.run.finish import publish_run
@@ -405,3 +406,31 @@ def test_a_damaged_file_of_the_catalogue_is_told_as_such(tmp_path: Path) -> None
     for question in ("SELECT * FROM classes", "SELECT count(*) FROM classes WHERE p_star > 0.5"):
         with pytest.raises(StoreError, match=rf"damaged .*{path.name}.*run 'skyclass verify', then publish the run"):
             classes.sql(question)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        (["source_id", "colour"], "unknown columns ['colour']: choose from _healpix_29, source_id"),
+        ([], "columns [] are none or repeated: choose from"),
+        (["ra", "ra"], "columns ['ra', 'ra'] are none or repeated: choose from"),
+    ],
+)
+def test_columns_that_cannot_be_selected_are_named(catalog, columns, problem):
+    with pytest.raises(ConfigError) as caught:
+        catalog.select(columns)
+    assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("training", "label"),
+    [
+        ({"simulated": True, "label": "4 mock\n tiles"}, "trained on simulated data: 4 mock tiles"),
+        ({"simulated": True, "label": "a Simulated sky"}, "a Simulated sky"),
+        ({"simulated": False, "label": "SDSS"}, "SDSS"),
+        ({"simulated": True}, "trained on simulated data: training of the model not recorded"),
+        ({}, "training of the model not recorded"),
+    ],
+)
+def test_the_label_says_simulated_where_the_training_was(training, label):
+    assert label_of({"info": {"model": {"training": training}}}) == label

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 import skyclass.images.local
 from skyclass.errors import ArchiveError, ConfigError, TileFault
-from skyclass.images.archive import open_archive
+from skyclass.images.archive import AtlasArchive, open_archive, require_usable_tile
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.identity import FileRecord, stamp_change
 from skyclass.images.local import LocalSource
-from skyclass.images.records import compare_files, record_files
-from skyclass.images.source import describe
+from skyclass.images.records import compare_files, is_untouched, record_files
+from skyclass.images.source import MemorySource, Piece, describe
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 from tests.support.paths import SHARED
@@ -633,3 +633,56 @@ def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
     write_layout(tmp_path / "mixed" / "x")
     archive = open_archive(str(tmp_path / "mixed"), ["w1"])
     assert archive.source.n_rejected == 4
+
+
+def test_all_bands_may_be_asked_for_and_each_once(sky):
+    assert open_archive(str(sky.images), ("w1", "w2", "w3", "w4")).bands == ("w1", "w2", "w3", "w4")
+    for bands in ((), ("w1", "w1"), ("w5",), ("w1", "x")):
+        with pytest.raises(ConfigError, match="give one or more of w1, w2, w3, w4, each once"):
+            open_archive(str(sky.images), bands)
+
+
+def test_a_file_that_ends_one_byte_early_is_a_fault(sky):
+    root = Path(sky.images)
+    files = {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.fits"))}
+    coadd_id = sky.coadd_ids[0]
+    archive = AtlasArchive(MemorySource(files), ("w1",))
+    tile = archive.tile(coadd_id, ("w1",))
+    (file,) = tile.files
+
+    class Short(MemorySource):
+        """Gives one byte less than asked at the end of the pixels, under the stamp of the whole file."""
+
+        def read(self, name: str, start: int, stop: int):
+            for data, stamp in super().read(name, start, stop):
+                yield Piece(data[:-1] if stop > file.data_offset else data, stamp)
+
+    with pytest.raises(TileFault, match="the file ended early"):
+        AtlasArchive(Short(files), ("w1",)).pixel_sha256(tile)
+
+
+@pytest.mark.parametrize(
+    ("location", "hint"),
+    [("s3://bucket/prefix", True), ("https://host/path", True), ("file:///data", False), ("/data", False)],
+)
+def test_a_location_without_tiles_is_named_with_a_hint_where_it_is_remote(location, hint):
+    class Nothing:
+        def tile(self, coadd_id, bands):
+            raise TileFault(coadd_id, "missing tile", None, "missing_tile")
+
+    with pytest.raises(ArchiveError, match="of 2 tiles looked at, none is usable: .*missing tile") as caught:
+        require_usable_tile(Nothing(), location, ["a", "b"], ("w1",))
+    assert ("holds the folders 00 to 35" in str(caught.value)) == hint
+    with pytest.raises(ArchiveError, match="none of the positions lies on a tile"):
+        require_usable_tile(Nothing(), location, [], ("w1",))
+
+
+def test_a_record_is_of_the_present_files_only_while_size_and_time_are_the_same(tmp_path):
+    (tmp_path / "a.fits").write_bytes(b"12345")
+    status = (tmp_path / "a.fits").stat()
+    record = {"a.fits": {"size_bytes": 5, "mtime_ns": status.st_mtime_ns}}
+    assert is_untouched(str(tmp_path), record)
+    assert not is_untouched(str(tmp_path), {"a.fits": {"size_bytes": 6, "mtime_ns": status.st_mtime_ns}})
+    assert not is_untouched(str(tmp_path), {"a.fits": {"size_bytes": 5, "mtime_ns": status.st_mtime_ns + 1}})
+    (tmp_path / "a.fits").unlink()
+    assert not is_untouched(str(tmp_path), record)

@@ -158,3 +158,28 @@ def test_cut_and_composited_in_blocks_as_all_at_once(stretch):
     np.testing.assert_array_equal(images, whole)
     for given, expected in zip((flags, valid_frac), cutter.flags_and_valid_frac(), strict=True):
         np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sky": "mean"}, "sky = 'mean': choose border or none"),
+        ({"softening_dn": (1.0,)}, "softening_dn and zero_point_mag need one number for each band"),
+        ({"softening_dn": (1.0, np.inf)}, "softening_dn = (1.0, inf): must be positive and finite"),
+        ({"softening_dn": (1.0, 0.0)}, "softening_dn = (1.0, 0.0): must be positive and finite"),
+        ({"zero_point_mag": (20.5, 101.0)}, "zero_point_mag = (20.5, 101.0): must lie within"),
+        ({"lupton_q": 0.0}, "lupton_q = 0.0: must be positive and finite"),
+        ({"lupton_q": np.inf}, "lupton_q = inf: must be positive and finite"),
+        ({"border_px": 0}, "border_px = 0: must be at least 1"),
+        ({"percentiles": (1.0,)}, "percentiles = (1.0,): must rise within 0..100"),
+        ({"percentiles": (5.0, 5.0)}, "percentiles = (5.0, 5.0): must rise within 0..100"),
+        ({"percentiles": (-1.0, 5.0)}, "percentiles = (-1.0, 5.0): must rise within 0..100"),
+        ({"percentiles": (1.0, 100.5)}, "percentiles = (1.0, 100.5): must rise within 0..100"),
+    ],
+)
+def test_each_wrong_setting_is_named(changes, problem):
+    fields = {"softening_dn": (1.0, 2.0), "zero_point_mag": (20.5, 19.5)}
+    CompositeSettings(**fields, border_px=1, percentiles=(0.0, 100.0))
+    with pytest.raises(ConfigError) as caught:
+        CompositeSettings(**fields | changes)
+    assert str(caught.value).startswith(f"composite: {problem}")

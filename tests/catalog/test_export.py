@@ -17,7 +17,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from skyclass.catalog.export import export_table
+from skyclass.catalog.export import _unused, export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
 from skyclass.run.finish import publish_run
@@ -288,3 +288,11 @@ def test_fits_says_which_integer_is_missing_and_what_columns_mean(catalog: Class
     assert header[f"TNULL{names['ext_flg']}"] == -(2**31) and f"TNULL{names['cntr']}" not in header
     assert header[f"TUCD{names['ra']}"] == "pos.eq.ra;meta.main"
     assert pc.min(catalog.to_arrow()["ext_flg"]).as_py() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "unused"),
+    [([5, None], -32768), ([-32768], -32767), ([-32768, -32766], -32767), ([-32768, -32767, 0], -32766)],
+)
+def test_a_missing_integer_is_the_least_one_that_no_row_holds(values, unused):
+    assert _unused(pa.chunked_array([pa.array(values, pa.int16())])) == unused
