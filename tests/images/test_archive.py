@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from skyclass.errors import ArchiveError, ConfigError, TileFault
 from skyclass.images.archive import AtlasArchive, open_archive, require_usable_tile
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.identity import FileRecord, stamp_change
+from skyclass.images.layout import names_near, ra_folders_near
 from skyclass.images.local import LocalSource
 from skyclass.images.records import compare_files, is_untouched, record_files
 from skyclass.images.source import MemorySource, Piece, describe
@@ -686,3 +689,27 @@ def test_a_record_is_of_the_present_files_only_while_size_and_time_are_the_same(
     assert not is_untouched(str(tmp_path), {"a.fits": {"size_bytes": 5, "mtime_ns": status.st_mtime_ns + 1}})
     (tmp_path / "a.fits").unlink()
     assert not is_untouched(str(tmp_path), record)
+
+
+def test_tiles_near_positions_are_judged_by_the_centre_in_their_name():
+    """A tile reaches 1.11 degrees from its centre, its name is wrong by up to 0.15, a pixel of order 6 is 0.9 wide."""
+    names = ["1500p015_ac51", "1523p015_ac51", "1500m015_ac51"]
+    on_tile, between, far = (150.05 + 0.7, 1.55), (150.05 + 1.15, 1.5), (154.5, 1.5)
+    assert names_near(names, ([on_tile[0]], [on_tile[1]])) == names[:2]
+    assert set(names_near(names, ([between[0]], [between[1]]))) == set(names[:2])
+    assert names_near(names, ([far[0]], [far[1]])) == [] == names_near(names, ([], []))
+    assert names_near(names, ([150.05, 150.05], [1.5, -1.5])) == [names[0], names[2]]
+    assert {"1500", "1523"} <= ra_folders_near(([between[0]], [between[1]]))
+    assert "1600" not in ra_folders_near(([between[0]], [between[1]]))
+    assert len(ra_folders_near(([10.0], [89.9]))) == 3600, "near a pole, every right ascension is near"
+
+
+def test_a_tile_is_near_every_position_that_it_can_hold():
+    rng = np.random.default_rng(5)
+    for name, ra, dec in (("1500p015_ac51", 150.0, 1.5), ("0005m850_ac51", 0.5, -85.0), ("3595p000_ac51", 359.5, 0.0)):
+        centre_ra, centre_dec = ra + rng.uniform(0, 0.1, 200), dec + np.sign(dec) * rng.uniform(0, 0.1, 200)
+        tile = SkyCoord(centre_ra, centre_dec, unit="deg")
+        there = tile.directional_offset_by(rng.uniform(0, 360, 200) * u.deg, 1.10 * u.deg)
+        for position in there:
+            near = ([position.ra.deg], [position.dec.deg])
+            assert names_near([name], near) == [name] and name[:4] in ra_folders_near(near)

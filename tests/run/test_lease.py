@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shlex
 import signal
@@ -241,3 +243,21 @@ def test_a_pipe_or_device_in_the_run_folder_blocks_nobody(tmp_path: Path, name: 
     if name != "report.json":
         assert "StoreError" in done.stdout and str(path) in done.stdout and "not a regular file" in done.stdout
     assert made.report_path.is_file() and not made.report_path.is_symlink()
+
+
+def test_a_heartbeat_that_fails_is_named_and_the_next_one_may_succeed(tmp_path, monkeypatch, caplog):
+    path, ended, beats = tmp_path / "000001.json", threading.Event(), []
+
+    def utime(touched):
+        beats.append(touched)
+        if len(beats) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        if len(beats) == 3:
+            raise FileNotFoundError
+
+    monkeypatch.setattr(module.os, "utime", utime)
+    monkeypatch.setattr(module, "BEAT_S", 0.001)
+    with caplog.at_level(logging.WARNING, "skyclass"):
+        module._beat(path, ended)
+    assert beats == [path] * 3
+    assert caplog.messages == [f"no heartbeat at {path}: [Errno 5] Input/output error"]
