@@ -434,3 +434,10 @@ def test_columns_that_cannot_be_selected_are_named(catalog, columns, problem):
 )
 def test_the_label_says_simulated_where_the_training_was(training, label):
     assert label_of({"info": {"model": {"training": training}}}) == label
+
+
+def test_neighbouring_pixels_are_one_interval_of_the_index() -> None:
+    pixels = np.array([0, 1, 2, 4, 7, 8], np.int64)
+    assert row_groups.spans_of(pixels, 29).tolist() == [[0, 2], [4, 4], [7, 8]]
+    assert row_groups.spans_of(pixels[:4], 28).tolist() == [[0, 11], [16, 19]]
+    assert row_groups.spans_of(pixels[:0], 5).shape == (0, 2)

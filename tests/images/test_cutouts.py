@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyclass.images.archive import open_archive
-from skyclass.images.cutouts import cut, row_span
+from skyclass.images.cutouts import Cutter, cut, row_span
 from skyclass.sky.tile_wcs import tile_pixels
-from skyclass.types import Flag, Tile
+from skyclass.types import Flag, RowRange, Tile
 from tests.support.paths import SHARED
 
 ATLAS = SHARED / "data" / "atlas_cutouts"
@@ -168,3 +168,24 @@ def test_predicted_pixels_of_the_host_galaxy():
     image = read_whole(tile, archive, "w1")
     near = image[int(y[0]) - 4 : int(y[0]) + 3, int(x[0]) - 4 : int(x[0]) + 3]
     assert near[2:5, 2:5].max() == near.max() > np.median(image) + 50
+
+
+def test_flags_and_valid_fractions_at_the_borders_by_hand():
+    """3 x 3 pixels from a tile of 6 x 7: at each border, one pixel further, on the corner, and off the tile."""
+    image = np.arange(42, dtype=np.float32).reshape(6, 7)
+    tile = Tile("0000p000_ac51", ("w1",), (6, 7), (0.0, 0.0), (4.0, 4.0), (-0.0004, 0.0004), (20.5,))
+    x = np.array([2.0, 1.0, 6.0, 7.0, 4.0, 4.0, 4.0, 1.0, -1.0, 9.0])
+    y = np.array([3.0, 3.0, 3.0, 3.0, 2.0, 5.0, 6.0, 1.0, 3.0, 3.0])
+    cutter = Cutter([RowRange(0, image, True)], tile, x, y, 3)
+    pixels = np.empty((len(x), 1, 3, 3), np.float32)
+    cutter.cut(slice(0, len(x)), pixels)
+    values = cutter.flags_and_valid_frac()
+    flags, valid_frac = (values.flags, values.valid_frac) if hasattr(values, "flags") else values
+    expected = [Flag(0), Flag.EDGE, Flag(0), Flag.EDGE, Flag(0), Flag(0), Flag.EDGE, Flag.EDGE]
+    assert [Flag(int(f)) for f in flags[:8]] == expected
+    assert all(Flag(int(f)) & Flag.OFF_TILE and Flag(int(f)) & Flag.NO_IMAGE for f in flags[8:])
+    assert valid_frac.tolist() == [float(np.float32(n / 9)) for n in (9, 6, 9, 6, 9, 9, 6, 4, 0, 0)]
+    np.testing.assert_array_equal(pixels[0, 0], image[1:4, 0:3])
+    np.testing.assert_array_equal(pixels[2, 0], image[1:4, 4:7])
+    np.testing.assert_array_equal(pixels[7, 0, 1:, 1:], image[:2, :2])
+    assert np.isnan(pixels[8:]).all() and np.isnan(pixels).sum() == 90 - 58
