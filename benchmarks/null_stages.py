@@ -99,7 +99,7 @@ def prepare_strip(context: RunContext, strip: Strip) -> PreparedStrip:
     sources = tile_sources(context, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
     rows = read_bands(context.archive, tile, y, context.bundle.size_px)
-    images, flags, _ = cut_and_composite(rows, tile, x, y, context.bundle.size_px, context.bundle.composite)
+    images, values = cut_and_composite(rows, tile, x, y, context.bundle.size_px, context.bundle.composite)
     settings = context.bundle.photometry
     photometry = features(sources, settings.features) if settings else None
-    return PreparedStrip(strip, tile, x, y, rows, images, flags, photometry)
+    return PreparedStrip(strip, tile, x, y, rows, images, values.flags, photometry)

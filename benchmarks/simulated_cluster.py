@@ -20,7 +20,7 @@ from distributed import Worker, get_worker
 
 from skyclass.run.commits import Commit
 from skyclass.run.context import RunContext, strips_of
-from skyclass.run.strips import CutStrip, StripResult, Timing
+from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing
 from skyclass.types import CLASSES, Strip, TilePlan
 
 QUIET = {
@@ -51,7 +51,8 @@ def _sleep(stage: str, seconds: float) -> Timing:
 def cut_strip(context: SleepContext, strip: Strip) -> CutStrip:
     """Return a strip without pixels, after the time of cutting it."""
     timing = _sleep("cut", (strip.stop - strip.start) / context.cut_rate)
-    return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, None, (timing,))
+    values = SourceValues(np.zeros(1, np.int32), np.ones(1, np.float32))
+    return CutStrip(strip, IDS, None, None, values, None, None, (timing,))
 
 
 def infer_strip(context: SleepContext, composites: CutStrip) -> StripResult:
@@ -60,7 +61,7 @@ def infer_strip(context: SleepContext, composites: CutStrip) -> StripResult:
     timing = _sleep("infer", (strip.stop - strip.start) / context.infer_rate)
     known = np.zeros((1, len(CLASSES)), np.float32)
     timings = (*composites.timings, timing)
-    return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, None, timings)
+    return StripResult(strip, IDS, known, composites.values, None, None, timings)
 
 
 def classify_strip(context: SleepContext, strip: Strip) -> StripResult:

@@ -440,6 +440,7 @@ from skyclass.model.devices import set_threads
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.stages import cut_strip, infer_strip
+from skyclass.run.strips import SourceValues
 import numpy as np
 from dataclasses import replace
 set_threads(1)
@@ -448,6 +449,7 @@ run = RunConfig(catalog, images, "unused", model, None, "fp32", "cpu", strip_sou
 context, plan, _ = plan_run(run, count_here)
 cut = cut_strip(context, strips_of(plan.tiles[0], int(n))[0])
 few = slice(0, 512)  # of the network's memory a batch is as good as all
-infer_strip(context, replace(cut, images=cut.images[few], flags=cut.flags[few], valid_frac=cut.valid_frac[few]))
+values = SourceValues(*(column[few] for column in cut.values))
+infer_strip(context, replace(cut, images=cut.images[few], values=values))
 print(next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

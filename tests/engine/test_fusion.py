@@ -105,7 +105,7 @@ def test_each_strip_carries_the_features_of_its_own_sources(run, sky):
         seen += len(cut.photometry)
     assert seen == sky.n_sources
     fault = stages.faulty_strip(context, strip, skyclass.errors.TileFault("t", "gone"), strips.Timing("cut", 0.0))
-    assert fault.photometry is None and (fault.flags == FAULT_FLAGS["bad"]).all()
+    assert fault.photometry is None and (fault.values.flags == FAULT_FLAGS["bad"]).all()
 
 
 def test_probabilities_follow_the_photometry_of_the_source(run, sky, tmp_path):
