@@ -1,1 +1,1 @@
-"""Where the time goes: each stage alone, the whole line, and the line with one stage taken out at a time."""
+"""Benchmarks: each stage alone, the whole pipeline, and the pipeline with one stage taken out at a time."""

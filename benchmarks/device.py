@@ -138,7 +138,7 @@ def graph_on(classifier: NetworkClassifier, images: Float16, n: int, way: Way) -
     return work
 
 
-def line_record(scenario: Scenario, device: str, form: str, way: str, copies: int = 1) -> dict[str, Any]:
+def pipeline_record(scenario: Scenario, device: str, form: str, way: str, copies: int = 1) -> dict[str, Any]:
     """Return the record of a whole run of the engine with one GPU of this machine, or its CPUs."""
     with tempfile.TemporaryDirectory() as folder, FORMS[form](device) as client:
         field = field_of(scenario, WORK, f"{folder}/classes")
@@ -196,7 +196,7 @@ FORMS: dict[str, Callable[[str], AbstractContextManager[Client]]] = {"split": sp
 @click.option("--quick", is_flag=True, help="A small tile and one way, to test the command.")
 @click.option("-o", "--output", help="Append the JSON lines to this file.")
 def main(device: str, n: int, repeats: int, ways: tuple[str, ...], quick: bool, output: str | None) -> None:
-    """Measure one device: network alone, with upload, and the whole line."""
+    """Measure one device: network alone, with upload, and the whole pipeline."""
     device = resolve_device(device)
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
     around = {
@@ -215,7 +215,7 @@ def main(device: str, n: int, repeats: int, ways: tuple[str, ...], quick: bool, 
             alone[record["way"]] = record["images_per_s"]
     scenario = Scenario("quick", 1, 300, 700, 1) if quick else DENSE
     for form, way in product(FORMS, alone):
-        record = line_record(scenario, device, form, way, COPIES[device.partition(":")[0]])
+        record = pipeline_record(scenario, device, form, way, COPIES[device.partition(":")[0]])
         record["of_network"] = round(record["sources_per_s"] / alone[way], 3)
         write_record(record | around, output, click.echo)
 

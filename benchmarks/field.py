@@ -32,7 +32,7 @@ class Field:
     """The simulated tile, with its catalogue in memory."""
 
     run: RunConfig
-    line: RunContext
+    context: RunContext
     strips: list[Strip]
     rows: pd.DataFrame
     paths: tuple[str, ...]
@@ -51,11 +51,11 @@ def field_of(scenario: Scenario, work: Path, out: str) -> Field:
     """Return the tile of a scenario with its catalogue in memory. The sky is made if it is absent."""
     sky = make_sky(scenario, work)
     run = RunConfig(str(sky / "catalog"), str(sky / "images"), out, MODEL)
-    line, plan, _ = plan_run(run, count_here)
+    context, plan, _ = plan_run(run, count_here)
     (tile,) = plan.tiles
-    rows = tile_sources(line, tile, open_tile(line, tile)).to_pandas()
+    rows = tile_sources(context, tile, open_tile(context, tile)).to_pandas()
     paths = tuple(str(next((sky / "images").rglob(f"*-{band}-int-3.fits"))) for band in BANDS)
-    return Field(run, line, strips_of(tile, run.strip_sources), rows, paths)
+    return Field(run, context, strips_of(tile, run.strip_sources), rows, paths)
 
 
 def has(package: str) -> bool:

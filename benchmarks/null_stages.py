@@ -72,11 +72,11 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
     opened, plan, table = plan_run(run, count_here)
     with hold_lease(opened.folder) as lease:
         opened = open_run(run, opened, plan, table)
-        line = BenchContext(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
-        tally = RunState(line, plan, lease, NullReporter())
+        context = BenchContext(**vars(opened), null_archive=null_archive, null_classifier=null_classifier)
+        tally = RunState(context, plan, lease, NullReporter())
         for tile in plan.tiles:
-            classify_tile(line, tile, run.strip_sources, tally)
-        return publish_and_report(line, tally)
+            classify_tile(context, tile, run.strip_sources, tally)
+        return publish_and_report(context, tally)
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class PreparedStrip:
     photometry: Float32 | None
 
 
-def prepare_strip(line: RunContext, strip: Strip) -> PreparedStrip:
+def prepare_strip(context: RunContext, strip: Strip) -> PreparedStrip:
     """Return a strip with its tile rows, composites and, if the model uses it, photometry in memory."""
-    tile = open_tile(line, strip.tile)
-    sources = tile_sources(line, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
+    tile = open_tile(context, strip.tile)
+    sources = tile_sources(context, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
     x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
-    rows = read_bands(line.archive, tile, y, line.bundle.size_px)
-    images, flags, _ = cut_and_composite(rows, tile, x, y, line.bundle.size_px, line.bundle.composite)
-    wanted = line.bundle.photometry
-    photometry = features(sources, wanted.features) if wanted else None
-    return PreparedStrip(strip, tile, x, y, rows, images, flags, photometry)
+    rows = read_bands(context.archive, tile, y, context.bundle.size_px)
+    images, values = cut_and_composite(rows, tile, x, y, context.bundle.size_px, context.bundle.composite)
+    settings = context.bundle.photometry
+    photometry = features(sources, settings.features) if settings else None
+    return PreparedStrip(strip, tile, x, y, rows, images, values.flags, photometry)

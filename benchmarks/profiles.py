@@ -70,12 +70,12 @@ def profiled(work: Callable[[], object]) -> pstats.Stats:
 def works(field: Field) -> dict[str, Callable[[], object]]:
     """Return the work that can be profiled in this process, by name."""
     tile = field.strips[0].tile
-    cut = cut_strip(field.line, Strip(tile, 0, min(INFERRED, tile.n_sources)))
+    cut = cut_strip(field.context, Strip(tile, 0, min(INFERRED, tile.n_sources)))
     return {
-        "cut": lambda: [cut_strip(field.line, strip) for strip in field.strips],
-        "infer": lambda: infer_strip(field.line, cut),
+        "cut": lambda: [cut_strip(field.context, strip) for strip in field.strips],
+        "infer": lambda: infer_strip(field.context, cut),
         "line": lambda: pipeline.classify(
-            replace(field.run, out=tempfile.mkdtemp(dir=field.line.folder.path)), no_progress
+            replace(field.run, out=tempfile.mkdtemp(dir=field.context.folder.path)), no_progress
         ),
     }
 
@@ -129,7 +129,7 @@ def main(what: str, form: str, rows: int, quick: bool) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         field = field_of(Scenario("quick", 1, 300, 700, 1) if quick else DENSE, WORK, f"{folder}/classes")
-        field.line.folder.make()
+        field.context.folder.make()
         click.echo(top(profiled(works(field)[what]), rows))
 
 

@@ -31,8 +31,8 @@ MEANINGS = {
     "commit": "one Parquet file a tile",
     "publish": "HATS class catalogue",
     "line": "all of it, one process",
-    "line-null-archive": "the line without reading",
-    "line-null-classifier": "the line without the network",
+    "line-null-archive": "the pipeline without reading",
+    "line-null-classifier": "the pipeline without the network",
 }
 
 
@@ -192,15 +192,15 @@ def warning(stages: dict[str, Record]) -> str:
 
 def table(stages: dict[str, Record]) -> str:
     """Return the Markdown table of one scenario on one machine, with ratios to the stage `line`."""
-    line = stages.get("line")
-    rows = [row(record, line) for record in stages.values()]
+    whole = stages.get("line")
+    rows = [row(record, whole) for record in stages.values()]
     head = "| stage | | threads | sources/s | ratio to `line` | MB/s | peak memory, MB |"
     return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|", *rows])
 
 
-def row(record: Record, line: Record | None) -> str:
+def row(record: Record, whole: Record | None) -> str:
     """Return one row of the table."""
-    ratio = f"{record['sources_per_s'] / line['sources_per_s']:.2f}" if line else ""
+    ratio = f"{record['sources_per_s'] / whole['sources_per_s']:.2f}" if whole else ""
     rate = "" if record["MB_per_s"] is None else f"{record['MB_per_s']:,.0f}"
     return (
         f"| {record['stage']} | {meaning(record['stage'])} | {record['threads']} | "

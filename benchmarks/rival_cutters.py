@@ -37,7 +37,7 @@ def cutters(field: Field, n_loop: int, n_cutana: int) -> list[Contestant]:
 
 def cut_with_skyclass(field: Field) -> float:
     """Cut by strips with the function of the engine."""
-    return sum(len(cut_strip(field.line, strip).flags) for strip in field.strips)
+    return sum(len(cut_strip(field.context, strip).source_id) for strip in field.strips)
 
 
 def cut_with_numpy(field: Field, composite: Callable[[np.ndarray], np.ndarray] | None) -> float:

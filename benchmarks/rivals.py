@@ -286,7 +286,7 @@ def main(groups: tuple[str, ...], rounds: int, quick: bool, output: str | None) 
     facts = conditions()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         field = field_of(scenario, WORK, f"{folder}/classes")
-        images = prepare_strip(field.line, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
+        images = prepare_strip(field.context, Strip(field.strips[0].tile, 0, min(AGREEMENT, len(field.rows)))).images
 
         def write(records: list[dict[str, Any]]) -> None:
             for record in records:

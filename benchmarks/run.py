@@ -63,7 +63,7 @@ class Bench:
     scenario: Scenario
     images: Path
     run: RunConfig
-    line: RunContext
+    context: RunContext
     strips: tuple[PreparedStrip, ...]
     results: dict[TilePlan, list[StripResult]]
 
@@ -126,12 +126,12 @@ def prepare_bench(scenario: Scenario, work: Path, folder: Path) -> Bench:
         device=scenario.device, precision=scenario.precision,
     )  # fmt: skip
     pipeline.classify(run)
-    line, plan, table = plan_run(run, count_here)
-    line = open_run(run, line, plan, table)
+    context, plan, table = plan_run(run, count_here)
+    context = open_run(run, context, plan, table)
     strips = {tile: strips_of(tile, run.strip_sources) for tile in plan.tiles}
-    prepared = tuple(prepare_strip(line, strip) for parts in strips.values() for strip in parts)
-    results = {t: [infer_strip(line, cut_strip(line, s)) for s in parts] for t, parts in strips.items()}
-    return Bench(scenario, images, run, line, prepared, results)
+    prepared = tuple(prepare_strip(context, strip) for parts in strips.values() for strip in parts)
+    results = {t: [infer_strip(context, cut_strip(context, s)) for s in parts] for t, parts in strips.items()}
+    return Bench(scenario, images, run, context, prepared, results)
 
 
 def make_sky(scenario: Scenario, work: Path) -> Path:
@@ -151,7 +151,7 @@ def make_sky(scenario: Scenario, work: Path) -> Path:
 def measurements(bench: Bench) -> Iterator[Measurement]:
     """Yield the measurements of a scenario."""
     yield from stage_measurements(bench)
-    yield from line_measurements(bench)
+    yield from pipeline_measurements(bench)
     for workers in bench.scenario.engine_workers:
         yield engine_measurement(bench, workers)
 
@@ -165,7 +165,7 @@ def stage_measurements(bench: Bench) -> Iterator[Measurement]:
     yield measure("cut", lambda _: time_cut(bench), nothing, bench.scenario)
     yield measure("composites", lambda _: time_composites(bench), nothing, bench.scenario)
     yield measure("infer", lambda _: time_infer(bench), nothing, bench.scenario, threads)
-    yield measure("commit", lambda line: time_commit(bench, line), lambda: fresh_context(bench), bench.scenario)
+    yield measure("commit", lambda context: time_commit(bench, context), lambda: fresh_context(bench), bench.scenario)
     yield measure("publish", lambda _: time_publish(bench), nothing, bench.scenario)
 
 
@@ -173,20 +173,20 @@ def time_catalog(bench: Bench) -> Amount:
     """Read and order the sources of each tile."""
     for tile in bench.results:
         planned_sources.cache_clear()
-        tile_sources.__wrapped__(bench.line, tile, open_tile(bench.line, tile))
+        tile_sources.__wrapped__(bench.context, tile, open_tile(bench.context, tile))
     return bench.amount()
 
 
 def time_read(bench: Bench) -> Amount:
     """Read the tile rows of each strip from disk."""
-    size_px = bench.line.bundle.size_px
-    rows = [read_bands(bench.line.archive, held.tile, held.y, size_px) for held in bench.strips]
+    size_px = bench.context.bundle.size_px
+    rows = [read_bands(bench.context.archive, held.tile, held.y, size_px) for held in bench.strips]
     return bench.amount(sum(band.pixels.nbytes for bands in rows for band in bands))
 
 
 def time_cut(bench: Bench) -> Amount:
     """Cut from rows in memory, with flags. The bytes are those of the cutouts."""
-    size_px, n_bands = bench.line.bundle.size_px, len(bench.line.bundle.bands)
+    size_px, n_bands = bench.context.bundle.size_px, len(bench.context.bundle.bands)
     pixels = np.empty((BLOCK, n_bands, size_px, size_px), np.float32)
     for held in bench.strips:
         cutter = Cutter(held.rows, held.tile, held.x, held.y, size_px)
@@ -200,14 +200,16 @@ def time_cut(bench: Bench) -> Amount:
 def time_composites(bench: Bench) -> Amount:
     """Cut and composite from rows in memory. The bytes are those of the composites."""
     for held in bench.strips:
-        cut_and_composite(held.rows, held.tile, held.x, held.y, bench.line.bundle.size_px, bench.line.bundle.composite)
+        cut_and_composite(
+            held.rows, held.tile, held.x, held.y, bench.context.bundle.size_px, bench.context.bundle.composite
+        )
     return bench.amount(sum(held.images.nbytes for held in bench.strips))
 
 
 def time_infer(bench: Bench) -> Amount:
     """Classify composites in memory. The bytes are those of the composites."""
-    line = bench.line
-    classifier = cached_classifier(line.model, line.model_digest, line.device, line.precision)
+    context = bench.context
+    classifier = cached_classifier(context.model, context.model_digest, context.device, context.precision)
     for held in bench.strips:
         has_image: np.ndarray[Any, Any] = (held.flags & int(Flag.NO_IMAGE)) == 0
         photometry = None if held.photometry is None else held.photometry[has_image]
@@ -217,27 +219,27 @@ def time_infer(bench: Bench) -> Amount:
 
 def fresh_context(bench: Bench) -> RunContext:
     """Return the context of a run with an empty folder and cached sources, as after cutting."""
-    line = replace(bench.line, out=bench.new_folder())
-    line.folder.make()
+    context = replace(bench.context, out=bench.new_folder())
+    context.folder.make()
     for tile in bench.results:
-        tile_sources(line, tile)
-    return line
+        tile_sources(context, tile)
+    return context
 
 
-def time_commit(bench: Bench, line: RunContext) -> Amount:
+def time_commit(bench: Bench, context: RunContext) -> Amount:
     """Make the rows of each tile and commit them. The bytes are those of the files."""
-    commits = [commit_strips(line, tile, results)[0] for tile, results in bench.results.items()]
+    commits = [commit_strips(context, tile, results)[0] for tile, results in bench.results.items()]
     return bench.amount(sum(commit.nbytes for commit in commits))
 
 
 def time_publish(bench: Bench) -> Amount:
     """Publish the class catalogue of a finished run. The bytes are those of its Parquet files."""
-    publish_run(bench.line.folder)
-    files = RunFolder(bench.line.folder.catalog).path.rglob("*.parquet")
+    publish_run(bench.context.folder)
+    files = RunFolder(bench.context.folder.catalog).path.rglob("*.parquet")
     return bench.amount(sum(path.stat().st_size for path in files))
 
 
-def line_measurements(bench: Bench) -> Iterator[Measurement]:
+def pipeline_measurements(bench: Bench) -> Iterator[Measurement]:
     """Yield the measurements of the whole pipeline, and of the pipeline with a null archive or a null network."""
     pipelines: dict[str, Callable[[RunConfig], RunReport]] = {
         "line": pipeline.classify,

@@ -197,12 +197,14 @@ def simulate(
 ) -> dict[str, Any]:
     """Return the record of a plan that the engine runs on simulated workers. Every row is accounted for."""
     out, bundle, record = tempfile.mkdtemp(prefix="skyclass-scale-"), load_bundle("iicnet-mock"), Record()
-    line = SleepContext("sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates)
-    line.folder.make()
+    context = SleepContext(
+        "sky", None, "sky", "iicnet-mock", bundle.digest, "fp32", "cpu", out, "scale", "scale", **rates
+    )
+    context.folder.make()
     stages = {name: getattr(simulated_cluster, name) for name in STAGES}
     try:
-        with start_cluster(gpus, form, profile) as (client, scheduler), hold_lease(line.folder) as lease:
-            tally, here = RunState(line, plan, lease), psutil.Process()
+        with start_cluster(gpus, form, profile) as (client, scheduler), hold_lease(context.folder) as lease:
+            tally, here = RunState(context, plan, lease), psutil.Process()
             idle = idle_cost(here, scheduler)
             before = cpu_seconds(here), cpu_seconds(scheduler)
             began = time.monotonic()
@@ -211,7 +213,7 @@ def simulate(
             wall = time.monotonic() - began
             driver, schedule = cpu_seconds(here) - before[0], cpu_seconds(scheduler) - before[1]
             report = tally.report()  # raises RowsLost unless rows in = rows out
-            journal = len(line.folder.journal_path.read_text().splitlines())
+            journal = len(context.folder.journal_path.read_text().splitlines())
             peak = max(n for _, n in record.in_flight)
             return {
                 "stage": "scale", "form": form, "gpus": gpus, "cutting_cores": CORES_A_GPU * gpus, **rates,

@@ -20,7 +20,7 @@ from distributed import Worker, get_worker
 
 from skyclass.run.commits import Commit
 from skyclass.run.context import RunContext, strips_of
-from skyclass.run.strips import CutStrip, StripResult, Timing
+from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing
 from skyclass.types import CLASSES, Strip, TilePlan
 
 QUIET = {
@@ -48,40 +48,43 @@ def _sleep(stage: str, seconds: float) -> Timing:
     return Timing(stage, time.perf_counter() - began)
 
 
-def cut_strip(line: SleepContext, strip: Strip) -> CutStrip:
+def cut_strip(context: SleepContext, strip: Strip) -> CutStrip:
     """Return a strip without pixels, after the time of cutting it."""
-    timing = _sleep("cut", (strip.stop - strip.start) / line.cut_rate)
-    return CutStrip(strip, IDS, None, None, np.zeros(1, np.int32), np.ones(1, np.float32), None, None, (timing,))
+    timing = _sleep("cut", (strip.stop - strip.start) / context.cut_rate)
+    values = SourceValues(np.zeros(1, np.int32), np.ones(1, np.float32))
+    return CutStrip(strip, IDS, None, None, values, None, None, (timing,))
 
 
-def infer_strip(line: SleepContext, composites: CutStrip) -> StripResult:
+def infer_strip(context: SleepContext, composites: CutStrip) -> StripResult:
     """Return a strip without probabilities, after the time of its inference."""
     strip = composites.strip
-    timing = _sleep("infer", (strip.stop - strip.start) / line.infer_rate)
+    timing = _sleep("infer", (strip.stop - strip.start) / context.infer_rate)
     known = np.zeros((1, len(CLASSES)), np.float32)
     timings = (*composites.timings, timing)
-    return StripResult(strip, IDS, known, composites.flags, composites.valid_frac, None, None, timings)
+    return StripResult(strip, IDS, known, composites.values, None, None, timings)
 
 
-def classify_strip(line: SleepContext, strip: Strip) -> StripResult:
+def classify_strip(context: SleepContext, strip: Strip) -> StripResult:
     """Cut and infer a strip on a worker whose threads share one GPU."""
-    composites = cut_strip(line, strip)
+    composites = cut_strip(context, strip)
     with get_worker().gpu:
-        return infer_strip(line, composites)
+        return infer_strip(context, composites)
 
 
-def commit_strips(line: SleepContext, tile: TilePlan, results: list[StripResult]) -> tuple[Commit, tuple[Timing, ...]]:
+def commit_strips(
+    context: SleepContext, tile: TilePlan, results: list[StripResult]
+) -> tuple[Commit, tuple[Timing, ...]]:
     """Return a commit without a file that has the rows of the strips, after the time of the commit."""
-    timing = _sleep("commit", tile.n_sources / line.commit_rate)
+    timing = _sleep("commit", tile.n_sources / context.commit_rate)
     rows = sum(r.strip.stop - r.strip.start for r in results)
     timings = [t for result in results for t in result.timings]
     commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows}, {})
     return commit, (*timings, timing)
 
 
-def classify_whole(line: SleepContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
+def classify_whole(context: SleepContext, tile: TilePlan, strip_sources: int) -> tuple[Commit, tuple[Timing, ...]]:
     """Return the commit of a tile whose strips run one after the other."""
-    return commit_strips(line, tile, [classify_strip(line, strip) for strip in strips_of(tile, strip_sources)])
+    return commit_strips(context, tile, [classify_strip(context, strip) for strip in strips_of(tile, strip_sources)])
 
 
 class GpuWorker(Worker):

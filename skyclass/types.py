@@ -43,7 +43,7 @@ Bool = NDArray[np.bool_]
 class Flag(IntFlag):
     """Bits of the column `flags`: what was wrong with the pixels or the catalogue row of a source.
 
-    The attribute `meaning` of each bit says so in one sentence; the page on the class catalogue lists all of them.
+    The attribute `meaning` of each bit is one sentence; the page on the class catalogue lists the bits.
 
     Examples
     --------
@@ -87,11 +87,12 @@ UNCOVERED_FLAGS = Flag.OFF_TILE | Flag.TILE_MISSING | Flag.NO_IMAGE
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Distinguishes a file from another file of the same name, without a look at its content.
+    """Distinguishes a file from another file of the same name, without reading either.
 
-    A local file has its size, the time of its last change and its inode; a remote file has its size and a `tag`, which
-    is the ETag or, without one, the time of the last change as the server gives it. `device` is the device number of
-    a local file. Device numbers differ between hosts, so that pickling drops it, and equality ignores it.
+    The stamp of a local file has its size, the time of its last change, its inode and its `device` number. Device
+    numbers differ between hosts, so pickling drops them, and equality ignores them. The stamp of any other file has its
+    size and a `tag`, which counts as an identifier of the content: the ETag of a server, the time of the last change
+    from a server without ETags, or a digest that a source makes.
     """
 
     size_bytes: int

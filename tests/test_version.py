@@ -57,11 +57,11 @@ from skyclass.run.context import RunContext
 from skyclass.run.stages import classify_whole, count_partition
 from skyclass.types import TilePlan
 catalog, images, model, out = sys.argv[1:]
-line = RunContext(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
-line.folder.make()
-counts = count_partition(line, 0).to_pylist()[0]
+context = RunContext(catalog, None, images, model, load_bundle(model).digest, "fp32", "cpu", out, "a session", "a run")
+context.folder.make()
+counts = count_partition(context, 0).to_pylist()[0]
 name, partition, n = counts["coadd_id"], counts["partition"], counts["n"]
-commit, _ = classify_whole(line, TilePlan(name, n, (partition,)), n)
+commit, _ = classify_whole(context, TilePlan(name, n, (partition,)), n)
 assert commit.rows == n and commit.classes["unclassified"] < n, commit
 print(*[name for name in sys.modules if name.split(".")[0] == "skyclass"])
 """

@@ -23,8 +23,8 @@ def file_metadata(
 ) -> dict[bytes, bytes]:
     """Return the footer of a file: provenance, and a VOTable header (VOParquet, IVOA note 1.0).
 
-    `text_bytes` gives the longest text of a column in bytes where it is known. It goes to astropy as `table::len`:
-    without it astropy measures the rows, and fails at the first missing text.
+    `text_bytes` gives the length in bytes of the longest text of columns. The footer has these lengths as `table::len`:
+    without `table::len`, astropy measures the rows, and fails at the first missing text.
     """
     lengths = {f"table::len::{name}".encode(): b"%d" % max(n, 1) for name, n in (text_bytes or {}).items()}
     return lengths | {
@@ -46,7 +46,7 @@ def votable_header(schema: pa.Schema, label: str, text_bytes: Mapping[str, int])
 
     A column of a type that VOTable does not have gets no FIELD.
     """
-    from astropy.io.votable import tree  # half a second, and only who writes a catalogue needs it
+    from astropy.io.votable import tree  # takes half a second, and only writing a catalogue needs it
     from astropy.io.votable.exceptions import W03
 
     document = tree.VOTableFile(version="1.4")
@@ -68,8 +68,8 @@ def votable_header(schema: pa.Schema, label: str, text_bytes: Mapping[str, int])
 def _votable_field(document: Any, field: pa.Field, text_bytes: int) -> Any:
     """Return the FIELD of a column, or None where VOTable lacks the type.
 
-    It has no ID: astropy takes that for the name of the column. Text has a fixed size: astropy reads text of free size
-    as objects, which it cannot join to the rows.
+    The FIELD has no ID, because astropy takes an ID for the name of the column. Text has a fixed size, because astropy
+    reads text of free size as objects, and cannot join objects to the rows.
     """
     from astropy.io.votable import tree
 
@@ -104,7 +104,7 @@ _VOTABLE_TYPES = (
 
 
 def sidecar_files(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> dict[str, bytes]:
-    properties = _properties(records, provenance, created).encode()
+    properties = _properties_text(records, provenance, created).encode()
     pixels = "".join(f"{CATALOG_ORDER},{record.pixel}\n" for record in records)
     empty = CLASS_SCHEMA.empty_table()
     return {
@@ -116,7 +116,7 @@ def sidecar_files(records: Sequence[PixelRecord], provenance: Mapping[str, Any],
     }
 
 
-def _properties(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> str:
+def _properties_text(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> str:
     """Return `hats.properties` (IVOA note HATS)."""
     values = {
         "obs_collection": f"skyclass_{provenance['run_id']}",

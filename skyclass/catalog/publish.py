@@ -120,7 +120,10 @@ def files_by_pixel(files: Iterable[Path]) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def write_pixel(provenance: Json, staging_folder: Path, pixel: int, files: Sequence[str]) -> PixelRecord:
-    """Safe to repeat: write the rows of an order-5 pixel, sorted, to a file of `staging_folder`; return its record."""
+    """Write the sorted rows of an order-5 pixel to a file of `staging_folder`, and return the record of the file.
+
+    A repeated call writes the same file again.
+    """
     low, high = pixel << PIXEL_SHIFT, (pixel + 1) << PIXEL_SHIFT
     inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
     rows = conform(pa.concat_tables([pq.read_table(path, schema=CLASS_SCHEMA, filters=inside) for path in files]))
@@ -166,7 +169,7 @@ def require_row_total(n_rows: int, n_expected: int, source: str) -> None:
 def check_space(rows: CatalogRows, n_files: int) -> None:
     """Raise `StoreError` where a publication does not fit on the disk.
 
-    A published file compresses as the files that its rows come from do, within a tenth.
+    A publication is at most a tenth larger than the files of the rows, and `FOOTER_BYTES` more for each of its files.
     """
     target = rows.folder / PUBLICATIONS  # may be a link to another disk
     disk = shutil.disk_usage(target if target.exists() else rows.folder)

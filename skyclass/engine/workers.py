@@ -23,7 +23,7 @@ from ..model.devices import has_cuda, set_threads
 from ..networks import network_class
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local
-from ..run.strips import STAGES
+from ..run.strips import TIMED_STAGES
 from ..version import versions
 
 log = logging.getLogger(__name__)
@@ -71,18 +71,18 @@ def placement_of(client: Client) -> Placement:
         threads, most = sum(w["nthreads"] for w in gpus), max(w["nthreads"] for w in gpus)
         share = {"GPU": 0.5 ** (most - 1).bit_length()}  # of each thread: a power of two, so that Dask's sums are exact
         return Placement(
-            False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, STAGES)}, share, share, by_tile=True
+            False, STRIPS_PER_SLOT * threads, {"GPU workers": (threads, TIMED_STAGES)}, share, share, by_tile=True
         )
     if not gpus:
         threads = max(1, sum(w["nthreads"] for w in workers))
-        return Placement(False, STRIPS_PER_SLOT * threads, {"workers": (threads, STAGES)})
+        return Placement(False, STRIPS_PER_SLOT * threads, {"workers": (threads, TIMED_STAGES)})
     if cpu_slots and any(w["nthreads"] > 1 for w in gpus):
         log.warning(
             "GPU workers with several threads do not cut beside CPU workers: start GPU workers with one thread, or no "
             "CPU workers"
         )
     gpu_slots = sum(int(w["resources"]["GPU"]) for w in gpus)
-    others = tuple(stage for stage in STAGES if stage != "infer")
+    others = tuple(stage for stage in TIMED_STAGES if stage != "infer")
     pools = {"CPU workers": (cpu_slots or len(workers), others), "GPU workers": (gpu_slots, ("infer",))}
     return Placement(
         True, STRIPS_PER_SLOT * gpu_slots + cpu_slots, pools, {"CPU": 1} if cpu_slots else None, {"GPU": 1}
@@ -239,7 +239,7 @@ async def warm_worker(context: RunContext, placement: Placement, dask_worker: Wo
 
 
 class WarmUpPlugin(WorkerPlugin):
-    """Loads the network on a worker before its first task, after a restart and when it joins late, too.
+    """Loads the network on each worker before its first task: also on workers that join late or restart.
 
     A worker that cannot run the network as the others do is closed.
     """

@@ -1,8 +1,8 @@
-"""Atlas tiles from any image source: headers, pixels, and every check of them. `open_archive` is the entrance.
+"""`AtlasArchive` reads Atlas tiles from any image source, and checks headers and pixels. `open_archive` makes one.
 
-A source (`source.py`) returns names and bytes. This module turns them into tiles and pixels, and raises the faults of
-a tile. Every read compares the file with the one with which the tile was opened, by its stamp and, unless an ETag
-identifies the content, by its header.
+A source (`source.py`) returns names and bytes. This module turns the bytes into tiles and pixels, and raises the faults
+of a tile. Every read compares the file with the one with which the tile was opened: by its stamp, and by its header
+unless the stamp has a `tag`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class AtlasArchive:
         return combine([tile_of(images) for images in sets])
 
     def bands_of(self, coadd_id: str) -> tuple[str, ...]:
-        """Return those of the four bands of which the source has a file; () if it has no such tile."""
+        """Return those of the four bands in which the tile has a file; () if the source has no such tile."""
         return tuple(band for band in BANDS if any(map(self._exists, self.source.names(coadd_id, band))))
 
     def read_rows(self, tile: Tile, band: str, start: int, stop: int) -> Float32:
@@ -154,7 +154,7 @@ class AtlasArchive:
         return next(images, None)
 
     def _head(self, name: str, fresh: bool = False) -> Head | None:
-        """Return the header of a file, None if there is no such file; of a remote one, remembered unless `fresh`."""
+        """Return the header of a file, None if the file does not exist; `fresh` reads a remembered header again."""
         key = (self.source, name)
         if self.source.is_remote and not fresh and key in _heads:
             return _heads[key]
@@ -194,7 +194,7 @@ class AtlasArchive:
         path, difference = f"{self.root}/{file.name}", ""
         for _ in range(CONFIRMATIONS):
             try:
-                if not file.stamp.tag:  # an ETag identifies the content, headers included
+                if not file.stamp.tag:  # a tag identifies the content, headers included
                     self._check_header(file)
                 return convert(self._pieces(file, first, last))
             except FileNotFoundError:
@@ -294,7 +294,7 @@ def _decode(pieces: Iterator[memoryview], shape: tuple[int, int]) -> Float32:
 
 
 def _updated(digest: hashlib._Hash, pieces: Iterator[memoryview]) -> hashlib._Hash:
-    """Return a copy of a digest that has been updated with these bytes."""
+    """Return a copy of a digest, updated with the bytes of the pieces."""
     digest = digest.copy()
     for piece in pieces:
         digest.update(piece)

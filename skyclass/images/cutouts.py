@@ -1,4 +1,4 @@
-"""Tile pixels and source positions -> `CutoutBatch`, one band at a time, all sources of a strip at once.
+"""Tile pixels and source positions -> cutouts. The rows of a band are read once; sources are cut in blocks.
 
 A cutout is centred like `astropy.nddata.Cutout2D(mode="partial", fill_value=nan)`: the source is in the middle also at
 the edge of a tile, and pixels outside the tile are NaN.

@@ -38,7 +38,7 @@ def record_files(archive: AtlasArchive, tile: Tile) -> FileRecord:
 
 
 def local_sets(tile: Tile) -> Iterator[Tile]:
-    """Yield the image sets of a tile whose files have no ETag. An ETag identifies the content of a remote file."""
+    """Yield the image sets of a tile whose files have no `tag` in their stamps. A tag identifies the content."""
     yield from (s for s in tile.image_sets if s.files and not any(file.stamp.tag for file in s.files))
 
 
@@ -93,7 +93,7 @@ def _content_difference(old: FileRecord, new: FileRecord) -> str:
 
 
 def _is_same(old: FileRecord, fields: dict[str, Any]) -> bool:
-    """Return whether the file with this header has the recorded time or ETag."""
+    """Return whether the file with this header has the recorded time and tag."""
     _, recorded = _by_header(old)[fields["header_sha256"]]
     return (recorded["tag"], recorded["mtime_ns"]) == (fields["tag"], fields["mtime_ns"])
 

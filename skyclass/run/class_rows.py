@@ -10,9 +10,9 @@ from ..errors import RowsLost
 from ..images.cutouts import flag_where
 from ..schema import CLASS_SCHEMA, bad_bits
 from ..sky.healpix import healpix29
-from ..types import CLASSES, Flag, Float32, Int32, Int64, TilePlan
+from ..types import CLASSES, Flag, Float32, Int64, TilePlan
 from .context import RunContext
-from .strips import StripResult
+from .strips import SourceValues, StripResult
 from .tile_sources import ids_of, tile_sources
 
 
@@ -22,7 +22,7 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     A fault of one strip is a fault of the tile, so that rows do not depend on the division into strips.
     """
     sources = tile_sources(context, tile)
-    probabilities, flags, valid_frac = join_results(sources, results, tile)
+    probabilities, (flags, valid_frac) = join_results(sources, results, tile)
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities)
     columns |= {
@@ -35,19 +35,19 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
 
 
-def join_results(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> tuple[Float32, Int32, Float32]:
-    """Return probabilities, flags and valid fractions in the order of the sources, joined by `source_id`."""
+def join_results(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> tuple[Float32, SourceValues]:
+    """Return the probabilities and values of the results in the order of the sources, joined by `source_id`."""
     n = len(sources)
     if faulty := next((r for r in results if r.fault), None):
-        # Counted only: strips with a fault are in source_id order, not pixel order, and may repeat ids of other strips.
-        n_classified = sum(len(r.flags) for r in results)
+        # Only count the results: a faulty strip is in `source_id` order, so its ids may repeat those of another strip.
+        n_classified = sum(len(r.values.flags) for r in results)
         require_one_result_each(tile, n, n_classified, n_classified)
-        return np.full((n, len(CLASSES)), np.nan, np.float32), np.full(n, faulty.flags[0]), np.zeros(n, np.float32)
+        return np.full((n, len(CLASSES)), np.nan, np.float32), SourceValues.without_image(n, faulty.values.flags[0])
     index = result_index(sources, results, tile)
-    probabilities, flags, valid_frac = (
-        np.concatenate([getattr(r, name) for r in results])[index] for name in ("probabilities", "flags", "valid_frac")
+    probabilities, *values = (
+        np.concatenate(parts)[index] for parts in zip(*((r.probabilities, *r.values) for r in results), strict=True)
     )
-    return probabilities, flags, valid_frac
+    return probabilities, SourceValues(*values)
 
 
 def result_index(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> Int64:

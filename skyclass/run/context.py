@@ -90,7 +90,7 @@ def _sources(location: str, region: Region | None, session: str) -> SourceTable:
 @lru_cache(maxsize=64)
 def tiles_near(context: RunContext, partition: int) -> tuple[Tile, ...]:
     """Return the tiles near the sources of a partition that have no `coadd_id`."""
-    if context.sources.is_conformed:  # the driver has assigned its sources to tiles
+    if context.sources.is_prepared:  # the driver has assigned the sources to tiles
         return ()
     positions = positions_without_tile(context.sources, partition)
     return tuple(_archive(context.images, context.bundle.bands, context.session).list_tiles(positions))

@@ -102,7 +102,7 @@ def start_or_resume(
     """Record a new run in `folder`, or resume the run with the same fingerprint, and return the run id.
 
     `info` is provenance: versions, inputs, hashes, and the `label` of the model's training set. The first start writes
-    it, and every published file has it. `partitions` are the digests of the catalogue's files by name. Raises
+    `info`, and every published file has a copy. `partitions` are the digests of the catalogue's files by name. Raises
     `RunMismatch`, which names every field that differs, and the files that differ in the catalogue.
     """
     folder.make()
@@ -193,7 +193,7 @@ def expected_rows(folder: RunFolder) -> int:
 def leftover_files(folder: RunFolder) -> list[Path]:
     """Return the files that killed drivers and workers left behind: attempts at tiles, incomplete publications.
 
-    Only the holder of the lease may remove them: while another driver runs, they are files in use.
+    Only the holder of the lease may remove these files: while another driver runs, they are in use.
     """
     paths = [
         *folder.tmp.glob("*"),
@@ -205,16 +205,19 @@ def leftover_files(folder: RunFolder) -> list[Path]:
     return sorted(path for path in paths if os.path.lexists(path))
 
 
-def fingerprint(catalog: str, region: Region | None, model: str, precision: str, plan: str) -> dict[str, str]:
+def fingerprint(
+    catalog_digest: str, region: Region | None, model_digest: str, precision: str, plan_digest: str
+) -> dict[str, str]:
     """Return the fields that decide the rows of a run. A run resumes only where all of them are equal.
 
-    They are digests of contents, not paths, so that inputs can be moved. The commit of each tile records its images.
+    Inputs enter as digests of their contents, so files can be moved. Images are not in the fingerprint: the commit of
+    each tile records the images that it was cut from.
     """
     return {
-        "catalog": catalog,  # the partitions, or a user's table with its tiles
+        "catalog": catalog_digest,  # the partitions, or a user's table with its tiles
         "region": region_identity(region),
-        "plan": plan,  # how many sources on which tiles
-        "model": model,  # weights, cut, composite, preprocessing and calibration
+        "plan": plan_digest,  # how many sources on which tiles
+        "model": model_digest,  # weights, cut, composite, preprocessing and calibration
         "precision": precision,
         "code": code_version(),
     }

@@ -42,8 +42,8 @@ def translate_archive_errors(folder: RunFolder) -> Iterator[None]:
 def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | None = None) -> None:
     """Raise `CatalogError` when a catalogue lacks photometry that the features of the model need.
 
-    The catalogue of a survey must have every column. A user's table (`table` holds its rows) may lack some of them: the
-    training mean replaces features that need them, with a warning.
+    A partitioned catalogue must have every column. A user's table may lack some of them: the training mean replaces the
+    features that need them, with a warning. `table` holds the rows of a user's table that no run has prepared yet.
     """
     if bundle.photometry is None:
         return
@@ -51,8 +51,9 @@ def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | Non
     absent = sources.absent_columns(needed) if table is None else columns_without_values(table, needed)
     if not absent:
         return
-    lack = f"{sources.location} has no value in {', '.join(absent)}"
-    if sources.is_conformed and len(absent) < len(needed):
+    is_from_table = table is not None or sources.is_prepared  # columns that a table lacks are null
+    lack = f"{sources.location} has no {'value in' if is_from_table else 'column'} {', '.join(absent)}"
+    if is_from_table and len(absent) < len(needed):
         log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return
     raise CatalogError(

@@ -42,7 +42,7 @@ from ..types import (
 from .class_rows import class_rows
 from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
-from .strips import CutStrip, StripResult, Timing
+from .strips import CutStrip, SourceValues, StripResult, Timing
 from .tile_sources import ids_of, tile_sources
 
 PARTITION_COUNTS = pa.schema(
@@ -73,20 +73,21 @@ def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
     began = time.perf_counter()
     is_first = strip.start == 0
     try:
-        tile = open_tile(context, strip.tile, verify=is_first)  # once: a fault of one strip is a fault of the tile
+        # Only the first strip verifies the files: a fault of one strip is a fault of the whole tile.
+        tile = open_tile(context, strip.tile, verify=is_first)
         sources = tile_sources(context, strip.tile, tile).slice(strip.start, strip.stop - strip.start)
         x, y = tile_pixels(tile, sources["ra"].to_numpy(), sources["dec"].to_numpy())
         opened = time.perf_counter() - began
-        images, flags, valid_frac, read = cut_image_sets(context, tile, x, y)
+        images, values, read = cut_image_sets(context, tile, x, y)
     except TileFault as fault:
         return faulty_strip(context, strip, fault, Timing("read", time.perf_counter() - began))
-    wanted = context.bundle.photometry
-    photometry = features(sources, wanted.features) if wanted else None
+    settings = context.bundle.photometry
+    photometry = features(sources, settings.features) if settings else None
     timings = (
         replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if is_first else 0),
         Timing("cut", time.perf_counter() - began - opened - read.seconds),
     )
-    return CutStrip(strip, ids_of(sources), images, photometry, flags, valid_frac, None, tile, timings)
+    return CutStrip(strip, ids_of(sources), images, photometry, values, None, tile, timings)
 
 
 def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:
@@ -96,8 +97,8 @@ def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile
     return context.archive.tile(tile.coadd_id, context.bundle.bands, verify or tile.n_file_changes > 0)
 
 
-def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, Int32, Float32, Timing]:
-    """Return composites, flags and valid fractions of sources, each from the image set that covers it best.
+def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> tuple[Float16, SourceValues, Timing]:
+    """Return composites and values of sources, each from the image set that covers it best.
 
     The last element is the timing of reading. Only one image set is in memory at a time.
     """
@@ -109,15 +110,16 @@ def cut_image_sets(context: RunContext, tile: Tile, x: Float64, y: Float64) -> t
         rows = read_bands(context.archive, group.image_set, group.y, size_px)
         seconds += time.perf_counter() - began
         bytes_read += sum(band.pixels.nbytes for band in rows)
-        results.append(cut_and_composite(rows, group.image_set, group.x, group.y, size_px, settings))
-    images, flags, valid_frac = results[0] if len(groups) == 1 else in_order(groups, results)
-    return images, flags, valid_frac, Timing("read", seconds, bytes_read)
+        images, values = cut_and_composite(rows, group.image_set, group.x, group.y, size_px, settings)
+        results.append((images, *values))
+    images, *arrays = results[0] if len(groups) == 1 else in_order(groups, results)
+    return images, SourceValues(*arrays), Timing("read", seconds, bytes_read)
 
 
 def cut_and_composite(
     rows: Sequence[RowRange], tile: Tile, x: Float64, y: Float64, size_px: int, settings: CompositeSettings
-) -> tuple[Float16, Int32, Float32]:
-    """Return composites (N, B, S, S), flags (N,) and valid fractions (N,) of sources, cut `BLOCK` at a time.
+) -> tuple[Float16, SourceValues]:
+    """Return composites (N, B, S, S) and values of sources, cut `BLOCK` at a time.
 
     Sources must be in the order of their pixel rows. Then each block reads its pixels from memory once, and its cutouts
     stay in the processor's cache.
@@ -130,7 +132,7 @@ def cut_and_composite(
         cut = pixels[: block.stop - start]
         cutter.cut(block, cut)
         composite(cut, tile.zero_point_mag, settings, images[block])
-    return images, *cutter.flags_and_valid_frac()
+    return images, SourceValues(*cutter.flags_and_valid_frac())
 
 
 def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:
@@ -139,14 +141,14 @@ def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Ti
     flag = UNCOVERED_FLAGS if uncovered else FAULT_FLAGS[fault.kind]
     n = strip.stop - strip.start
     source_id = ids_of(tile_sources(context, strip.tile).slice(strip.start, n))
-    flags, valid_frac = np.full(n, int(flag), np.int32), np.zeros(n, np.float32)
-    return CutStrip(strip, source_id, None, None, flags, valid_frac, None if uncovered else fault, None, (timing,))
+    values = SourceValues.without_image(n, flag)
+    return CutStrip(strip, source_id, None, None, values, None if uncovered else fault, None, (timing,))
 
 
 def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
     """Return the class probabilities of a strip; NaN for sources without an image, or where the model gives none."""
     began = time.perf_counter()
-    flags = composites.flags
+    flags = composites.values.flags
     probabilities = np.full((len(flags), len(CLASSES)), np.nan, dtype=np.float32)
     has_image = (flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
@@ -159,8 +161,7 @@ def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
         composites.strip,
         composites.source_id,
         probabilities,
-        flags,
-        composites.valid_frac,
+        composites.values._replace(flags=flags),
         composites.fault,
         composites.tile,
         (*composites.timings, timing),

@@ -16,7 +16,7 @@ from .lease import Lease
 from .plan import Plan
 from .progress import NullReporter, ProgressReporter
 from .report import REMEDY, RunReport
-from .strips import STAGES, Timing
+from .strips import TIMED_STAGES, Timing
 
 
 @dataclass
@@ -37,7 +37,9 @@ class RunState:
     bytes_read: int = 0
     bytes_of_tiles: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    pools: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=lambda: {"this process": (1, STAGES)})
+    pools: Mapping[str, tuple[int, tuple[str, ...]]] = field(
+        default_factory=lambda: {"this process": (1, TIMED_STAGES)}
+    )
     """Pool of workers -> number of its threads, and the stages that run there."""
 
     def resume(self, commits: dict[str, Commit]) -> int:
@@ -52,7 +54,7 @@ class RunState:
         return [tile for tile in self.plan.tiles if tile.coadd_id not in self.commits]
 
     def count_strip(self, strip: Strip) -> None:
-        """Count a finished strip, once however often it is repeated."""
+        """Count a finished strip. A strip that is repeated counts once."""
         tile, n_sources = strip.tile.coadd_id, strip.stop - strip.start
         if tile in self.commits or strip.start in self.counted[tile]:  # a commit counts all rows of its tile
             return

@@ -1,16 +1,30 @@
-"""What the stages of a strip return, and where they spend their time."""
+"""What the stages of a strip return, and the time of each stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from ..errors import TileFault
-from ..types import Float16, Float32, Int32, Strip, Tile
+from ..types import Flag, Float16, Float32, Int32, Strip, Tile
 
-STAGES = ("read", "cut", "infer", "commit")
+TIMED_STAGES = ("read", "cut", "infer", "commit")
 """Stages that are timed. `cut` includes the composites, which are made block by block."""
+
+
+class SourceValues(NamedTuple):
+    """The values of N sources that become columns: `flags` (N,) int32 of `Flag`, `valid_frac` (N,) float32."""
+
+    flags: Int32
+    valid_frac: Float32
+
+    @classmethod
+    def without_image(cls, n: int, flags: Flag | int) -> SourceValues:
+        """Return the values of `n` sources that have no image, all with the same flags."""
+        return cls(np.full(n, int(flags), np.int32), np.zeros(n, np.float32))
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,15 @@ class CutStrip:
     """The composites of a strip: `images` (N, C, S, S) float16, NaN = missing.
 
     `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model needs any. With a
-    `fault` both are None, and each source has the flag of the fault. Rows are joined by `source_id`, never by index.
-    `tile` has the files that were read; it is None where the tile cannot be opened.
+    `fault`, `images` and `photometry` are None, and each source has the flag of the fault. Rows are joined by
+    `source_id`, never by index. `tile` has the files that were read; it is None where the tile cannot be opened.
     """
 
     strip: Strip
     source_id: pa.Array
     images: Float16 | None
     photometry: Float32 | None
-    flags: Int32
-    valid_frac: Float32
+    values: SourceValues
     fault: TileFault | None
     tile: Tile | None
     timings: tuple[Timing, ...]
@@ -54,8 +67,7 @@ class StripResult:
     strip: Strip
     source_id: pa.Array
     probabilities: Float32
-    flags: Int32
-    valid_frac: Float32
+    values: SourceValues
     fault: TileFault | None
     tile: Tile | None
     timings: tuple[Timing, ...]

@@ -31,10 +31,10 @@ HATS_PROPERTIES = ("hats.properties", "properties")
 
 def list_hats(path: Path) -> Listing | None:
     """Return the HATS catalogue in a folder, its `dataset/`, or its collection's primary table, or None."""
-    primary = _properties(path, ("collection.properties",)).get("hats_primary_table_url")
+    primary = _read_properties(path, ("collection.properties",)).get("hats_primary_table_url")
     if primary:
         return list_hats(path / primary)
-    properties = _properties(path, HATS_PROPERTIES)
+    properties = _read_properties(path, HATS_PROPERTIES)
     product = properties.get("dataproduct_type", "object")
     if product not in ("object", "source"):
         raise CatalogError(f"catalogue {path}: a HATS '{product}' lists no sources; give its main catalogue")
@@ -54,7 +54,7 @@ def list_hats(path: Path) -> Listing | None:
 
 
 def _hats_partitions(root: Path, suffix: str) -> tuple[list[Partition], list[Unreadable]]:
-    """Return the partitions that the folders of a HATS catalogue hold, and what there cannot be read."""
+    """Return the partitions that the folders of a HATS catalogue hold, and the entries that cannot be read."""
     orders, faults = numbered_folders(root, HATS_KEYS[0])
     partitions: list[Partition] = []
     for order_folder, order in orders:
@@ -132,7 +132,7 @@ def _listed_pixels(info: Path) -> list[tuple[int, int]]:
 
 
 def _pixel_faults(partitions: Iterable[Partition]) -> list[Unreadable]:
-    """Return the partitions of a HATS catalogue whose sky another partition holds too: its rows would be read twice."""
+    """Return the partitions of a HATS catalogue whose pixel another partition covers too: rows would be read twice."""
     entries: dict[tuple[int, int], set[str]] = defaultdict(set)
     for part in partitions:
         parent = Path(part.path).parent
@@ -149,9 +149,9 @@ def _pixel_faults(partitions: Iterable[Partition]) -> list[Unreadable]:
     return faults
 
 
-def _properties(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the key = value lines of the first file that exists, {} if none does."""
-    path = next((root / name for name in names if (root / name).is_file()), None)
+def _read_properties(root: Path, file_names: Sequence[str]) -> dict[str, str]:
+    """Return the key = value lines of the first of the files that exists in `root`, {} if none exists."""
+    path = next((root / name for name in file_names if (root / name).is_file()), None)
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
     except OSError as error:

@@ -29,19 +29,19 @@ class Layout(NamedTuple):
     """What reading needs to know of a layout."""
 
     name: str
-    is_conformed: bool = False
-    """Whether the files have exactly `SOURCE_SCHEMA`, and sources have their tiles."""
+    is_prepared: bool = False
+    """Whether a run wrote the files from a user's table: exactly `SOURCE_SCHEMA`, with the tile of each source."""
     complete_order: int | None = None
     """HEALPix order of which a complete catalogue has every pixel; None where orders follow the density of sources."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of `SOURCE_SCHEMA` that a file may have."""
-        return tuple(SOURCE_SCHEMA.names) if self.is_conformed else INPUT_COLUMNS
+        return tuple(SOURCE_SCHEMA.names) if self.is_prepared else INPUT_COLUMNS
 
 
 HIVE = Layout("hive", complete_order=HIVE_ORDER)
-PREPARED = Layout("prepared", is_conformed=True)
+PREPARED = Layout("prepared", is_prepared=True)
 
 
 class Listing(NamedTuple):

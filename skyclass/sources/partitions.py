@@ -59,8 +59,8 @@ class PartitionedSources:
     is_partitioned = True
 
     @property
-    def is_conformed(self) -> bool:
-        return self.layout.is_conformed
+    def is_prepared(self) -> bool:
+        return self.layout.is_prepared
 
     def read(
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
@@ -69,9 +69,9 @@ class PartitionedSources:
         path, names = self.partitions[i].path, set(self.layout.columns if columns is None else columns)
         names |= set(TABLE_COLUMNS) if self.region else set()
         names |= {"coadd_id"} if coadd_id is not None else set()
-        names |= {"bad_values"} if self.is_conformed else set()
+        names |= {"bad_values"} if self.is_prepared else set()
         table = _scan(self, path, names, coadd_id, check_types)
-        table = conform_sources(table if self.is_conformed else _cleaned(table, path), path)
+        table = conform_sources(table if self.is_prepared else _cleaned(table, path), path)
         if names >= set(TABLE_COLUMNS):
             check_positions(table, path)
         return inside(table, self.region)
@@ -80,7 +80,7 @@ class PartitionedSources:
         return replace(self, region=None)
 
     def absent_columns(self, names: Sequence[str]) -> list[str]:
-        if self.is_conformed:
+        if self.is_prepared:
             return columns_without_values(self.whole_partitions().read(0, names), names)
         present = source_columns(self, self.partitions[0].path)
         return [name for name in names if name not in present]
@@ -118,7 +118,7 @@ def source_columns(sources: PartitionedSources, path: str) -> dict[str, str]:
 def _scan(
     sources: PartitionedSources, path: str, columns: Iterable[str], coadd_id: str | None, check_types: bool
 ) -> pa.Table:
-    """Return those of the columns that a partition has, filtered while it is read; ra and dec in degrees."""
+    """Return those of the columns that a partition has, with ra and dec in degrees; rows are filtered while reading."""
     names, dataset = source_columns(sources, path), parquet_dataset(path)
     doubtful = [name for name, in_file in names.items() if _is_doubtful(name, dataset.schema.field(in_file).type)]
     chosen = {*columns, *(doubtful if check_types else ())}
@@ -135,7 +135,7 @@ def _scan(
 
 
 def _is_doubtful(name: str, stored: pa.DataType) -> bool:
-    """Return whether only its values show whether a column fits its type."""
+    """Return whether a column must be read to know that its values fit the type in `SOURCE_SCHEMA`."""
     wanted, types = SOURCE_SCHEMA.field(name).type, pa.types
     stored = stored.value_type if types.is_dictionary(stored) else stored
     if types.is_integer(wanted):

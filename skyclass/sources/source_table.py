@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Partition(NamedTuple):
-    """A file and its NESTED pixel; order `ANYWHERE` where it may hold any part of the sky."""
+    """A file and its NESTED pixel; order `ANYWHERE` where the file may hold rows of any part of the sky."""
 
     path: str
     order: int
@@ -28,7 +28,7 @@ class Partition(NamedTuple):
 class SourceTable(Protocol):
     """Sources of a catalogue or of one table, in partitions; an object of this class holds no rows.
 
-    `open_sources` makes it.
+    `open_sources` makes such an object.
     """
 
     @property
@@ -52,8 +52,8 @@ class SourceTable(Protocol):
         ...
 
     @property
-    def is_conformed(self) -> bool:
-        """Whether columns that the user's file lacks are null; other catalogues need every column that is used."""
+    def is_prepared(self) -> bool:
+        """Whether a run wrote the partitions from a user's table: each source has its tile, absent columns are null."""
         ...
 
     def read(
@@ -72,7 +72,10 @@ class SourceTable(Protocol):
         ...
 
     def absent_columns(self, names: Sequence[str]) -> list[str]:
-        """Return those of the names that have no value in this catalogue."""
+        """Return those of the names that are no column of the catalogue.
+
+        In a user's table, also when a run has prepared it, these are the columns without any value.
+        """
         ...
 
     def missing_pixels(self) -> list[int]:

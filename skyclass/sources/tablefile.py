@@ -62,8 +62,8 @@ class TableFile:
         return f"table {self.path}"
 
     @property
-    def size(self) -> int:
-        """Return the bytes of the content."""
+    def n_bytes(self) -> int:
+        """The number of bytes of the content."""
         return self.path.stat().st_size if self.content is None else len(self.content)
 
     def open(self) -> BinaryIO:
@@ -86,7 +86,7 @@ class TableFile:
 
 
 def open_table_file(path: Path) -> TableFile:
-    """Return a table file, its format told from its content; `CatalogError` where it is not one.
+    """Return a table file, whose format its content tells; `CatalogError` for a file that is no table.
 
     Gzip files are decompressed up to `MAX_GUNZIPPED_BYTES`, UTF-16 and UTF-32 text becomes UTF-8. Folders, FIFOs and
     devices are refused before anything is opened.
@@ -113,12 +113,12 @@ def open_table_file(path: Path) -> TableFile:
 
 
 def _check_size(file: TableFile) -> None:
-    """Raise `CatalogError` for a file that is read whole and is larger than the memory of this machine."""
+    """Raise `CatalogError` for a file larger than memory, unless it is Parquet, of which only some columns are read."""
     memory = psutil.virtual_memory().total
-    if file.format != "parquet" and file.size > memory:
+    if file.format != "parquet" and file.n_bytes > memory:
         raise CatalogError(
-            f"{file.source}: {file.size / 1e9:,.0f} GB, more than the memory of this machine ({memory / 1e9:,.0f} GB); "
-            "a table is read whole: split it, or write it as Parquet"
+            f"{file.source}: {file.n_bytes / 1e9:,.0f} GB, more than the memory of this machine "
+            f"({memory / 1e9:,.0f} GB); a table is read whole: split it, or write it as Parquet"
         )
 
 

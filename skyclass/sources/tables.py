@@ -50,7 +50,7 @@ class UserTable:
     region: Region | None = None
     allow_truncated: bool = False
 
-    is_partitioned, is_conformed = False, True
+    is_partitioned, is_prepared = False, False
 
     @property
     def partitions(self) -> tuple[Partition, ...]:

@@ -1,4 +1,4 @@
-"""Units of right ascension and declination, as every format and every archive spells them."""
+"""Units of right ascension and declination, in the spellings of all formats and archives."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def degrees_per(unit: str | None, name: str, source: str) -> float:
 
 
 def is_unit(text: str) -> bool:
-    """Return whether a cell spells degrees, radians or hours, so that its line gives units and no values."""
+    """Return whether a cell spells degrees, radians or hours, so that the line of the cell gives units, not values."""
     plain = _plain(text)
     return plain in _FACTORS and plain not in ("", "none", "null", "unitless", "n/a", "nan")
 
@@ -74,7 +74,7 @@ def _astropy_factor(unit: str) -> float | None:
 
 
 def parquet_factor(schema: pa.Schema, name: str, source: str) -> float:
-    """Return the degrees in one unit of a Parquet column by all its metadata; `CatalogError` where they disagree.
+    """Return the degrees in one unit of a Parquet column by all metadata; `CatalogError` for units that disagree.
 
     Units are in the field's own metadata, in the header of astropy, in a VOTable (VOParquet: TOPCAT, astropy) or in
     the attributes of pandas.
@@ -94,7 +94,7 @@ def _parquet_units(schema: pa.Schema, name: str, source: str) -> Iterable[str]:
     yield from (_text(value) for key, value in field.items() if key.lower() in (b"unit", b"units"))
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     if ASTROPY_KEY in metadata:
-        yield from _named_unit(_astropy_columns(metadata[ASTROPY_KEY], source), name)
+        yield from _named_unit(_yaml_columns(metadata[ASTROPY_KEY], source), name)
     if VOPARQUET_KEY in metadata:
         yield from _named_unit(_votable_fields(metadata[VOPARQUET_KEY], source), name)
     for key in PANDAS_KEYS:
@@ -106,7 +106,8 @@ def _named_unit(columns: Iterable[Mapping[str, Any]], name: str) -> Iterable[str
     yield from (str(column["unit"]) for column in columns if column.get("name") == name and column.get("unit"))
 
 
-def _astropy_columns(header: bytes, source: str) -> list[Mapping[str, Any]]:
+def _yaml_columns(header: bytes, source: str) -> list[Mapping[str, Any]]:
+    """Return the descriptions of columns (name, unit, ...) in the YAML header that astropy writes."""
     from astropy.table.meta import YamlParseError, get_header_from_yaml
 
     try:
@@ -117,6 +118,7 @@ def _astropy_columns(header: bytes, source: str) -> list[Mapping[str, Any]]:
 
 
 def _votable_fields(header: bytes, source: str) -> list[Mapping[str, Any]]:
+    """Return the descriptions of columns (name, unit, ...) in a VOTable: the attributes of its FIELD elements."""
     try:
         root = ElementTree.fromstring(header)
     except ElementTree.ParseError as error:

@@ -56,7 +56,7 @@ def read_votable(file: TableFile, extra: Sequence[str], allow_truncated: bool) -
 
 def _check_markup(file: TableFile) -> None:
     """Raise `CatalogError` for XML that refers to other files, defines entities or declares more than it can hold."""
-    previous, size = b"", file.size
+    previous, n_bytes = b"", file.n_bytes
     with file.open() as stream:
         while piece := stream.read(PIECE_BYTES):
             text, previous = previous + piece, piece[-4096:]
@@ -64,11 +64,11 @@ def _check_markup(file: TableFile) -> None:
                 if pattern.search(text):
                     raise CatalogError(f"{file.source}: {reason}")
             for match in _DECLARED.finditer(text):
-                if int(match[2]) > max(size, MIN_DECLARED):
+                if int(match[2]) > max(n_bytes, MIN_DECLARED):
                     declared = f"{match[1].decode()} = {match[2].decode()}"
                     raise CatalogError(
-                        f"{file.source}: it declares {declared}, more than a file of {size:,} bytes can hold; the file "
-                        "is damaged or cut short"
+                        f"{file.source}: it declares {declared}, more than a file of {n_bytes:,} bytes can hold; the "
+                        "file is damaged or cut short"
                     )
 
 

@@ -1,6 +1,6 @@
 """Progress of labels, datasets and trainings: the events that these functions report, and what a terminal shows.
 
-A function that takes long calls its `progress` argument with one dict for each event; its docstring names the keys.
+Long functions call their `progress` argument with one dict for each event. Their docstrings name the keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def print_labels_progress(event: Mapping[str, Any]) -> None:
 
 
 def event_text(event: Mapping[str, Any]) -> str:
-    """Return the values of an event as text, or where it has counts those above zero."""
+    """Return an event as text. Of an event with `counts`, show the counts above zero."""
     counts = event.get("counts")
     if isinstance(counts, dict):
         return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n)
@@ -42,19 +42,20 @@ def dataset_progress() -> Iterator[Progress]:
     with ProgressBar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=0)
 
-        def report(event: Mapping[str, Any]) -> None:
+        def show_cutting(event: Mapping[str, Any]) -> None:
+            """Show an event with `done` and `total` (numbers of sources) and `faults` (texts)."""
             bar.update(task, completed=event["done"], total=event["total"])
             for fault in event["faults"]:
                 _print(bar.console, f"left out: {fault}")
 
-        yield report
+        yield show_cutting
 
 
 @contextmanager
 def training_progress() -> Iterator[Progress]:
     """Give a reporter for `train.train`: a bar over steps on standard error, a line for each epoch.
 
-    Without an event in the block, the training was complete before, and a line says so.
+    Without an event in the block, the training was complete before: one line says that.
     """
     console = Console(stderr=True)
     columns = (TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"), BarColumn())
@@ -63,7 +64,8 @@ def training_progress() -> Iterator[Progress]:
         task = bar.add_task("", total=None, visible=False, epoch=0, epochs=0, images_per_s=0.0)
         n_events = 0
 
-        def report(event: Mapping[str, Any]) -> None:
+        def show_training(event: Mapping[str, Any]) -> None:
+            """Show a step (`epoch`, `epochs`, `step`, `steps`, `images_per_s`), or the record of a finished epoch."""
             nonlocal n_events
             n_events += 1
             if "step" in event:
@@ -73,7 +75,7 @@ def training_progress() -> Iterator[Progress]:
             else:
                 _print(bar.console, epoch_text(event))
 
-        yield report
+        yield show_training
         if not n_events:
             _print(console, "already trained: an earlier run has finished this training, and nothing is left to do")
 

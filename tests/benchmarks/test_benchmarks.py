@@ -21,7 +21,7 @@ from skyclass.run import pipeline
 from skyclass.run.stages import cut_strip
 
 STAGES = ["catalog", "read", "cut", "composites", "infer", "commit", "publish"]
-LINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
+PIPELINES = ["line", "line-null-archive", "line-null-classifier", "engine-1", "engine-2"]
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bu
     output, said = tmp_path / "results" / "tiny.jsonl", []
     tiny = replace(SCENARIOS["tiny"], model=str(bundle), device="cpu")
     records = run_scenario(tiny, str(output), said.append, work=tmp_path / "work")
-    assert [r["stage"] for r in records] == STAGES + LINES
+    assert [r["stage"] for r in records] == STAGES + PIPELINES
     assert output.read_text().splitlines() == said
     assert [json.loads(text) for text in said] == json.loads(json.dumps(records))
     assert len({record["n_sources"] for record in records}) == 1
@@ -44,7 +44,7 @@ def test_a_scenario_gives_a_record_for_each_stage_and_a_table(tmp_path: Path, bu
     text = report(output)
     assert "simulated sky" in text and records[0]["hardware"]["cpu"] in text
     assert [row.split(" | ")[0] for row in text.splitlines() if row.startswith("| ")][1:] == [
-        f"| {stage}" for stage in STAGES + LINES
+        f"| {stage}" for stage in STAGES + PIPELINES
     ]
 
 
@@ -106,7 +106,7 @@ def test_rivals_and_we_do_the_same_on_the_same_sources(tmp_path: Path) -> None:
         rival_cutters.cut_with_skyclass(field) == rival_cutters.cut_with_numpy(field, rival_cutters.lupton_uint8) == n
     )
     assert rival_cutters.cut_with_astropy(field, 5) == 5
-    images = cut_strip(field.line, field.strips[0]).images
+    images = cut_strip(field.context, field.strips[0]).images
     ours = torch.softmax(torch.from_numpy(load_classifier("iicnet-mock", "cpu", "fp32").logits(images)), dim=1)
     np.testing.assert_allclose(rivals.eager_probabilities(rivals.eager_network(), images), ours, atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_a_device_is_measured_in_every_way_and_form() -> None:
     *stages, upload = device.measurements("cpu", images, 1, ways)
     assert [r["stage"] for r in stages] == ["gemm", "eager", "network", "network"] and upload["images_per_s"] > 0
     assert stages[2]["of_bf16_peak"] > 0 and "cuda" in stages[3]["error"].lower(), "a way that is not there says so"
-    record = device.line_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused", "as it is")
+    record = device.pipeline_record(Scenario("tiny", 1, 40, 256, 1), "cpu", "fused", "as it is")
     assert record["n_sources"] == 40 and set(record["pool_busy"]) == {"GPU workers"}
 
 
@@ -144,7 +144,7 @@ def test_profiles_say_where_the_time_goes(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(scale, "SETTLE_S", 0)
     monkeypatch.setattr(scale, "IDLE_S", 0.1)
     field = field_of(Scenario("tiny", 1, 40, 256, 1), tmp_path, str(tmp_path / "classes"))
-    field.line.folder.make()
+    field.context.folder.make()
     for work in profiles.works(field).values():
         assert "skyclass/" in profiles.top(profiles.profiled(work), 400)
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)

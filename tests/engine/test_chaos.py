@@ -312,20 +312,20 @@ CHANGED = {
 @pytest.mark.fault(29)
 def test_attempts_that_differ_raise_an_alarm(run, monkeypatch):
     """A network with unseeded noise: the second attempt at a tile is no silent winner."""
-    line, what, table = plan_run(run, count_here)
-    line = open_run(run, line, what, table)
-    tile, predict = what.tiles[0], type(line.classifier).predict
+    context, what, table = plan_run(run, count_here)
+    context = open_run(run, context, what, table)
+    tile, predict = what.tiles[0], type(context.classifier).predict
 
     def noisy(self, images, photometry=None):
         p = predict(self, images, photometry) + np.random.default_rng().random((len(images), 3), np.float32)
         return p / p.sum(axis=1, keepdims=True)
 
-    monkeypatch.setattr(type(line.classifier), "predict", noisy)
-    results = [stages.classify_strip(line, Strip(tile, 0, tile.n_sources)) for _ in range(2)]
-    first, _ = stages.commit_strips(line, tile, results[:1])
+    monkeypatch.setattr(type(context.classifier), "predict", noisy)
+    results = [stages.classify_strip(context, Strip(tile, 0, tile.n_sources)) for _ in range(2)]
+    first, _ = stages.commit_strips(context, tile, results[:1])
     with pytest.raises(CommitConflict, match="not deterministic"):
-        stages.commit_strips(line, tile, results[1:])
-    assert stages.commit_fault(line, tile, "hung after its commit")[0] == first
+        stages.commit_strips(context, tile, results[1:])
+    assert stages.commit_fault(context, tile, "hung after its commit")[0] == first
 
 
 # --- inputs ----------------------------------------------------------------------------------------

@@ -422,12 +422,12 @@ def test_a_worker_stays_within_the_stated_memory(bundle, chaos: Chaos, tmp_path)
     """The formula of `skyclass plan` against what a process really had, on a whole Atlas tile."""
     sky = write_mock(str(tmp_path / "sky"), n_tiles=1, seed=4, sources_per_tile=12_000, size_px=4095)
     run = run_on(sky, bundle, tmp_path / "classes", 16_384)
-    line, plan, _ = plan_run(run, count_here)
+    context, plan, _ = plan_run(run, count_here)
     for n_sources in (1_000, 12_000):
         command = [sys.executable, "-c", PEAK, str(sky.catalog), str(sky.images), str(bundle), str(n_sources)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         largest = max(s.stop - s.start for s in strips_of(plan.tiles[0], n_sources))
-        stated = strip_bytes(line, largest) / 1e6
+        stated = strip_bytes(context, largest) / 1e6
         chaos.note(f"strip of {largest:,} sources: {float(done.stdout):.0f} MB at most, stated {stated:.0f} MB")
         assert float(done.stdout) < stated
 
@@ -440,14 +440,16 @@ from skyclass.model.devices import set_threads
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.stages import cut_strip, infer_strip
+from skyclass.run.strips import SourceValues
 import numpy as np
 from dataclasses import replace
 set_threads(1)
 catalog, images, model, n = sys.argv[1:]
 run = RunConfig(catalog, images, "unused", model, None, "fp32", "cpu", strip_sources=int(n))
-line, plan, _ = plan_run(run, count_here)
-cut = cut_strip(line, strips_of(plan.tiles[0], int(n))[0])
+context, plan, _ = plan_run(run, count_here)
+cut = cut_strip(context, strips_of(plan.tiles[0], int(n))[0])
 few = slice(0, 512)  # of the network's memory a batch is as good as all
-infer_strip(line, replace(cut, images=cut.images[few], flags=cut.flags[few], valid_frac=cut.valid_frac[few]))
+values = SourceValues(*(column[few] for column in cut.values))
+infer_strip(context, replace(cut, images=cut.images[few], values=values))
 print(next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

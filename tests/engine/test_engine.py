@@ -275,11 +275,11 @@ class BrokenArchive:
 
 def test_rows_are_joined_by_name_whatever_order_the_strips_have(run):
     """The order of a strip's sources comes from the tile's header; a commit elsewhere may not be able to read it."""
-    line, plan, table = plan_run(run, count_here)
-    line.folder.make()
+    context, plan, table = plan_run(run, count_here)
+    context.folder.make()
     tile = plan.tiles[0]
-    result = stages.classify_strip(line, Strip(tile, 0, tile.n_sources))
-    expected = class_rows(line, tile, [result])
+    result = stages.classify_strip(context, Strip(tile, 0, tile.n_sources))
+    expected = class_rows(context, tile, [result])
     planned_sources.cache_clear()
 
     class Blind(RunContext):
@@ -287,12 +287,12 @@ def test_rows_are_joined_by_name_whatever_order_the_strips_have(run):
         def archive(self):
             return BrokenArchive()
 
-    rows = class_rows(Blind(**vars(line)), tile, [result])
+    rows = class_rows(Blind(**vars(context)), tile, [result])
     assert rows["source_id"].to_pylist() != result.source_id.to_pylist() and rows.equals(expected)
     by_name = dict(zip(result.source_id.to_pylist(), result.probabilities[:, 2].tolist(), strict=True))
     assert rows["p_star"].to_pylist() == [by_name[name] for name in rows["source_id"].to_pylist()]
     with pytest.raises(RowsLost, match="classified"):
-        class_rows(line, tile, [result, result])
+        class_rows(context, tile, [result, result])
 
 
 def test_another_region_or_catalogue_is_another_run(run, sky):

@@ -262,16 +262,20 @@ def test_a_run_is_compiled_on_request_or_where_it_is_large_enough(mode, n_source
 
 
 def test_on_cuda_it_runs_as_it_is_unless_a_run_insists(run, monkeypatch, caplog):
-    line, counted, _ = prepare.plan_run(run, prepare.count_here)
+    run_context, counted, _ = prepare.plan_run(run, prepare.count_here)
     monkeypatch.setitem(COMPILE_FROM, "cpu", 1)
     monkeypatch.setattr(prepare, "resolve_device", lambda device: "cuda:1")
-    assert prepare.choose_compilation(run, line, counted, prepare.warm_up_local) == line and not caplog.text
+    assert (
+        prepare.choose_compilation(run, run_context, counted, prepare.warm_up_local) == run_context and not caplog.text
+    )
     asked = []
     many = dataclasses.replace(counted, tiles=(dataclasses.replace(counted.tiles[0], n_sources=6_000_000),))
     monkeypatch.setattr(context, "cached_classifier", lambda *args: asked.append(args[4]))
-    insists = prepare.choose_compilation(dataclasses.replace(run, compile="on"), line, counted, prepare.warm_up_local)
-    assert asked == [True] and insists == dataclasses.replace(line, compile_on=("cpu", "cuda"))
-    assert prepare.choose_compilation(run, line, many, prepare.warm_up_local) == insists, "of so many it pays"
+    insists = prepare.choose_compilation(
+        dataclasses.replace(run, compile="on"), run_context, counted, prepare.warm_up_local
+    )
+    assert asked == [True] and insists == dataclasses.replace(run_context, compile_on=("cpu", "cuda"))
+    assert prepare.choose_compilation(run, run_context, many, prepare.warm_up_local) == insists, "of so many it pays"
 
 
 @pytest.mark.slow

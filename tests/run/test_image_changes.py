@@ -87,7 +87,7 @@ def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str,
     """Replace an image each time that the second strip of its tile is begun, at most `times`; return the times."""
     cut, done = stages.cut_strip, []
 
-    def replacing(line, strip):
+    def replacing(context, strip):
         if (
             strip.tile.coadd_id == coadd_id
             and strip.start
@@ -96,7 +96,7 @@ def replaced_in_the_middle(patch: pytest.MonkeyPatch, path: Path, coadd_id: str,
         ):
             done.append(len(done) + 1)
             other_pixels(path, 1.2 + len(done) / 10)
-        return cut(line, strip)
+        return cut(context, strip)
 
     for module in (stages, pipeline, tile_window):
         patch.setattr(module, "cut_strip", replacing)
@@ -151,10 +151,10 @@ def test_a_tile_removed_during_the_run_is_quarantined_and_no_row_is_lost(run, sm
     coadd_id = small.coadd_ids[0]
     path, cut = file_of(run, coadd_id), stages.cut_strip
 
-    def removing(line, strip):
+    def removing(context, strip):
         if strip.tile.coadd_id == coadd_id and strip.start:
             path.unlink(missing_ok=True)
-        return cut(line, strip)
+        return cut(context, strip)
 
     monkeypatch.setattr(pipeline, "cut_strip", removing)
     report = pipeline.classify(run)

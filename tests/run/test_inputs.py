@@ -191,12 +191,12 @@ def test_a_partition_replaced_after_the_plan_ends_a_run_on_workers(own, undistur
 
 
 def test_a_partition_that_disappears_during_the_run_is_named(own, monkeypatch):
-    line, plan, _ = plan_run(own, count_here)
+    context, plan, _ = plan_run(own, count_here)
     gone = partitions(own)[0]
     gone.unlink()
     with pytest.raises(CatalogError, match=str(gone)):
         for tile in plan.tiles:
-            tile_sources.tile_sources(line, tile)
+            tile_sources.tile_sources(context, tile)
 
 
 def test_a_partition_is_known_by_size_and_footer_whatever_its_times(tmp_path: Path):

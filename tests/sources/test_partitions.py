@@ -515,10 +515,10 @@ def test_an_unfinished_partition_stops_a_run_until_it_is_whole(
     torn.rename(whole)
     commit = pipeline.commit_strips
 
-    def stop_after_one(line: Any, tile: Any, results: Any) -> Any:
+    def stop_after_one(context: Any, tile: Any, results: Any) -> Any:
         if list((Path(this.out) / "tiles").glob("*.parquet")):
             raise Interrupted("stopped by the test")
-        return commit(line, tile, results)
+        return commit(context, tile, results)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "commit_strips", stop_after_one)

@@ -18,11 +18,11 @@ def dask_setup(worker: Any) -> None:
 
     cut, linger_s = stages.cut_strip, float(os.environ.get("LINGER_S", "0"))
 
-    def traced(line, strip):
+    def traced(context, strip):
         with open(os.environ["TRACE"], "a") as file:
             file.write(f"{time.time():.3f} {os.getpid()} {strip.tile.coadd_id} {strip.start}\n")
         time.sleep(linger_s)
-        return cut(line, strip)
+        return cut(context, strip)
 
     stages.cut_strip = traced
     if os.environ.get("NULL_STAGES"):

@@ -1,4 +1,4 @@
-"""Faults inside workers: each is a plugin that wraps a stage of the line."""
+"""Faults inside workers: each is a plugin that wraps a stage of the pipeline."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Trap(WorkerPlugin):
 
         work = getattr(stages, self.stage)
 
-        def trapped(line, strip):
+        def trapped(context, strip):
             what = getattr(strip, "strip", strip)
             if self.coadd_id in ("any", what.tile.coadd_id):
                 self.spring(what)
-            return work(line, strip)
+            return work(context, strip)
 
         setattr(stages, self.stage, trapped)
 

@@ -184,7 +184,7 @@ def run_attempts(
 
 
 def raise_unless_done(outcome: Outcome) -> None:
-    """Raise the error of an outcome, unless it is done."""
+    """Raise the error of an outcome, unless its status is "done"."""
     if outcome.status == "interrupted":
         raise Interrupted(f"training stopped: {outcome.reason}")
     if outcome.status != "done":
@@ -228,14 +228,18 @@ class Attempt:
         return combined_outcome(self.outcomes.values())
 
     def poll_events(self) -> None:
-        """Handle the events that the nodes have published since the last call, and count the silence of each node."""
+        """Wait `POLL_S`, handle the events since the last call, and record the tasks that failed.
+
+        The time since the last call is added to the silence of each node that published no event.
+        """
         time.sleep(POLL_S)
         now, before = time.monotonic(), self.polled_at
         self.polled_at = now
         for index in self.silent_s:  # bounded, so that a pause of the driver does not count as silence of the nodes
             self.silent_s[index] += min(now - before, 10 * POLL_S)
         while not self.events.empty():
-            self.handle_event(self.events.get()[1])
+            _, report = self.events.get()
+            self.handle_event(report)
         for index, future in enumerate(self.futures):
             if future.status == "error" and index not in self.outcomes:
                 name, error = self.spec.nodes[index].name, future.exception()

@@ -217,13 +217,13 @@ class TrainConfig:
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The options of the network, those included that follow from bands and features."""
-        follows: dict[str, Any] = {}
+        """The options of the network, with those that follow from `bands` and `features`."""
+        derived: dict[str, Any] = {}
         if "images" in self.inputs and len(self.bands) != 3:
-            follows["in_channels"] = len(self.bands)
+            derived["in_channels"] = len(self.bands)
         if "photometry" in self.inputs:
-            follows["features"] = len(self.features)
-        return follows | self.options
+            derived["features"] = len(self.features)
+        return derived | self.options
 
 
 def train_config(data: Mapping[str, Any]) -> TrainConfig:

@@ -245,7 +245,10 @@ def refuse_divergence(job: Job, position: Position, loss: float) -> None:
 
 
 def close_epoch(job: Job, position: Position, record: dict[str, Any]) -> None:
-    """Write the bundle if the epoch is the best so far, and a checkpoint at the start of the next epoch."""
+    """Write the bundle if this epoch is the best so far. Then save a checkpoint at the start of the next epoch.
+
+    `position` moves to the next epoch. Raises `ConfigError` for a validation loss that is not finite.
+    """
     refuse_divergence(job, position, record["val_loss"])
     record["best"] = record["val_loss"] < position.best
     if record["best"]:

@@ -1,4 +1,4 @@
-"""Photometry down the whole line: joined by source, the same rows on every engine, refused before work when absent."""
+"""Photometry in the whole pipeline: joined by source, the same rows on every engine, refused at once when absent."""
 
 import dataclasses
 import logging
@@ -94,18 +94,18 @@ def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, ru
 
 
 def test_each_strip_carries_the_features_of_its_own_sources(run, sky):
-    line, plan, _ = plan_run(run, count_here)
+    context, plan, _ = plan_run(run, count_here)
     catalog = catalog_of(sky)
     expected = dict(zip(catalog["source_id"].to_pylist(), features(catalog, PHOTOMETRY.features), strict=True))
     seen = 0
     for strip in [s for tile in plan.tiles for s in strips_of(tile, 57)]:
-        cut = stages.cut_strip(line, strip)
+        cut = stages.cut_strip(context, strip)
         assert cut.photometry.dtype == np.float32
         np.testing.assert_array_equal(cut.photometry, [expected[i] for i in cut.source_id.to_pylist()])
         seen += len(cut.photometry)
     assert seen == sky.n_sources
-    fault = stages.faulty_strip(line, strip, skyclass.errors.TileFault("t", "gone"), strips.Timing("cut", 0.0))
-    assert fault.photometry is None and (fault.flags == FAULT_FLAGS["bad"]).all()
+    fault = stages.faulty_strip(context, strip, skyclass.errors.TileFault("t", "gone"), strips.Timing("cut", 0.0))
+    assert fault.photometry is None and (fault.values.flags == FAULT_FLAGS["bad"]).all()
 
 
 def test_probabilities_follow_the_photometry_of_the_source(run, sky, tmp_path):
@@ -154,7 +154,7 @@ def test_sources_without_photometry_have_a_class_all_the_same(plain, run, sky, t
 def test_a_catalogue_without_the_columns_is_refused_before_any_work(run, sky, tmp_path):
     bare = with_photometry(sky, tmp_path / "bare", lambda t: t.drop_columns(["w2mpro", "w3mpro"]))
     refused = dataclasses.replace(run, catalog=str(bare))
-    with pytest.raises(CatalogError, match="w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"):
+    with pytest.raises(CatalogError, match="bare has no column w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"):
         pipeline.classify(refused)
     assert not Path(run.out).exists()
     pipeline.classify(dataclasses.replace(refused, model="iicnet-mock"))  # images alone need no magnitudes
