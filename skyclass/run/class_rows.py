@@ -22,13 +22,13 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     A fault of one strip is a fault of the tile, so that rows do not depend on the division into strips.
     """
     sources = tile_sources(context, tile)
-    probabilities, (flags, valid_frac) = join_results(sources, results, tile)
+    probabilities, values = join_results(sources, results, tile)
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities)
     columns |= {
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
-        "valid_frac": valid_frac,
+        "flags": values.flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
+        "valid_frac": values.valid_frac,
         "model_id": pa.array([context.bundle.model_id] * len(sources)),
         "run_id": pa.array([context.run_id] * len(sources)),
     }

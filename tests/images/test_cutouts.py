@@ -179,8 +179,8 @@ def test_flags_and_valid_fractions_at_the_borders_by_hand():
     cutter = Cutter([RowRange(0, image, True)], tile, x, y, 3)
     pixels = np.empty((len(x), 1, 3, 3), np.float32)
     cutter.cut(slice(0, len(x)), pixels)
-    values = cutter.flags_and_valid_frac()
-    flags, valid_frac = (values.flags, values.valid_frac) if hasattr(values, "flags") else values
+
+    flags, valid_frac = cutter.flags_and_valid_frac()
     expected = [Flag(0), Flag.EDGE, Flag(0), Flag.EDGE, Flag(0), Flag(0), Flag.EDGE, Flag.EDGE]
     assert [Flag(int(f)) for f in flags[:8]] == expected
     assert all(Flag(int(f)) & Flag.OFF_TILE and Flag(int(f)) & Flag.NO_IMAGE for f in flags[8:])

@@ -33,9 +33,7 @@ class Partitioned:
     absent: tuple[str, ...]
     location: str = "survey"
     is_partitioned: bool = True
-    is_conformed: bool = False
-    may_lack_columns: bool = False
-    has_tiles_assigned: bool = False
+    is_prepared: bool = False
 
     def absent_columns(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name in self.absent]
