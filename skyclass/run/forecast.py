@@ -41,7 +41,7 @@ class PlanReport:
     largest_tile_sources : int
         Sources on that tile.
     tile_bytes : int
-        Bytes of the pixels of all tiles; a run reads at most these.
+        Bytes of the pixels of all tiles. Strips that share pixel rows read these twice.
     worker_bytes : float
         Peak memory of a worker in bytes.
     sources_per_second : float
@@ -73,7 +73,7 @@ class PlanReport:
             f"{counted(self.n_strips, 'strip')}",
             *without_tile_lines(self.without_tile),
             f"most crowded tile: {self.largest_tile} with {counted(self.largest_tile_sources, 'source')}",
-            f"{self.tile_bytes / 1e9:,.2f} GB of tile pixels at most",
+            f"{self.tile_bytes / 1e9:,.2f} GB of tile pixels",
             f"up to {self.worker_bytes / 1e9:.1f} GB of memory for each worker",
             f"{self.sources_per_second:,.0f} sources/s in the network of one process here (just measured): {takes}",
         ]

@@ -1,0 +1,76 @@
+"""The forecast of a run: its numbers by hand, and the lines that `skyclass plan` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from skyclass.errors import TileFault
+from skyclass.run import forecast as module
+from skyclass.run.config import RunConfig
+from skyclass.run.forecast import PlanReport, forecast, strip_bytes, tile_bytes
+from skyclass.run.plan import Plan, without_tile_lines
+from skyclass.types import NO_TILE, TilePlan
+
+REPORT = PlanReport(
+    n_sources=7_200, n_tiles=2, n_strips=3, without_tile=4, largest_tile="1500p015_ac51", largest_tile_sources=5_000,
+    tile_bytes=402_000_000, worker_bytes=1.26e9, sources_per_second=120.0,
+)  # fmt: skip
+
+
+def test_the_lines_of_a_forecast() -> None:
+    assert str(REPORT).splitlines() == [
+        "7,200 sources on 2 tiles, 3 strips",
+        *without_tile_lines(4),
+        "most crowded tile: 1500p015_ac51 with 5,000 sources",
+        "0.40 GB of tile pixels",
+        "up to 1.3 GB of memory for each worker",
+        "120 sources/s in the network of one process here (just measured): 1.0 process minutes",
+    ]
+    assert len(REPORT.lines) == 6 and REPORT.process_seconds == 60
+    assert len(replace(REPORT, without_tile=0).lines) == 5
+    assert replace(REPORT, n_sources=432_000).lines[-1].endswith("60.0 process minutes")
+    assert replace(REPORT, n_sources=864_000).lines[-1].endswith("2.0 process hours")
+    assert repr(REPORT) == "<PlanReport: 7,200 sources on 2 tiles, 3 strips>"
+    assert "<th>largest_tile</th><td>1500p015_ac51</td>" in REPORT._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        REPORT.n_tiles = 3  # type: ignore[misc]
+
+
+def test_the_memory_of_a_worker_by_hand() -> None:
+    """700 MB, three bands of 4095 x 4095 float32, and 1,000 composites of 3 x 37 x 37 float16 twice."""
+    context: Any = SimpleNamespace(bundle=SimpleNamespace(cut=SimpleNamespace(bands=("w1", "w2", "w3"), size_px=37)))
+    assert strip_bytes(context, 1000) == 700e6 + 201_228_300 + 16_428_000
+    assert strip_bytes(context, 0) == 700e6 + 201_228_300
+
+
+def test_all_tiles_count_as_large_as_the_first_usable_one() -> None:
+    class Archive:
+        def tile(self, coadd_id: str, bands: tuple[str, ...]) -> Any:
+            if coadd_id in faulty:
+                raise TileFault(coadd_id, "truncated", "w1")
+            return SimpleNamespace(nbytes=100)
+
+    context: Any = SimpleNamespace(archive=Archive(), bundle=SimpleNamespace(bands=("w1",)))
+    plan = Plan((TilePlan("a", 5, (0,)), TilePlan(NO_TILE, 2, (0,)), TilePlan("b", 3, (0,))), "digest")
+    faulty = {"a"}
+    assert tile_bytes(context, plan) == 200
+    faulty.add("b")
+    assert tile_bytes(context, plan) == 0
+
+
+def test_a_forecast_counts_tiles_and_strips(run: RunConfig, monkeypatch: pytest.MonkeyPatch, sky: Any) -> None:
+    monkeypatch.setattr(module, "probe_rate", lambda context: 100.0)
+    report = forecast(replace(run, strip_sources=128))
+    assert (report.n_sources, report.n_tiles, report.without_tile) == (sky.n_sources, 2, 0)
+    assert report.largest_tile in sky.coadd_ids and report.largest_tile_sources >= sky.n_sources / 2
+    others = sky.n_sources - report.largest_tile_sources
+    assert report.n_strips == -(-report.largest_tile_sources // 128) - (-others // 128)
+    assert report.tile_bytes == 2 * 3 * 4 * 700**2 and report.process_seconds == sky.n_sources / 100
+    largest_strip = -(-report.largest_tile_sources // -(-report.largest_tile_sources // 128))
+    assert report.worker_bytes == 700e6 + 201_228_300 + largest_strip * 3 * 37**2 * 4 and not Path(run.out).exists()
