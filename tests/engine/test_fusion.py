@@ -154,7 +154,9 @@ def test_sources_without_photometry_have_a_class_all_the_same(plain, run, sky, t
 def test_a_catalogue_without_the_columns_is_refused_before_any_work(run, sky, tmp_path):
     bare = with_photometry(sky, tmp_path / "bare", lambda t: t.drop_columns(["w2mpro", "w3mpro"]))
     refused = dataclasses.replace(run, catalog=str(bare))
-    with pytest.raises(CatalogError, match="bare has no column w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"):
+    with pytest.raises(
+        CatalogError, match="bare has no column w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"
+    ):
         pipeline.classify(refused)
     assert not Path(run.out).exists()
     pipeline.classify(dataclasses.replace(refused, model="iicnet-mock"))  # images alone need no magnitudes
