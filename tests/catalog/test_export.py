@@ -296,3 +296,20 @@ def test_fits_says_which_integer_is_missing_and_what_columns_mean(catalog: Class
 )
 def test_a_missing_integer_is_the_least_one_that_no_row_holds(values, unused):
     assert _unused(pa.chunked_array([pa.array(values, pa.int16())])) == unused
+
+
+def test_names_that_a_format_cannot_hold_are_refused(tmp_path):
+    twice = pa.table([[1], [2]], names=["n", "n"])
+    cases = pa.table([[1], [2]], names=["n", "N"])
+    for ending in ("csv", "fits", "vot", "parquet"):
+        with pytest.raises(
+            ConfigError, match="columns n are repeated: give each its own name with AS|columns n are repeated .FITS"
+        ):
+            export_table(twice, tmp_path / f"twice.{ending}")
+    with pytest.raises(ConfigError, match="columns n are repeated .FITS does not tell cases apart."):
+        export_table(cases, tmp_path / "cases.fits")
+    assert export_table(cases, tmp_path / "cases.csv").read_text().startswith('"n","N"')
+    with pytest.raises(ConfigError, match="have names that this format cannot hold"):
+        export_table(pa.table([[1]], names=["größe"]), tmp_path / "a.fits")
+    with pytest.raises(ConfigError, match="have names that this format cannot hold"):
+        export_table(pa.table([[1]], names=["a\nb"]), tmp_path / "a.csv")

@@ -183,3 +183,15 @@ def test_each_wrong_setting_is_named(changes, problem):
     with pytest.raises(ConfigError) as caught:
         CompositeSettings(**fields | changes)
     assert str(caught.value).startswith(f"composite: {problem}")
+
+
+def test_percentile_and_lupton_of_faint_cutouts_are_not_cut_off():
+    """A range of 1e-3 is stretched to the whole of 0..1, and a flat cutout stays finite."""
+    ramp = np.linspace(0, 1e-3, 25, dtype=np.float32).reshape(1, 1, 5, 5)
+    settings = CompositeSettings((1.0,), (20.5,), stretch="percentile", sky="none", percentiles=(0.0, 100.0))
+    image = composite(ramp, (20.5,), settings)
+    np.testing.assert_allclose(image.ravel(), np.linspace(0, 1, 25), atol=1e-3)
+    assert composite(np.full_like(ramp, 3.0), (20.5,), settings).tolist() == np.zeros((1, 1, 5, 5)).tolist()
+    lupton = CompositeSettings((1.0,), (20.5,), stretch="lupton", sky="none", lupton_q=8.0)
+    faint = composite(np.full_like(ramp, 0.01), (20.5,), lupton)
+    np.testing.assert_allclose(faint, 0.01 * np.arcsinh(0.08) / 0.08, rtol=1e-3)

@@ -55,3 +55,11 @@ def test_a_run_without_all_rows_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(NotPublished, match=rf"{TILES[0][1]:,} of {n_rows:,} sources are classified"):
         publish_run(folder)
     assert not folder.catalog.exists()
+
+
+def test_a_catalogue_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path / "run", TILES[:1])
+    folder.catalog.mkdir()
+    (folder.catalog / "novel.txt").write_bytes(b"chapter 1")
+    with pytest.raises(RunMismatch, match="exists and is no class catalogue of skyclass; publishing would replace it"):
+        check_output_folder(folder)

@@ -261,3 +261,11 @@ def test_a_heartbeat_that_fails_is_named_and_the_next_one_may_succeed(tmp_path, 
         module._beat(path, ended)
     assert beats == [path] * 3
     assert caplog.messages == [f"no heartbeat at {path}: [Errno 5] Input/output error"]
+
+
+def test_when_a_process_started_is_unknown_in_another_pid_namespace(monkeypatch):
+    own = module._start(os.getpid())
+    assert own == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19] and int(own) > 0
+    assert module._start(2**22 + 1) == ""
+    monkeypatch.setattr(module, "_link", lambda path: "1")
+    assert module._start(os.getpid()) == ""
