@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from skyclass.errors import BundleError, CannotCompile, CatalogError
+from skyclass.errors import ArchiveError, BundleError, CannotCompile, CatalogError
 from skyclass.model.bundle import Bundle, load_bundle
 from skyclass.run import preflight
 from skyclass.run.config import RunConfig
 from skyclass.run.context import RunContext
 from skyclass.run.preflight import check_photometry, refuse_copies, refuse_faulty_model
-from skyclass.run.prepare import TOO_FEW_FOR_CUDA, new_context, warm_up_local
+from skyclass.run.prepare import TOO_FEW_FOR_CUDA, count_here, new_context, plan_run, warm_up_local
 from skyclass.sources.footers import PartitionDigest
 from skyclass.sources.opening import open_sources
 from tests.support.bundles import FUSION, make_bundle
@@ -145,3 +146,13 @@ def test_columns_without_values_count_as_absent(fusion: Bundle, tmp_path: Path) 
         empty = empty.set_column(empty.column_names.index(name), name, pa.nulls(len(rows), pa.float32()))
     with pytest.raises(CatalogError, match="needs the photometry"):
         check_photometry(fusion, sources, empty)
+
+
+def test_images_of_which_none_is_usable_end_a_run_before_it_begins(run: RunConfig, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(run.images, images)
+    for path in images.rglob("*-w2-*.fits"):
+        path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(ArchiveError, match="of 2 tiles looked at, none is usable: .*truncated"):
+        plan_run(replace(run, images=str(images)), count_here)
+    assert not Path(run.out).exists()
