@@ -40,15 +40,17 @@ plan           | driver | run.prepare:plan_run               | run.pipeline:clas
 list           | driver | sources.opening:open_sources       | run.prepare:plan_run             | the partitions of the region
 count          | worker | run.stages:count_partition         | run.prepare:count_here           | number of sources by tile
 open           | driver | run.prepare:open_run               | run.pipeline:classify            | the run folder, new or resumed
-cut strip      | worker | run.stages:cut_strip               | run.pipeline:classify_tile       | CutStrip: the next eight steps, for one strip
+cut strip      | worker | run.stages:cut_strip               | run.pipeline:classify_tile       | CutStrip: the next ten steps, for one strip
 tile           | worker | images.archive:AtlasArchive.tile   | run.stages:open_tile             | Tile: WCS, zero points, files
-order          | worker | run.tile_sources:tile_sources      | run.stages:cut_strip             | sources of a tile, ordered by pixel row
 read           | worker | sources.partitions:PartitionedSources.read | sources.by_tile:sources_of_tile | rows with clean values: id, position, photometry
+clean          | worker | schema:conform_sources             | sources.partitions:PartitionedSources.read | values that cannot be right are null, and counted
 assign         | worker | sources.assign:assign_tiles        | sources.by_tile:_with_tiles      | a tile for each source without coadd_id
+order          | worker | run.tile_sources:tile_sources      | run.stages:cut_strip             | sources of a tile, ordered by pixel row
 pixels         | worker | sky.tile_wcs:tile_pixels           | run.stages:cut_strip             | x, y (N,): FITS pixels of the sources
 rows           | worker | images.cutouts:read_bands          | run.stages:cut_image_sets        | pixel rows of each band, read once
 cut            | worker | images.cutouts:Cutter.cut          | run.stages:cut_and_composite     | cutouts (N, 3, 37, 37) float32 in DN
 composite      | worker | images.composite:composite         | run.stages:cut_and_composite     | composites (N, 3, 37, 37) float16
+features       | worker | model.photometry:features          | run.stages:cut_strip             | photometry (N, F) float32, if the model takes any
 infer strip    | worker | run.stages:infer_strip             | run.pipeline:classify_tile       | StripResult: the next step, for one strip
 infer          | worker | model.classifier:NetworkClassifier.predict | run.stages:infer_strip   | probabilities (N, 3) float32
 commit strips  | worker | run.stages:commit_strips           | run.pipeline:classify_tile       | the next three steps, for all strips of a tile

@@ -73,7 +73,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
 
 
 def plan(run: RunConfig) -> PlanReport:
-    """Predict what a run reads, holds in memory and takes; nothing is written.
+    """Predict the bytes that a run reads, the memory of a worker and the time of the network. Write nothing.
 
     This process counts the sources of the catalogue and tries the network on a few images.
 
@@ -92,6 +92,8 @@ def plan(run: RunConfig) -> PlanReport:
     ------
     ConfigError
         The input cannot be used.
+    RunMismatch
+        The output folder holds anything other than a run of skyclass.
 
     Examples
     --------

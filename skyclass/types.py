@@ -30,7 +30,7 @@ PIXEL_SCALE_ARCSEC = 1.375
 Json = dict[str, Any]
 
 ParallelMap = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterable[Any]]
-"""Yields work(*item) for items, in any order, as `itertools.starmap` does in one process."""
+"""Yields work(*item) for items; the order may differ from that of the items. `itertools.starmap` is one."""
 FloatArray = NDArray[np.floating]
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]

@@ -37,7 +37,7 @@ def mock(
 ) -> int:
     """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive.
 
-    An earlier simulated sky in DIRECTORY is replaced, and that is said.
+    An earlier simulated sky in DIRECTORY is replaced, and the command reports this.
     """
     from ..mock import write_mock
 

@@ -86,7 +86,7 @@ def evaluate(
     if len(models) < 2:
         raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
     if (kind or prior) and not calibrate:
-        raise ConfigError("--kind, --prior: of a calibration, and none is asked for; give --calibrate BUNDLE")
+        raise ConfigError("--kind and --prior need --calibrate BUNDLE")
     from ..model.bundle import load_bundle
     from ..report import RESULTS
     from ..training.data.dataset import load_dataset
@@ -108,7 +108,7 @@ def evaluate(
 
 
 def is_first_rank() -> bool:
-    """Return whether this process is the one of its training that speaks."""
+    """Return whether this process is rank 0, the only rank that prints."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
@@ -124,7 +124,7 @@ def train(toml: str | None, **options: Any) -> int:
 
     run, is_first = read_config(TrainConfig, toml, options, train_config), is_first_rank()
     if run.cluster != "none":
-        train_on_cluster(run, ranks_file(run, toml, options))
+        train_on_cluster(run, settings_file_for_ranks(run, toml, options))
     else:
         from ..training.fit.train import train as train_here
 
@@ -138,7 +138,7 @@ def train(toml: str | None, **options: Any) -> int:
 
 
 def train_on_cluster(run: TrainConfig, file: Path) -> None:
-    """Train what a file describes on the nodes of a cluster."""
+    """Train with the settings of a file, with ranks on the machines of a cluster."""
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(f"cluster = {run.cluster!r}: torchrun has started this process as a rank; leave cluster out")
     load_dask()
@@ -151,7 +151,7 @@ def train_on_cluster(run: TrainConfig, file: Path) -> None:
         launch(file, client, run.nodes, run.ranks_per_node, print_line=partial(say, err=True), progress=progress)
 
 
-def ranks_file(run: TrainConfig, toml: str | None, options: Mapping[str, Any]) -> Path:
+def settings_file_for_ranks(run: TrainConfig, toml: str | None, options: Mapping[str, Any]) -> Path:
     """Return the TOML file that the ranks read: OUT.settings.toml, written here, where options change the training."""
     placement = ("cluster", "nodes", "ranks_per_node")
     changed = {name for name in values_of_options(TrainConfig, options) if name not in placement}

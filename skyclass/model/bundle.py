@@ -303,10 +303,11 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
 
 
 def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
-    """Write a bundle folder in one step and return its description.
+    """Write a bundle to a temporary folder, move it to `path`, and return its description.
 
     `bundle_fields` are the fields of `Bundle` except `path`, `weights_sha256` and `digest`; fields with a default may
-    be left out. A bundle at `path` is replaced. Raises `BundleError` if anything else is there.
+    be left out. A bundle at `path` is replaced; it stays where the new one cannot be moved there. Raises `BundleError`
+    if anything else is at `path`.
     """
     from safetensors.torch import save
 
@@ -320,9 +321,15 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
         folder.mkdir()
         write_durably(folder / WEIGHTS_FILE, weights)
         write_durably(folder / MODEL_FILE, render(document))
+        replaced = Path(temporary) / "old"
         if target.exists():
-            target.rename(Path(temporary) / "old")  # a folder cannot be renamed onto one that has files
-        folder.rename(target)
+            target.rename(replaced)  # a folder cannot be renamed onto one that has files
+        try:
+            folder.rename(target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     return read_bundle(target.resolve())
 
 

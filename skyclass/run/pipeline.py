@@ -56,7 +56,7 @@ def publish_and_report(context: RunContext, state: RunState, parallel_map: Paral
     """Check the rows, publish them if anything is new, and return the report; `parallel_map` writes the files."""
     report = state.report()
     state.lease.check()
-    if state.is_new or not is_published(context.folder):
+    if state.has_new_commits or not is_published(context.folder):
         write_json(context.folder.report_path, report.to_dict())
         publish_run(context.folder, parallel_map=parallel_map, fence=state.lease.check)
     restore_link(context.folder.path)

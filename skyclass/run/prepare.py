@@ -170,7 +170,8 @@ def choose_compilation(
     """Return the context with the decision whether the network is compiled, the same for all workers.
 
     The network is compiled if the run asks for it or is large enough, and every process that infers can compile it.
-    `warm_up` loads the network of a context in these processes and returns the reasons of failures. Raises
+    `warm_up` loads the network of a context in these processes. It returns why a process does not compile the
+    network: a failure, or `TOO_FEW_FOR_CUDA`. Raises
     `ConfigError` if a run with compile = "on" cannot be compiled.
     """
     compiled = replace(context, compile_on=compiled_kinds(run.compile, plan.n_sources))

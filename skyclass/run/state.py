@@ -89,7 +89,7 @@ class RunState:
             self.add_timing(timing)
 
     @property
-    def is_new(self) -> bool:
+    def has_new_commits(self) -> bool:
         """Whether this driver has committed a tile."""
         return len(self.commits) > len(self.resumed)
 

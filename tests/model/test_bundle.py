@@ -193,3 +193,17 @@ def test_reading_a_bundle_does_not_import_torch(tmp_path: Path) -> None:
     code = "import sys, skyclass.model.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_bundle_stays_where_a_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    before, rename = make_bundle(tmp_path / "model"), Path.rename
+
+    def failing(self, target):
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left"):
+        make_bundle(tmp_path / "model", temperature=2.0)
+    assert load_bundle(tmp_path / "model") == before and [p.name for p in tmp_path.iterdir()] == ["model"]

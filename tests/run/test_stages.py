@@ -54,9 +54,9 @@ def test_valid_frac_and_flags_equal_numbers_by_hand() -> None:
     tile, rows = tile_of(image)
     x, y = np.array([2.0, 1.0, 1.0, 4.0, 5.0]), np.array([2.0, 2.0, 1.0, 4.0, 5.0])  # FITS pixels: from 1
     settings = CompositeSettings((1.0,), (20.5,), stretch="linear", sky="none")
-    images, (flags, valid_frac) = cut_and_composite(rows, tile, x, y, 3, settings)
-    assert valid_frac.tolist() == [float(np.float32(f)) for f in (1, 6 / 9, 4 / 9, 8 / 9, 8 / 9)]
-    assert [Flag(int(f)) for f in flags] == [
+    images, values = cut_and_composite(rows, tile, x, y, 3, settings)
+    assert values.valid_frac.tolist() == [float(np.float32(f)) for f in (1, 6 / 9, 4 / 9, 8 / 9, 8 / 9)]
+    assert [Flag(int(f)) for f in values.flags] == [
         Flag(0),
         Flag.EDGE,
         Flag.EDGE,

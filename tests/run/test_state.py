@@ -68,9 +68,9 @@ def test_each_source_is_counted_once_however_often_its_strip_is_repeated(state: 
 
 def test_commits_of_earlier_drivers_are_neither_new_nor_pending(state: RunState) -> None:
     assert state.resume({SMALL.coadd_id: commit_of(SMALL)}) == 33
-    assert not state.is_new and state.pending == [BIG, OUTSIDE]
+    assert not state.has_new_commits and state.pending == [BIG, OUTSIDE]
     state.record_commit(commit_of(BIG, images={"a.fits": {}}), [])
-    assert state.is_new and state.pending == [OUTSIDE]
+    assert state.has_new_commits and state.pending == [OUTSIDE]
     assert state.commits[BIG.coadd_id].images == {}, "records of images stay on disk"
     assert '"images": {"a.fits": {}}' in state.context.folder.journal_path.read_text()
 

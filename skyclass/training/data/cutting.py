@@ -186,7 +186,10 @@ def cut_all(
 
 @contextmanager
 def _parallel_map(client: Any) -> Iterator[Callable[..., Iterable[Shard]]]:
-    """Give `starmap`, or its equivalent on the workers of a cluster, which reports their faults."""
+    """Yield `starmap`, or a map over the workers of a cluster, which returns shards in any order.
+
+    Errors of Dask become `SkyclassError`.
+    """
     if client is None:
         yield starmap
         return
