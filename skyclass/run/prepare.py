@@ -171,8 +171,7 @@ def choose_compilation(
 
     The network is compiled if the run asks for it or is large enough, and every process that infers can compile it.
     `warm_up` loads the network of a context in these processes. It returns why a process does not compile the
-    network: a failure, or `TOO_FEW_FOR_CUDA`. Raises
-    `ConfigError` if a run with compile = "on" cannot be compiled.
+    network: a failure, or `TOO_FEW_FOR_CUDA`. Raises `ConfigError` if a run with compile = "on" cannot be compiled.
     """
     compiled = replace(context, compile_on=compiled_kinds(run.compile, plan.n_sources))
     if not compiled.is_compiled:

@@ -31,10 +31,10 @@ RATE_METRICS = ("accuracy", "balanced_accuracy", *CLASS_RATES, *(f"macro_{name}"
 def scores(labels: Int64, probabilities: Float32) -> dict[str, Any]:
     """Return the scores of (N, 3) probabilities as a dict that JSON can hold.
 
-    It has the keys of `confusion_scores`, the rates among them, and: `auc` by class, `macro_auc`, `roc`, `ece` (15 equal
-    bins of the predicted class), `ece_floor` (the mean ECE of a perfectly calibrated model with as many rows),
-    `classwise_ece`, `nll`, `brier` (sum over classes, 0 to 2), `reliability` (table by bin). A score that a missing class
-    leaves undefined is None.
+    It has the keys of `confusion_scores`, the rates among them, and: `auc` by class, `macro_auc`, `roc`, `ece` (15
+    equal bins of the predicted class), `ece_floor` (the mean ECE of a perfectly calibrated model with as many rows),
+    `classwise_ece`, `nll`, `brier` (sum over classes, 0 to 2), `reliability` (table by bin). A score that a missing
+    class leaves undefined is None.
     """
     metrics = {name: per_class(value) for name, value in metrics_of(labels, probabilities).items()}
     return confusion_scores(confusion(labels, probabilities.argmax(1))) | {
