@@ -396,3 +396,22 @@ def test_manifest_reads_back_and_damage_is_told(copied: Path) -> None:
         verify(copied)
     with pytest.raises(StoreError, match="no published class catalogue"):
         verify(copied.parent.parent)
+
+
+def test_a_publication_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are synced from the deepest up, then the new name, then the link."""
+    steps: list[str] = []
+    sync, rename = versions.sync_folder, os.rename
+    monkeypatch.setattr(versions, "sync_folder", lambda folder: (steps.append(f"sync {folder.name}"), sync(folder)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (steps.append(f"rename {Path(new).name}"), rename(old, new)))
+    staging_folder = versions.begin_publication(tmp_path)
+    assert staging_folder.is_dir() and not list(staging_folder.iterdir())
+    (staging_folder / "dataset" / "Norder=5").mkdir(parents=True)
+    (staging_folder / "manifest.json").write_text("{}")
+    assert versions.make_current(tmp_path, staging_folder).name == "000001"
+    deep = ["sync Norder=5", "sync dataset", f"sync {staging_folder.name}"]
+    assert steps[:5] == [*deep, "rename 000001", "sync catalogs"]
+    assert os.readlink(tmp_path / "catalog") == "catalogs/000001"
+    second = versions.begin_publication(tmp_path)
+    third = versions.begin_publication(tmp_path)
+    assert not second.exists() and third.is_dir(), "what killed drivers left is removed"

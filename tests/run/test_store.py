@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -273,3 +274,25 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         read_json(path)
+
+
+def test_the_journal_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert folder.journal_path.read_text().count('"event"') == len(synced), "written before the sync"
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    append_journal(folder, "started", host="a")
+    append_journal(folder, "ended")
+    assert synced == [str(folder.journal_path)] * 2
+    events = [json.loads(line) for line in folder.journal_path.read_text().splitlines()]
+    assert [(event["event"], event.get("host")) for event in events] == [("started", "a"), ("ended", None)]
+    with open(folder.journal_path, "a") as file:
+        file.write('{"torn')
+    append_journal(folder, "again")
+    assert folder.journal_path.read_text().splitlines()[2:][0] == '{"torn' and synced[2:] == synced[:1]
