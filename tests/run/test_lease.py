@@ -269,3 +269,16 @@ def test_when_a_process_started_is_unknown_in_another_pid_namespace(monkeypatch)
     assert module._start(2**22 + 1) == ""
     monkeypatch.setattr(module, "_link", lambda path: "1")
     assert module._start(os.getpid()) == ""
+
+
+def test_a_driver_that_was_passed_over_may_not_write(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with hold_lease(folder) as lease:
+        lease.check()
+        (folder.leases / f"{lease.epoch + 1:06d}.json").write_text("{}")
+        with pytest.raises(
+            LeaseLost, match=rf"another driver has taken over .epoch {lease.epoch + 1}; this driver had {lease.epoch}."
+        ):
+            lease.check()
+        (folder.leases / f"{lease.epoch + 1:06d}.json").unlink()
+        lease.check()

@@ -1,0 +1,57 @@
+"""Results of strips joined with the sources of their tile: each source has its own result, or the tile is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from skyclass.errors import RowsLost, TileFault
+from skyclass.run.class_rows import join_results
+from skyclass.run.strips import SourceValues, StripResult
+from skyclass.types import Flag, Strip, TilePlan
+
+TILE = TilePlan("1500p015_ac51", 4, (0,))
+SOURCES = pa.table({"source_id": ["d", "a", "c", "b"]})
+
+
+def result(ids: str, start: int, fault: TileFault | None = None) -> StripResult:
+    """Return the result of a strip whose values follow from the ids: a is 0, b is 1, and so on."""
+    codes = np.array([ord(letter) - ord("a") for letter in ids])
+    probabilities = np.stack([codes / 10, 1 - codes / 10, np.zeros(len(ids))], 1).astype(np.float32)
+    values = SourceValues(codes.astype(np.int32), (codes / 4).astype(np.float32))
+    if fault:
+        values = SourceValues.without_image(len(ids), Flag.TILE_BAD | Flag.NO_IMAGE)
+    strip = Strip(TILE, start, start + len(ids))
+    return StripResult(strip, pa.array(list(ids)), probabilities, values, fault, None, ())
+
+
+def test_each_source_has_the_values_of_its_own_result() -> None:
+    probabilities, values = join_results(SOURCES, [result("ba", 0), result("dc", 2)], TILE)
+    np.testing.assert_allclose(probabilities[:, 0], [0.3, 0.0, 0.2, 0.1], atol=1e-6)
+    assert values.flags.tolist() == [3, 0, 2, 1] and values.valid_frac.tolist() == [0.75, 0.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("strips", "numbers"),
+    [
+        (["abc"], "4 read, 3 classified, 3 of them distinct"),
+        (["abc", "a"], "4 read, 4 classified, 3 of them distinct"),
+        (["abcd", "a"], "4 read, 5 classified, 4 of them distinct"),
+        (["abcx"], "4 read, 4 classified, 3 of them distinct"),
+    ],
+)
+def test_a_missing_a_repeated_and_a_foreign_result_are_refused(strips: list[str], numbers: str) -> None:
+    with pytest.raises(RowsLost, match=f"tile 1500p015_ac51: 4 sources planned, {numbers}"):
+        join_results(SOURCES, [result(ids, 0) for ids in strips], TILE)
+
+
+def test_the_fault_of_one_strip_is_that_of_all_sources() -> None:
+    fault: Any = TileFault(TILE.coadd_id, "truncated", "w2")
+    probabilities, values = join_results(SOURCES, [result("ba", 0), result("ab", 2, fault)], TILE)
+    assert np.isnan(probabilities).all() and probabilities.shape == (4, 3)
+    assert values.flags.tolist() == [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 4 and not values.valid_frac.any()
+    with pytest.raises(RowsLost, match="4 sources planned, 4 read, 3 classified"):
+        join_results(SOURCES, [result("b", 0), result("ab", 2, fault)], TILE)
