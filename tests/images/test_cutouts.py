@@ -189,3 +189,15 @@ def test_flags_and_valid_fractions_at_the_borders_by_hand():
     np.testing.assert_array_equal(pixels[2, 0], image[1:4, 4:7])
     np.testing.assert_array_equal(pixels[7, 0, 1:, 1:], image[:2, :2])
     assert np.isnan(pixels[8:]).all() and np.isnan(pixels).sum() == 90 - 58
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "has_centre"),
+    [(1.0, 1.0, True), (0.0, 1.0, False), (1.0, 0.0, False), (7.0, 6.0, True), (8.0, 6.0, False), (7.0, 7.0, False)],
+)
+def test_the_centre_is_missing_one_pixel_off_the_tile(x, y, has_centre):
+    tile = Tile("0000p000_ac51", ("w1",), (6, 7), (0.0, 0.0), (4.0, 4.0), (-0.0004, 0.0004), (20.5,))
+    cutter = Cutter([RowRange(0, np.ones((6, 7), np.float32), True)], tile, np.array([x]), np.array([y]), 3)
+    cutter.cut(slice(0, 1), np.empty((1, 1, 3, 3), np.float32))
+    (flags,), _ = cutter.flags_and_valid_frac()
+    assert bool(flags & Flag.CENTRE_MISSING) != has_centre

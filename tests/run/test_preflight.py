@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from skyclass.errors import ArchiveError, BundleError, CannotCompile, CatalogError
+from skyclass.errors import ArchiveError, BundleError, CannotCompile, CatalogError, RunMismatch
 from skyclass.model.bundle import Bundle, load_bundle
 from skyclass.run import preflight
 from skyclass.run.config import RunConfig
@@ -156,3 +156,10 @@ def test_images_of_which_none_is_usable_end_a_run_before_it_begins(run: RunConfi
     with pytest.raises(ArchiveError, match="of 2 tiles looked at, none is usable: .*truncated"):
         plan_run(replace(run, images=str(images)), count_here)
     assert not Path(run.out).exists()
+
+
+def test_a_folder_with_other_files_is_refused_by_the_plan(run: RunConfig) -> None:
+    Path(run.out).mkdir()
+    (Path(run.out) / "letter.txt").write_bytes(b"")
+    with pytest.raises(RunMismatch, match="is no run of skyclass and holds letter.txt"):
+        plan_run(run, count_here)
