@@ -14,7 +14,7 @@ from skyclass.cli.main import cli
 from skyclass.cli.options import REGIONS, values_of_options
 from skyclass.cli.templates import template, template_value, toml_text, toml_value
 from skyclass.cli.tools import TEMPLATES
-from skyclass.cli.training import ranks_file
+from skyclass.cli.training import settings_file_for_ranks
 from skyclass.errors import ConfigError
 from skyclass.run.config import RunConfig, run_config
 from skyclass.settings import keys, read_toml
@@ -123,8 +123,10 @@ def test_completion_knows_the_options() -> None:
 
 def test_ranks_read_the_file_unless_options_change_the_training(tmp_path: Path) -> None:
     run = train_config({"out": str(tmp_path / "m"), "dataset": "d", "cluster": "local", "epochs": 3})
-    assert ranks_file(run, "TRAIN.toml", {"cluster": "local", "nodes": 2, "epochs": None}) == Path("TRAIN.toml")
+    assert settings_file_for_ranks(run, "TRAIN.toml", {"cluster": "local", "nodes": 2, "epochs": None}) == Path(
+        "TRAIN.toml"
+    )
     assert not list(tmp_path.iterdir())
-    file = ranks_file(run, "TRAIN.toml", {"epochs": 3})
-    assert file == tmp_path / "m.settings.toml" == ranks_file(run, None, {})
+    file = settings_file_for_ranks(run, "TRAIN.toml", {"epochs": 3})
+    assert file == tmp_path / "m.settings.toml" == settings_file_for_ranks(run, None, {})
     assert train_config(read_toml(file)) == run

@@ -276,7 +276,7 @@ def test_options_of_a_cluster_without_one_are_not_ignored(made):
     assert "nodes = 2: this needs a cluster" in message and "ranks_per_node = 1: this needs a cluster" in message
     assert "--workers" in refusal("dataset", "--workers", 2)
     assert "for --cluster local" in refusal("dataset", "--cluster", "tcp://127.0.0.1:1", "--workers", 2)
-    assert "give --calibrate" in refusal("evaluate", made.model, made.data, "-o", "x", "--kind", "bias")
+    assert "need --calibrate BUNDLE" in refusal("evaluate", made.model, made.data, "-o", "x", "--kind", "bias")
 
 
 # --- photometry in the probe and the benchmark -----------------------------------------------------
