@@ -9,7 +9,7 @@ from importlib import import_module
 
 @dataclass(frozen=True)
 class Step:
-    """A function that a row passes, as module:function below the package, its caller, and what it hands on."""
+    """One step on the path: a function and its caller, both as "module:function" below `skyclass`, and the result."""
 
     title: str
     role: str

@@ -323,7 +323,7 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
         write_durably(folder / MODEL_FILE, render(document))
         replaced = Path(temporary) / "old"
         if target.exists():
-            target.rename(replaced)  # a folder cannot be renamed onto one that has files
+            target.rename(replaced)  # `rename` does not replace a folder that has files
         try:
             folder.rename(target)
         except OSError:

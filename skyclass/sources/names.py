@@ -18,7 +18,7 @@ PADDING = " \t\r\n\v\f\0\u00a0"
 
 
 def tile_name(text: str) -> str | None:
-    """Return the `coadd_id` that a trimmed name stands for, None for words for null; "" where no tile can have it.
+    """Return the `coadd_id` of a trimmed name, None for a word that means null; "" where no tile can have it.
 
     Case is ignored in names of the Atlas, and kept in any other.
     """

@@ -217,7 +217,7 @@ class TrainConfig:
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The options of the network, with those that follow from `bands` and `features`."""
+        """The options of the network, and those derived from `bands` and `features`."""
         derived: dict[str, Any] = {}
         if "images" in self.inputs and len(self.bands) != 3:
             derived["in_channels"] = len(self.bands)
