@@ -31,7 +31,7 @@ from skyclass.run.progress import no_progress
 from skyclass.run.tile_sources import planned_sources
 from skyclass.sky.regions import Cone
 from skyclass.types import CLASSES, Flag, Strip
-from tests.support.engines import engine_workers
+from tests.support.engines import split_client
 from tests.support.runs import rows_of, run_on
 
 pytestmark = pytest.mark.integration
@@ -178,17 +178,12 @@ def test_counts_are_in_the_order_of_the_partitions(monkeypatch, client_without_n
 
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """A worker with the resource GPU=1 stands in for a GPU; inference must run there and nowhere else."""
-    gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
-    with (
-        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
-        Client(pool) as client,
-    ):
-        with engine_workers(pool.scheduler_address, client):
-            who = engine.placement_of(client)
-            assert who.split and who.window == 3 and who.cut == {"CPU": 1}
-            with get_task_stream(client) as stream:
-                report = engine.classify(run, client, no_progress)
-            where = places(client, stream.data)
+    with split_client() as client:
+        placement = engine.placement_of(client)
+        assert placement.split and placement.window == 3 and placement.cut == {"CPU": 1}
+        with get_task_stream(client) as stream:
+            report = engine.classify(run, client, no_progress)
+        where = places(client, stream.data)
     assert report.bound_by == "infer" and set(report.pool_busy) == {"CPU workers", "GPU workers"}
     assert rows_of(run).equals(plain[1])
     assert where == {"infer_strip": {"GPU"}, "cut_strip": {"CPU"}, "commit_strips": {"CPU"}}

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from distributed import Client, LocalCluster
 
 import skyclass
 from skyclass import version
@@ -24,7 +23,7 @@ from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
 from skyclass.types import CLASSES, FAULT_FLAGS
 from tests.support.bundles import COLOUR, FUSION, PHOTOMETRY, make_bundle
-from tests.support.engines import engine_workers
+from tests.support.engines import split_client
 from tests.support.runs import rows_of
 
 pytestmark = pytest.mark.integration
@@ -82,14 +81,9 @@ def test_fused_on_workers_gives_the_rows_of_the_pipeline(plain, run):
 @pytest.mark.slow
 def test_split_over_cpu_and_gpu_workers_gives_the_rows_of_the_pipeline(plain, run):
     """Here the photometry crosses the wire beside the composites."""
-    gpu = {"threads_per_worker": 1, "resources": {"GPU": 1}}
-    with (
-        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **gpu) as pool,
-        Client(pool) as client,
-    ):
-        with engine_workers(pool.scheduler_address, client):
-            assert engine.placement_of(client).split
-            engine.classify(run, client, no_progress)
+    with split_client() as client:
+        assert engine.placement_of(client).split
+        engine.classify(run, client, no_progress)
     assert rows_of(run).equals(plain)
 
 
