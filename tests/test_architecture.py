@@ -98,3 +98,20 @@ def test_no_quiet_catch_all():
             if isinstance(node, ast.ExceptHandler):
                 names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"bare"}
                 assert not names & {"bare", "Exception", "BaseException"}, f"{path.name}:{node.lineno}"
+
+
+MUTABLE_DATACLASSES = {
+    "Attempt", "JsonLines", "Position", "RankProcess", "RunState", "StopRequest", "TileAttempt", "_Bar",
+}  # fmt: skip
+"""Counters and processes that one owner changes."""
+
+
+def test_dataclasses_are_frozen():
+    mutable = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            for decorator in getattr(node, "decorator_list", []):
+                text = ast.unparse(decorator)
+                if text.split("(")[0] == "dataclass" and "frozen=True" not in text:
+                    mutable.add(node.name)
+    assert mutable == MUTABLE_DATACLASSES

@@ -70,8 +70,7 @@ def require_one_result_each(tile: TilePlan, n_read: int, n_classified: int, n_di
 
 def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
     """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
-    known = ~np.isnan(probabilities.sum(axis=1))
-    p = np.where(known[:, None], probabilities, 1 / len(CLASSES))
+    p, known = probabilities, ~np.isnan(probabilities.sum(axis=1))
     ranked = np.sort(p, axis=1)
     numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}
     numbers["margin"] = ranked[:, -1] - ranked[:, -2]

@@ -84,8 +84,9 @@ def check_images(run: RunConfig, context: RunContext, commits: Mapping[str, Comm
     if changed := [comparison for comparison in comparisons if comparison.difference]:
         more = [f"and {len(changed) - MAX_LISTED} more"] if len(changed) > MAX_LISTED else []
         raise RunMismatch(
-            f"{context.folder.path}: {len(changed)} committed tiles were made from other images than those at "
-            f"{run.images}; put the earlier images back to resume the run, or give another output folder:",
+            f"{context.folder.path}: the images at {run.images} are not those of "
+            f"{counted(len(changed), 'committed tile')}; put the earlier images back to resume the run, or give "
+            "another output folder:",
             [f"tile {comparison.coadd_id}: {comparison.difference}" for comparison in changed[:MAX_LISTED]] + more,
         )
     for commit, comparison in zip(recorded, comparisons, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pyarrow as pa
 import pytest
 
 from skyclass.errors import RowsLost, TileFault
-from skyclass.run.class_rows import join_results
+from skyclass.run import class_rows as module
+from skyclass.run.class_rows import class_rows, join_results
 from skyclass.run.strips import SourceValues, StripResult
+from skyclass.schema import BAD_NAME, CLASS_SCHEMA, SOURCE_SCHEMA
+from skyclass.sky.healpix import healpix29
 from skyclass.types import Flag, Strip, TilePlan
 
 TILE = TilePlan("1500p015_ac51", 4, (0,))
@@ -55,3 +59,22 @@ def test_the_fault_of_one_strip_is_that_of_all_sources() -> None:
     assert values.flags.tolist() == [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 4 and not values.valid_frac.any()
     with pytest.raises(RowsLost, match="4 sources planned, 4 read, 3 classified"):
         join_results(SOURCES, [result("b", 0), result("ab", 2, fault)], TILE)
+    _, values = join_results(SOURCES, [result("bac", 0), result("d", 3, fault)], TILE)
+    assert values.flags.tolist() == [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 4
+
+
+def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the catalogue, from the pixels, and from the run."""
+    columns = {"source_id": ["d", "a"], "ra": [150.0, 10.0], "dec": [1.5, -2.5], "coadd_id": [TILE.coadd_id, None]}
+    columns |= {"bad_values": [0, BAD_NAME], "w1mpro": [15.5, None]}
+    nulls = {field.name: pa.nulls(2, field.type) for field in SOURCE_SCHEMA}
+    sources = pa.table(nulls | columns).select(SOURCE_SCHEMA.names).cast(SOURCE_SCHEMA)
+    monkeypatch.setattr(module, "tile_sources", lambda context, tile: sources)
+    context: Any = SimpleNamespace(bundle=SimpleNamespace(model_id="m-1"), run_id="r-1")
+    rows = class_rows(context, TilePlan(TILE.coadd_id, 2, (0,)), [result("ad", 0)])
+    assert rows.schema == CLASS_SCHEMA
+    assert rows["flags"].to_pylist() == [3, 0 | Flag.BAD_VALUE] and rows["valid_frac"].to_pylist() == [0.75, 0.0]
+    assert rows["_healpix_29"].to_pylist() == healpix29(np.array([150.0, 10.0]), np.array([1.5, -2.5])).tolist()
+    assert rows["model_id"].to_pylist() == ["m-1"] * 2 and rows["run_id"].to_pylist() == ["r-1"] * 2
+    assert rows["class"].to_pylist() == ["quasar", "quasar"] and rows["w1mpro"].to_pylist() == [15.5, None]
+    assert rows["coadd_id"].to_pylist() == [TILE.coadd_id, None] and rows["source_id"].to_pylist() == ["d", "a"]

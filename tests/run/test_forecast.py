@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from skyclass.errors import TileFault
@@ -74,3 +75,39 @@ def test_a_forecast_counts_tiles_and_strips(run: RunConfig, monkeypatch: pytest.
     assert report.tile_bytes == 2 * 3 * 4 * 700**2 and report.process_seconds == sky.n_sources / 100
     largest_strip = -(-report.largest_tile_sources // -(-report.largest_tile_sources // 128))
     assert report.worker_bytes == 700e6 + 201_228_300 + largest_strip * 3 * 37**2 * 4 and not Path(run.out).exists()
+
+
+@pytest.mark.parametrize("features", [(), ("w1-w2", "w1")], ids=["images", "images and photometry"])
+def test_the_rate_of_the_network_is_that_of_256_images(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...]
+) -> None:
+    calls: list[Any] = []
+    now = 10.0
+
+    class Classifier:
+        def predict(self, images: np.ndarray, photometry: np.ndarray | None) -> None:
+            nonlocal now
+            calls.append(
+                (images.shape, images.dtype, None if photometry is None else (photometry.shape, photometry.dtype))
+            )
+            assert photometry is None or not photometry.any()
+            now += 4.0
+
+    def load(*options: Any, **named: Any) -> Classifier:
+        calls.append((options, named))
+        return Classifier()
+
+    monkeypatch.setattr(module, "load_classifier", load)
+    monkeypatch.setattr(module, "set_threads", calls.append)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    photometry = SimpleNamespace(features=features) if features else None
+    bundle = SimpleNamespace(bands=("w1", "w2", "w3"), size_px=37, photometry=photometry)
+    context: Any = SimpleNamespace(bundle=bundle, model="m", device="cpu", precision="fp32", trust_code=True)
+    assert module.probe_rate(context) == 64.0
+    widths = [((n, 2), np.float32) if features else None for n in (64, 256)]
+    assert calls == [
+        1,
+        (("m", "cpu", "fp32"), {"trust_code": True}),
+        ((64, 3, 37, 37), np.float16, widths[0]),
+        ((256, 3, 37, 37), np.float16, widths[1]),
+    ]

@@ -8,12 +8,15 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -282,3 +285,136 @@ def test_a_driver_that_was_passed_over_may_not_write(tmp_path):
             lease.check()
         (folder.leases / f"{lease.epoch + 1:06d}.json").unlink()
         lease.check()
+
+
+OWN = {"host": socket.gethostname(), **module._process_table()}
+
+
+@pytest.mark.parametrize(
+    ("change", "holder_is_valid"),
+    [
+        ({}, True),
+        ({"pid": 1}, True),
+        ({"pid": 2**31 - 1}, True),
+        ({"pid": 0}, False),
+        ({"pid": -1}, False),
+        ({"pid": 2**31}, False),
+        ({"pid": True}, False),
+        ({"pid": "7"}, False),
+        ({"host": 3}, False),
+        ({"start": None}, False),
+        ({"boot": 1}, False),
+    ],
+)
+def test_only_a_whole_record_names_a_holder(tmp_path: Path, change: dict[str, Any], holder_is_valid: bool) -> None:
+    holder = {"host": "h", "pid": 7, "boot": "b", "pid_namespace": "n", "start": "1"} | change
+    path = tmp_path / "000001.json"
+    path.write_text(json.dumps(holder))
+    assert module._read(path) == (holder if holder_is_valid else {})
+    assert module._read(tmp_path / "absent.json") == {}
+    path.write_text("[1]")
+    assert module._read(path) == {}
+
+
+def test_who_has_certainly_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid, start = os.getpid(), module._start(os.getpid())
+    assert not module._is_dead(OWN | {"pid": pid, "start": start})
+    assert not module._is_dead(OWN | {"pid": pid}) and not module._is_dead(OWN | {"pid": pid, "start": ""})
+    assert module._is_dead(OWN | {"pid": pid, "start": "1"}), "the number belongs to another process now"
+    ended = 2**22 + 1
+    assert module._is_dead(OWN | {"pid": ended, "start": "1"})
+    for name in OWN:
+        assert not module._is_dead(OWN | {"pid": ended, name: "another"}), name
+    assert not module._is_dead({})
+
+    def refused(pid: int, signal: int) -> None:
+        assert signal == 0
+        raise PermissionError
+
+    monkeypatch.setattr(module.os, "kill", refused)
+    assert not module._is_dead(OWN | {"pid": pid, "start": start})
+    monkeypatch.setattr(module, "_start", lambda pid: "")
+    assert not module._is_dead(OWN | {"pid": pid, "start": "1"}), "unknown start"
+
+
+def test_the_highest_epoch_counts(folder: RunFolder) -> None:
+    assert newest_epoch(folder) == 0
+    folder.leases.mkdir(parents=True)
+    for name in ("000002.json", "000010.json", "000011.done", "x.json", ".000012.json"):
+        (folder.leases / name).write_text("{}")
+    assert newest_epoch(folder) == 10
+    module._remove_earlier(module.Lease(folder, 10))
+    assert sorted(path.name for path in folder.leases.iterdir()) == [
+        ".000012.json",
+        "000010.json",
+        "000011.done",
+        "x.json",
+    ]
+
+
+def test_a_silent_holder_is_passed_over_after_the_limit(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the clock of the driver that waits: it looks ten times for each heartbeat."""
+    monkeypatch.setattr(module, "BEAT_S", 2.5)
+    monkeypatch.setattr(module, "SILENT_S", 30.0)
+    folder.leases.mkdir(parents=True)
+    held = module.Lease(folder, 1)
+    path = folder.leases / "000001.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    now, waits = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    with caplog.at_level(logging.WARNING, "skyclass"):
+        module._await_end(held)
+    assert waits == [0.25] * 121, "silent for more than 30 s"
+    assert caplog.messages == ["taking over from process 7 on elsewhere, which sent no heartbeat for 30 s"]
+    path.write_text("damaged")
+    waits.clear()
+    module._await_end(held)
+    assert caplog.messages[1].startswith("taking over from process ? on ?") and len(waits) > 100
+    path.with_suffix(".done").touch()
+    waits.clear()
+    module._await_end(held)
+    assert not waits
+    path.with_suffix(".done").unlink()
+    path.write_text(json.dumps(OWN | {"pid": 2**22 + 1, "start": "1"}))
+    module._await_end(held)
+    assert not waits, "it has ended"
+
+
+def test_the_next_heartbeat_of_a_holder_ends_the_wait(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.leases.mkdir(parents=True)
+    path = folder.leases / "000001.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            os.utime(path, ns=(5, 5))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with pytest.raises(LeaseHeld, match="is in use by process 7 on elsewhere: wait for it, or give another"):
+        module._await_end(module.Lease(folder, 1))
+    assert len(waits) == 3
+    assert module._last_beat(path) == 5 and module._last_beat(folder.leases / "000009.json") == -1
+
+
+def test_a_lease_is_on_disk_before_it_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[list[str]] = []
+    monkeypatch.setattr(
+        module, "sync_folder", lambda path: synced.append(sorted(entry.name for entry in path.glob("[!.]*")))
+    )
+    with hold_lease(folder):
+        assert synced == [["000001.json"]]
+        holder = json.loads((folder.leases / "000001.json").read_bytes())
+        assert holder == OWN | {"pid": os.getpid(), "start": module._start(os.getpid())}
+        assert any(thread.name == "skyclass-heartbeat" and thread.daemon for thread in threading.enumerate())
+    assert not any(thread.name == "skyclass-heartbeat" for thread in threading.enumerate())
+    assert not list(folder.leases.glob(".*"))

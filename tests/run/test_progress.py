@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from skyclass.run import progress as module
 from skyclass.run.progress import JsonLines, _Rate, no_progress, rich_progress
@@ -57,3 +59,17 @@ def test_elsewhere_than_on_a_terminal_lines_are_printed(capsys: pytest.CaptureFi
         silent.advance(5)
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_on_a_terminal_a_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+
+    def console(stderr: bool) -> Console:
+        assert stderr
+        return Console(file=terminal, force_terminal=True, width=120)
+
+    monkeypatch.setattr(module, "Console", console)
+    with rich_progress(12_345) as reporter:
+        reporter.advance(345)
+        reporter.advance(12_000)
+    assert "classifying 12,345 of 12,345" in terminal.getvalue() and "ETA" in terminal.getvalue()
