@@ -33,7 +33,7 @@ _HOME = {
     "Moc": "sky.moc",
     "NotPublished": "errors",
     "Pixels": "sky.regions",
-    "PlanReport": "run.forecast",
+    "PlanReport": "run.plan_report",
     "Polygon": "sky.regions",
     "RunConfig": "run.config",
     "RunMismatch": "errors",
@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     from .model.classifier import load_classifier
     from .run.config import RunConfig
     from .run.finish import verify
-    from .run.forecast import PlanReport
+    from .run.plan_report import PlanReport
     from .run.report import RunReport
     from .sky.moc import Moc, read_moc
     from .sky.regions import Box, Cone, Pixels, Polygon

@@ -1,4 +1,4 @@
-"""What notebooks and the command line start: a run, in this process or on a cluster, and the forecast of a run.
+"""What notebooks and the command line start: a run, in this process or on a cluster, and its dry run.
 
 Importing this module loads neither torch nor Dask.
 """
@@ -13,7 +13,7 @@ from .run.config import RunConfig
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .run.forecast import PlanReport
+    from .run.plan_report import PlanReport
     from .run.progress import StartProgress
     from .run.report import RunReport
 
@@ -104,7 +104,7 @@ def plan(run: RunConfig) -> PlanReport:
     """
     load_dask()
     from .engine.cluster import check_memory_limit
-    from .run.forecast import forecast
+    from .run.plan_report import plan_report
 
     check_memory_limit(run.memory_limit)
-    return forecast(run)
+    return plan_report(run)

@@ -88,7 +88,7 @@ def _naming_options(cls: type, data: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        missing = [flag(key.name) for key in keys(cls) if key.required and key.name not in data]
+        missing = [option_name(key.name) for key in keys(cls) if key.required and key.name not in data]
         remedy = f"; set {', '.join(missing)}" if missing else ""
         raise ConfigError(error.message + remedy, error.details) from error
 
@@ -105,7 +105,7 @@ def values_of_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def flag(name: str) -> str:
+def option_name(name: str) -> str:
     """Return the option of a key."""
     return "--" + name.replace("_", "-")
 
@@ -116,14 +116,16 @@ def _options(cls: type, not_required: Sequence[str]) -> Iterator[Callable[[F], F
         if key.name == "region":
             for name, (metavar, text, _) in REGIONS.items():
                 if name == "box" or key.example["kind"] != "box":  # labels accept boxes only
-                    yield click.option(flag(name), cls=KeyOption, section=key.section, metavar=metavar, help=text)
+                    yield click.option(
+                        option_name(name), cls=KeyOption, section=key.section, metavar=metavar, help=text
+                    )
         else:
             yield _option(key)
 
 
 def _option(key: Key) -> Callable[[F], F]:
     attributes: dict[str, Any] = {"cls": KeyOption, "section": key.section, "default": None, "help": _help(key)}
-    kind, declaration = typing.get_origin(key.kind) or key.kind, flag(key.name)
+    kind, declaration = typing.get_origin(key.kind) or key.kind, option_name(key.name)
     if kind is bool:
         declaration += f"/--no-{key.name.replace('_', '-')}"
     elif kind is typing.Literal:
@@ -174,6 +176,6 @@ def _table(key: Key, text: str) -> Any:
     except (ValueError, RecursionError) as error:
         example = ",".join(f"{name}={value}" for name, value in (key.example or {}).items()) or """'bn="all"'"""
         raise ConfigError(
-            f"{flag(key.name)} {text!r}: write KEY=VALUE,..., such as {example}, with text in quotes ({error})"
+            f"{option_name(key.name)} {text!r}: write KEY=VALUE,..., such as {example}, with text in quotes ({error})"
         ) from error
     return table["_"]

@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from .. import __version__
-from ..api import classify as start_run
-from ..api import plan as forecast_run
+from .. import __version__, api
 from ..run.config import RunConfig
 from ..text import counted
 from ..types import CLASSES, Flag
@@ -26,7 +24,7 @@ def classify(toml: str | None, **options: Any) -> int:
     """
     run = read_config(RunConfig, toml, options)
     say(f"skyclass {__version__}: {run.catalog} with {run.model}, cluster {run.cluster}; planning ...", err=True)
-    report = start_run(run)
+    report = api.classify(run)
     _print_report(report, run)
     return EXIT_QUARANTINED if report.quarantined or report.model_faults else 0
 
@@ -75,7 +73,7 @@ def _pace(report: Any) -> str:
 def plan(toml: str | None, **options: Any) -> int:
     """Print the rows, tiles, bytes, memory and time of a run, without running or writing anything."""
     run = read_config(RunConfig, toml, options | {"out": options["out"] or "unused"})
-    say(*forecast_run(run).lines)
+    say(*api.plan(run).lines)
     return 0
 
 

@@ -21,7 +21,7 @@ from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import load_bundle
-from skyclass.run import forecast
+from skyclass.run import plan_report
 from skyclass.run.config import RunConfig
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.training.data.dataset import load_dataset
@@ -285,9 +285,9 @@ def test_options_of_a_cluster_without_one_are_not_ignored(made):
 @pytest.mark.slow
 def test_probe_and_benchmark_take_a_model_of_images_and_photometry(sky, tmp_path, monkeypatch):
     fusion = make_bundle(tmp_path / "fusion", **FUSION).path
-    monkeypatch.setattr(forecast, "PROBE_IMAGES", 70)
+    monkeypatch.setattr(plan_report, "PROBE_IMAGES", 70)
     run = RunConfig(str(sky.catalog), str(sky.images), str(tmp_path / "o"), str(fusion), None, "fp32", "cpu")
-    assert forecast.probe_rate(plan_run(run, count_here)[0]) > 0
+    assert plan_report.probe_rate(plan_run(run, count_here)[0]) > 0
     assert "sources/s in the network" in skyclass(
         "plan", "--catalog", sky.catalog, "--images", sky.images, "--model", fusion, *HERE
     ).out  # fmt: skip

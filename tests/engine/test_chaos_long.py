@@ -36,7 +36,7 @@ from skyclass.run import pipeline
 from skyclass.run.config import RunConfig
 from skyclass.run.context import strips_of
 from skyclass.run.folder import RunFolder
-from skyclass.run.forecast import strip_bytes
+from skyclass.run.plan_report import strip_bytes
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
 from tests.support import traps

@@ -31,7 +31,7 @@ from skyclass.run import pipeline
 from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig, run_config
 from skyclass.run.folder import RunFolder
-from skyclass.run.forecast import forecast
+from skyclass.run.plan_report import plan_report
 from skyclass.run.progress import no_progress
 from skyclass.sources.opening import open_sources
 from skyclass.types import Archive, Tile
@@ -441,8 +441,8 @@ def test_a_run_over_http_gives_the_rows_of_the_folder(run, server, near_rows, tm
     options += ["--cluster", "none", "--precision", "fp32", "--device", "cpu"]
     assert cli(["classify", *options], standalone_mode=False) == 0
     assert rows_of(far(run, server, tmp_path / "far")).equals(near_rows)
-    monkeypatch.setattr("skyclass.run.forecast.PROBE_IMAGES", 64)
-    assert any("0.01 GB of tile pixels" in line for line in forecast(far(run, server, tmp_path / "plan")).lines)
+    monkeypatch.setattr("skyclass.run.plan_report.PROBE_IMAGES", 64)
+    assert any("0.01 GB of tile pixels" in line for line in plan_report(far(run, server, tmp_path / "plan")).lines)
 
 
 class Hasty(WorkerPlugin):

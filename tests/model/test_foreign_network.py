@@ -101,6 +101,22 @@ def test_a_network_of_photometry_alone_sees_no_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
+def test_a_network_of_two_inputs_has_images_and_photometry_of_the_same_source(tmp_path: Path) -> None:
+    name = "docs.extensions.two_input_network:TwoInputNetwork"
+    network = build(name, features=len(PHOTOMETRY.features))
+    fields = FIELDS | {"network": name, "network_options": {}, "source_sha256": source_sha256(name)}
+    bundle = save_bundle(tmp_path / "both", fields | {"photometry": PHOTOMETRY}, network.state_dict())
+    classifier = load_classifier(bundle, "cpu", "fp32", trust_code=True)
+    photometry = np.array([[0.5, 2.0, 15.0], [0.9, 3.0, 14.0], [np.nan, 2.0, 15.0]], np.float32)
+    standardised = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, -2 / 3], [0.0, 0.0, 0.0]])
+    images = composites(3)
+    with torch.inference_mode():
+        logits = network.eval()(Preprocess(bundle.preprocessing)(torch.from_numpy(images)), standardised)
+    expected = torch.softmax(logits / bundle.temperature, 1).numpy()
+    np.testing.assert_allclose(classifier.predict(images, photometry), expected, atol=1e-5)
+    assert not np.allclose(classifier.predict(images[::-1].copy(), photometry), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_its_probabilities_are_those_of_the_plain_network(foreign: Bundle, precision: str) -> None:
     network = build(FOREIGN, width=8).eval()

@@ -21,9 +21,9 @@ import skyclass.images.remote
 import skyclass.mock
 import skyclass.model.classifier
 import skyclass.report
-import skyclass.run.forecast
 import skyclass.run.lease
 import skyclass.run.pipeline
+import skyclass.run.plan_report
 import skyclass.training.data.dataset
 import skyclass.training.evaluation.evaluate
 import skyclass.training.fit.train

@@ -88,8 +88,8 @@ class PlanReport:
         return html_table("PlanReport", vars(self))
 
 
-def forecast(run: RunConfig) -> PlanReport:
-    """Return the forecast of a run. Writes nothing; measures the network on a few images."""
+def plan_report(run: RunConfig) -> PlanReport:
+    """Plan a run and return its report. Writes nothing; measures the network on a few images."""
     context, plan, _ = plan_run(run, count_here)
     strips = [strip for tile in plan.tiles for strip in strips_of(tile, run.strip_sources)]
     largest_tile = plan.on_tiles[0]

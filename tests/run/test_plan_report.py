@@ -1,4 +1,4 @@
-"""The forecast of a run: its numbers by hand, and the lines that `skyclass plan` prints."""
+"""The dry run: its numbers by hand, and the lines that `skyclass plan` prints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from skyclass.errors import TileFault
-from skyclass.run import forecast as module
+from skyclass.run import plan_report as module
 from skyclass.run.config import RunConfig
-from skyclass.run.forecast import PlanReport, forecast, strip_bytes, tile_bytes
 from skyclass.run.plan import Plan, without_tile_lines
+from skyclass.run.plan_report import PlanReport, plan_report, strip_bytes, tile_bytes
 from skyclass.types import NO_TILE, TilePlan
 
 REPORT = PlanReport(
@@ -24,7 +24,7 @@ REPORT = PlanReport(
 )  # fmt: skip
 
 
-def test_the_lines_of_a_forecast() -> None:
+def test_the_lines_of_a_report() -> None:
     assert str(REPORT).splitlines() == [
         "7,200 sources on 2 tiles, 3 strips",
         *without_tile_lines(4),
@@ -65,9 +65,9 @@ def test_all_tiles_count_as_large_as_the_first_usable_one() -> None:
     assert tile_bytes(context, plan) == 0
 
 
-def test_a_forecast_counts_tiles_and_strips(run: RunConfig, monkeypatch: pytest.MonkeyPatch, sky: Any) -> None:
+def test_a_dry_run_counts_tiles_and_strips(run: RunConfig, monkeypatch: pytest.MonkeyPatch, sky: Any) -> None:
     monkeypatch.setattr(module, "probe_rate", lambda context: 100.0)
-    report = forecast(replace(run, strip_sources=128))
+    report = plan_report(replace(run, strip_sources=128))
     assert (report.n_sources, report.n_tiles, report.without_tile) == (sky.n_sources, 2, 0)
     assert report.largest_tile in sky.coadd_ids and report.largest_tile_sources >= sky.n_sources / 2
     others = sky.n_sources - report.largest_tile_sources
