@@ -43,6 +43,14 @@ def test_a_connection_reads_the_files_below_its_folder_only(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["it's", "it's2"]
 
 
+@pytest.mark.parametrize("root", ["/data/run", "/data/it's", None])
+def test_folders_are_named_to_duckdb_with_a_slash(root: str | None) -> None:
+    with connect(Path(root) if root else None) as connection:
+        (folders,) = connection.execute("SELECT current_setting('allowed_directories')").fetchone()
+    spill = [folder for folder in folders if "/skyclass-" in folder]
+    assert len(spill) == 1 and set(folders) - {*spill} == ({f"{root}/"} if root else set())
+
+
 def test_a_text_is_one_literal() -> None:
     with connect(None) as connection:
         for text in ("plain", "it's", "''", "a'; SELECT '1", "ünï"):

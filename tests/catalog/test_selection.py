@@ -83,6 +83,8 @@ def test_a_selection_that_names_nothing_is_everything_and_cannot_be_changed() ->
     assert replace(whole, columns=("dec", "ra")).schema.names == ["dec", "ra"]
     with pytest.raises(FrozenInstanceError):
         whole.columns = ("ra",)  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        ClassCatalog(whole).selection = whole  # type: ignore[misc]
 
 
 STARS = [

@@ -17,25 +17,29 @@ CLASSES = ("galaxy", "quasar", "star", "unclassified")
 COLUMNS = ", ".join(CLASS_SCHEMA.names)
 
 
-@pytest.mark.parametrize(
-    "condition",
-    [
-        "flags = 0",
-        "flags = 0 -- clean",
-        "class = 'star' OR 'galaxy' = CLASS",
-        "class IN ('star', 'quasar')",
-        "class IN ['star']",
-        "classes.class <> CAST('star' AS VARCHAR)",
-        "class IS NOT DISTINCT FROM NULL",
-        "class LIKE 'qso%' OR class > 'qso' OR upper(class) = 'QSO'",
-        "designation = 'qso' AND coadd_id IN ('unclassified') AND contains(source_id, 'qso')",
-        "source_id IN ['qso']",
-        "CASE flags WHEN 0 THEN true ELSE false END",
-        "class IS NULL",
-    ],
-)
+CONDITIONS = [
+    "flags = 0",
+    "flags = 0 -- clean",
+    "class = 'star' OR 'galaxy' = CLASS",
+    "class IN ('star', 'quasar')",
+    "class IN ['star']",
+    "classes.class <> CAST('star' AS VARCHAR)",
+    "class IS NOT DISTINCT FROM NULL",
+    "class LIKE 'qso%' OR class > 'qso' OR upper(class) = 'QSO'",
+    "designation = 'qso' AND coadd_id IN ('unclassified') AND contains(source_id, 'qso')",
+    "source_id IN ['qso']",
+    "CASE flags WHEN 0 THEN true ELSE false END",
+    "class IS NULL",
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_these_are_conditions(condition: str) -> None:
     check_condition(condition, CLASSES)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_these_are_conditions_of_a_query_too(condition: str) -> None:
     check_query(f"SELECT * FROM classes WHERE {condition}", CLASSES)
 
 
@@ -177,6 +181,9 @@ def test_a_query_may_have_500_levels() -> None:
     assert len(list(sql._tree_nodes(nested(500)))) == 250
     with pytest.raises(RecursionError):
         list(sql._tree_nodes(nested(501)))
+
+
+def test_a_condition_with_more_levels_is_refused() -> None:
     deep = "flags = 0 AND " + "(NOT " * 400 + "flags = 1" + ")" * 400
     with pytest.raises(ConfigError, match=r"^'SELECT 1 FROM classes WHERE \(flags = 0 AND .*'... is nested too deeply"):
         check_condition(deep, CLASSES)
