@@ -163,6 +163,7 @@ def test_every_way_of_reading_gives_the_same_schema(
     narrow = replace(whole, columns=("p_star", "source_id"))
     assert narrow.to_arrow().equals(table.select(["p_star", "source_id"]))
     assert narrow.to_arrow().schema.equals(narrow.schema, check_metadata=True)
+    assert all(piece.schema.equals(narrow.schema, check_metadata=True) for piece in narrow.pieces())
     with connect(catalog.root) as connection:
         narrow.make_view(connection)
         view = connection.sql("SELECT * FROM classes").to_arrow_table()
