@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigError
 from ..files import replacing
+from ..schema import is_text
 from ..types import Json
 from .hats import file_metadata, text_sizes
 from .versions import enclosing_publication
@@ -48,7 +49,7 @@ def export_table(table: pa.Table, path: str | Path, overwrite: bool = False) -> 
 
 
 def export_pieces(
-    schema: pa.Schema, pieces: Iterator[pa.Table], path: str | Path, provenance: Json, overwrite: bool = False
+    schema: pa.Schema, pieces: Iterator[pa.Table], path: str | Path, provenance: Json, overwrite: bool
 ) -> Path:
     """Write a table that comes in pieces and return the path; the ending says how: .parquet, .csv, .fits, .vot, .xml.
 
@@ -96,7 +97,7 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return any column as text: dates and times in ISO 8601, lists and structures as JSON, bytes in hex."""
     if pa.types.is_temporal(column.type) and not _is_duration(column.type):
         text = column.cast(pa.string())
-        return pc.replace_substring(text, " ", "T", max_replacements=1) if pa.types.is_timestamp(column.type) else text
+        return pc.replace_substring(text, " ", "T") if pa.types.is_timestamp(column.type) else text
     values = [None if value is None else _text(value) for value in column.to_pylist()]
     return pa.chunked_array([pa.array(values, pa.string())])
 
@@ -118,13 +119,9 @@ def _is_duration(kind: pa.DataType) -> bool:
     return bool(pa.types.is_duration(kind) or pa.types.is_interval(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _is_plain(kind: pa.DataType) -> bool:
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return bool(numbers or pa.types.is_boolean(kind) or _is_text(kind))
+    return bool(numbers or pa.types.is_boolean(kind) or is_text(kind))
 
 
 def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -153,7 +150,7 @@ def _basic(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.int64())
     wider = {pa.int8(): pa.int16(), pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
     return column.cast(
-        wider.get(kind, pa.float32() if kind == pa.float16() else pa.string() if _is_text(kind) else kind)
+        wider.get(kind, pa.float32() if kind == pa.float16() else pa.string() if is_text(kind) else kind)
     )
 
 
@@ -234,15 +231,15 @@ def _fits_column(field: pa.Field, column: pa.ChunkedArray) -> Any:
         column = column.fill_null(pa.scalar(unused, column.type))
     if column.type == pa.uint64():
         options["bzero"] = 2**63
-    letter = _FITS_TYPES[column.type]
-    return fits.Column(field.name, letter, array=column.fill_null(_FITS_FILL.get(letter, 0)).to_numpy(), **options)
+    if pa.types.is_floating(column.type):
+        column = column.fill_null(float("nan"))
+    return fits.Column(field.name, _FITS_TYPES[column.type], array=column.to_numpy(), **options)
 
 
 _FITS_TYPES = {
     pa.bool_(): "L", pa.int16(): "I", pa.int32(): "J", pa.int64(): "K", pa.uint64(): "K",
     pa.float32(): "E", pa.float64(): "D",
 }  # fmt: skip
-_FITS_FILL = {"L": False, "E": float("nan"), "D": float("nan")}
 
 
 def _unused(column: pa.ChunkedArray) -> int:
@@ -262,10 +259,10 @@ def _write_votable(path: Path, schema: pa.Schema, pieces: Iterator[pa.Table], pr
     for name, column in _columns(schema, pieces).items():
         if column.type == pa.uint64():
             column = as_text(column)
-        field, is_text = schema.field(name), pa.types.is_string(column.type)
-        fill = "" if is_text else False if column.type == pa.bool_() else 0
+        field, has_text = schema.field(name), pa.types.is_string(column.type)
+        fill = "" if has_text else False if column.type == pa.bool_() else 0
         values = column.fill_null(fill).to_numpy()
-        if is_text:  # of free size, which astropy takes from objects; it has no masks for text
+        if has_text:  # of free size, which astropy takes from objects; it has no masks for text
             column_of, options = Column, {"data": values.astype(object if len(values) else str)}
         else:
             column_of, options = MaskedColumn, {"data": values, "mask": column.is_null().to_numpy()}

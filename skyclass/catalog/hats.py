@@ -36,9 +36,8 @@ def file_metadata(
 
 def text_sizes(table: pa.Table) -> dict[str, int]:
     """Return the length in bytes of the longest text of each column of text."""
-    columns = {name: table[name] for name, kind in zip(table.schema.names, table.schema.types, strict=True)
-               if pa.types.is_string(kind) or pa.types.is_large_string(kind)}  # fmt: skip
-    return {name: pc.max(pc.binary_length(column)).as_py() or 0 for name, column in columns.items()}
+    names = [field.name for field in table.schema if _is_text(field.type)]
+    return {name: pc.max(pc.binary_length(table[name])).as_py() or 0 for name in names}
 
 
 def votable_header(schema: pa.Schema, label: str, text_bytes: Mapping[str, int]) -> bytes:
@@ -56,7 +55,7 @@ def votable_header(schema: pa.Schema, label: str, text_bytes: Mapping[str, int])
     table = tree.TableElement(document, name="classes")
     table.description = f"skyclass class catalogue. {label}"
     resource.tables.append(table)
-    fields = (_votable_field(document, field, text_bytes.get(field.name, 0)) for field in schema)
+    fields = (_votable_field(document, field, text_bytes.get(field.name, TEXT_BYTES)) for field in schema)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", W03)  # a name that is no ID: the ID goes away again
         table.fields.extend(field for field in fields if field)
@@ -89,6 +88,11 @@ def _votable_field(document: Any, field: pa.Field, text_bytes: int) -> Any:
 TEXT_BYTES = 64
 """Least size that the header gives for text."""
 
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 _VOTABLE_TYPES = (
     (pa.types.is_uint64, ""),
     (lambda kind: pa.types.is_int64(kind) or pa.types.is_uint32(kind), "long"),
@@ -96,7 +100,7 @@ _VOTABLE_TYPES = (
     (pa.types.is_float64, "double"),
     (pa.types.is_floating, "float"),
     (pa.types.is_boolean, "boolean"),
-    (lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), "char"),
+    (_is_text, "char"),
 )
 
 

@@ -27,7 +27,7 @@ from .sql import check_condition, check_query, column_list, translate_duckdb_err
 from .versions import find_catalog
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class ClassCatalog:
     """A published class catalogue, or a selection from it; `open_catalog` makes it.
 

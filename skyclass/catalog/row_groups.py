@@ -70,4 +70,4 @@ def spans_of(pixels: Int64, order: int) -> Int64:
     runs = [run for run in np.split(pixels, breaks) if len(run)]
     shift = 2 * (MAX_ORDER - order)
     ends = [(int(run[0]) << shift, (int(run[-1]) + 1 << shift) - 1) for run in runs]
-    return np.asarray(ends, np.int64).reshape(-1, 2)
+    return np.asarray(ends, np.int64).reshape(len(runs), 2)

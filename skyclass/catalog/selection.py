@@ -83,8 +83,7 @@ class Selection:
     def pieces(self) -> Iterator[pa.Table]:
         """Yield the selection piece by piece, in order."""
         for rows in self._answers() if self._asks_all_rows else self._filtered_files():
-            answer = rows.select(self.schema.names).replace_schema_metadata()
-            yield answer.cast(self.schema) if self.predicates else answer
+            yield rows.select(self.schema.names).cast(self.schema)
 
     def _filtered_files(self) -> Iterator[pa.Table]:
         """Yield the selected rows of some files at a time; the conditions need no other rows."""

@@ -91,7 +91,7 @@ def translate_duckdb_errors(question: str, root: Path | None = None) -> Iterator
 def _suggestion(reason: str) -> str:
     """Return the most similar column where DuckDB says that there is no such column, else ""."""
     unknown = _UNKNOWN_COLUMN.search(reason)
-    similar = get_close_matches(unknown[1].lower(), CLASS_SCHEMA.names, n=1) if unknown else []
+    similar = get_close_matches(unknown[1].lower(), CLASS_SCHEMA.names) if unknown else []
     return f" (did you mean {similar[0]}?)" if similar else ""
 
 

@@ -1,0 +1,54 @@
+"""Class catalogues of a few rows, published without a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from skyclass.catalog.publish import CatalogRows, publish_catalog
+from skyclass.catalog.query import ClassCatalog, open_catalog
+from skyclass.files import parquet_bytes
+from skyclass.schema import CLASS_SCHEMA
+from skyclass.sky.healpix import healpix29
+
+PROVENANCE: dict[str, Any] = {
+    "run_id": "r1",
+    "info": {"model": {"training": {"simulated": True, "label": "4 mock tiles"}}},
+}
+
+
+def rows_of(*sources: dict[str, Any]) -> pa.Table:
+    """Return rows of the class catalogue; a source lacks what it does not name, and has no flags."""
+    empty = dict.fromkeys(CLASS_SCHEMA.names) | {"ra": 0.0, "dec": 0.0, "flags": 0, "run_id": "r1"}
+    table = pa.Table.from_pylist([empty | source for source in sources], schema=CLASS_SCHEMA)
+    if table["_healpix_29"].null_count:
+        pixels = pa.array(healpix29(table["ra"].to_numpy(), table["dec"].to_numpy()))
+        table = table.set_column(0, CLASS_SCHEMA.field(0), pixels)
+    return table
+
+
+def catalog_rows_of(folder: Path, *tables: pa.Table, **changes: Any) -> CatalogRows:
+    """Return the rows of tables, each in a file of its own, before their publication in `folder`."""
+    files = tuple(folder / f"part{i}.parquet" for i in range(len(tables)))
+    for path, table in zip(files, tables, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(parquet_bytes(table))
+    values = {
+        "folder": folder,
+        "tmp": folder,
+        "files": files,
+        "nbytes": sum(path.stat().st_size for path in files),
+        "n_rows": sum(map(len, tables)),
+        "digest": "tiles1",
+        "provenance": PROVENANCE,
+        "created": "2026-01-02T03:04:05Z",
+    }
+    return CatalogRows(**values | changes)
+
+
+def small_catalog(folder: Path, *tables: pa.Table) -> ClassCatalog:
+    """Publish the rows of tables, and open the catalogue."""
+    publish_catalog(catalog_rows_of(folder, *tables))
+    return open_catalog(folder)
