@@ -207,10 +207,11 @@ def test_flags_and_valid_fractions_at_the_borders_by_hand():
     ("x", "y", "has_centre"),
     [(1.0, 1.0, True), (0.0, 1.0, False), (1.0, 0.0, False), (7.0, 6.0, True), (8.0, 6.0, False), (7.0, 7.0, False)],
 )
-def test_the_centre_is_missing_one_pixel_off_the_tile(x, y, has_centre):
+@pytest.mark.parametrize("size", [3, 5, 6])
+def test_the_centre_is_missing_one_pixel_off_the_tile(x, y, has_centre, size):
     tile = Tile("0000p000_ac51", ("w1",), (6, 7), (0.0, 0.0), (4.0, 4.0), (-0.0004, 0.0004), (20.5,))
-    cutter = Cutter([RowRange(0, np.ones((6, 7), np.float32), True)], tile, np.array([x]), np.array([y]), 3)
-    cutter.cut(slice(0, 1), np.empty((1, 1, 3, 3), np.float32))
+    cutter = Cutter([RowRange(0, np.ones((6, 7), np.float32), True)], tile, np.array([x]), np.array([y]), size)
+    cutter.cut(slice(0, 1), np.empty((1, 1, size, size), np.float32))
     (flags,), _ = cutter.flags_and_valid_frac()
     assert bool(flags & Flag.CENTRE_MISSING) != has_centre
 
