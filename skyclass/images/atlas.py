@@ -82,7 +82,7 @@ class RejectedFile:
 
 def reject(path: str, reason: str) -> RejectedFile:
     """Return the rejection of a file whose header is unknown; tile and band are those of its name, if it has them."""
-    match = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
+    match = IMAGE_NAME.search(path.split("/")[-1])
     return RejectedFile(path, reason, *(match.groups() if match else ()))
 
 
