@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -68,6 +69,8 @@ def test_an_image_has_what_its_cards_say():
     assert (image.path, image.coadd_id, image.band, image.zero_point_mag) == ("/a/x.fits", COADD_ID, "w4", 13.0)
     assert (image.shape, image.crval_deg, image.crpix) == ((ROWS, COLUMNS), (9.890156, 40.89), (20.0, 18.0))
     assert image.cdelt_deg == (-CDELT_DEG, CDELT_DEG)
+    with pytest.raises(FrozenInstanceError):  # a process remembers images
+        image.band = "w1"  # type: ignore[misc]
     assert image.geometry == (image.shape, image.crval_deg, image.crpix, image.cdelt_deg)
 
 
@@ -80,6 +83,8 @@ def test_a_rejected_file_has_the_tile_and_band_of_its_name_or_its_cards():
         (f"/a/{COADD_ID}-w5-int-3.fits", ("", "")),
     ):
         rejected = reject(path, "why")
+        with pytest.raises(FrozenInstanceError):
+            rejected.reason = ""  # type: ignore[misc]
         assert (rejected.path, rejected.reason) == (path, "why") and (rejected.coadd_id, rejected.band) == claim
     by_cards = described(file_of(MAGZP=None), path=f"/a/{NAME}")
     assert isinstance(by_cards, RejectedFile) and (by_cards.coadd_id, by_cards.band) == (COADD_ID, "w1")
@@ -128,9 +133,8 @@ def test_the_header_of_an_extension_is_read_where_the_primary_has_no_pixels(valu
     assert header_blocks(primary + extension + bytes(BLOCK)) == (primary + extension if is_read else primary)
 
 
-@pytest.mark.parametrize(
-    ("head", "size_bytes", "words"),
-    [
+def test_what_is_no_header_is_told_by_its_first_bytes():
+    cases = [
         (b"", 0, "empty file: fetch it again"),
         (b"SIMPLE  =", 4_000_000_001, "4,000,000,001 bytes, more than any Atlas image has: fetch it again"),
         (b"SIMPLE  =", 4_000_000_000, "truncated: 4000000000 bytes end inside the FITS header, fetch it again"),
@@ -146,10 +150,9 @@ def test_the_header_of_an_extension_is_read_where_the_primary_has_no_pixels(valu
             160,
             "truncated: 160 bytes end inside the FITS header, fetch it again",
         ),
-    ],
-)
-def test_what_is_no_header_is_told_by_its_first_bytes(head, size_bytes, words):
-    assert reason(head, size_bytes) == words
+    ]
+    for head, size_bytes, words in cases:
+        assert reason(head, size_bytes) == words
 
 
 def test_a_file_must_be_as_long_as_header_and_pixels():
@@ -163,9 +166,8 @@ def test_a_file_must_be_as_long_as_header_and_pixels():
 # --- cards -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+def test_a_number_may_be_text():
+    cases = [
         (2, 2.0),
         (2.5, 2.5),
         (" -2.5e1 ", -25.0),
@@ -174,11 +176,10 @@ def test_a_file_must_be_as_long_as_header_and_pixels():
         (True, np.nan),
         (None, np.nan),
         ([], np.nan),
-    ],
-)
-def test_a_number_may_be_text(value, expected):
-    np.testing.assert_equal(number({"A": value}, "A"), expected)
-    np.testing.assert_equal(number({"A": value}, "A", 7.0), expected)
+    ]
+    for value, expected in cases:
+        np.testing.assert_equal(number({"A": value}, "A"), expected)
+        np.testing.assert_equal(number({"A": value}, "A", 7.0), expected)
     assert np.isnan(number({}, "A")) and number({}, "A", 7.0) == 7.0
     assert np.isnan(number({"A": 10**400}, "A"))
 
@@ -188,9 +189,8 @@ NAMED = "use the Atlas files named <coadd_id>-w<band>-int-3.fits"
 SIP = "SIP distortion, as in a WISE single exposure"
 
 
-@pytest.mark.parametrize(
-    ("changes", "problems"),
-    [
+def test_another_product_is_told_from_an_atlas_image():
+    cases = [
         ({"CTYPE1": "RA---SIN-SIP"}, SIP),
         ({"CTYPE2": "DEC--TAN-SIP"}, SIP),
         ({"A_ORDER": 2}, SIP),
@@ -206,15 +206,13 @@ SIP = "SIP distortion, as in a WISE single exposure"
         ({"BAND": 5}, "BAND is 5"),
         ({"BUNIT": None}, "BUNIT is missing instead of DN"),
         ({"BAND": None, "BUNIT": "Jy", "BITPIX": 16}, "BAND is missing; BUNIT is Jy instead of DN"),
-    ],
-)
-def test_another_product_is_told_from_an_atlas_image(changes, problems):
-    assert reason(file_of(**changes)) == f"{problems}: {NAMED}"
+    ]
+    for changes, problems in cases:
+        assert reason(file_of(**changes)) == f"{problems}: {NAMED}"
 
 
-@pytest.mark.parametrize(
-    ("changes", "problems"),
-    [
+def test_each_problem_of_format_and_geometry_is_named():
+    cases = [
         ({"BITPIX": 16}, "BITPIX is 16 instead of -32"),
         ({"BSCALE": 2.0, "BZERO": 1.0}, "BSCALE is 2.0 instead of 1; BZERO is 1.0 instead of 0"),
         ({"NAXIS1": 0}, "NAXIS1 is 0"),
@@ -230,15 +228,13 @@ def test_another_product_is_told_from_an_atlas_image(changes, problems):
         ({"CDELT2": -2 * CDELT_DEG}, "CDELT2 is -2.75 arcsec instead of 1.375"),
         ({"CD1_1": -1.0, "CD2_2": CDELT_DEG}, "CD1_1 is -3600 arcsec instead of -1.375"),
         ({"CD1_1": -CDELT_DEG, "CD2_2": 1.0}, "CD2_2 is 3600 arcsec instead of 1.375"),
-    ],
-)
-def test_each_problem_of_format_and_geometry_is_named(changes, problems):
-    assert reason(file_of(**changes)) == f"{problems}: {SERVED}"
+    ]
+    for changes, problems in cases:
+        assert reason(file_of(**changes)) == f"{problems}: {SERVED}"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_what_differs_within_the_tolerances_is_accepted():
+    cases = [
         {"BSCALE": 1.0, "BZERO": 0.0},
         {"BSCALE": "1", "BZERO": "0.0"},
         {"BAND": "1"},
@@ -247,15 +243,14 @@ def test_each_problem_of_format_and_geometry_is_named(changes, problems):
         {"CDELT1": -1.3759 / 3600, "CDELT2": 1.3741 / 3600},
         {"PC1_1": 1.0, "PC2_1": 1e-9},
         {"CD1_1": -CDELT_DEG, "CD2_2": CDELT_DEG, "CDELT1": None, "CDELT2": None, "CROTA2": 30.0},
-    ],
-)
-def test_what_differs_within_the_tolerances_is_accepted(changes):
-    assert accepted(file_of(**changes)).shape == (ROWS, COLUMNS)
+    ]
+    for changes in cases:
+        assert accepted(file_of(**changes)).shape == (ROWS, COLUMNS)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+def test_what_differs_by_more_is_refused():
+    """An angle of 1e-6 degrees is an off-diagonal element of 1.7e-8 of the PC, and of 6.7e-12 of the CD matrix."""
+    cases = [
         ({"CDELT1": -1.3761 / 3600}, "CDELT1 is -1.3761 arcsec"),
         ({"CDELT2": 1.3739 / 3600}, "CDELT2 is 1.3739 arcsec"),
         ({"CROTA1": 1.1e-6}, "rotated"),
@@ -268,11 +263,9 @@ def test_what_differs_within_the_tolerances_is_accepted(changes):
         ({"CD1_1": -CDELT_DEG, "CD2_2": CDELT_DEG, "CD2_1": 1e-11}, "rotated"),
         ({"CD2_1": 0.0}, "CD1_1 is 0 arcsec instead of -1.375; CD2_2 is 0 arcsec"),
         ({"CD1_2": 0.0}, "CD1_1 is 0 arcsec instead of -1.375; CD2_2 is 0 arcsec"),
-    ],
-)
-def test_what_differs_by_more_is_refused(changes, words):
-    """An angle of 1e-6 degrees is an off-diagonal element of 1.7e-8 of the PC, and of 6.7e-12 of the CD matrix."""
-    assert words in reason(file_of(**changes))
+    ]
+    for changes, words in cases:
+        assert words in reason(file_of(**changes))
 
 
 def test_the_sides_of_an_image_are_whole_numbers_of_at_most_8192_pixels():
@@ -304,9 +297,8 @@ def test_an_image_in_the_first_extension_has_the_cards_of_both_headers():
     assert reason(wrong) == f"in extension 1, MAGZP is missing: {SERVED}"
 
 
-@pytest.mark.parametrize(
-    ("extension", "words"),
-    [
+def test_an_extension_without_an_image_is_told():
+    cases = [
         (None, "the primary HDU has no pixels, and no extension follows: fetch it again"),
         (
             {"NAXIS": 0},
@@ -328,11 +320,10 @@ def test_an_image_in_the_first_extension_has_the_cards_of_both_headers():
             {"XTENSION": "BINTABLE", "ZIMAGE": False},
             "the primary HDU has no pixels, and extension 1 is a BINTABLE: copy the image to the primary HDU",
         ),
-    ],
-)
-def test_an_extension_without_an_image_is_told(extension, words):
-    content = cards_of(EMPTY) + (b"" if extension is None else cards_of(IMAGE | extension))
-    assert reason(content) == words
+    ]
+    for extension, words in cases:
+        content = cards_of(EMPTY) + (b"" if extension is None else cards_of(IMAGE | extension))
+        assert reason(content) == words
 
 
 def test_a_header_that_cannot_be_interpreted_is_damaged():

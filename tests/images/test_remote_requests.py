@@ -134,15 +134,13 @@ def test_no_attempt_begins_more_than_150_seconds_after_the_first(source, answers
     assert caught.value.attempts == attempts
 
 
-@pytest.mark.parametrize(
-    ("text", "attempts"),
-    [(n, 6) for n in (408, 429, 500, 501, 599)] + [(n, 1) for n in (400, 401, 403, 407, 409, 428, 430, 499)],
-)
-def test_only_an_overloaded_or_broken_server_is_asked_again(source, answers, text, attempts):
-    answers[:] = [status(f"{text} Some Reason")]
-    with pytest.raises(ArchiveDown, match=f"{text} Some Reason") as caught:
-        read(source)
-    assert caught.value.attempts == len(answers.asked) == attempts and caught.value.__cause__ is None
+def test_only_an_overloaded_or_broken_server_is_asked_again(source, answers):
+    cases = [(n, 6) for n in (408, 429, 500, 501, 599)] + [(n, 1) for n in (400, 401, 403, 407, 409, 428, 430, 499)]
+    for text, attempts in cases:
+        answers[:], answers.asked[:] = [status(f"{text} Some Reason")], []
+        with pytest.raises(ArchiveDown, match=f"{text} Some Reason") as caught:
+            read(source)
+        assert caught.value.attempts == len(answers.asked) == attempts and caught.value.__cause__ is None
 
 
 def test_an_answer_after_faults_is_used(source, answers, clock):
@@ -189,9 +187,8 @@ def test_a_server_may_ignore_the_range_twice(source, answers, clock):
     assert len(answers.asked) == 3
 
 
-@pytest.mark.parametrize(
-    ("message", "reason"),
-    [
+def test_the_reason_is_given_in_a_few_words(source, answers):
+    cases = [
         (
             'HttpError { kind: Connect, source: Os { message: "Connection refused" } }',
             "no connection (Connection refused)",
@@ -206,15 +203,14 @@ def test_a_server_may_ignore_the_range_twice(source, answers, clock):
         ("status code: 503 Service Unavailable: <Error>", "503 Service Unavailable"),
         ("status code: 599: <Error>", "599"),
         ("status code: 403 Forbidden: <Error>", "403 Forbidden"),
-    ],
-)
-def test_the_reason_is_given_in_a_few_words(source, answers, message, reason):
-    answers[:] = [GenericError(message)]
-    with pytest.raises(ArchiveDown) as caught:
-        read(source)
-    n = caught.value.attempts
-    words = f"{n} attempt" + "s" * (n > 1)
-    assert caught.value.trouble == f"{source.location}/a.fits: {reason} ({words})"
+    ]
+    for message, reason in cases:
+        answers[:] = [GenericError(message)]
+        with pytest.raises(ArchiveDown) as caught:
+            read(source)
+        n = caught.value.attempts
+        words = f"{n} attempt" + "s" * (n > 1)
+        assert caught.value.trouble == f"{source.location}/a.fits: {reason} ({words})"
 
 
 @pytest.mark.parametrize("code", ["401 Unauthorized", "403 Forbidden"])

@@ -101,9 +101,9 @@ def test_one_image_in_each_band_is_a_set_without_a_look_at_footprints():
     assert image_sets([[images[0]], [images[1]]]) == [list(images)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "at", "is_covered"),
-    [
+def test_a_set_without_a_band_is_left_out_where_a_whole_set_covers_it():
+    """The whole sets are 9 x 9 pixels, at the first pixel of the tile and far from it."""
+    cases = [
         ((9, 9), (0, 0), True),
         ((3, 4), (0, 0), True),
         ((3, 4), (5, 6), True),  # its last column is 8, its last row is 8
@@ -116,21 +116,21 @@ def test_one_image_in_each_band_is_a_set_without_a_look_at_footprints():
         ((3, 4), (-0.0005, 6), True),
         ((3, 4), (5, 6.002), False),
         ((3, 4), (-0.002, 6), False),
-    ],
-)
-def test_a_set_without_a_band_is_left_out_where_a_whole_set_covers_it(shape, at, is_covered):
-    """The whole sets are 9 x 9 pixels, at the first pixel of the tile and far from it."""
-    w1, w2 = ([image_of(band), image_of(band, at=(90, 90))] for band in ("w1", "w2"))
-    whole = [[w1[0], w2[0]], [w1[1], w2[1]]]
-    lacking = image_of("w1", shape, at, name="lacking")
-    if shape == (9, 9):
-        lacking = replace(lacking, file=w1[0].file, path=w1[0].path)
-    if is_covered:
-        assert image_sets([[*w1, lacking], w2]) == whole
-    else:
-        fault = fault_of(image_sets, [[*w1, lacking], w2])
-        assert (fault.band, fault.kind) == ("w2", "missing_band")
-        assert fault.reason == ("/a/lacking has no image of w2 with the same footprint: fetch it, or remove this one")
+    ]
+    for shape, at, is_covered in cases:
+        w1, w2 = ([image_of(band), image_of(band, at=(90, 90))] for band in ("w1", "w2"))
+        whole = [[w1[0], w2[0]], [w1[1], w2[1]]]
+        lacking = image_of("w1", shape, at, name="lacking")
+        if shape == (9, 9):
+            lacking = replace(lacking, file=w1[0].file, path=w1[0].path)
+        if is_covered:
+            assert image_sets([[*w1, lacking], w2]) == whole
+        else:
+            fault = fault_of(image_sets, [[*w1, lacking], w2])
+            assert (fault.band, fault.kind) == ("w2", "missing_band")
+            assert fault.reason == (
+                "/a/lacking has no image of w2 with the same footprint: fetch it, or remove this one"
+            )
 
 
 @pytest.mark.parametrize("other", [{"crval_deg": (0.0, 0.1)}, {"cdelt_deg": (-0.0004, 0.0005)}])
@@ -160,9 +160,8 @@ def test_one_file_with_two_names_counts_once_and_two_files_are_a_fault():
     assert "keep one" in fault_of(image_sets, [[one, other_time], [image_of("w2")]]).reason
 
 
-@pytest.mark.parametrize(
-    ("changes", "is_one_grid"),
-    [
+def test_image_sets_of_a_tile_share_one_pixel_grid_and_zero_point():
+    cases = [
         ({}, True),
         ({"crpix": (-25.0, 105.0)}, True),
         ({"crpix": (5.0005, 4.9995)}, True),
@@ -171,17 +170,16 @@ def test_one_file_with_two_names_counts_once_and_two_files_are_a_fault():
         ({"crval_deg": (0.0, 0.1)}, False),
         ({"cdelt_deg": (-0.0004, 0.0005)}, False),
         ({"zero_point_mag": 20.25}, False),
-    ],
-)
-def test_image_sets_of_a_tile_share_one_pixel_grid_and_zero_point(changes, is_one_grid):
-    first, second = tile_of([image_of(name="one")]), tile_of([image_of(shape=(3, 3), name="two")])
-    third = tile_of([image_of(shape=(5, 5), name="three", **changes)])
-    assert combine([first]) == first
-    if is_one_grid:
-        assert combine([first, second, third]) == replace(first, other_image_sets=(second, third))
-        return
-    fault = fault_of(combine, [first, second, third])
-    assert (fault.coadd_id, fault.band, fault.kind) == (COADD_ID, "w1", "bad")
-    assert fault.reason == (
-        "one and three differ in pixel grid or zero point: take all images of a tile from one source"
-    )
+    ]
+    for changes, is_one_grid in cases:
+        first, second = tile_of([image_of(name="one")]), tile_of([image_of(shape=(3, 3), name="two")])
+        third = tile_of([image_of(shape=(5, 5), name="three", **changes)])
+        assert combine([first]) == first
+        if is_one_grid:
+            assert combine([first, second, third]) == replace(first, other_image_sets=(second, third))
+            continue
+        fault = fault_of(combine, [first, second, third])
+        assert (fault.coadd_id, fault.band, fault.kind) == (COADD_ID, "w1", "bad")
+        assert fault.reason == (
+            "one and three differ in pixel grid or zero point: take all images of a tile from one source"
+        )
