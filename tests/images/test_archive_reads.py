@@ -88,6 +88,13 @@ def test_the_headers_of_remote_files_are_remembered_and_read_again_to_verify(rem
     assert archive.bands_of(COADD_ID) == ("w1",)
 
 
+def test_the_headers_of_a_list_of_remote_tiles_are_remembered(remote):
+    archive = AtlasArchive(remote, ("w2",))
+    (tile,) = archive.list_tiles()
+    assert (tile.coadd_id, tile.bands) == (COADD_ID, ("w2",)) and archive.list_tiles() == [tile]
+    assert [name for name, _, _ in remote.reads] == [W2]
+
+
 def test_headers_of_local_files_are_read_each_time(local):
     archive = AtlasArchive(local, ("w1",))
     for _ in range(3):
@@ -280,6 +287,7 @@ def test_a_location_without_a_scheme_is_a_folder(tmp_path):
     for location in (tmp_path, f"file://{tmp_path}"):
         archive = open_archive(location, ["w1"])
         assert (archive.root, archive.bands) == (str(tmp_path), ("w1",))
+    assert open_archive(str(tmp_path), BANDS).bands == BANDS
     with pytest.raises(ArchiveError, match=r"images at gs://host/p: give a folder, .* image source for gs:// is"):
         open_archive("gs://host/p", ["w1"])
 

@@ -111,6 +111,9 @@ def test_the_header_ends_with_the_block_of_its_end_card():
     assert len(header_blocks(inside.ljust(BLOCK) + first + pixels)) == 2 * BLOCK, "END within a card ends nothing"
     aligned = (b"SIMPLE  =".ljust(79) + b"END").ljust(160) + b"END".ljust(80)
     assert header_blocks(aligned.ljust(BLOCK) + pixels) == aligned.ljust(BLOCK)
+    for shift in (1, 79, 81):
+        shifted = b"SIMPLE  =".ljust(BLOCK + shift) + b"END".ljust(BLOCK - shift) + b"END".ljust(BLOCK)
+        assert header_blocks(shifted + pixels) == shifted, "END does not begin a card"
 
 
 def test_of_bytes_without_an_end_the_header_is_bounded():
@@ -241,7 +244,7 @@ def test_what_differs_within_the_tolerances_is_accepted():
         {"CROTA1": 0.0, "CROTA2": None},
         {"CROTA2": 9e-7},
         {"CDELT1": -1.3759 / 3600, "CDELT2": 1.3741 / 3600},
-        {"PC1_1": 1.0, "PC2_1": 1e-9},
+        {"PC1_1": 1.0, "PC2_1": 1.5e-8},
         {"CD1_1": -CDELT_DEG, "CD2_2": CDELT_DEG, "CDELT1": None, "CDELT2": None, "CROTA2": 30.0},
     ]
     for changes in cases:

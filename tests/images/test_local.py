@@ -86,7 +86,8 @@ def test_a_folder_without_one_of_the_bands_says_which_it_has(tmp_path):
 def test_in_the_layout_a_packed_image_is_named_only_where_there_is_no_other(tmp_path, suffix):
     write_layout(tmp_path, bands=(1,))
     source, name = open_local(str(tmp_path), ("w1", "w2")), layout_path(COADD_ID, "w2")
-    assert source == LocalSource(str(tmp_path)) and source.names(COADD_ID, "w2") == []
+    assert (source.location, source.index, source.n_rejected) == (str(tmp_path), None, 0)
+    assert source.names(COADD_ID, "w2") == []
     (tmp_path / f"{name}{suffix}").write_bytes(b"packed")
     assert source.names(COADD_ID, "w2") == [f"{name}{suffix}"]
     (tmp_path / name).write_bytes(b"unpacked")
