@@ -82,7 +82,7 @@ class RejectedFile:
 
 def reject(path: str, reason: str) -> RejectedFile:
     """Return the rejection of a file whose header is unknown; tile and band are those of its name, if it has them."""
-    match = IMAGE_NAME.search(path.rsplit("/", 1)[-1])
+    match = IMAGE_NAME.search(path.split("/")[-1])
     return RejectedFile(path, reason, *(match.groups() if match else ()))
 
 
@@ -293,12 +293,12 @@ def _has_cd(cards: Cards) -> bool:
 def _scales(cards: Cards) -> tuple[tuple[float, float], float]:
     """Return the pixel scale along both axes and the largest off-diagonal element of the matrix, in degrees.
 
-    A CD matrix takes precedence over CDELT, and absent elements have the defaults of the FITS standard.
+    A CD matrix takes precedence over CDELT, and absent elements of a matrix have the defaults of the FITS standard.
     """
     if _has_cd(cards):
         matrix = np.array([[number(cards, f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)])
     else:
-        cdelt = np.array([[number(cards, f"CDELT{i}", 1.0)] for i in (1, 2)])
+        cdelt = np.array([[number(cards, f"CDELT{i}")] for i in (1, 2)])
         matrix = cdelt * [[number(cards, _pc_name(cards, i, j), float(i == j)) for j in (1, 2)] for i in (1, 2)]
     return (float(matrix[0, 0]), float(matrix[1, 1])), float(np.abs([matrix[0, 1], matrix[1, 0]]).max())
 

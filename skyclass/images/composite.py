@@ -160,7 +160,8 @@ def composite(
         with np.errstate(invalid="ignore", over="ignore"):  # damaged images may have pixels of any value
             scaled = np.subtract(block, sky)
             scaled *= unit
-        to_float16(stretch(scaled, settings), out[start : start + BLOCK])
+            stretched = stretch(scaled, settings)
+        to_float16(stretched, out[start : start + BLOCK])
     return out
 
 

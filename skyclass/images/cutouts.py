@@ -16,6 +16,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..sky.tile_wcs import edge_distance_px
 from ..types import Archive, Bool, CutoutBatch, Flag, Float32, Float64, Int32, Int64, RowRange, Tile
 
+FAR_PX = 1e6
+"""No cutout that begins farther from a tile than this touches it."""
+
 
 def cut(archive: Archive, tile: Tile, x: Float64, y: Float64, size_px: int) -> CutoutBatch:
     """Return the cutouts of sources on a tile.
@@ -211,8 +214,7 @@ def first_pixel(position: Float64, size_px: int) -> Int64:
     pixel far outside every tile.
     """
     first = np.ceil(position - 1 - size_px / 2)
-    far = -4.0 * size_px - 2**20
-    return np.where(np.isfinite(first), np.clip(first, far, -far), far).astype(np.int64)
+    return np.where(np.isfinite(first), np.clip(first, -FAR_PX, FAR_PX), -FAR_PX).astype(np.int64)
 
 
 def n_inside(first: Int64, length: int, size_px: int) -> Int64:

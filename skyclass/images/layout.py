@@ -40,7 +40,7 @@ def layout_path(coadd_id: str, band: str) -> str:
 
 def layout_coadd_ids(names: Iterable[str]) -> list[str]:
     """Return the tiles of the images among names that end as the layout does: .../COADD_ID/FILE.fits."""
-    folders = {name.rsplit("/", 2)[-2] for name in names if name.endswith(".fits") and "/" in name}
+    folders = {name.split("/")[-2] for name in names if name.endswith(".fits") and "/" in name}
     return sorted(folder for folder in folders if ATLAS_COADD_ID.fullmatch(folder))
 
 

@@ -133,9 +133,10 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
     files = {name: describe(folder, name) for name in sorted(_fits_files(root))}
     good = {name: image for name, image in files.items() if isinstance(image, AtlasImage)}
     rejections = [f"{name}: {file.reason}" for name, file in files.items() if isinstance(file, RejectedFile)]
-    refused = " Refused:" if rejections else " It holds no FITS file."
+    refused = " Refused:" if rejections else ""
     if not good:
-        raise ArchiveError(f"images at {root}: no usable Atlas image.{refused}", _first(rejections))
+        what = refused or " It holds no FITS file."
+        raise ArchiveError(f"images at {root}: no usable Atlas image.{what}", _first(rejections))
     # A damaged file that names its tile stays in the index: its sources are flagged, not lost. A compressed file whose
     # unpacked copy is there too is not needed.
     is_useful = {name: bool(file.band) and os.path.splitext(name)[0] not in good for name, file in files.items()}

@@ -177,7 +177,7 @@ def _stamp(meta: Any) -> FileStamp:
 def _folders(source: RemoteSource, path: str) -> list[str]:
     """Return the names of the folders at a path of a bucket."""
     listing = _ask(source, path, lambda: _obstore().list_with_delimiter(_store(source), path or None))
-    return [prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in (listing or {"common_prefixes": []})["common_prefixes"]]
+    return [prefix.rstrip("/").split("/")[-1] for prefix in (listing or {"common_prefixes": []})["common_prefixes"]]
 
 
 def _ask(source: RemoteSource, path: str, request: Callable[[], T]) -> T | None:

@@ -34,39 +34,19 @@ from skyclass.images.records import compare_files, is_untouched, record_files
 from skyclass.images.source import MemorySource, Piece, describe
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
+from tests.support.atlas_files import (
+    CDELT_DEG,
+    COLUMNS,
+    ROWS,
+    atlas_bytes,
+    atlas_header,
+    pixels_of,
+    write_image,
+    write_layout,
+)
 from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
-CDELT_DEG = 0.0003819444391411
-ROWS, COLUMNS = 40, 37
-
-
-def atlas_header(coadd_id: str = "0098p408_ac51", band: int = 1, **changes: object) -> fits.Header:
-    """The cards that a real Atlas header has, of a simulated image; None takes a card out."""
-    cards: dict[str, object] = {
-        "BUNIT": "DN", "CRVAL1": 9.890156, "CRVAL2": 40.89, "EQUINOX": 2000.0,
-        "CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CRPIX1": 20.0, "CRPIX2": 18.0,
-        "CDELT1": -CDELT_DEG, "CDELT2": CDELT_DEG, "CROTA2": 0.0, "FILETYPE": "intensity image",
-        "BAND": band, "COADDID": coadd_id, "MAGZP": {1: 20.5, 2: 19.5, 3: 18.0, 4: 13.0}.get(band, 20.5),
-    }  # fmt: skip
-    return fits.Header({k: v for k, v in (cards | changes).items() if v is not None})
-
-
-def pixels_of(band: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed + band).normal(5, 1, (ROWS, COLUMNS)).astype(np.float32)
-
-
-def write_image(path: Path, header: fits.Header, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fits.PrimaryHDU(pixels, header).writeto(path, overwrite=True)
-    return path
-
-
-def write_layout(root: Path, coadd_id: str = "0098p408_ac51", bands: tuple[int, ...] = (1, 2, 3)) -> Path:
-    folder = root / coadd_id[:2] / coadd_id[:4] / coadd_id
-    for band in bands:
-        write_image(folder / f"{coadd_id}-w{band}-int-3.fits", atlas_header(coadd_id, band), pixels_of(band))
-    return folder
 
 
 def fault_of(call: Callable[[], object]) -> TileFault:
@@ -462,11 +442,6 @@ def test_a_header_with_any_bytes_changed_never_raises(
     whole = atlas_bytes()
     path.write_bytes((whole[:at] + junk + whole[at + len(junk) :])[: len(whole)])
     assert isinstance(describe(LocalSource(str(path.parent)), path.name), AtlasImage | RejectedFile)
-
-
-def atlas_bytes() -> bytes:
-    header = fits.PrimaryHDU(pixels_of(1), atlas_header()).header
-    return header.tostring().encode("ascii") + pixels_of(1).astype(">f4").tobytes() + bytes(2880)
 
 
 def test_tiles_near_positions_are_listed_from_the_layout(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Composites against numbers worked out by hand."""
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -195,3 +197,105 @@ def test_percentile_and_lupton_of_faint_cutouts_are_not_cut_off():
     lupton = CompositeSettings((1.0,), (20.5,), stretch="lupton", sky="none", lupton_q=8.0)
     faint = composite(np.full_like(ramp, 0.01), (20.5,), lupton)
     np.testing.assert_allclose(faint, 0.01 * np.arcsinh(0.08) / 0.08, rtol=1e-3)
+
+
+def test_the_default_settings_are_those_of_the_atlas():
+    """Zero points of the Explanatory Supplement, and a flux of one softening becomes arcsinh(1)."""
+    noise = {"w1": 0.11, "w2": 0.06, "w3": 0.3, "w4": 0.03}
+    settings = atlas_settings(("w4", "w1", "w2", "w3"))
+    assert settings.zero_point_mag == (13.0, 20.5, 19.5, 18.0)
+    with pytest.raises(FrozenInstanceError):
+        settings.sky = "none"  # type: ignore[misc]
+    pixels = np.zeros((1, 4, 9, 9), np.float32)
+    pixels[0, :, 4, 4] = [noise[band] for band in ("w4", "w1", "w2", "w3")]
+    image = composite(pixels, settings.zero_point_mag, settings)
+    np.testing.assert_allclose(image[0, :, 4, 4], np.arcsinh(1), rtol=1e-3)
+    pixels += np.random.default_rng(1).random((9, 9)).astype(np.float32)
+    frame = np.ones((9, 9), bool)
+    frame[3:6, 3:6] = False
+    sky = np.median(pixels[0, :, frame], axis=0)
+    expected = np.arcsinh((pixels[0, 1] - sky[1]) / 0.11)
+    np.testing.assert_allclose(composite(pixels, settings.zero_point_mag, settings)[0, 1], expected, atol=2e-3)
+
+
+def test_the_default_percentiles_and_q():
+    """A ramp from 0 to 1 has the percentiles 0.005 and 0.995."""
+    ramp = np.linspace(0, 1, 121, dtype=np.float32).reshape(1, 1, 11, 11)
+    image = composite(ramp, (20.5,), CompositeSettings((1.0,), (20.5,), stretch="percentile", sky="none"))
+    np.testing.assert_allclose(image.ravel(), np.clip((ramp.ravel() - 0.005) / 0.99, 0, 1), atol=1e-3)
+    image = composite(ramp, (20.5,), CompositeSettings((1.0,), (20.5,), stretch="lupton", sky="none"))
+    np.testing.assert_allclose(image.ravel()[1:], np.arcsinh(8 * ramp.ravel()[1:]) / 8, rtol=2e-3)
+
+
+def test_lupton_takes_the_mean_of_the_bands_and_leaves_what_is_below_zero():
+    settings = CompositeSettings((1.0, 1.0), (20.5, 20.5), stretch="lupton", sky="none", lupton_q=2.0)
+    pixels = np.array([6.0, 2.0], np.float32).reshape(1, 2, 1, 1) * np.ones((1, 2, 3, 3), np.float32)
+    scale = np.arcsinh(2 * 4) / (2 * 4)  # the mean is 4
+    image = composite(pixels, (20.5, 20.5), settings)
+    np.testing.assert_allclose(image[0, :, 1, 1], [6 * scale, 2 * scale], rtol=1e-3)
+    np.testing.assert_allclose(composite(-pixels, (20.5, 20.5), settings)[0, :, 1, 1], [-6, -2], rtol=1e-3)
+    opposite = pixels * np.array([1, -3.1], np.float32)[:, None, None]  # 6 and -6.2
+    np.testing.assert_allclose(composite(opposite, (20.5, 20.5), settings)[0, :, 1, 1], [6, -6.2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("stretch", ["linear", "lupton"])
+def test_what_float16_cannot_hold_becomes_its_largest_number(stretch):
+    settings = CompositeSettings((1.0, 1.0), (20.5, 20.5), stretch=stretch, sky="none", lupton_q=1e-9)
+    pixels = np.array([3e5, -3.1e5], np.float32).reshape(1, 2, 1, 1) * np.ones((1, 2, 3, 3), np.float32)
+    assert composite(pixels, (20.5, 20.5), settings)[0, :, 1, 1].tolist() == [65504, -65504]
+    linear = composite(pixels / 100, (20.5, 20.5), settings)[0, :, 1, 1]
+    np.testing.assert_allclose(linear, [3000, -3100], rtol=1e-3)
+
+
+def test_the_frame_may_be_the_whole_cutout_and_may_lack_one_pixel():
+    """The middle of 9 pixels is 5, and without the largest 4.5. A frame of 2 leaves out one pixel of 25."""
+    whole = np.arange(1, 10, dtype=np.float32).reshape(1, 1, 3, 3)
+    assert border_sky(whole, 3).tolist() == border_sky(whole, 2).tolist() == [[5]]
+    assert border_sky(whole, 1).tolist() == [[5]]
+    whole[0, 0, 2, 2] = np.nan
+    assert border_sky(whole, 3).tolist() == [[4.5]]
+    whole[0, 0, 2, 1] = np.inf
+    assert border_sky(whole, 3).tolist() == [[4]], "of the finite pixels"
+    five = np.arange(25, dtype=np.float32).reshape(1, 1, 5, 5)
+    five[0, 0, 2, 2] = 1000
+    five[0, 0, 4] = 50
+    assert border_sky(five, 2).tolist() == [[(11 + 13) / 2]]
+
+
+def test_composites_are_written_where_asked_and_do_not_change_the_cutouts():
+    pixels = cutouts(3)
+    before, out = pixels.copy(), np.full(pixels.shape, 7, np.float16)
+    for stretch in STRETCHES:
+        for sky in ("border", "none"):
+            settings = atlas_settings(BANDS, stretch=stretch, sky=sky)
+            assert composite(pixels, ZERO_POINTS, settings, out) is out
+            np.testing.assert_array_equal(out, composite(pixels, ZERO_POINTS, settings))
+            np.testing.assert_array_equal(pixels, before)
+
+
+def test_a_band_without_pixels_stays_without_in_every_stretch():
+    """Pixels of any value give no warning, which is an error here."""
+    pixels = cutouts(2)
+    pixels[0, 1] = np.nan
+    pixels[1, 0, 18, 18] = 3e38
+    for stretch in STRETCHES:
+        images = composite(pixels, ZERO_POINTS, atlas_settings(BANDS, stretch=stretch))
+        assert np.isnan(images[0, 1]).all()
+        assert stretch == "lupton" or np.isfinite(images[0, ::2]).all()
+
+
+@pytest.mark.parametrize(
+    ("zero_point_mag", "is_accepted"), [(80.0, True), (-80.0, True), (80.5, False), (-80.5, False)]
+)
+def test_zero_points_lie_within_80_mag(zero_point_mag, is_accepted):
+    with nullcontext() if is_accepted else pytest.raises(ConfigError, match="must lie within 80 mag of 0"):
+        CompositeSettings((1.0,), (zero_point_mag,))
+
+
+def test_all_wrong_settings_are_named_in_one_message():
+    with pytest.raises(ConfigError) as caught:
+        CompositeSettings((0.0,), (), "x", "y", 0, (1.0, 2.0, 3.0), -1.0)
+    names = [problem.split(" ")[0] for problem in str(caught.value).removeprefix("composite: ").split("; ")]
+    assert names == ["stretch", "sky", "softening_dn", "softening_dn", "lupton_q", "border_px", "percentiles"]
+    with pytest.raises(ConfigError, match=r"unknown settings \['gamma', 'q'\]"):
+        CompositeSettings.from_dict({"q": 1, "gamma": 2, "stretch": "asinh"})
