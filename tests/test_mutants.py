@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.mutants.mutate import mutants_of, sample
 
 SOURCE = '''
-@cache(5)
+@lru_cache(5)
+@option(7)
 def margin(p: "1 | 2", kept: bool = True) -> float:
     """Return 1 + 1."""
     ä = "ü" + str(2 * 3)
@@ -30,6 +31,7 @@ def test_each_mutant_changes_one_expression_and_is_code() -> None:
         ("0.5", "1.5"),
         ("0.5 if kept else 1.0", "1.0 if kept else 0.5"),
         ("2 * 3", "2 / 3"),
+        ("7", "8"),
         ("print(ä, isinstance(p, tuple | list))", "None"),
     }
     assert not {'"ü" + str(2 * 3)', "tuple | list", "5"} & set(dict(changes))

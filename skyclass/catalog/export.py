@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigError
 from ..files import replacing
-from ..schema import is_text
+from ..schema import is_text, without_dictionary
 from ..types import Json
 from .hats import file_metadata, text_sizes
 from .versions import enclosing_publication
@@ -124,13 +124,9 @@ def _is_plain(kind: pa.DataType) -> bool:
     return bool(numbers or pa.types.is_boolean(kind) or is_text(kind))
 
 
-def _without_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of numbers, truth values or text; every other type becomes text."""
-    column = _without_dictionary(column)
+    column = without_dictionary(column)
     return column if _is_plain(column.type) else as_text(column)
 
 

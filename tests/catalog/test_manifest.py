@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,6 @@ def test_a_manifest_that_is_none_is_told(manifest: Manifest, tmp_path: Path) -> 
         with pytest.raises(StoreError) as caught:
             read_manifest(tmp_path)
         assert str(caught.value).startswith(message)
-
-
-def test_a_manifest_cannot_be_changed(manifest: Manifest) -> None:
-    with pytest.raises(FrozenInstanceError):
-        manifest.rows = 9  # type: ignore[misc]
-    with pytest.raises(FrozenInstanceError):
-        manifest.files[0].rows = 9  # type: ignore[misc]
 
 
 def test_a_pixel_of_order_5_has_a_run_of_two_to_the_48_indices() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,17 @@ from skyclass.catalog.publish import (
     write_pixel,
 )
 from skyclass.errors import LeaseLost, RowsLost, StoreError
-from tests.support.small_catalog import PROVENANCE, catalog_rows_of, rows_of
+from tests.support.small_catalog import PIXEL, PROVENANCE, catalog_rows_of, catalogue_table
 
-PIXEL = 1 << 48
 """Indices of order 29 in a pixel of order 5."""
 
 TABLES = (
-    rows_of(
+    catalogue_table(
         {"_healpix_29": 8 * PIXEL - 1, "source_id": "b", "class": "star"},
         {"_healpix_29": 8 * PIXEL, "source_id": "c", "class": "quasar"},
         {"_healpix_29": 7 * PIXEL, "source_id": "a", "class": "star", "flags": 1},
     ),
-    rows_of(
+    catalogue_table(
         {"_healpix_29": 7 * PIXEL - 1, "source_id": "f"},
         {"_healpix_29": 8 * PIXEL - 1, "source_id": "aé", "flags": 128},
     ),
@@ -150,8 +148,6 @@ def test_a_publication_needs_a_tenth_more_than_its_rows_and_32_kib_a_file(tmp_pa
     free(66_640)
     with pytest.raises(StoreError, match=f"^{tmp_path}/{NEEDS}free space, then"):
         check_space(rows, 2)
-    with pytest.raises(FrozenInstanceError):
-        rows.nbytes = 4  # type: ignore[misc]
 
 
 def test_a_full_disk_ends_a_publication_before_it_begins(tmp_path: Path, free: Free) -> None:

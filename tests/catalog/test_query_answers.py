@@ -12,9 +12,9 @@ import pytest
 from skyclass.catalog.export import to_pandas
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
-from tests.support.small_catalog import rows_of, small_catalog
+from tests.support.small_catalog import catalogue_table, small_catalog
 
-ROWS = rows_of(
+ROWS = catalogue_table(
     {"source_id": "a", "ra": 10.0, "dec": 0.0, "class": "star", "p_star": 0.75, "cntr": 2**53 + 1},
     {"source_id": "b", "ra": 10.5, "dec": 0.0, "class": "quasar", "p_star": 0.125},
     {"source_id": "c", "ra": 11.0, "dec": 0.0},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,6 @@ def test_a_footer_has_the_range_of_each_row_group(file: Path) -> None:
     assert footer.touched([]) == [0, 1, 2]
     assert footer.touched([np.array([[0, 3], [12, 12]]), np.array([[4, 12]])]) == [0, 2]
     assert isinstance(footer, Footer)
-    with pytest.raises(FrozenInstanceError):
-        footer.low = footer.high  # type: ignore[misc]
 
 
 def test_a_footer_is_read_once_for_each_digest(file: Path) -> None:

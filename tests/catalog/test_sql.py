@@ -171,7 +171,7 @@ def test_a_publication_that_was_removed_is_not_called_damaged(tmp_path: Path) ->
     assert str(unreadable(tmp_path / "x", "it is bad")) == gone
 
 
-def test_a_query_may_have_500_levels() -> None:
+def test_the_tree_of_a_query_has_at_most_500_levels() -> None:
     def nested(levels: int) -> Any:
         tree: Any = {}
         for level in range(levels - 1):
@@ -183,7 +183,7 @@ def test_a_query_may_have_500_levels() -> None:
         list(sql._tree_nodes(nested(501)))
 
 
-def test_a_condition_with_more_levels_is_refused() -> None:
+def test_a_condition_that_is_nested_too_deeply_is_refused() -> None:
     deep = "flags = 0 AND " + "(NOT " * 400 + "flags = 1" + ")" * 400
     with pytest.raises(ConfigError, match=r"^'SELECT 1 FROM classes WHERE \(flags = 0 AND .*'... is nested too deeply"):
         check_condition(deep, CLASSES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ import pytest
 from skyclass.catalog.manifest import read_manifest, write_manifest
 from skyclass.catalog.verify import VerifyReport, quoted, repeated_ids, verify_publication
 from skyclass.files import parquet_bytes
-from skyclass.schema import CLASS_SCHEMA
-from tests.support.small_catalog import rows_of, small_catalog
+from tests.support.small_catalog import PIXEL, catalogue_table, small_catalog, with_column
 
-PIXEL = 1 << 48
-SEVEN = rows_of(
+SEVEN = catalogue_table(
     *({"_healpix_29": 7 * PIXEL + i, "source_id": f"s{i}", "class": "star", "flags": i % 2} for i in range(6))
 )
-NINE = rows_of({"_healpix_29": 9 * PIXEL, "source_id": "n", "class": "quasar"})
+NINE = catalogue_table({"_healpix_29": 9 * PIXEL, "source_id": "n", "class": "quasar"})
 PATH = "dataset/Norder=5/Dir=0/Npix=7.parquet"
 
 
@@ -54,8 +52,6 @@ def test_a_report_has_a_heading_and_one_printable_line_for_each_problem() -> Non
     assert str(VerifyReport("c", 2, 3, ("a", "b"))) == "c has 2 problems:\na\nb"
     report = VerifyReport("c", 1, 1, ("a",))
     assert not report.ok
-    with pytest.raises(FrozenInstanceError):
-        report.problems = ()  # type: ignore[misc]
 
 
 def test_five_names_are_shown_in_quotes() -> None:
@@ -105,9 +101,9 @@ def test_rows_that_differ_from_their_record_are_told(root: Path) -> None:
     assert forged(root, SEVEN.slice(1)) == (*five, f"{PATH}: {wrong_range}")
     assert forged(root, SEVEN.slice(0, 5)) == (*five, f"{PATH}: {wrong_flags}", f"{PATH}: {wrong_range}")
     assert forged(root, SEVEN.take([1, 0, 2, 3, 4, 5])) == (f"{PATH}: not sorted by _healpix_29, source_id",)
-    unflagged = SEVEN.set_column(21, CLASS_SCHEMA.field("flags"), pa.array([0] * 6, pa.int32()))
+    unflagged = with_column(SEVEN, "flags", pa.array([0] * 6, pa.int32()))
     assert forged(root, unflagged) == (f"{PATH}: {wrong_flags}",)
-    moved = SEVEN.set_column(0, CLASS_SCHEMA.field(0), pa.array([7 * PIXEL + i for i in range(5)] + [8 * PIXEL]))
+    moved = with_column(SEVEN, "_healpix_29", pa.array([7 * PIXEL + i for i in range(5)] + [8 * PIXEL]))
     assert forged(root, moved) == (f"{PATH}: rows outside pixel 7", f"{PATH}: {wrong_range}")
     nothing = {"galaxy": 0, "quasar": 0, "star": 0, "unclassified": 0}
     assert [
@@ -116,7 +112,7 @@ def test_rows_that_differ_from_their_record_are_told(root: Path) -> None:
 
 
 def test_equal_pixels_are_sorted_by_their_id(root: Path) -> None:
-    same = SEVEN.set_column(0, CLASS_SCHEMA.field(0), pa.array([7 * PIXEL + 5] * 6))
+    same = with_column(SEVEN, "_healpix_29", pa.array([7 * PIXEL + 5] * 6))
     assert forged(root, same, healpix_min=7 * PIXEL + 5) == ()
     assert forged(root, same.take([0, 2, 1, 3, 4, 5])) == (f"{PATH}: not sorted by _healpix_29, source_id",)
 
@@ -132,7 +128,9 @@ def test_files_that_are_no_rows_of_a_class_catalogue_are_told(root: Path) -> Non
 
 def test_ids_that_occur_twice_are_named_in_order_five_at_most(root: Path) -> None:
     manifest = read_manifest(root)
-    again = rows_of(*({"_healpix_29": 9 * PIXEL + i, "source_id": f"s{5 - i}", "class": "quasar"} for i in range(6)))
+    again = catalogue_table(
+        *({"_healpix_29": 9 * PIXEL + i, "source_id": f"s{5 - i}", "class": "quasar"} for i in range(6))
+    )
     data = parquet_bytes(again)
     path = manifest.files[1].path
     (root / path).write_bytes(data)

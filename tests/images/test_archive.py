@@ -40,6 +40,7 @@ from tests.support.atlas_files import (
     ROWS,
     atlas_bytes,
     atlas_header,
+    fault_of,
     pixels_of,
     write_image,
     write_layout,
@@ -47,12 +48,6 @@ from tests.support.atlas_files import (
 from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
-
-
-def fault_of(call: Callable[[], object]) -> TileFault:
-    with pytest.raises(TileFault) as caught:
-        call()
-    return caught.value
 
 
 @pytest.mark.parametrize("prefix", ["", "p3am_cdd", "wise/allwise/images/p3am_cdd"])

@@ -17,7 +17,7 @@ from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.layout import layout_path
 from skyclass.images.source import MemorySource, Piece, SourceChanged, describe, image_of, read_head
 from skyclass.types import BANDS, FileStamp
-from tests.support.atlas_files import COADD_ID, COLUMNS, ROWS, atlas_bytes, pixels_of
+from tests.support.atlas_files import COADD_ID, COLUMNS, ROWS, atlas_bytes, fault_of, pixels_of
 
 W1, W2 = (layout_path(COADD_ID, band) for band in ("w1", "w2"))
 
@@ -53,6 +53,11 @@ class Local(Remote):
     tag = False
 
 
+@pytest.fixture(autouse=True)
+def no_remembered_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "_heads", {})
+
+
 @pytest.fixture
 def remote() -> Remote:
     return Remote({W1: atlas_bytes(1), W2: atlas_bytes(2)})
@@ -61,12 +66,6 @@ def remote() -> Remote:
 @pytest.fixture
 def local() -> Local:
     return Local({W1: atlas_bytes(1), W2: atlas_bytes(2)})
-
-
-def fault_of(call) -> TileFault:
-    with pytest.raises(TileFault) as caught:
-        call()
-    return caught.value
 
 
 # --- headers ---------------------------------------------------------------------------------------
@@ -104,7 +103,6 @@ def test_headers_of_local_files_are_read_each_time(local):
 
 def test_a_limited_number_of_headers_is_remembered(remote, monkeypatch):
     monkeypatch.setattr(archive_module, "MAX_HEADS", 2)
-    monkeypatch.setattr(archive_module, "_heads", {})
     names = {layout_path(COADD_ID, band): atlas_bytes(n) for n, band in enumerate(BANDS, 1)}
     remote.files.update(names)
     archive = AtlasArchive(remote, BANDS)

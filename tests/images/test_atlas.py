@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -75,8 +74,6 @@ def test_an_image_has_what_its_cards_say():
     assert (image.path, image.coadd_id, image.band, image.zero_point_mag) == ("/a/x.fits", COADD_ID, "w4", 13.0)
     assert (image.shape, image.crval_deg, image.crpix) == ((ROWS, COLUMNS), (9.890156, 40.89), (20.0, 18.0))
     assert image.cdelt_deg == (-CDELT_DEG, CDELT_DEG)
-    with pytest.raises(FrozenInstanceError):  # a process remembers images
-        image.band = "w1"  # type: ignore[misc]
     assert image.geometry == (image.shape, image.crval_deg, image.crpix, image.cdelt_deg)
 
 
@@ -89,8 +86,6 @@ def test_a_rejected_file_has_the_tile_and_band_of_its_name_or_its_cards():
         (f"/a/{COADD_ID}-w5-int-3.fits", ("", "")),
     ):
         rejected = reject(path, "why")
-        with pytest.raises(FrozenInstanceError):
-            rejected.reason = ""  # type: ignore[misc]
         assert (rejected.path, rejected.reason) == (path, "why") and (rejected.coadd_id, rejected.band) == claim
     by_cards = described(file_of(MAGZP=None), path=f"/a/{NAME}")
     assert isinstance(by_cards, RejectedFile) and (by_cards.coadd_id, by_cards.band) == (COADD_ID, "w1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -98,16 +99,21 @@ def test_local_files_with_the_recorded_size_and_time_are_not_opened(local, tmp_p
     assert (same.coadd_id, same.difference) == (COADD_ID, "") and same.record is record
 
 
+def set_later(path, seconds=1):
+    """Give a file a time that differs from that of its last change, whatever the ticks of the clock."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + seconds * 10**9))
+
+
 def test_a_local_file_with_another_time_is_compared_by_its_pixels(local, tmp_path, monkeypatch):
     record = record_files(local, local.tile(COADD_ID, ("w1",)))
     path = tmp_path / W1
     content = path.read_bytes()
-    path.write_bytes(content)
-    path.touch()
+    set_later(path)
     touched = compare_files(local, ("w1",), COADD_ID, record)
     assert touched.difference == "" and touched.record[W1]["mtime_ns"] == path.stat().st_mtime_ns
     assert touched.record[W1]["pixel_sha256"] == record[W1]["pixel_sha256"]
     path.write_bytes(content[:2880] + np.float32(1).astype(">f4").tobytes() + content[2884:])
+    set_later(path, 2)
     assert compare_files(local, ("w1",), COADD_ID, record).difference == f"{W1} (other pixels) changed"
     path.write_bytes(content[:1000])
     damaged = compare_files(local, ("w1",), COADD_ID, record)
@@ -116,7 +122,7 @@ def test_a_local_file_with_another_time_is_compared_by_its_pixels(local, tmp_pat
 
 def test_a_fault_while_pixels_are_compared_is_the_difference(local, tmp_path, monkeypatch):
     record = record_files(local, local.tile(COADD_ID, ("w1",)))
-    (tmp_path / W1).touch()
+    set_later(tmp_path / W1)
 
     def fault(*arguments):
         raise TileFault(COADD_ID, "cannot be read", "w1")

@@ -10,6 +10,7 @@ from skyclass.errors import TileFault
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.tiles import combine, each_band, footprints_of, image_sets, missing_fault, require_image, tile_of
 from skyclass.types import FileStamp, ImageFile
+from tests.support.atlas_files import fault_of
 
 COADD_ID = "0000p000_ac51"
 
@@ -21,12 +22,6 @@ def image_of(band: str = "w1", shape=(9, 9), at=(0, 0), name: str = "", **change
     crpix = (5.0 - at[0], 5.0 - at[1])
     image = AtlasImage(f"/a/{name}", COADD_ID, band, shape, (0.0, 0.0), crpix, (-0.0004, 0.0004), 20.5, file)
     return replace(image, **changes)
-
-
-def fault_of(function, *arguments) -> TileFault:
-    with pytest.raises(TileFault) as caught:
-        function(*arguments)
-    return caught.value
 
 
 def test_an_image_must_be_good_and_of_the_tile_and_band_asked_for():

@@ -98,14 +98,16 @@ def _has_text(*nodes: ast.expr) -> bool:
 def _code(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes whose change can have an effect: no annotations, no format strings, no types of isinstance.
 
-    Decorators are left out too: tests/test_architecture.py checks that dataclasses are frozen, and the size of a cache
-    changes no value.
+    Decorators of dataclasses and caches are left out too: tests/test_architecture.py checks that dataclasses are
+    frozen, and the size of a cache changes no value.
     """
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
         yield from _code(node.args[0])
         return
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("dataclass", "lru_cache"):
+        return
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "type_params", "format_spec", "decorator_list"):
+        if name in ("annotation", "returns", "type_params", "format_spec"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):

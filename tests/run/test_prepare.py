@@ -136,7 +136,7 @@ def test_a_table_is_planned_with_its_tiles(run: RunConfig, sky: Any, tmp_path: P
     pairs = [
         (name is None, name, source)
         for name, source in zip(*(rows[c].to_pylist() for c in ("coadd_id", "source_id")), strict=True)
-    ]  # noqa: E501
+    ]
     assert pairs == sorted(pairs, key=lambda pair: (pair[0], pair[1] or "", pair[2]))
     assert context.catalog == str(context.folder.sources) and context.region is None
     assert sorted(tile.coadd_id for tile in plan.tiles) == sorted([*sky.coadd_ids, NO_TILE])

@@ -14,7 +14,6 @@ import pytest
 
 from skyclass.errors import InputChanged, TileFault
 from skyclass.model.bundle import load_bundle
-from skyclass.run import context as context_module
 from skyclass.run import stages
 from skyclass.run.config import RunConfig
 from skyclass.run.context import RunContext, strips_of, tiles_near
@@ -140,12 +139,11 @@ def test_a_prepared_table_needs_no_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tiles_near(context, 0) == ()
 
 
-def test_a_context_is_compiled_where_a_kind_of_device_is(planned: tuple[RunContext, Plan]) -> None:
+def test_a_context_opens_its_inputs_once_and_is_compiled_if_it_names_a_device(planned: tuple[RunContext, Plan]) -> None:
     context, _ = planned
     assert not context.is_compiled and replace(context, compile_on=("cuda",)).is_compiled
     assert context.folder.path == Path(context.out) and context.bundle == load_bundle(context.model)
     assert not context.trust_code and context.bundle is context.bundle and context.archive is context.archive
-    assert context_module._bundle(context.model, context.model_digest) is context.bundle
 
 
 # --- the sources of a tile --------------------------------------------------------------------------

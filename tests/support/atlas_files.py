@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from astropy.io import fits
+
+from skyclass.errors import TileFault
 
 COADD_ID = "0098p408_ac51"
 CDELT_DEG = 0.0003819444391411
@@ -32,6 +36,13 @@ def atlas_bytes(band: int = 1, **changes: object) -> bytes:
     """Return a whole file: a header of one block, the pixels, and a block of zeros."""
     header = fits.PrimaryHDU(pixels_of(band), atlas_header(band=band, **changes)).header
     return header.tostring().encode("ascii") + pixels_of(band).astype(">f4").tobytes() + bytes(2880)
+
+
+def fault_of(function: Callable[..., object], *arguments: object) -> TileFault:
+    """Return the fault that a call raises."""
+    with pytest.raises(TileFault) as caught:
+        function(*arguments)
+    return caught.value
 
 
 def write_image(path: Path, header: fits.Header, pixels: np.ndarray) -> Path:

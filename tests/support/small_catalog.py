@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from skyclass.catalog.publish import CatalogRows, publish_catalog
 from skyclass.catalog.query import ClassCatalog, open_catalog
@@ -19,14 +20,24 @@ PROVENANCE: dict[str, Any] = {
 }
 
 
-def rows_of(*sources: dict[str, Any]) -> pa.Table:
-    """Return rows of the class catalogue; a source lacks what it does not name, and has no flags."""
+PIXEL = 1 << 48
+"""HEALPix indices of order 29 in a pixel of order 5."""
+
+
+def catalogue_table(*sources: dict[str, Any]) -> pa.Table:
+    """Return rows of the class catalogue: at (0, 0), without flags, null where a source names no value.
+
+    A source without `_healpix_29` has the index of its position.
+    """
     empty = dict.fromkeys(CLASS_SCHEMA.names) | {"ra": 0.0, "dec": 0.0, "flags": 0, "run_id": "r1"}
     table = pa.Table.from_pylist([empty | source for source in sources], schema=CLASS_SCHEMA)
-    if table["_healpix_29"].null_count:
-        pixels = pa.array(healpix29(table["ra"].to_numpy(), table["dec"].to_numpy()))
-        table = table.set_column(0, CLASS_SCHEMA.field(0), pixels)
-    return table
+    index = pa.array(healpix29(table["ra"].to_numpy(), table["dec"].to_numpy()))
+    return with_column(table, "_healpix_29", pc.coalesce(table["_healpix_29"], index))
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """Return the table with other values in a column."""
+    return table.set_column(table.schema.get_field_index(name), CLASS_SCHEMA.field(name), values)
 
 
 def catalog_rows_of(folder: Path, *tables: pa.Table, **changes: Any) -> CatalogRows:
