@@ -178,7 +178,7 @@ def test_a_committed_tile_whose_image_was_replaced_is_refused_by_name(run, small
     kept = path.read_bytes()
     other_pixels(path)
     with pytest.raises(
-        RunMismatch, match=f"1 committed tiles .*\n  tile {done}: .*{path.name} .other pixels. changed"
+        RunMismatch, match=f"not those of 1 committed tile; .*\n  tile {done}: .*{path.name} .other pixels. changed"
     ) as caught:
         pipeline.classify(run)
     assert caught.value.exit_code == 2
