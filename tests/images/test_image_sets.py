@@ -18,14 +18,12 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images.archive import open_archive
-from skyclass.images.atlas import AtlasImage
 from skyclass.images.cutouts import cut, group_by_image_set
 from skyclass.images.identity import file_record
-from skyclass.images.tiles import image_sets
 from skyclass.run import pipeline
 from skyclass.run.progress import no_progress
 from skyclass.sky.tile_wcs import tile_pixels
-from skyclass.types import FileStamp, Flag, ImageFile
+from skyclass.types import Flag
 from tests.support.runs import rows_of
 
 BANDS = ("w1", "w2", "w3")
@@ -171,22 +169,3 @@ def test_linked_folders_are_followed_once(sky, sources, cutouts, tmp_path):
     (links / "a" / "loop").unlink()
     tile = open_archive(str(links), BANDS).tile(sky.coadd_ids[0], BANDS)
     assert len(tile.image_sets) == 8 and all(file.name.startswith("b/") for file in tile.files)
-
-
-def image_of(band: str, shape: tuple[int, int] = (9, 9), first_px: int = 0, name: str = "") -> AtlasImage:
-    """Return an image without pixels, whose first pixel is `first_px` of the tile in both axes."""
-    crpix = (5.0 - first_px, 5.0 - first_px)
-    file = ImageFile(name or f"{band}-{first_px}-{shape[0]}.fits", 2880, "0", FileStamp(5000, inode=len(name)))
-    return AtlasImage(file.name, "0000p000_ac51", band, shape, (0.0, 0.0), crpix, (-0.0004, 0.0004), 20.5, file)
-
-
-def test_images_of_several_footprints_are_divided_into_sets():
-    """Two footprints in both bands; a third, small one in w1 alone lies inside the first."""
-    w1 = [image_of("w1"), image_of("w1", first_px=20), image_of("w1", (3, 3), 2)]
-    w2 = [image_of("w2", first_px=20), image_of("w2")]
-    assert image_sets([w1, w2]) == [[w1[0], w2[1]], [w1[1], w2[0]]]
-    with pytest.raises(TileFault, match="no image of w2 with the same footprint") as caught:
-        image_sets([[*w1, image_of("w1", first_px=40)], w2])
-    assert (caught.value.kind, caught.value.band) == ("missing_band", "w2")
-    with pytest.raises(TileFault, match="the same footprint, w1-0-9.fits and b.fits: keep one"):
-        image_sets([[*w1, image_of("w1", name="b.fits")], w2])
