@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skyclass.errors import NotPublished, RowsLost, RunMismatch
+from skyclass.errors import NotPublished, RowsLost, RunMismatch, StoreError
 from skyclass.run.commits import commit_tile, committed
 from skyclass.run.finish import (
     catalog_rows,
@@ -130,3 +130,14 @@ def test_a_catalogue_away_from_its_run_is_verified_by_its_manifest(tmp_path: Pat
     assert verify(copy).ok, "the run beside it is another one"
     (tmp_path / "run.json").write_text(json.dumps(run | {"info": {"n_sources": 3}}))
     assert not verify(copy).ok
+
+
+def test_a_tile_that_was_changed_after_its_commit_is_not_published(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path / "run", TILES[3:])
+    path = folder.tile_path(TILES[3][0])
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=f"changed after their commit: 1 tile .{path.stem}."):
+        publish_run(folder)
+    assert not path.exists() and not folder.catalog.exists()
