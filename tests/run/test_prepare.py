@@ -37,6 +37,7 @@ from skyclass.run.prepare import (
 from skyclass.sky.regions import Cone
 from skyclass.text import counted
 from skyclass.types import NO_TILE, TilePlan
+from tests.support.bundles import FUSION, make_bundle
 from tests.support.class_rows import TILES, class_rows
 
 FEW, MANY = Plan((TilePlan("a", 10, (0,)),), "digest"), Plan((TilePlan("a", 10_000_000, (0,)),), "digest")
@@ -143,6 +144,14 @@ def test_a_table_is_planned_with_its_tiles(run: RunConfig, sky: Any, tmp_path: P
     with pytest.raises(CatalogError, match="table.parquet: no source in the region .*; nothing to classify"):
         plan_run(replace(run, catalog=str(table), region=Cone(100.0, 50.0, "1arcmin")), count_here)
     assert not Path(run.out).exists()
+
+
+def test_a_table_without_the_photometry_of_a_model_is_not_planned(run: RunConfig, sky: Any, tmp_path: Path) -> None:
+    model = make_bundle(tmp_path / "fusion", **FUSION).path
+    table = tmp_path / "table.parquet"
+    pq.write_table(pq.read_table(sky.catalog, columns=["source_id", "ra", "dec"]), table)
+    with pytest.raises(CatalogError, match="has no value in w1mpro, w2mpro, w3mpro: .* needs the photometry"):
+        plan_run(replace(run, catalog=str(table), model=str(model)), count_here)
 
 
 def test_missing_partitions_are_listed_up_to_five(
