@@ -63,6 +63,7 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL ...] DATASET")
 @click.option("-o", "--output", required=True, help="Folder for evaluation.json, evaluation.md and figures.")
+@click.option("--overwrite", is_flag=True, help="Replace an evaluation in the output folder.")
 @click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
 @click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
 @click.option("--kind", type=click.Choice(["temperature", "bias"]), help="With --calibrate.  [default: temperature]")
@@ -75,6 +76,7 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 def evaluate(
     models: tuple[str, ...],
     output: str,
+    overwrite: bool,
     split: str,
     calibrate: str | None,
     kind: str | None,
@@ -88,22 +90,20 @@ def evaluate(
     if (kind or prior) and not calibrate:
         raise ConfigError("--kind and --prior need --calibrate BUNDLE")
     from ..model.bundle import load_bundle
-    from ..report import RESULTS
     from ..training.data.dataset import load_dataset
     from ..training.evaluation.calibration import calibrate as fit
     from ..training.evaluation.evaluate import check_folder, evaluate_models, write_evaluation
     from ..training.evaluation.predictions import check_fit
 
-    check_folder(Path(output))
+    check_folder(Path(output), overwrite)
     data = load_dataset(models[-1])
     bundles = [load_bundle(name, trust_code=trust_code) for name in models[:-1]]
     check_fit(bundles, data)
     if calibrate:
         bundles.append(fit(bundles[0], data, "val", calibrate, kind or "temperature", prior or "sample", **where))
-    replaced = (Path(output) / RESULTS).is_file()
-    folder = write_evaluation(output, evaluate_models(bundles, data, split, **where))
+    folder = write_evaluation(output, evaluate_models(bundles, data, split, **where), overwrite)
     say(*(folder / "evaluation.md").read_text().rstrip("\n").split("\n"))
-    say(f"written to {output}" + (", in place of an earlier evaluation" if replaced else ""))
+    say(f"written to {output}")
     return 0
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ START_ERRORS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError
 """Errors that Dask raises for values of its configuration that it cannot use, and for workers that do not start."""
 
 REMEDY = "correct Dask's configuration (files in ~/.config/dask and $DASK_CONFIG, variables DASK_*)"
+
+
+GUARD = 'a script needs the line `if __name__ == "__main__":` before its calls, because every worker process imports it'
 
 
 def dask_environment() -> dict[str, str]:
@@ -68,17 +72,19 @@ def first_cause(error: BaseException) -> str:
     """Return the error at the start of a chain, in one line."""
     while error.__cause__:
         error = error.__cause__
-    if str(error) == "Nanny failed to start worker process":
-        return (
-            'a worker process ended while it started; a script needs the line `if __name__ == "__main__":` before its '
-            "calls, because every worker process imports it"
-        )
+    if str(error) == "Nanny failed to start worker process" or isinstance(error, TimeoutError):
+        return f"a worker process did not start; {GUARD}"
     text = " ".join(str(error).split())
     return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def load_dask() -> None:
-    """Import Dask, and keep its log off the screen: the driver reports all faults."""
+    """Import Dask, and keep its log off the screen: the driver reports all faults.
+
+    Raises `NotStarted` in a worker process that imports the script of its driver, and so would start another run.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise NotStarted(GUARD)
     with translate_start_errors("Dask cannot be used"):
         import_module("distributed")
     for name in ("distributed", "asyncio", "tornado.application"):

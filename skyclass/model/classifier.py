@@ -115,8 +115,10 @@ class NetworkClassifier:
         Parameters
         ----------
         images : (N, C, S, S) float16
-            Composites in the bands and with the side `size_px` of the bundle, NaN where a pixel is missing; see
-            `skyclass.images.composite`. A network of photometry alone uses only their number N.
+            Composites in the bands and with the side `size_px` of the bundle, NaN where a pixel is missing, as
+            `skyclass.images.composite.composite` makes them from cutouts in DN. Leave out images without any pixel in a
+            band (flag `NO_IMAGE`), as `classify` does: the network takes them for an empty sky. A network of photometry
+            alone uses only the number N of images.
         photometry : (N, F) float32, optional
             Features of the same sources as `skyclass.model.photometry.features` returns them, NaN where unknown. A
             network of images alone ignores them.
@@ -135,7 +137,11 @@ class NetworkClassifier:
         --------
         >>> import numpy as np
         >>> classifier = load_classifier("iicnet-mock", device="cpu", precision="fp32")
-        >>> classifier.predict(np.zeros((2, 3, 37, 37), np.float16)).shape
+        >>> from skyclass.images.composite import composite
+        >>> cutouts = np.random.default_rng(1).normal(5, 1, (2, 3, 37, 37)).astype(np.float32)  # DN
+        >>> settings = classifier.bundle.composite
+        >>> images = composite(cutouts, settings.zero_point_mag, settings)
+        >>> classifier.predict(images).shape
         (2, 3)
         """
         return calibrated(self.logits(images, photometry), self.bundle.temperature, self.bundle.bias)
@@ -197,6 +203,11 @@ class NetworkClassifier:
             raise ConfigError(
                 f"{self.model_id} takes composites (N, {', '.join(map(str, expected))}) of "
                 f"{', '.join(cut.bands)}, not {images.shape}: cut with the bundle's settings"
+            )
+        if images.dtype != np.float16:  # the file of `skyclass cutouts` holds DN in float32, in the same shape
+            raise ConfigError(
+                f"{self.model_id} takes composites in float16, not {images.dtype}: make them from cutouts in DN with "
+                "skyclass.images.composite.composite(cutouts, zero_point_mag, bundle.composite)"
             )
 
     def _prepare_largest(self, size: int) -> PreparedNetwork:

@@ -69,7 +69,8 @@ def _overall_table(results: Json) -> Table:
         (label, *(_with_interval(m.get(name), m["intervals"].get(name)) for m in models))
         for name, label in METRIC_LABELS.items()
     ]
-    note = f"{results['n']:,} rows of split {results['split']}; value [95 % bootstrap interval]. {_ZERO_WIDTH_NOTE}"
+    rows_text = f"{results['n']:,} rows of split {results['split']}; value [95 % bootstrap interval]."
+    note = f"{rows_text} {_ZERO_WIDTH_NOTE} {_ECE_NOTE}"
     return Table("Overall", ("metric", *(m["name"] for m in models)), tuple(rows), note)
 
 
@@ -111,7 +112,8 @@ def _sky_precision_table(models: Sequence[Json]) -> Table:
     rows = [(m["name"], *(_estimate(m["precision_at_sky"]["precision"][k]) for k in shares)) for m in models]
     assumed = ", ".join(f"{100 * share:g} % {name}" for name, share in shares.items())
     note = (
-        f"Expected precision of each class on a sky with {assumed} (assumed), from the confusion matrix of this sample."
+        f"Expected precision of each class on a sky with {assumed} (assumed), from the confusion matrix of this "
+        f"sample. {_ZERO_WIDTH_NOTE} At such shares, a few errors among the rows of other classes decide the precision."
     )
     return Table("Precision at sky shares", ("model", *shares), tuple(rows), note)
 
@@ -133,6 +135,7 @@ _ZERO_WIDTH_NOTE = (
     "An interval of zero width means that all of these rows are right, or all are wrong. It does not exclude "
     "errors: among n rows, an error rate of 3/n still has a probability of 5 % to show none."
 )
+_ECE_NOTE = "The intervals of the two ECE are corrected for their bias on few rows, and can therefore begin below 0."
 _STRATUM_NOTE = f"A bin with - is empty. {_ZERO_WIDTH_NOTE}"
 
 

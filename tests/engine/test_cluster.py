@@ -25,6 +25,7 @@ from skyclass.engine import cluster, dask_config, engine
 from skyclass.engine.cluster import check_memory_limit, connect
 from skyclass.errors import ClusterLost, ConfigError, NotStarted
 from tests.support.intrusion import intrude, listening, speaks_http
+from tests.support.paths import CHECKOUT
 from tests.support.pools import await_true, drive
 
 pytestmark = [pytest.mark.spawn, pytest.mark.integration]
@@ -119,7 +120,10 @@ def test_a_worker_killed_while_the_cluster_starts(tmp_path):
     (tmp_path / "killed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     before = set(psutil.Process().children(recursive=True))
     preload = {"distributed.worker.preload": [str(tmp_path / "killed.py")]}
-    with dask.config.set(preload), pytest.raises(NotStarted, match="a worker process ended while it started") as caught:
+    with (
+        dask.config.set(preload),
+        pytest.raises(NotStarted, match="process did not start; a script") as caught,
+    ):
         with connect("local", workers=2):
             pass
     assert caught.value.exit_code == 4
@@ -294,3 +298,20 @@ def test_what_is_no_amount_of_memory_is_refused(amount: str) -> None:
 @pytest.mark.parametrize("amount", ["0", "3GB", "4 GiB", "1e10"])
 def test_an_amount_of_memory_is_accepted(amount: str) -> None:
     check_memory_limit(amount)
+
+
+@pytest.mark.integration
+def test_a_script_without_a_main_guard_ends_with_the_line_that_it_needs(tmp_path: Path) -> None:
+    """Each worker process imports the script, which must not start a run of its own there."""
+    script = tmp_path / "script.py"
+    script.write_text("import skyclass as sc\nsc.classify(sc.RunConfig('c', 'i', out='o', workers=1))\n")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1 and list(tmp_path.iterdir()) == [script]
+    assert 'a script needs the line `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]

@@ -268,6 +268,8 @@ def test_threads_that_run_out_of_memory_together_halve_once(
 def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
     with pytest.raises(ConfigError, match=r"\(N, 3, 37, 37\) of w1, w2, w3, not \(75, 2, 37, 37\)"):
         load_classifier(bundle, "cpu").predict(images[:, :2])
+    with pytest.raises(ConfigError, match=r"takes composites in float16, not float32: make them from cutouts in DN"):
+        load_classifier(bundle, "cpu").predict(images.astype(np.float32))
     with pytest.raises(ConfigError, match="choose auto, fp32, bf16"):
         load_classifier(bundle, "cpu", "fp8")
     with pytest.raises(ConfigError, match="choose auto, cpu"):

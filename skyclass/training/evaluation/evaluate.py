@@ -212,16 +212,16 @@ def galactic_latitude_deg(ra_deg: ArrayLike, dec_deg: ArrayLike) -> Float64:
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> Path:
+def write_evaluation(folder: str | Path, results: Mapping[str, Any], overwrite: bool = False) -> Path:
     """Write the results of `evaluate_models` and return the folder: figures, evaluation.md, evaluation.json.
 
-    The JSON is written last: a folder that has it is complete. An earlier evaluation there is replaced; a folder with
-    other files raises `ConfigError`.
+    The JSON is written last: a folder that has it is complete. `overwrite` replaces a complete evaluation. Raises
+    `ConfigError` for a complete evaluation without `overwrite`, and for a folder with other files.
     """
     from ... import report
 
     target = Path(folder)
-    check_folder(target)
+    check_folder(target, overwrite)
     figures = report.evaluation_figures(results)
     target.mkdir(parents=True, exist_ok=True)
     for old in (target / report.RESULTS, *(target / f"{name}.png" for name in report.EVALUATION_FIGURES)):
@@ -233,8 +233,8 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> Path:
     return target
 
 
-def check_folder(target: Path) -> None:
-    """Raise `ConfigError` unless the folder is absent, empty, or holds files of an evaluation only."""
+def check_folder(target: Path, overwrite: bool = False) -> None:
+    """Raise `ConfigError` unless the folder is absent, empty, or holds an evaluation that is incomplete or replaced."""
     from ... import report
 
     written = {report.RESULTS, "evaluation.md", "report.html", *(f"{name}.png" for name in report.EVALUATION_FIGURES)}
@@ -244,5 +244,7 @@ def check_folder(target: Path) -> None:
         foreign = {target.name} if target.exists() else set()
     if foreign:
         raise ConfigError(f"{target} exists and is no evaluation ({min(foreign)}): choose another folder with `-o`")
+    if (target / report.RESULTS).is_file() and not overwrite:
+        raise ConfigError(f"{target} holds an evaluation: give another folder with `-o`, or --overwrite")
     with train_extra("the figures of an evaluation"):
         import matplotlib  # noqa: F401

@@ -536,7 +536,10 @@ def test_an_evaluation_is_written_over_an_evaluation_only(
     (folder / "evaluation.json").unlink()  # as an interrupted one leaves it
     write_evaluation(folder, found)
     monkeypatch.setattr("skyclass.report.evaluation_figures", lambda _: {})
-    write_evaluation(folder, found)
+    with pytest.raises(ConfigError, match="out holds an evaluation: give another folder with `-o`, or --overwrite"):
+        write_evaluation(folder, found)
+    assert list(folder.glob("*.png"))
+    write_evaluation(folder, found, overwrite=True)
     assert not list(folder.glob("*.png")), "figures of the evaluation before are gone"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "note").write_text("")
