@@ -27,8 +27,17 @@ from .identity import changed_fault, image_file, stamp_change
 from .layout import Positions
 from .local import open_local
 from .remote import open_remote
-from .source import Head, ImageSource, SourceChanged, image_of, read_head, unreadable
-from .tiles import combine, each_band, footprints_of, image_sets, missing_fault, require_image, tile_of
+from .source import Head, ImageSource, IndexedSource, SourceChanged, image_of, read_head, unreadable
+from .tiles import (
+    combine,
+    each_band,
+    footprints_of,
+    image_sets,
+    missing_fault,
+    refused_text,
+    require_image,
+    tile_of,
+)
 
 T = TypeVar("T")
 
@@ -84,7 +93,8 @@ class AtlasArchive:
         """
         if not bands:
             raise ValueError("bands is empty: give at least one band")
-        sets = image_sets(each_band(bands, lambda band: self._images(coadd_id, band, verify)))
+        images = each_band(bands, lambda band: self._images(coadd_id, band, verify))
+        sets = image_sets(images, lambda lacking: self._refused(coadd_id, lacking))
         for image in chain.from_iterable(sets) if verify and not self.source.is_remote else ():
             if fault := checksum_fault(self.source, image):
                 raise TileFault(coadd_id, f"{image.path} {fault}: fetch it again", image.band)
@@ -133,8 +143,15 @@ class AtlasArchive:
         files = [self._describe(name, fresh) for name in self.source.names(coadd_id, band)]
         present = [file for file in files if file is not None]
         if not present:
-            raise missing_fault(self.root, coadd_id, band, self.bands_of(coadd_id))
+            have = self.bands_of(coadd_id)
+            refused = self._refused(coadd_id, (band,) if have else self.bands)
+            raise missing_fault(self.root, coadd_id, band, have, refused)
         return [require_image(file, coadd_id, band) for file in present]
+
+    def _refused(self, coadd_id: str, bands: Sequence[str]) -> str:
+        """Return the words on refused files that may be of these bands of a tile, or ""."""
+        source = self.source
+        return refused_text(source.refused(coadd_id, bands), self.root) if isinstance(source, IndexedSource) else ""
 
     def _describe(self, name: str, fresh: bool = False) -> AtlasImage | RejectedFile | None:
         """Return the image in a file, why it is rejected, or None if there is no such file."""

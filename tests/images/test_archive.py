@@ -36,6 +36,7 @@ from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 from tests.support.atlas_files import (
     CDELT_DEG,
+    COADD_ID,
     COLUMNS,
     ROWS,
     atlas_bytes,
@@ -605,7 +606,7 @@ def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "mixed")
     write_layout(tmp_path / "mixed" / "x")
     archive = open_archive(str(tmp_path / "mixed"), ["w1"])
-    assert archive.source.n_rejected == 4
+    assert len(archive.source.rejected) == 4
 
 
 def test_all_bands_may_be_asked_for_and_each_once(sky):
@@ -694,3 +695,30 @@ def test_a_range_is_read_in_pieces_without_loss(tmp_path, monkeypatch):
         pieces = [(bytes(data), stamp.size_bytes) for data, stamp in source.read("a.fits", start, stop)]
         assert b"".join(data for data, _ in pieces) == content[start:stop]
         assert {size for _, size in pieces} == {1000} and all(len(data) <= 64 for data, _ in pieces)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (bytes(range(1, 256)) * 400, "not a FITS file"),
+        (b"<html>404</html>", "an HTML or XML page, not FITS (an error page saved under this name?)"),
+    ],
+    ids=["empty", "bytes", "page"],
+)
+def test_an_unreadable_file_of_a_flat_folder_is_named_where_its_band_is_missing(tmp_path, content, reason):
+    for band in (1, 3):
+        (tmp_path / f"2010H-w{band}.fits").write_bytes(atlas_bytes(band))
+        (tmp_path / f"other-w{band}.fits").write_bytes(atlas_bytes(band, COADDID="0111m015_ac51"))
+    (tmp_path / "2010H-w2.fits").write_bytes(content)
+    (tmp_path / "other-w2.fits").write_bytes(atlas_bytes(2, COADDID="0111m015_ac51"))
+    archive = open_archive(str(tmp_path), ("w1", "w2", "w3"))
+    refused = f"; refused there: 2010H-w2.fits ({reason})"
+    fault = fault_of(archive.tile, COADD_ID, ("w1", "w2", "w3"))
+    assert fault.reason == f"missing band under {tmp_path}, which has w1, w3 of this tile: fetch it{refused}"
+    assert fault_of(archive.tile, "0202p015_ac51", ("w1", "w2")).reason.endswith(f"fetch it{refused}")
+    for band in (1, 2):
+        (tmp_path / f"far-w{band}.fits").write_bytes(atlas_bytes(band, CRPIX1=900.0))
+    fault = fault_of(open_archive(str(tmp_path), ("w1", "w2")).tile, COADD_ID, ("w1", "w2"))
+    lacks = f"{tmp_path}/2010H-w1.fits has no image of w2 with the same footprint: fetch it, or remove this one"
+    assert fault.reason == lacks + refused
