@@ -430,4 +430,5 @@ def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "skyclass: warning:" in line or "Warning" in line]
     assert len(warnings) == 1 and warnings[0].startswith("skyclass: warning: "), done.stderr
-    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null" in warnings[0]
+    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null (flag 256)" in warnings[0]
+    assert "values read as missing (flag 256): w1mpro 1 (no number from -8.5 to 29.5)" in done.stdout
