@@ -19,8 +19,7 @@ import numpy as np
 
 from ..errors import ArchiveError, ConfigError, TileFault
 from ..locations import refuse_logins, without_secrets
-from ..text import counted
-from ..types import BANDS, Archive, Float32, ImageFile, Tile
+from ..types import BANDS, Float32, ImageFile, Tile
 from .atlas import AtlasImage, RejectedFile
 from .checks import check_pixels, check_rows, checksum_fault
 from .identity import changed_fault, image_file, stamp_change
@@ -52,17 +51,11 @@ SOURCES: dict[str, OpenSource] = {
 
 Installed packages add schemes with entry points of the group `ENTRY_POINTS`."""
 ENTRY_POINTS = "skyclass.image_sources"
-LAYOUT_HINT = (
-    "give the location that holds the folders 00 to 35; the public ones are "
-    "s3://nasa-irsa-wise/wise/allwise/images/p3am_cdd and https://irsa.ipac.caltech.edu/ibe/data/wise/allwise/p3am_cdd"
-)
 
 CONFIRMATIONS = 2
 """Reads that must agree before a file counts as damaged or changed: a single answer of a server may be wrong."""
 HASH_ROWS = 512
 """Rows in one read when pixels are hashed: 8 MB of a complete tile."""
-PREFLIGHT_TILES = 200
-"""Tiles that are opened in search of a usable one before a run begins."""
 
 _heads: dict[tuple[ImageSource, str], Head | None] = {}
 """Headers of remote files that this process has read, None for a file that does not exist."""
@@ -276,24 +269,6 @@ def _opener(scheme: str) -> OpenSource | None:
                 "correct its package"
             ) from error
     return None
-
-
-def require_usable_tile(archive: Archive, location: str, coadd_ids: Sequence[str], bands: tuple[str, ...]) -> None:
-    """Raise `ArchiveError` if none of the first tiles is usable; the message has the first reasons."""
-    faults: list[TileFault] = []
-    for coadd_id in coadd_ids[:PREFLIGHT_TILES]:
-        try:
-            archive.tile(coadd_id, bands)
-        except TileFault as fault:
-            faults.append(fault)
-        else:
-            return
-    if not faults:
-        raise ArchiveError(f"{location}: none of the positions lies on a tile of this folder")
-    reasons = "; ".join(map(str, faults[:5]))
-    is_remote = "://" in location and not location.startswith("file://")
-    hint = f"; {LAYOUT_HINT}" if is_remote and all(fault.kind == "missing_tile" for fault in faults) else ""
-    raise ArchiveError(f"{location}: of {counted(len(faults), 'tile')} looked at, none is usable: {reasons}{hint}")
 
 
 # --- bytes -----------------------------------------------------------------------------------------

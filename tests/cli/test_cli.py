@@ -102,7 +102,10 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
         ({"x": [1.0], "y": [2.0]}, ["ra", "dec", "x, y"]),
         ({"ra": ["10:20:30"], "dec": ["1:2:3"]}, ["degrees"]),
         ({"ra": [150.1, 150.2], "dec": [2.0, 2.0], "source_id": ["a", "a"]}, ["source_id", "a"]),
-        ({"ra": [10.0], "dec": [-80.0]}, ["none of the positions"]),
+        (
+            {"ra": [10.0], "dec": [-80.0]},
+            ["none of the positions", "ra 10.0000, dec -80.0000", "has 2 tiles", "in hours"],
+        ),
     ],
     ids=["nan", "range", "columns", "sexagesimal", "duplicates", "no-tile"],
 )

@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 
 import skyclass.images.local
 from skyclass.errors import ArchiveError, ConfigError, TileFault
-from skyclass.images.archive import AtlasArchive, open_archive, require_usable_tile
+from skyclass.images.archive import AtlasArchive, open_archive
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.identity import FileRecord, stamp_change
 from skyclass.images.layout import names_near, ra_folders_near
 from skyclass.images.local import LocalSource
 from skyclass.images.records import compare_files, is_untouched, record_files
 from skyclass.images.source import MemorySource, Piece, describe
+from skyclass.images.usable import require_usable_tile
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 from tests.support.atlas_files import (
@@ -647,8 +648,6 @@ def test_a_location_without_tiles_is_named_with_a_hint_where_it_is_remote(locati
     with pytest.raises(ArchiveError, match="of 2 tiles looked at, none is usable: .*missing tile") as caught:
         require_usable_tile(Nothing(), location, ["a", "b"], ("w1",))
     assert ("holds the folders 00 to 35" in str(caught.value)) == hint
-    with pytest.raises(ArchiveError, match="none of the positions lies on a tile"):
-        require_usable_tile(Nothing(), location, [], ("w1",))
 
 
 def test_a_record_is_of_the_present_files_only_while_size_and_time_are_the_same(tmp_path):
