@@ -29,7 +29,6 @@ REGIONS: dict[str, tuple[str, str, Callable[[str], Region]]] = {
 }
 """Options that set the key `region`."""
 
-
 TABLE_ENDINGS = (".csv", ".tsv", ".fits", ".fit", ".vot", ".votable", ".xml", ".ecsv", ".tbl", ".parquet")
 TEXT_ENDINGS = (".txt", ".dat")
 """Endings of tables and of any other text."""

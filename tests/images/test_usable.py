@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from skyclass.errors import ArchiveError
 from skyclass.images.archive import AtlasArchive, open_archive
+from skyclass.images.export import write_cutouts
 from skyclass.images.source import MemorySource
-from skyclass.images.usable import require_position_on_tile
+from skyclass.images.usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
+from skyclass.run.prepare import count_here, plan_run
 from skyclass.sources.tables import standardise_table
 from tests.support.atlas_files import atlas_bytes, atlas_header, pixels_of, write_image, write_layout
 
@@ -91,3 +95,45 @@ def test_impossible_names_of_tiles_are_told_from_positions(archive, tmp_path):
 
 def test_a_source_with_a_tile_is_enough(archive):
     require_position_on_tile(archive, "/images", ["0098p408_ac51"], lambda: pytest.fail("not read"))
+
+
+# --- names of tiles that do not fit the positions --------------------------------------------------
+
+MISNAMED = (
+    "the coadd_id 1210p015_ac51 of source b comes from the table, but its position lies on tile 0098p408_ac51 of this "
+    "folder; without the column coadd_id, tiles are found by position"
+)
+TABLE = "source_id,ra,dec,coadd_id\na,121.6,1.0,1210p015_ac51\nb,9.89,40.89,1210p015_ac51\nc,9.89,40.89,0098p408_ac51\n"
+
+
+def test_a_name_that_does_not_fit_its_position_is_told(archive, tmp_path, caplog):
+    path = tmp_path / "table.csv"
+    path.write_text(TABLE)
+    table = standardise_table(str(path))
+    with pytest.raises(ArchiveError) as caught:
+        require_usable_tile(archive, "/images", ["1210p015_ac51"], BANDS, lambda: table)
+    assert str(caught.value).endswith(f"fetch it; {MISNAMED}")
+    with pytest.raises(ArchiveError, match="fetch it$"):
+        require_usable_tile(archive, "/images", ["1210p015_ac51"], BANDS, lambda: table.slice(0, 1))
+    require_usable_tile(archive, "/images", ["1210p015_ac51", "0098p408_ac51"], BANDS, lambda: pytest.fail("read"))
+    warn_of_misnamed_tiles(archive, "/images", ["1210p015_ac51", "0098p408_ac51"], table)
+    assert [record.message for record in caplog.records] == [f"/images: no image of 1 tile; {MISNAMED}"]
+    warn_of_misnamed_tiles(archive, "/images", ["1210p015_ac51", "0098p408_ac51"], table.slice(0, 1))
+    warn_of_misnamed_tiles(archive, "/images", ["0098p408_ac51"], table)
+    assert len(caplog.records) == 1
+
+
+def test_the_verbs_tell_names_that_do_not_fit(run, sky, tmp_path, caplog):
+    rows = pq.read_table(sky.catalog).to_pandas()[["source_id", "ra", "dec", "coadd_id"]]
+    one = rows[rows["coadd_id"] == sky.coadd_ids[0]].head(3)
+    one.assign(coadd_id="1210p015_ac51").to_csv(tmp_path / "one.csv", index=False)
+    words = f"the coadd_id 1210p015_ac51 of source {one['source_id'].min()} comes from the table"
+    with pytest.raises(ArchiveError, match=words):
+        plan_run(replace(run, catalog=str(tmp_path / "one.csv")), count_here)
+    with pytest.raises(ArchiveError, match=words):
+        write_cutouts(str(tmp_path / "one.csv"), str(sky.images), str(tmp_path / "a.npz"), "9px", BANDS)
+    one.iloc[[0, 1, 2]].assign(coadd_id=["1210p015_ac51", None, None]).to_csv(tmp_path / "two.csv", index=False)
+    plan_run(replace(run, catalog=str(tmp_path / "two.csv")), count_here)
+    write_cutouts(str(tmp_path / "two.csv"), str(sky.images), str(tmp_path / "a.npz"), "9px", BANDS)
+    warnings = [record.message for record in caplog.records if "comes from the table" in record.message]
+    assert len(warnings) == 2 and all("no image of 1 tile; the coadd_id 1210p015_ac51 of" in text for text in warnings)
