@@ -55,17 +55,18 @@ class TableChoice(NamedTuple):
 def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> dict[str, int]:
     """Return our name -> the index of the column in the file, whatever the case; absent columns are left out.
 
-    Raises `CatalogError` without ra and dec, and where two columns could be meant.
+    Raises `CatalogError` without ra and dec, and where the names of two columns differ in nothing but case.
     """
     indices: dict[str, int] = {}
     for ours in (*INPUT_COLUMNS, *extra):
         matches = [i for i, name in enumerate(names) if name.strip().lower() == ours]
-        exact = [i for i in matches if names[i] == ours]
-        if len(matches) > 1 and len(exact) != 1:
+        if len(matches) > 1:
             columns = ", ".join(names[i] for i in matches)
-            raise CatalogError(f"{source}: columns {columns} all mean {ours}; keep one")
+            raise CatalogError(
+                f"{source}: columns {columns} all mean {ours}; keep one, or rename the others: case does not matter"
+            )
         if matches:
-            indices[ours] = (exact or matches)[0]
+            indices[ours] = matches[0]
     missing = [name for name in TABLE_COLUMNS if name not in indices]
     if missing:
         raise CatalogError(
