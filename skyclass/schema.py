@@ -62,7 +62,9 @@ PHYSICAL_RANGES: dict[str, PhysicalRange] = {
     "ext_flg": PhysicalRange(0, 5, "the extended source flag of AllWISE is 0 to 5"),
     "cntr": PhysicalRange(0, 9.2e18, "in AllWISE they begin with the RA in 0.1 degree; others count from 0 or 1"),
 }
-"""Column -> the range of its measurements. Numbers outside are read as null, counted and flagged `BAD_VALUE`."""
+"""Column -> the range of its measurements. Numbers outside are read as null, counted and flagged `BAD_VALUE`.
+
+In a user's table, the same holds for text that is neither a number nor a word for "no value" (but not in `cntr`)."""
 
 _MAGNITUDE_OF = {f"w{band}snr": f"w{band}mpro" for band in (1, 2, 3)}
 
@@ -121,8 +123,8 @@ def bad_bits(sources: pa.Table) -> Int32:
 
 
 def bad_values_text(counts: Mapping[str, int]) -> str:
-    """Return the counts as text, such as "w3mpro 12 (outside -8.5 to 29.5)"."""
-    bounds = {name: f"outside {r.low:g} to {r.high:g}" for name, r in PHYSICAL_RANGES.items()}
+    """Return the counts as text, such as "w3mpro 12 (no number from -8.5 to 29.5)"."""
+    bounds = {name: f"no number from {r.low:g} to {r.high:g}" for name, r in PHYSICAL_RANGES.items()}
     bounds["coadd_id"] = "names that no tile can have"
     return ", ".join(f"{name} {n:,} ({bounds[name]})" for name, n in counts.items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,17 @@ REGIONS: dict[str, tuple[str, str, Callable[[str], Region]]] = {
     "moc": ("FILE", "Multi-Order Coverage map: a FITS, JSON or ASCII file.", parse_moc),
 }
 """Options that set the key `region`."""
+
+TABLE_ENDINGS = (".csv", ".tsv", ".fits", ".fit", ".vot", ".votable", ".xml", ".ecsv", ".tbl", ".parquet")
+TEXT_ENDINGS = (".txt", ".dat")
+"""Endings of tables and of any other text."""
+TABLE_REMEDIES = {
+    "catalog": "give a table as --catalog {}",
+    "labels": "give a table as --labels {}",
+    "dataset": "make a dataset of a table (skyclass dataset --labels {}), and give its folder as --dataset FOLDER",
+}
+"""Required key of a configuration -> where its command takes a table."""
+NO_TABLE = "this command takes no table"
 
 
 class KeyOption(click.Option):
@@ -77,9 +89,27 @@ def read_config(
     cls: type[T], toml: str | None, options: Mapping[str, Any], make: Callable[[Mapping[str, Any]], T] | None = None
 ) -> T:
     """Return the configuration of a file and options; options override the file."""
-    data = (read_toml(toml) if toml else {}) | values_of_options(cls, options)
+    data = (_read_file(cls, toml) if toml else {}) | values_of_options(cls, options)
     with naming_file(toml), _naming_options(cls, data):
         return make(data) if make else build(cls, data)
+
+
+def _read_file(cls: type, toml: str) -> dict[str, Any]:
+    """Return the content of a TOML file; where it has none and has the name of a table, the error says where tables go.
+
+    A TOML file may have any name.
+    """
+    try:
+        return read_toml(toml)
+    except ConfigError as error:
+        name = toml.lower().removesuffix(".gz")
+        if not name.endswith(TABLE_ENDINGS + TEXT_ENDINGS):
+            raise
+        required = [key.name for key in keys(cls) if key.required]
+        remedy = next((remedy for key, remedy in TABLE_REMEDIES.items() if key in required), NO_TABLE)
+        fault = f"{toml}: this argument is a configuration file (TOML), and the name is that of a table"
+        fault = error.message if name.endswith(TEXT_ENDINGS) else fault
+        raise ConfigError(f"{fault}; {remedy.format(shlex.quote(toml))}") from error
 
 
 @contextmanager

@@ -19,16 +19,24 @@ import numpy as np
 
 from ..errors import ArchiveError, ConfigError, TileFault
 from ..locations import refuse_logins, without_secrets
-from ..text import counted
-from ..types import BANDS, Archive, Float32, ImageFile, Tile
+from ..types import BANDS, Float32, ImageFile, Tile
 from .atlas import AtlasImage, RejectedFile
 from .checks import check_pixels, check_rows, checksum_fault
 from .identity import changed_fault, image_file, stamp_change
 from .layout import Positions
 from .local import open_local
 from .remote import open_remote
-from .source import Head, ImageSource, SourceChanged, image_of, read_head, unreadable
-from .tiles import combine, each_band, footprints_of, image_sets, missing_fault, require_image, tile_of
+from .source import Head, ImageSource, IndexedSource, SourceChanged, image_of, read_head, unreadable
+from .tiles import (
+    combine,
+    each_band,
+    footprints_of,
+    image_sets,
+    missing_fault,
+    refused_text,
+    require_image,
+    tile_of,
+)
 
 T = TypeVar("T")
 
@@ -43,17 +51,11 @@ SOURCES: dict[str, OpenSource] = {
 
 Installed packages add schemes with entry points of the group `ENTRY_POINTS`."""
 ENTRY_POINTS = "skyclass.image_sources"
-LAYOUT_HINT = (
-    "give the location that holds the folders 00 to 35; the public ones are "
-    "s3://nasa-irsa-wise/wise/allwise/images/p3am_cdd and https://irsa.ipac.caltech.edu/ibe/data/wise/allwise/p3am_cdd"
-)
 
 CONFIRMATIONS = 2
 """Reads that must agree before a file counts as damaged or changed: a single answer of a server may be wrong."""
 HASH_ROWS = 512
 """Rows in one read when pixels are hashed: 8 MB of a complete tile."""
-PREFLIGHT_TILES = 200
-"""Tiles that are opened in search of a usable one before a run begins."""
 
 _heads: dict[tuple[ImageSource, str], Head | None] = {}
 """Headers of remote files that this process has read, None for a file that does not exist."""
@@ -84,7 +86,8 @@ class AtlasArchive:
         """
         if not bands:
             raise ValueError("bands is empty: give at least one band")
-        sets = image_sets(each_band(bands, lambda band: self._images(coadd_id, band, verify)))
+        images = each_band(bands, lambda band: self._images(coadd_id, band, verify))
+        sets = image_sets(images, lambda lacking: self._refused(coadd_id, lacking))
         for image in chain.from_iterable(sets) if verify and not self.source.is_remote else ():
             if fault := checksum_fault(self.source, image):
                 raise TileFault(coadd_id, f"{image.path} {fault}: fetch it again", image.band)
@@ -133,8 +136,15 @@ class AtlasArchive:
         files = [self._describe(name, fresh) for name in self.source.names(coadd_id, band)]
         present = [file for file in files if file is not None]
         if not present:
-            raise missing_fault(self.root, coadd_id, band, self.bands_of(coadd_id))
+            have = self.bands_of(coadd_id)
+            refused = self._refused(coadd_id, (band,) if have else self.bands)
+            raise missing_fault(self.root, coadd_id, band, have, refused)
         return [require_image(file, coadd_id, band) for file in present]
+
+    def _refused(self, coadd_id: str, bands: Sequence[str]) -> str:
+        """Return the words on refused files that may be of these bands of a tile, or ""."""
+        source = self.source
+        return refused_text(source.refused(coadd_id, bands), self.root) if isinstance(source, IndexedSource) else ""
 
     def _describe(self, name: str, fresh: bool = False) -> AtlasImage | RejectedFile | None:
         """Return the image in a file, why it is rejected, or None if there is no such file."""
@@ -259,24 +269,6 @@ def _opener(scheme: str) -> OpenSource | None:
                 "correct its package"
             ) from error
     return None
-
-
-def require_usable_tile(archive: Archive, location: str, coadd_ids: Sequence[str], bands: tuple[str, ...]) -> None:
-    """Raise `ArchiveError` if none of the first tiles is usable; the message has the first reasons."""
-    faults: list[TileFault] = []
-    for coadd_id in coadd_ids[:PREFLIGHT_TILES]:
-        try:
-            archive.tile(coadd_id, bands)
-        except TileFault as fault:
-            faults.append(fault)
-        else:
-            return
-    if not faults:
-        raise ArchiveError(f"{location}: none of the positions lies on a tile of this folder")
-    reasons = "; ".join(map(str, faults[:5]))
-    is_remote = "://" in location and not location.startswith("file://")
-    hint = f"; {LAYOUT_HINT}" if is_remote and all(fault.kind == "missing_tile" for fault in faults) else ""
-    raise ArchiveError(f"{location}: of {counted(len(faults), 'tile')} looked at, none is usable: {reasons}{hint}")
 
 
 # --- bytes -----------------------------------------------------------------------------------------

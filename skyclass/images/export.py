@@ -19,8 +19,9 @@ from ..sources.opening import open_sources
 from ..sources.source_table import read_all
 from ..text import counted
 from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
-from .archive import AtlasArchive, open_archive, require_usable_tile
+from .archive import AtlasArchive, open_archive
 from .cutouts import cut
+from .usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
 
 MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000
@@ -55,8 +56,11 @@ def write_cutouts(
             f"{len(table):,} cutouts would take {nbytes / 1e9:.0f} GB of memory: split the table, or "
             "choose smaller cutouts"
         )
-    names = pc.value_counts(table["coadd_id"].drop_null()).to_pylist()
-    require_usable_tile(archive, images, [n["values"] for n in sorted(names, key=lambda n: -n["counts"])], bands)
+    counts = pc.value_counts(table["coadd_id"].drop_null()).to_pylist()
+    names = [entry["values"] for entry in sorted(counts, key=lambda entry: -entry["counts"])]
+    require_position_on_tile(archive, images, names, lambda: table)
+    require_usable_tile(archive, images, names, bands, lambda: table)
+    warn_of_misnamed_tiles(archive, images, names, table)
     batch, faults = cut_table(archive, table, size_px, bands)
     with replacing(path) as temp:
         np.savez(

@@ -36,6 +36,8 @@ LAYOUT_PACKED = ("", ".gz", ".fz", ".bz2")
 """Suffixes of an image in the layout. A compressed image is rejected with the command that unpacks it."""
 PIECE_BYTES = 1 << 20
 """One read. The pixels of a piece fit the cache of a core, so that the byte swap that follows costs little."""
+BAND_IN_NAME = re.compile(r"(?<![a-z0-9])w[1-4](?![a-z0-9])")
+TILE_IN_NAME = re.compile(r"\d{4}[pm]\d{3}_[a-z]{2}\d+")
 MAX_REJECTIONS = 5
 """Rejected files that a message lists."""
 
@@ -45,12 +47,12 @@ class LocalSource:
     """Atlas images in a local folder.
 
     `index` is None in the layout of the archive, where paths are computed. For any other folder it lists
-    (coadd_id, band, path below `location`), sorted. `n_rejected` counts the files that are left out of it.
+    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are left out of it.
     """
 
     location: str
     index: tuple[tuple[str, str, str], ...] | None = None
-    n_rejected: int = 0
+    rejected: tuple[RejectedFile, ...] = ()
     is_remote: ClassVar[bool] = False
 
     def names(self, coadd_id: str, band: str) -> Sequence[str]:
@@ -85,6 +87,16 @@ class LocalSource:
             return [[name] for _, band, name in self.index if band in bands]
         coadd_ids: Iterable[str] = layout_names(Path(self.location))
         return layout_footprints(coadd_ids if near is None else names_near(coadd_ids, near), bands)
+
+    def refused(self, coadd_id: str, bands: Sequence[str]) -> Sequence[RejectedFile]:
+        """Return the files left out of the index whose paths name no other tile or band, those of a band first."""
+        files = {file: file.path.removeprefix(self.location).lower() for file in self.rejected}
+        named = {file: set(BAND_IN_NAME.findall(path)) for file, path in files.items()}
+        tiles = {file: TILE_IN_NAME.findall(path) for file, path in files.items()}
+        may_be = [
+            f for f in files if (not named[f] or named[f] & set(bands)) and (not tiles[f] or coadd_id in tiles[f])
+        ]
+        return sorted(may_be, key=lambda file: (not named[file], file.path))
 
 
 def open_local(location: str, bands: tuple[str, ...]) -> LocalSource:
@@ -149,7 +161,9 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
             _first(rejections),
         )
     index = tuple(sorted((file.coadd_id, file.band, name) for name, file in indexed.items()))
-    return LocalSource(str(root), index, len(files) - len(indexed))
+    rejected = [file for name, file in files.items() if isinstance(file, RejectedFile) and name not in indexed]
+    needless = {f"{root}/{name}" for name in files if os.path.splitext(name)[0] in good}
+    return LocalSource(str(root), index, tuple(file for file in rejected if file.path not in needless))
 
 
 def _fits_files(root: Path) -> Iterator[str]:

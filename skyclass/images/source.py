@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from ..types import FileStamp
 from .atlas import BLOCK_BYTES, MAX_HEADER_BLOCKS, AtlasImage, RejectedFile, header_blocks, read_header, reject
@@ -74,6 +74,15 @@ class ImageSource(Protocol):
         Images of a group are alternatives, and the first readable one is used. `bands` are the bands of interest. With
         `near`, footprints that hold none of these positions may be left out.
         """
+        ...
+
+
+@runtime_checkable
+class IndexedSource(Protocol):
+    """A source that knows which of its files are refused, because it has read them all. This is optional."""
+
+    def refused(self, coadd_id: str, bands: Sequence[str]) -> Sequence[RejectedFile]:
+        """Return the refused files that may be images of the tile in these bands, the likeliest first."""
         ...
 
 

@@ -7,6 +7,7 @@ grids agree, and so do their pixels where they overlap.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -21,6 +22,8 @@ from .atlas import AtlasImage, RejectedFile
 T = TypeVar("T")
 
 GRID_TOLERANCE_PX = 1e-3
+MAX_REFUSED = 5
+"""Refused files that the reason of a missing band names."""
 
 ImageSet = dict[str, AtlasImage]
 """Band -> image, of one footprint."""
@@ -39,12 +42,28 @@ def require_image(image: AtlasImage | RejectedFile, coadd_id: str, band: str) ->
     return image
 
 
-def missing_fault(location: str, coadd_id: str, band: str, present: Sequence[str]) -> TileFault:
-    """Return the fault of a band without a file; `present` are the bands of the tile that have one."""
+def missing_fault(location: str, coadd_id: str, band: str, present: Sequence[str], refused: str = "") -> TileFault:
+    """Return the fault of a band without a file; `present` are the bands of the tile that have one.
+
+    `refused` ends the reason: it names the files that may be of the band (`refused_text`).
+    """
     if present:
-        reason = f"missing band under {location}, which has {', '.join(present)} of this tile: fetch it"
+        reason = f"missing band under {location}, which has {', '.join(present)} of this tile: fetch it{refused}"
         return TileFault(coadd_id, reason, band, "missing_band")
-    return TileFault(coadd_id, f"missing tile: no image of it under {location}, fetch it", None, "missing_tile")
+    reason = f"missing tile: no image of it under {location}, fetch it{refused}"
+    return TileFault(coadd_id, reason, None, "missing_tile")
+
+
+def refused_text(files: Sequence[RejectedFile], location: str) -> str:
+    """Return the end of a reason that names refused files, at most `MAX_REFUSED`; "" if there are none."""
+    named = [f"{file.path.removeprefix(f'{location}/')} ({_without_remedy(file.reason)})" for file in files]
+    more = [f"and {len(files) - MAX_REFUSED} more"] if len(files) > MAX_REFUSED else []
+    return f"; refused there: {', '.join(named[:MAX_REFUSED] + more)}" if files else ""
+
+
+def _without_remedy(reason: str) -> str:
+    """Return a reason without its "fetch it again": the reason of the missing band says so."""
+    return re.sub(r"[:,] fetch (it|the file) again$", "", reason)
 
 
 def each_band(bands: Sequence[str], images_of: Callable[[str], T]) -> list[T]:
@@ -92,12 +111,19 @@ def footprints_of(images: Iterable[AtlasImage]) -> list[Tile]:
     return [tile_of(list(images_of.values())) for images_of in sets.values()]
 
 
-def image_sets(images_of_bands: Sequence[Sequence[AtlasImage]]) -> list[list[AtlasImage]]:
+def no_refused(bands: Sequence[str]) -> str:
+    """Return that no file is refused."""
+    return ""
+
+
+def image_sets(
+    images_of_bands: Sequence[Sequence[AtlasImage]], refused: Callable[[Sequence[str]], str] = no_refused
+) -> list[list[AtlasImage]]:
     """Return the images of one tile, given for each band, as image sets in the order of the bands.
 
     Raises `TileFault` for an image that fits no set. A set that lacks a band is left out if another set covers its
     footprint, and is a fault otherwise: its sources would lose a band. Two files with the same band and footprint are a
-    fault, unless they are one file with two names.
+    fault, unless they are one file with two names. `refused` returns the end of the reason for bands that a set lacks.
     """
     if all(len(images) == 1 for images in images_of_bands):
         return [[images[0] for images in images_of_bands]]
@@ -106,7 +132,7 @@ def image_sets(images_of_bands: Sequence[Sequence[AtlasImage]]) -> list[list[Atl
     complete = [image_set for image_set in sets if set(bands) <= set(image_set)]
     for image_set in sets:
         if not set(bands) <= set(image_set) and not any(_covers(other, image_set) for other in complete):
-            raise _incomplete_fault(image_set, bands)
+            raise _incomplete_fault(image_set, bands, refused)
     return [[image_set[band] for band in bands] for image_set in complete]
 
 
@@ -153,8 +179,8 @@ def _covers(outer: ImageSet, inner: ImageSet) -> bool:
     return bool((first > -GRID_TOLERANCE_PX).all() and (last < np.array(a.shape[::-1]) + GRID_TOLERANCE_PX).all())
 
 
-def _incomplete_fault(images: ImageSet, bands: Sequence[str]) -> TileFault:
+def _incomplete_fault(images: ImageSet, bands: Sequence[str], refused: Callable[[Sequence[str]], str]) -> TileFault:
     image = next(iter(images.values()))
     missing = [band for band in bands if band not in images]
     reason = f"{image.path} has no image of {', '.join(missing)} with the same footprint: fetch it, or remove this one"
-    return TileFault(image.coadd_id, reason, missing[0], "missing_band")
+    return TileFault(image.coadd_id, reason + refused(missing), missing[0], "missing_band")

@@ -11,13 +11,14 @@ from dataclasses import replace
 import pyarrow as pa
 
 from ..errors import ArchiveDown, ArchiveError, CatalogError
-from ..images.archive import require_usable_tile
+from ..images.archive import AtlasArchive
+from ..images.usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
 from ..model.bundle import Bundle
 from ..model.devices import has_cuda
 from ..model.photometry import columns_of
+from ..sources.by_tile import PLAN_COLUMNS
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values
-from ..types import Archive
 from .context import RunContext
 from .folder import RunFolder
 from .plan import Plan
@@ -82,7 +83,17 @@ def refuse_faulty_model(context: RunContext) -> None:
     _ = cpu_context.classifier  # loading the network runs it once
 
 
-def preflight(context: RunContext, archive: Archive, plan: Plan) -> None:
-    """Raise `ArchiveError`, with all reasons, when none of the first tiles of the plan is usable."""
+def preflight(context: RunContext, archive: AtlasArchive, plan: Plan, table: pa.Table | None) -> None:
+    """Raise `ArchiveError`, with all reasons, when none of the first tiles of the plan is usable.
+
+    `table` holds the rows of a user's table that no run has prepared yet.
+    """
     names = [tile.coadd_id for tile in plan.on_tiles]
-    require_usable_tile(archive, context.images, names, context.bundle.bands)
+
+    def sources() -> pa.Table:
+        return context.sources.read(plan.tiles[0].partitions[0], PLAN_COLUMNS) if table is None else table
+
+    require_position_on_tile(archive, context.images, names, sources)
+    require_usable_tile(archive, context.images, names, context.bundle.bands, None if table is None else sources)
+    if table is not None:
+        warn_of_misnamed_tiles(archive, context.images, names, table)

@@ -111,7 +111,7 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
     else:
         context, plan, table = plan_table(context, sources, archive)
     with translate_archive_errors(context.folder):
-        preflight(context, archive, plan)
+        preflight(context, archive, plan, table)
     return context, plan, table
 
 

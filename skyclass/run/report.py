@@ -26,7 +26,8 @@ class RunReport:
     flag_counts : dict of str to int
         Flag -> sources that carry it; flags that no source carries are absent.
     bad_values : dict of str to int
-        Column -> values outside its physical range, and impossible names of tiles, which were read as missing.
+        Column -> values that are text or outside its physical range, and impossible names of tiles, which were read
+        as missing.
     without_tile : int
         Sources that no tile covers, or with an impossible name of a tile.
     tiles, tiles_resumed : int

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import CatalogError, TableWarning
-from ..schema import INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
+from ..schema import CHECKED, INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
 from .identifiers import IDENTIFIERS, identifiers, is_bytes, without_null_words
 
 SEXAGESIMAL = r"^[-+]?\d+(:|h|d|\s)\s*\d+"
@@ -30,6 +30,17 @@ class RawTable(NamedTuple):
     degrees_per_unit: Mapping[str, float]
 
 
+class TypedColumn(NamedTuple):
+    """A column in the type of its field, None where it is left out; a note on what of it is not used, or "".
+
+    `lost` tells which values are there and are no numbers.
+    """
+
+    values: pa.ChunkedArray | None
+    note: str = ""
+    lost: pa.ChunkedArray | None = None
+
+
 class TableChoice(NamedTuple):
     """One of the tables in a file."""
 
@@ -44,17 +55,18 @@ class TableChoice(NamedTuple):
 def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> dict[str, int]:
     """Return our name -> the index of the column in the file, whatever the case; absent columns are left out.
 
-    Raises `CatalogError` without ra and dec, and where two columns could be meant.
+    Raises `CatalogError` without ra and dec, and where the names of two columns differ in nothing but case.
     """
     indices: dict[str, int] = {}
     for ours in (*INPUT_COLUMNS, *extra):
         matches = [i for i, name in enumerate(names) if name.strip().lower() == ours]
-        exact = [i for i in matches if names[i] == ours]
-        if len(matches) > 1 and len(exact) != 1:
+        if len(matches) > 1:
             columns = ", ".join(names[i] for i in matches)
-            raise CatalogError(f"{source}: columns {columns} all mean {ours}; keep one")
+            raise CatalogError(
+                f"{source}: columns {columns} all mean {ours}; keep one, or rename the others: case does not matter"
+            )
         if matches:
-            indices[ours] = (exact or matches)[0]
+            indices[ours] = matches[0]
     missing = [name for name in TABLE_COLUMNS if name not in indices]
     if missing:
         raise CatalogError(
@@ -110,18 +122,24 @@ def typed_table(raw: RawTable, source: str) -> pa.Table:
     """Return identifiers, text and numbers (float64) as `SOURCE_SCHEMA` needs them, ra and dec in degrees.
 
     Words for a missing value are null. Values of another type in columns that skyclass can do without are null too,
-    with one `TableWarning` that counts and names them. Raises `CatalogError` for positions and identifiers.
+    with one `TableWarning` that counts and names them. Where measurements are no numbers, the table has a column
+    `bad_values`. Raises `CatalogError` for positions and identifiers.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     notes: list[str] = []
+    bits = np.zeros(len(raw.columns["ra"]), np.int32)
     for name, column in raw.columns.items():
         if name in TABLE_COLUMNS:
             columns[name] = _degrees(_plain(column, name, source), name, raw.degrees_per_unit[name], source)
             continue
         field = SOURCE_SCHEMA.field(name) if name in SOURCE_SCHEMA.names else pa.field(name, pa.string())
-        typed, note = _typed(column, field, source)
-        notes += [note] if note else []
-        columns[name] = pa.chunked_array([pa.nulls(len(column), field.type)]) if typed is None else typed
+        typed = _typed(column, field, source)
+        notes += [typed.note] if typed.note else []
+        columns[name] = pa.chunked_array([pa.nulls(len(column), field.type)]) if typed.values is None else typed.values
+        if typed.lost is not None:
+            bits |= typed.lost.to_numpy().astype(np.int32) << CHECKED.index(name)
+    if bits.any():
+        columns["bad_values"] = pa.chunked_array([pa.array(bits)])
     if notes:
         warnings.warn(f"{source}: {'; '.join(notes)}", TableWarning, stacklevel=3)
     return pa.table(columns)
@@ -138,25 +156,27 @@ def _plain(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
         ) from error
 
 
-def _typed(column: pa.ChunkedArray, field: pa.Field, source: str) -> tuple[pa.ChunkedArray | None, str]:
-    """Return a column as text, integers or float64, None where it is left out, and what is not used of it."""
+def _typed(column: pa.ChunkedArray, field: pa.Field, source: str) -> TypedColumn:
+    """Return a column as text, integers or float64."""
     try:
         column = _plain(column, field.name, source)
     except CatalogError as error:
         if field.name == "source_id":
             raise
-        return None, f"{str(error).removeprefix(source + ': ')}; it is left out"
+        return TypedColumn(None, f"{str(error).removeprefix(source + ': ')}; it is left out")
     if field.name in IDENTIFIERS and _is_number_or_text(column.type):
         column = identifiers(column, field.name, source)
     if pa.types.is_string(field.type):
         return _as_text(column, field, source)
     numbers = as_numbers(column)
     if numbers is None:
-        return None, f"column {field.name} is left out: it is {column.type}, not {field.type}"
+        return TypedColumn(None, f"column {field.name} is left out: it is {column.type}, not {field.type}")
     if field.name == "cntr":
         return _as_counter(column, field)
     usable = _whole(numbers) if pa.types.is_integer(field.type) else numbers
-    return usable, _unused(column, usable, field)
+    present = pc.invert(pc.is_null(column, nan_is_null=True))
+    lost = pc.and_(present, pc.is_null(usable))
+    return TypedColumn(usable, _unused(column, lost, int(pc.sum(present).as_py() or 0), field), lost)
 
 
 def _is_number_or_text(kind: pa.DataType) -> bool:
@@ -165,25 +185,23 @@ def _is_number_or_text(kind: pa.DataType) -> bool:
     return bool(number or types.is_null(kind) or is_text(kind))
 
 
-def _as_text(column: pa.ChunkedArray, field: pa.Field, source: str) -> tuple[pa.ChunkedArray | None, str]:
+def _as_text(column: pa.ChunkedArray, field: pa.Field, source: str) -> TypedColumn:
     if not pa.types.is_nested(column.type):
-        return column.cast(pa.string()), ""
+        return TypedColumn(column.cast(pa.string()))
     if field.name == "source_id":
         raise CatalogError(f"{source}: column source_id is {column.type}; give text or integers")
-    return None, f"column {field.name} is left out: it is {column.type}, not text"
+    return TypedColumn(None, f"column {field.name} is left out: it is {column.type}, not text")
 
 
-def _as_counter(column: pa.ChunkedArray, field: pa.Field) -> tuple[pa.ChunkedArray | None, str]:
+def _as_counter(column: pa.ChunkedArray, field: pa.Field) -> TypedColumn:
     """Return exact integers; a column with anything else means something else and is left out."""
     try:
-        return column.cast(field.type), ""
+        return TypedColumn(column.cast(field.type))
     except pa.ArrowException:
         strange = [value for value in column.cast(pa.string()).drop_null().to_pylist() if not _is_int64(value)]
         example = f", such as {strange[0]!r}" if strange else ""
-        return None, (
-            f"column {field.name} is left out: {len(strange):,} of {len(column):,} values are no integers of 64 bits"
-            f"{example}"
-        )
+        count = f"{len(strange):,} of {len(column):,} values"
+        return TypedColumn(None, f"column {field.name} is left out: {count} are no integers of 64 bits{example}")
 
 
 def _is_int64(text: str) -> bool:
@@ -195,18 +213,16 @@ def _whole(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(numbers, pc.round(numbers)), numbers, pa.scalar(None, pa.float64()))
 
 
-def _unused(column: pa.ChunkedArray, usable: pa.ChunkedArray, field: pa.Field) -> str:
+def _unused(column: pa.ChunkedArray, lost: pa.ChunkedArray, n_present: int, field: pa.Field) -> str:
     """Return a sentence on the values that are there and not usable, "" where there are none."""
-    present = pc.invert(pc.is_null(column, nan_is_null=True))
-    lost = pc.and_(present, pc.is_null(usable))
     n_lost = int(pc.sum(lost).as_py() or 0)
     if not n_lost:
         return ""
     kind = "whole numbers" if pa.types.is_integer(field.type) else "numbers"
     example = column.filter(lost)[0].as_py()
-    if n_lost == pc.sum(present).as_py():
-        return f"column {field.name} is left out: its {n_lost:,} values, such as {example!r}, are no {kind}"
-    return f"{n_lost:,} values of column {field.name}, such as {example!r}, are no {kind} and become null"
+    if n_lost == n_present:
+        return f"column {field.name} is left out: its {n_lost:,} values, such as {example!r}, are no {kind} (flag 256)"
+    return f"{n_lost:,} values of column {field.name}, such as {example!r}, are no {kind} and become null (flag 256)"
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -88,7 +88,11 @@ def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
     """
     table, source = read_table(location, allow_truncated=allow_truncated), f"table {local_path(str(location))}"
     if "source_id" not in table.column_names:
-        log.warning("%s: it has no column source_id; the sources are called row-000001 and so on", source)
+        log.warning(
+            "%s: it has no column source_id; the sources are called row-000001 and so on; to keep ids of your own, "
+            "rename their column to source_id",
+            source,
+        )
     return standardise(table, source)
 
 

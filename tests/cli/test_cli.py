@@ -102,7 +102,10 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
         ({"x": [1.0], "y": [2.0]}, ["ra", "dec", "x, y"]),
         ({"ra": ["10:20:30"], "dec": ["1:2:3"]}, ["degrees"]),
         ({"ra": [150.1, 150.2], "dec": [2.0, 2.0], "source_id": ["a", "a"]}, ["source_id", "a"]),
-        ({"ra": [10.0], "dec": [-80.0]}, ["none of the positions"]),
+        (
+            {"ra": [10.0], "dec": [-80.0]},
+            ["none of the positions", "ra 10.0000, dec -80.0000", "has 2 tiles", "in hours"],
+        ),
     ],
     ids=["nan", "range", "columns", "sexagesimal", "duplicates", "no-tile"],
 )
@@ -430,4 +433,5 @@ def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "skyclass: warning:" in line or "Warning" in line]
     assert len(warnings) == 1 and warnings[0].startswith("skyclass: warning: "), done.stderr
-    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null" in warnings[0]
+    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null (flag 256)" in warnings[0]
+    assert "values read as missing (flag 256): w1mpro 1 (no number from -8.5 to 29.5)" in done.stdout

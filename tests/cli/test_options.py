@@ -11,7 +11,7 @@ import click
 import pytest
 
 from skyclass.cli.main import cli
-from skyclass.cli.options import REGIONS, values_of_options
+from skyclass.cli.options import REGIONS, read_config, values_of_options
 from skyclass.cli.templates import template, template_value, toml_text, toml_value
 from skyclass.cli.tools import TEMPLATES
 from skyclass.cli.training import settings_file_for_ranks
@@ -110,6 +110,42 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
     assert TrainConfig(**read_toml(tmp_path / "t.toml")) == run
     assert toml_value(("w1", 2)) == '["w1", 2]'
     assert {template_value(key) for key in keys(RunConfig) if key.name == "workers"} == {4}
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("classify", "give a table as --catalog {}"),
+        ("plan", "give a table as --catalog {}"),
+        ("dataset", "give a table as --labels {}"),
+        (
+            "train",
+            "make a dataset of a table (skyclass dataset --labels {}), and give its folder as --dataset FOLDER",
+        ),
+        ("labels", "this command takes no table"),
+    ],
+)
+def test_a_table_in_place_of_the_configuration_file_is_told_where_it_goes(
+    name: str, remedy: str, tmp_path: Path
+) -> None:
+    words = "this argument is a configuration file (TOML), and the name is that of a table"
+    for ending in ("csv", "fits", "FIT", "vot", "xml", "ecsv", "tbl", "parquet", "csv.gz"):
+        table = tmp_path / f"my table.{ending}"
+        table.write_bytes(b"ra,dec\n1,2\n" if ending != "fits" else bytes(2 * 10**6))
+        with pytest.raises(ConfigError) as caught:
+            cli([name, str(table)], standalone_mode=False)
+        assert str(caught.value) == f"{table}: {words}; " + remedy.format(f"'{table}'")
+
+
+def test_a_toml_file_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "run.txt").write_text("catalog = 'c'\nimages = 'i'\nout = 'o'\n")
+    assert read_config(RunConfig, str(tmp_path / "run.txt"), {}) == RunConfig("c", "i", "o")
+    (tmp_path / "run.txt").write_text("ra,dec\n1,2\n")
+    with pytest.raises(ConfigError, match=r"run.txt: not valid TOML: .*; give a table as --catalog \S+run.txt$"):
+        read_config(RunConfig, str(tmp_path / "run.txt"), {})
+    (tmp_path / "run.toml").write_text("ra,dec\n1,2\n")
+    with pytest.raises(ConfigError, match="run.toml: not valid TOML"):
+        read_config(RunConfig, str(tmp_path / "run.toml"), {})
 
 
 def test_completion_knows_the_options() -> None:

@@ -25,17 +25,19 @@ from hypothesis import strategies as st
 
 import skyclass.images.local
 from skyclass.errors import ArchiveError, ConfigError, TileFault
-from skyclass.images.archive import AtlasArchive, open_archive, require_usable_tile
+from skyclass.images.archive import AtlasArchive, open_archive
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.identity import FileRecord, stamp_change
 from skyclass.images.layout import names_near, ra_folders_near
 from skyclass.images.local import LocalSource
 from skyclass.images.records import compare_files, is_untouched, record_files
 from skyclass.images.source import MemorySource, Piece, describe
+from skyclass.images.usable import require_usable_tile
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import Archive, FileStamp, Tile
 from tests.support.atlas_files import (
     CDELT_DEG,
+    COADD_ID,
     COLUMNS,
     ROWS,
     atlas_bytes,
@@ -605,7 +607,7 @@ def test_real_lookalikes_are_refused_with_their_reasons(tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "mixed")
     write_layout(tmp_path / "mixed" / "x")
     archive = open_archive(str(tmp_path / "mixed"), ["w1"])
-    assert archive.source.n_rejected == 4
+    assert len(archive.source.rejected) == 4
 
 
 def test_all_bands_may_be_asked_for_and_each_once(sky):
@@ -646,8 +648,6 @@ def test_a_location_without_tiles_is_named_with_a_hint_where_it_is_remote(locati
     with pytest.raises(ArchiveError, match="of 2 tiles looked at, none is usable: .*missing tile") as caught:
         require_usable_tile(Nothing(), location, ["a", "b"], ("w1",))
     assert ("holds the folders 00 to 35" in str(caught.value)) == hint
-    with pytest.raises(ArchiveError, match="none of the positions lies on a tile"):
-        require_usable_tile(Nothing(), location, [], ("w1",))
 
 
 def test_a_record_is_of_the_present_files_only_while_size_and_time_are_the_same(tmp_path):
@@ -694,3 +694,30 @@ def test_a_range_is_read_in_pieces_without_loss(tmp_path, monkeypatch):
         pieces = [(bytes(data), stamp.size_bytes) for data, stamp in source.read("a.fits", start, stop)]
         assert b"".join(data for data, _ in pieces) == content[start:stop]
         assert {size for _, size in pieces} == {1000} and all(len(data) <= 64 for data, _ in pieces)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (bytes(range(1, 256)) * 400, "not a FITS file"),
+        (b"<html>404</html>", "an HTML or XML page, not FITS (an error page saved under this name?)"),
+    ],
+    ids=["empty", "bytes", "page"],
+)
+def test_an_unreadable_file_of_a_flat_folder_is_named_where_its_band_is_missing(tmp_path, content, reason):
+    for band in (1, 3):
+        (tmp_path / f"2010H-w{band}.fits").write_bytes(atlas_bytes(band))
+        (tmp_path / f"other-w{band}.fits").write_bytes(atlas_bytes(band, COADDID="0111m015_ac51"))
+    (tmp_path / "2010H-w2.fits").write_bytes(content)
+    (tmp_path / "other-w2.fits").write_bytes(atlas_bytes(2, COADDID="0111m015_ac51"))
+    archive = open_archive(str(tmp_path), ("w1", "w2", "w3"))
+    refused = f"; refused there: 2010H-w2.fits ({reason})"
+    fault = fault_of(archive.tile, COADD_ID, ("w1", "w2", "w3"))
+    assert fault.reason == f"missing band under {tmp_path}, which has w1, w3 of this tile: fetch it{refused}"
+    assert fault_of(archive.tile, "0202p015_ac51", ("w1", "w2")).reason.endswith(f"fetch it{refused}")
+    for band in (1, 2):
+        (tmp_path / f"far-w{band}.fits").write_bytes(atlas_bytes(band, CRPIX1=900.0))
+    fault = fault_of(open_archive(str(tmp_path), ("w1", "w2")).tile, COADD_ID, ("w1", "w2"))
+    lacks = f"{tmp_path}/2010H-w1.fits has no image of w2 with the same footprint: fetch it, or remove this one"
+    assert fault.reason == lacks + refused

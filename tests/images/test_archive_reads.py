@@ -12,10 +12,11 @@ import pytest
 
 from skyclass.errors import ArchiveError, TileFault
 from skyclass.images import archive as archive_module
-from skyclass.images.archive import AtlasArchive, open_archive, require_usable_tile
+from skyclass.images.archive import AtlasArchive, open_archive
 from skyclass.images.atlas import AtlasImage, RejectedFile
 from skyclass.images.layout import layout_path
 from skyclass.images.source import MemorySource, Piece, SourceChanged, describe, image_of, read_head
+from skyclass.images.usable import require_usable_tile
 from skyclass.types import BANDS, FileStamp
 from tests.support.atlas_files import COADD_ID, COLUMNS, ROWS, atlas_bytes, fault_of, pixels_of
 
@@ -276,7 +277,6 @@ def test_the_first_five_reasons_are_given_and_a_hint_where_all_tiles_are_missing
         "https://host/x: of 2 tiles looked at, none is usable: tile a: missing_tile it is; tile bad b: bad it is"
     )
     assert "of 1 tile looked at" in refusal("file:///x", ["a"]) and "00 to 35" not in refusal("file:///x", ["a"])
-    assert refusal("/data", []) == "/data: none of the positions lies on a tile of this folder"
 
 
 def test_a_location_without_a_scheme_is_a_folder(tmp_path):

@@ -28,7 +28,8 @@ def test_a_folder_is_indexed_by_the_headers_of_its_fits_files(tmp_path):
     write(tmp_path / "a", z__fit=atlas_bytes(1), notes__txt=atlas_bytes(3), unnamed__fits=b"no FITS")
     write(tmp_path, other__fits=atlas_bytes(1, COADDID="0111m015_ac51"))
     source = open_local(str(tmp_path), ("w1", "w2"))
-    assert source.location == str(tmp_path) and source.n_rejected == 1
+    assert source.location == str(tmp_path)
+    assert [file.path for file in source.rejected] == [str(tmp_path / "a" / "unnamed.fits")]
     assert source.index == (
         (COADD_ID, "w1", "a/z.fit"), (COADD_ID, "w1", "b/y.FTS"), (COADD_ID, "w2", "b/x.fits"),
         ("0111m015_ac51", "w1", "other.fits"),
@@ -41,7 +42,7 @@ def test_a_folder_is_indexed_by_the_headers_of_its_fits_files(tmp_path):
 
 
 def test_a_damaged_file_that_names_its_tile_stays_unless_it_was_unpacked(tmp_path):
-    """Of the four damaged files, one has no name of a tile, and one lies packed beside its good unpacked copy."""
+    """Of the four damaged files, two lie packed beside their good unpacked copies, and the others name their tile."""
     write(tmp_path, plain__fits=atlas_bytes(1), plain__fits__gz=b"\x1f\x8b")
     (tmp_path / f"{COADD_ID}-w1-int-3.fits").write_bytes(atlas_bytes(1))
     (tmp_path / f"{COADD_ID}-w1-int-3.fits.gz").write_bytes(b"\x1f\x8b")
@@ -51,7 +52,23 @@ def test_a_damaged_file_that_names_its_tile_stays_unless_it_was_unpacked(tmp_pat
     assert [(band, name[-8:]) for _, band, name in source.index or ()] == [
         ("w1", "t-3.fits"), ("w1", "ain.fits"), ("w2", "fits.bz2"), ("w3", "t-3.fits"),
     ]  # fmt: skip
-    assert source.n_rejected == 2
+    assert source.rejected == ()
+
+
+def test_files_that_name_another_band_or_tile_are_not_those_of_a_missing_band(tmp_path):
+    """A band is a word of the path, as in "x-w2" and "W3/x", not a part of a word."""
+    write(tmp_path, x__fits=atlas_bytes(1), new2__fits=b"", other_W3__fits=b"", w2_x__fits=b"<html>")
+    write(tmp_path / "W3", y__fits=b"")
+    write(tmp_path / "w2", **{f"{COADD_ID}__fits": b"", "0111m015_ac51__fits": b"", "z__fits": b"text"})
+    source = open_local(str(tmp_path), ("w1",))
+    assert len(source.rejected) == 7
+
+    def refused(coadd_id: str, *bands: str) -> list[str]:
+        return [Path(file.path).relative_to(tmp_path).as_posix() for file in source.refused(coadd_id, bands)]
+
+    assert refused(COADD_ID, "w2") == [f"w2/{COADD_ID}.fits", "w2/z.fits", "w2_x.fits", "new2.fits"]
+    assert refused("0111m015_ac51", "w3") == ["W3/y.fits", "other_W3.fits", "new2.fits"]
+    assert refused(COADD_ID, "w3", "w4") == ["W3/y.fits", "other_W3.fits", "new2.fits"]
 
 
 def refusal(folder: Path, *bands: str) -> ArchiveError:
@@ -86,7 +103,7 @@ def test_a_folder_without_one_of_the_bands_says_which_it_has(tmp_path):
 def test_in_the_layout_a_packed_image_is_named_only_where_there_is_no_other(tmp_path, suffix):
     write_layout(tmp_path, bands=(1,))
     source, name = open_local(str(tmp_path), ("w1", "w2")), layout_path(COADD_ID, "w2")
-    assert (source.location, source.index, source.n_rejected) == (str(tmp_path), None, 0)
+    assert (source.location, source.index, source.rejected) == (str(tmp_path), None, ())
     assert source.names(COADD_ID, "w2") == []
     (tmp_path / f"{name}{suffix}").write_bytes(b"packed")
     assert source.names(COADD_ID, "w2") == [f"{name}{suffix}"]

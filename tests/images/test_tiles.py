@@ -8,7 +8,16 @@ import pytest
 
 from skyclass.errors import TileFault
 from skyclass.images.atlas import AtlasImage, RejectedFile
-from skyclass.images.tiles import combine, each_band, footprints_of, image_sets, missing_fault, require_image, tile_of
+from skyclass.images.tiles import (
+    combine,
+    each_band,
+    footprints_of,
+    image_sets,
+    missing_fault,
+    refused_text,
+    require_image,
+    tile_of,
+)
 from skyclass.types import FileStamp, ImageFile
 from tests.support.atlas_files import fault_of
 
@@ -43,6 +52,20 @@ def test_a_missing_file_is_a_missing_band_where_the_tile_has_others():
     fault = missing_fault("/a", COADD_ID, "w2", ())
     assert (fault.kind, fault.band) == ("missing_tile", None)
     assert fault.reason == "missing tile: no image of it under /a, fetch it"
+
+
+def test_the_fault_of_a_missing_band_names_refused_files():
+    reasons = {"w2.fits": "empty file: fetch it again", "x/y.fits": "gzip content: unpack it with gunzip"}
+    files = [RejectedFile(f"/a/{name}", reason) for name, reason in reasons.items()]
+    assert refused_text([], "/a") == ""
+    text = refused_text(files, "/a")
+    assert text == "; refused there: w2.fits (empty file), x/y.fits (gzip content: unpack it with gunzip)"
+    assert missing_fault("/a", COADD_ID, "w2", ("w1",), text).reason.endswith(f"fetch it{text}")
+    assert missing_fault("/a", COADD_ID, "w2", (), text).reason.endswith(f"fetch it{text}")
+    seven = [RejectedFile(f"/a/{n}.fits", "truncated: 7 bytes, fetch it again") for n in range(7)]
+    named = ", ".join(f"{n}.fits (truncated: 7 bytes)" for n in range(5))
+    assert refused_text(seven[:5], "/a") == f"; refused there: {named}"
+    assert refused_text(seven, "/a") == f"; refused there: {named}, and 2 more"
 
 
 def test_all_bands_are_looked_at_and_one_fault_names_each():

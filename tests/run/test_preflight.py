@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from skyclass.errors import ArchiveError, BundleError, CannotCompile, CatalogError, RunMismatch
@@ -22,6 +23,7 @@ from skyclass.run.preflight import check_photometry, refuse_copies, refuse_fault
 from skyclass.run.prepare import TOO_FEW_FOR_CUDA, count_here, new_context, plan_run, warm_up_local
 from skyclass.sources.footers import PartitionDigest
 from skyclass.sources.opening import open_sources
+from tests.support.atlas_files import write_layout
 from tests.support.bundles import FUSION, make_bundle
 
 NEEDED = ["w1mpro", "w2mpro", "w3mpro"]
@@ -50,6 +52,19 @@ def table_file(folder: Path, columns: Sequence[str]) -> str:
     path = folder / "table.csv"
     path.write_text(",".join(["ra", "dec", *columns]) + "\n" + ",".join(["1"] * (2 + len(columns))) + "\n")
     return str(path)
+
+
+def test_a_catalogue_off_all_tiles_names_a_position(run: RunConfig, sky, tmp_path: Path) -> None:
+    for path in Path(sky.catalog).rglob("*.parquet"):
+        target = tmp_path / "catalog" / path.relative_to(sky.catalog)
+        target.parent.mkdir(parents=True)
+        pq.write_table(pq.ParquetFile(path).read().drop_columns(["coadd_id"]), target)
+    write_layout(tmp_path / "images")
+    elsewhere = replace(run, catalog=str(tmp_path / "catalog"), images=str(tmp_path / "images"))
+    with pytest.raises(
+        ArchiveError, match=r"source \S+ is at ra \d+\.\d{4}, dec .*; the folder has 1 tile, 0098p408_ac51 "
+    ):
+        plan_run(elsewhere, count_here)
 
 
 def test_a_survey_needs_every_column_of_the_photometry(fusion: Bundle, tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ("", "file is empty"),
         ("  \n\n", "file is empty"),
         ("RAJ2000,DEJ2000\n1,2\n", "no column ra and dec; its columns are RAJ2000, DEJ2000"),
-        ("ra,RA,dec\n1,1,2\n", None),
+        ("ra,Ra,dec\n1,1,2\n", "columns ra, Ra all mean ra; keep one, or rename the others: case does not matter"),
+        ("ra,dec,w1mpro,W1mpro\n1,2,3,4\n", "columns w1mpro, W1mpro all mean w1mpro; keep one, or rename"),
         ("Ra,RA,dec\n1,1,2\n", "columns Ra, RA all mean ra"),
         ("ra,dec\n10:12:13.4,+3:04:05\n", "sexagesimal .*10:12:13.4"),
         ("ra,dec\n10h12m13s,3\n", "sexagesimal"),
@@ -132,11 +133,8 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ("\x89HDF\r\n\x1a\n\0\0", "its content is none of CSV"),
     ],
 )
-def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: str | None) -> None:
+def test_tables_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
     path = csv_table(tmp_path, text)
-    if words is None:
-        assert standardise_table(path)["ra"].to_pylist() == [1]
-        return
     with pytest.raises(CatalogError, match=words) as caught:
         standardise_table(path)
     assert "list.csv" in str(caught.value)
@@ -297,6 +295,17 @@ def test_votable_columns_go_by_name(
 ) -> None:
     (tmp_path / "t.xml").write_text(votable(votable_table(fields, [row])))
     assert positions(tmp_path / "t.xml") == {"ra": [expected[0]], "dec": [expected[1]]}
+
+
+def test_a_table_without_identifiers_is_told_how_to_keep_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = csv_table(tmp_path, "name,RA,Dec\nvega,1,2\naltair,3,4\n")
+    assert standardise_table(path)["source_id"].to_pylist() == ["row-000001", "row-000002"]
+    assert [record.message for record in caplog.records] == [
+        f"table {path}: it has no column source_id; the sources are called row-000001 and so on; to keep ids of your "
+        "own, rename their column to source_id"
+    ]
+    csv_table(tmp_path, "Source_ID,RA,Dec\nvega,1,2\naltair,3,4\n")
+    assert standardise_table(path)["source_id"].to_pylist() == ["vega", "altair"] and len(caplog.records) == 1
 
 
 def test_votable_names_that_repeat_are_refused(tmp_path: Path) -> None:

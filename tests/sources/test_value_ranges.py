@@ -15,6 +15,7 @@ from astropy.table import Table
 from click.testing import CliRunner
 
 from skyclass.cli.main import cli
+from skyclass.errors import TableWarning
 from skyclass.run import pipeline
 from skyclass.schema import PHYSICAL_RANGES, SOURCE_SCHEMA, bad_value_counts, conform_sources, without_bad_values
 from skyclass.sources.tables import standardise_table
@@ -104,6 +105,34 @@ def test_every_format_of_table(tmp_path: Path, suffix: str) -> None:
     assert bad_value_counts(read["bad_values"].to_numpy()) == {"w1mpro": 2, "ext_flg": 1}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".ecsv", ".parquet"])
+def test_text_that_is_no_word_for_a_missing_value_is_bad(tmp_path: Path, suffix: str) -> None:
+    """The words for a missing value are null, as in `identifiers.NULL_WORDS`, and carry no flag."""
+    path = tmp_path / f"t{suffix}"
+    words = ["n/a", "-", "--", "NaN", "null", "None", "N/A"]
+    magnitudes = ["15.25", ">15", *words, "15,3", "-9999", "12.5+-0.1"]
+    n = len(magnitudes)
+    columns = {
+        "ra": np.arange(n) + 1.0,
+        "dec": np.zeros(n),
+        "W1MPRO": magnitudes,
+        "w2snr": ["faint"] * n,
+        "ext_flg": ["2", "1.5", *words, "0", "-9", "Y"],
+        "cntr": ["7", "A12", *words, "9", "10", "11"],
+    }
+    kinds = {".csv": "ascii.csv", ".tbl": "ascii.ipac", ".xml": "votable", ".ecsv": "ascii.ecsv"}
+    if suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        Table(columns).write(path, format=kinds[suffix])
+    with pytest.warns(TableWarning, match="column cntr is left out"):
+        read = standardise_table(str(path))
+    assert read["w1mpro"].to_pylist() == [15.25, *[None] * 11] and read["w2snr"].null_count == n
+    assert read["ext_flg"].to_pylist() == [2, *[None] * 8, 0, None, None] and read["cntr"].null_count == n
+    w1, w2, ext = (1 << NUMBERS.index(name) for name in ("w1mpro", "w2snr", "ext_flg"))
+    assert read["bad_values"].to_pylist() == [w2, w1 | w2 | ext, *[w2] * 7, w1 | w2, w1 | w2 | ext, w1 | w2 | ext]
+
+
 REAL_TABLES = ("tables/exoplanet_host_stars.parquet", "tables/desi_quasars.parquet", "tables/sdss_galaxies.parquet")
 
 
@@ -186,7 +215,8 @@ def test_the_printed_report_names_column_count_and_range(run, rows, tmp_path: Pa
     command = ["classify", "--catalog", str(tmp_path / "t.parquet"), "--images", run.images, "--model", run.model]
     done = CliRunner().invoke(cli, [*command, "--out", run.out, "--cluster", "none", "--device", "cpu"])
     n = len(range(0, len(rows), 3))
-    words = f"w1mpro 1 (outside -8.5 to 29.5), w3mpro {n} (outside -8.5 to 29.5), w3snr {n} (outside -90 to 900)"
+    magnitude, snr = "(no number from -8.5 to 29.5)", "(no number from -90 to 900)"
+    words = f"w1mpro 1 {magnitude}, w3mpro {n} {magnitude}, w3snr {n} {snr}"
     assert done.exit_code == 0 and f"values read as missing (flag 256): {words}" in done.output, done.output
 
 
@@ -205,7 +235,7 @@ def test_a_dataset_holds_nulls_and_says_how_many(sky, rows, tmp_path: Path, in_c
     assert pc.min(made.rows["w3mpro"]).as_py() > 0 and flagged.sum() >= len(made) / 3 - 1
     counts = made.provenance["bad_values"]
     assert counts["w3mpro"] == counts["w3snr"] == made.rows["w3mpro"].null_count > 0 and counts["w1mpro"] == 1
-    assert "values read as missing: w1mpro 1 (outside -8.5 to 29.5)" in summary(made)
+    assert "values read as missing: w1mpro 1 (no number from -8.5 to 29.5)" in summary(made)
 
 
 def test_labels_count_what_they_read_as_missing() -> None:

@@ -78,8 +78,9 @@ def read_labels(location: str, allow_truncated: bool = False) -> Labels:
         raise CatalogError(f"labels {location}: there is no such table file")
     raw = read_table(str(path), extra=("class",), allow_truncated=allow_truncated)
     if "class" not in raw.column_names:
+        found = [name for name in raw.column_names if name != "bad_values"]
         raise CatalogError(
-            f"labels {path}: no column class (found: {', '.join(raw.column_names)}); a label table needs ra and dec "
+            f"labels {path}: no column class (found: {', '.join(found)}); a label table needs ra and dec "
             "in degrees and class"
         )
     table = standardise(raw, f"labels {path}", unique=False)

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from ...errors import ArchiveError, CatalogError, ConfigError
 from ...files import content_digest, sha256_of
-from ...images.archive import AtlasArchive, open_archive, require_usable_tile
+from ...images.archive import AtlasArchive, open_archive
+from ...images.usable import remedy_of_hours, require_usable_tile
 from ...locations import user_path
 from ...sources.assign import with_tiles
 from ...types import BANDS, Int64
@@ -156,9 +157,11 @@ def _on_archive(labels: Labels, archive: AtlasArchive, config: DatasetConfig) ->
     bands_of_tile = [set(archive.bands_of(str(tile))) for tile in tiles]
     present = set().union(*bands_of_tile)
     if not present:
+        hours = f"; {remedy}" if (remedy := remedy_of_hours(ra)) else ""
         raise CatalogError(
             f"none of the {len(table):,} labelled sources lies on a tile of {config.images}: they span RA "
-            f"{ra.min():.3f}..{ra.max():.3f}, Dec {dec.min():+.3f}..{dec.max():+.3f}; is it another part of the sky?"
+            f"{ra.min():.3f}..{ra.max():.3f}, Dec {dec.min():+.3f}..{dec.max():+.3f}{hours}; is it another part of the "
+            "sky?"
         )
     if not set(config.bands) <= present:
         raise _missing_band_error(config.images, config.bands, present)

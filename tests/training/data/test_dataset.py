@@ -324,6 +324,10 @@ BAD_LABELS = {
         "more than one class: .*x at",
     ),
     "elsewhere": (lambda t: t.assign(ra=t["ra"] + 60, coadd_id=None), "none of .* labelled sources lies on a tile of"),
+    "in hours": (
+        lambda t: t.groupby("class").head(2).assign(ra=t["ra"] / 15, coadd_id=None),
+        r"they span RA \S+, Dec \S+; if ra is in hours, multiply it by 15; is it another part of the sky",
+    ),
     "elsewhere by name": (lambda t: t.assign(coadd_id="0000p000_ac51"), "lies on a tile of"),
 }
 
