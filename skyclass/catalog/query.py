@@ -273,7 +273,7 @@ class ClassCatalog:
         Raises
         ------
         ConfigError
-            The query cannot be answered; the message lists the columns.
+            The query cannot be answered; the message says why.
 
         Examples
         --------
@@ -304,7 +304,7 @@ class ClassCatalog:
         [{'n': 44}]
         """
         check_query(query, self.manifest.classes)
-        with translate_duckdb_errors(query, self.root), connect(self.root) as connection:
+        with translate_duckdb_errors(query, self.root, self.manifest.classes), connect(self.root) as connection:
             self.selection.make_view(connection)
             return connection.sql(query).to_arrow_table()
 

@@ -219,7 +219,7 @@ def test_the_depth_of_a_condition_is_limited_alike_in_every_process(
         (("--where", "NOT " * 900 + "true"), "nested too deeply"),
         (("--where", "class = '\udcff'"), "is no UTF-8 text"),
         (("--sql", "SELECT '\udcff'"), "is no UTF-8 text"),
-        (("--where", ""), "cannot answer ''"),
+        (("--where", ""), "'' is empty"),
         (("--sql", ""), "holds 0 statements"),
         (("--columns", ""), "unknown columns"),
         (("--cone", ""), "write RA,DEC,RADIUS"),
