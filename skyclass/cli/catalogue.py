@@ -121,7 +121,9 @@ def print_first(answer: pa.Table, n_rows: int) -> None:
 
 @click.command()
 @click.argument("path")
-@click.option("-o", "--output", help="HTML page.  [default: report.html, beside an evaluation, else here]")
+@click.option(
+    "-o", "--output", help="HTML page, .html or .htm.  [default: report.html, beside an evaluation, else here]"
+)
 @overwrite_option
 def report(path: str, output: str | None, overwrite: bool) -> int:
     """Make one HTML page, figures included, from a class catalogue or an evaluation."""

@@ -14,7 +14,6 @@ from .evaluation_results import (
     entries,
     facts_of,
     range_label,
-    read_evaluation,
     simulation_warning,
     title_of,
 )
@@ -24,9 +23,8 @@ COMPARED = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc", "ece", "nl
 """The metrics in the table of differences."""
 
 
-def evaluation_page(folder: Path) -> str:
-    """Return the page of an evaluation folder, with the figures that the folder holds."""
-    results = read_evaluation(folder)
+def evaluation_page(folder: Path, results: Json) -> str:
+    """Return the page of an evaluation, with the figures that its folder holds."""
     files = {caption: folder / f"{name}.png" for name, caption in EVALUATION_FIGURES.items()}
     training = {model["name"]: model["training"] for model in results["models"]}
     return render(
