@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CatalogError, ConfigError, NotPublished
+from ..sky.healpix import angle_text
 from ..sources.opening import open_sources
 from ..text import shell_command
 from .commits import committed
@@ -70,7 +71,7 @@ def _region_option(region: Mapping[str, Any]) -> list[str] | None:
     """Return the option of a region; None for pixels, which have no option."""
     match region:
         case {"kind": "cone", "ra": ra, "dec": dec, "radius": radius_deg}:
-            return ["--cone", f"{ra},{dec},{radius_deg}deg"]
+            return ["--cone", f"{ra},{dec},{angle_text(radius_deg)}"]
         case {"kind": "box", "ra_min": ra_min, "ra_max": ra_max, "dec_min": dec_min, "dec_max": dec_max}:
             return ["--box", f"{ra_min},{ra_max},{dec_min},{dec_max}"]
         case {"kind": "polygon", "vertices": vertices}:

@@ -89,8 +89,7 @@ def test_a_selection_shows_its_size_and_what_narrows_it(catalog: ClassCatalog) -
     assert repr(catalog) == f"<ClassCatalog {catalog.root}: {size}>"
     narrow = catalog.cone(10, 0, 0.5).cone(11, 0, 1).where("flags = 0").where("p_star < 1").select(["ra", "dec"])
     cones = [
-        f"region {{kind = cone, ra = {ra}, dec = 0.0, radius = {radius}deg}}"
-        for ra, radius in ((10.0, 0.5), (11.0, 1.0))
+        f"region {{kind = cone, ra = {ra}, dec = 0.0, radius = {radius}deg}}" for ra, radius in ((10.0, 0.5), (11.0, 1))
     ]
     words = [size, "; ".join(cones), "(flags = 0) AND (p_star < 1)", "ra, dec"]
     assert repr(narrow) == f"<ClassCatalog {catalog.root}: {', '.join(words)}>"

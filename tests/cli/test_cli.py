@@ -85,7 +85,7 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
     assert classify(sky, bundle, out, "--cone", f"{ra},{dec},3arcmin").returncode == 0
     found = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet")))
     assert 0 < len(found) < len(rows)
-    words = "no partition of it touches the region {kind = cone, ra = 10.0, dec = -40.0, radius = 1.0deg}"
+    words = "no partition of it touches the region {kind = cone, ra = 10.0, dec = -40.0, radius = 1deg}"
     refused(classify(sky, bundle, tmp_path / "a", "--cone", "10,-40,1deg"), tmp_path / "a", words)
     far = f"{ra},{dec + 0.7},1arcsec"
     refused(classify(sky, bundle, tmp_path / "b", "--cone", far), tmp_path / "b", "nothing to classify")

@@ -14,6 +14,7 @@ import pytest
 
 from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
+from skyclass.cli.parameters import parse_cone
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
 from skyclass.run.commits import commit_tile, journal_commit
 from skyclass.run.config import RunConfig
@@ -21,7 +22,7 @@ from skyclass.run.finish import publish_run
 from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
 from skyclass.sky.moc import read_moc
-from skyclass.sky.regions import Box, Cone, Pixels, Polygon
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, region_identity
 from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
@@ -81,6 +82,16 @@ def test_commands_of_runs() -> None:
         assert classify_command(RunConfig("c", "i", "o", region=region)).endswith(f" --out o {option}")
     pixels = RunConfig("c", "i", "o", region=Pixels(3, (5,)))
     assert classify_command(pixels) == "the command that started it; its settings are in o/run.json"
+
+
+@pytest.mark.parametrize("radius", ["40arcmin", "1arcsec", "1rad", "0.25deg"])
+def test_the_command_of_a_run_in_a_cone_resumes_the_same_run(radius: str) -> None:
+    cone = Cone(150.1, -1 / 3, radius)
+    words = shlex.split(classify_command(RunConfig("c", "i", "o", region=cone)))
+    assert words[-2] == "--cone" and parse_cone(words[-1]) == cone
+    assert region_identity(parse_cone(words[-1])) == region_identity(cone)
+    if radius != "1rad":
+        assert words[-1] == f"150.1,-0.3333333333333333,{radius}"
 
 
 def test_a_run_whose_moc_file_has_vanished_still_gets_a_hint(tmp_path: Path) -> None:
