@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import ConfigError
-from ..schema import CLASS_SCHEMA, UNCLASSIFIED
+from ..schema import CLASS_SCHEMA, UNCLASSIFIED, listed_names
 from ..sky.regions import Cone, Region, region_text
 from ..text import counted, html_table
 from .duckdb import connect
@@ -147,7 +147,7 @@ class ClassCatalog:
         Parameters
         ----------
         columns : sequence of str
-            Names of the columns, in the order of the answer.
+            Names of the columns, in the order of the answer; a single name needs no list.
 
         Returns
         -------
@@ -165,7 +165,8 @@ class ClassCatalog:
         >>> sc.open_catalog("classes").select(["source_id", "class"]).to_arrow().column_names
         ['source_id', 'class']
         """
-        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        is_name = isinstance(columns, str) and "," not in columns
+        names = (str(columns),) if is_name else tuple(listed_names(columns))
         unknown = [name for name in names if name not in CLASS_SCHEMA.names]
         if unknown or not names or len(set(names)) < len(names):
             what = f"unknown columns {unknown}" if unknown else f"columns {list(names)} are none or repeated"

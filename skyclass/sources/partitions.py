@@ -17,6 +17,7 @@ from ..schema import (
     TABLE_COLUMNS,
     check_positions,
     conform_sources,
+    listed_names,
     without_dictionary,
 )
 from ..sky.regions import Region
@@ -66,7 +67,7 @@ class PartitionedSources:
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
         """Return the rows of a partition in the region, with clean values, in the types of `SOURCE_SCHEMA`."""
-        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else columns)
+        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else listed_names(columns))
         names |= set(TABLE_COLUMNS) if self.region else set()
         names |= {"coadd_id"} if coadd_id is not None else set()
         names |= {"bad_values"} if self.is_prepared else set()

@@ -54,6 +54,9 @@ def test_columns_are_given_as_a_list_or_as_one_name(catalog: ClassCatalog) -> No
         with pytest.raises(ConfigError) as caught:
             catalog.select(wrong)
         assert str(caught.value).startswith(said)
+    with pytest.raises(ConfigError) as caught:
+        catalog.select("ra,class")
+    assert str(caught.value) == """columns is 'ra,class': it must be a list of names, such as ["ra", "class"]"""
 
 
 def test_a_wrong_condition_is_told_at_once_and_a_wrong_class_too(catalog: ClassCatalog) -> None:
