@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..errors import ConfigError
 from ..schema import CLASS_SCHEMA, UNCLASSIFIED, listed_names
 from ..sky.regions import Cone, Region, region_text
-from ..text import counted, html_table
+from ..text import counted, html_table, one_or_many
 from .duckdb import connect
 from .export import export_pieces, to_pandas
 from .manifest import Manifest, read_manifest
@@ -169,7 +169,11 @@ class ClassCatalog:
         names = (str(columns),) if is_name else tuple(listed_names(columns))
         unknown = [name for name in names if name not in CLASS_SCHEMA.names]
         if unknown or not names or len(set(names)) < len(names):
-            what = f"unknown columns {unknown}" if unknown else f"columns {list(names)} are none or repeated"
+            what = (
+                f"unknown {one_or_many(len(unknown), 'column', 'columns')} {unknown}"
+                if unknown
+                else f"columns {list(names)} are none or repeated"
+            )
             raise ConfigError(f"{what}: choose from {column_list()}")
         return self._narrowed(columns=names)
 

@@ -17,6 +17,7 @@ from ..model.devices import has_cuda
 from ..model.photometry import columns_of
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values
+from ..text import named
 from ..types import Archive
 from .context import RunContext
 from .folder import RunFolder
@@ -52,7 +53,8 @@ def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | Non
     if not absent:
         return
     is_from_table = table is not None or sources.is_prepared  # columns that a table lacks are null
-    lack = f"{sources.location} has no {'value in' if is_from_table else 'column'} {', '.join(absent)}"
+    what = f"value in {', '.join(absent)}" if is_from_table else named("column", absent)
+    lack = f"{sources.location} has no {what}"
     if is_from_table and len(absent) < len(needed):
         log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return

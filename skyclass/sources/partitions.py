@@ -21,6 +21,7 @@ from ..schema import (
     without_dictionary,
 )
 from ..sky.regions import Region
+from ..text import named
 from .columns import with_column
 from .identifiers import IDENTIFIERS, identifiers
 from .layouts import Layout
@@ -110,7 +111,7 @@ def source_columns(sources: PartitionedSources, path: str) -> dict[str, str]:
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
     if missing:
         raise CatalogError(
-            f"{path}: no column {', '.join(missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
+            f"{path}: no {named('column', missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
             "A plain list of positions can be given as one table file with ra and dec"
         )
     return {name: in_file for name, in_file in names.items() if in_file in present}

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ..errors import CatalogError, ConfigError
 from ..schema import SOURCE_SCHEMA, listed_names
 from ..sky.regions import Region, region_text
-from ..text import counted, html_table
+from ..text import counted, html_table, named
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -144,7 +144,7 @@ def dask_frame(sources: SourceTable, pieces: Sequence[SourceTable], columns: Seq
 
     names = listed_names(SOURCE_SCHEMA.names if columns is None else columns)
     if unknown := [name for name in names if name not in SOURCE_SCHEMA.names]:
-        raise ConfigError(f"unknown columns {', '.join(unknown)}: choose from {', '.join(SOURCE_SCHEMA.names)}")
+        raise ConfigError(f"unknown {named('column', unknown)}: choose from {', '.join(SOURCE_SCHEMA.names)}")
     if not pieces:
         raise CatalogError(f"catalogue {sources.location}: no partition touches the {region_text(sources.region)}")
     from_map: Callable[..., dd.DataFrame] = dd.from_map

@@ -50,7 +50,7 @@ def test_columns_are_given_as_a_list_or_as_one_name(catalog: ClassCatalog) -> No
     assert catalog.select("ra").to_arrow().column_names == ["ra"]
     assert catalog.select(("ra", "class")).to_arrow().column_names == ["ra", "class"]
     assert catalog.select("ra").select(["dec"]).to_arrow().column_names == ["dec"]
-    for wrong, said in (("nope", "unknown columns ['nope']"), (["ra", "ra"], "columns ['ra', 'ra'] are none or")):
+    for wrong, said in (("nope", "unknown column ['nope']"), (["ra", "ra"], "columns ['ra', 'ra'] are none or")):
         with pytest.raises(ConfigError) as caught:
             catalog.select(wrong)
         assert str(caught.value).startswith(said)

@@ -272,6 +272,11 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
 
 
+def test_the_choices_of_a_missing_argument_are_lines_without_escapes():
+    done = skyclass("init")
+    assert done.returncode == 2 and "Choose from:\n  run,\n  labels,\n  dataset,\n  train\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words", [["query"], ["gc"], ["report"], ["plan", "--images=x", "--catalog"], ["plan", "--images"]]
 )
@@ -430,4 +435,4 @@ def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "skyclass: warning:" in line or "Warning" in line]
     assert len(warnings) == 1 and warnings[0].startswith("skyclass: warning: "), done.stderr
-    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null" in warnings[0]
+    assert "1 value of column w1mpro, '<15.2', is no number and becomes null" in warnings[0]

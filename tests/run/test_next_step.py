@@ -71,6 +71,18 @@ def test_an_unfinished_run_names_the_command_that_finishes_it(unfinished: RunFol
     assert skyclass("publish", unfinished.path) == 0 and skyclass("verify", unfinished.path) == 0
 
 
+@pytest.mark.parametrize(
+    ("n_done", "said"), [(0, "0 of 1 source are classified"), (1, "the only source is classified")]
+)
+def test_a_run_of_one_source_is_told_in_the_singular(tmp_path: Path, n_done: int, said: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = RunConfig("c", "i", "o").to_dict()
+    start_or_resume(folder, FINGERPRINT, {"config": config, "n_sources": 1, "n_tiles": 1})
+    if n_done:
+        journal_commit(folder, commit_tile(folder, TILES[0][0], class_rows(TILES[0][0], 1, 150, 1.5)))
+    assert f"is an unfinished run: {said}" in message("verify", folder.path)
+
+
 def test_commands_of_runs() -> None:
     run = RunConfig("c", "i", "o", model="m x", compile="off", retry_quarantined=True, strip_sources=5)
     assert classify_command(run) == (
@@ -232,7 +244,7 @@ def test_the_depth_of_a_condition_is_limited_alike_in_every_process(
         (("--sql", "SELECT '\udcff'"), "is no UTF-8 text"),
         (("--where", ""), "'' is empty"),
         (("--sql", ""), "holds 0 statements"),
-        (("--columns", ""), "unknown columns"),
+        (("--columns", ""), "unknown column"),
         (("--cone", ""), "write RA,DEC,RADIUS"),
     ],
     ids=["union", "deep sql", "deep where", "bytes in where", "bytes in sql", "where", "sql", "columns", "cone"],

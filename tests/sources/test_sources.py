@@ -214,8 +214,10 @@ def test_a_dask_frame_reads_only_the_columns_in_use(tmp_path: Path, sources: pa.
     assert sorted(picked.to_dask()["source_id"].compute(scheduler="sync")) == expected  # Dask passes the column
     with pytest.raises(CatalogError, match="part0.snappy.parquet: cannot be read"):
         picked.to_dask(columns=["w2mpro"]).compute(scheduler="sync")
-    with pytest.raises(ConfigError, match="unknown columns w9mpro: choose from source_id"):
+    with pytest.raises(ConfigError, match="unknown column w9mpro: choose from source_id"):
         picked.to_dask(columns=["w9mpro"])
+    with pytest.raises(ConfigError, match="unknown columns w8mpro, w9mpro: choose from source_id"):
+        picked.to_dask(columns=["ra", "w8mpro", "w9mpro"])
 
 
 def test_a_text_in_place_of_a_list_of_columns_is_refused(hive: Path, tmp_path: Path) -> None:
