@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import CatalogError, StoreError
+from .errors import CatalogError, ConfigError, StoreError
 from .types import CLASSES, Bool, Flag, Float64, Int32
 
 # --- sources in -------------------------------------------------------------------------------------
@@ -34,6 +35,15 @@ INPUT_COLUMNS = tuple(name for name in SOURCE_SCHEMA.names if name != "bad_value
 CATALOG_COLUMNS = ("source_id", "ra", "dec")
 """Columns that a catalogue of partitions needs; a table of positions needs `TABLE_COLUMNS` only."""
 TABLE_COLUMNS = ("ra", "dec")
+
+
+def listed_names(columns: Iterable[str]) -> list[str]:
+    """Return names of columns as a list; raise `ConfigError` for one text, whose letters would each be a name."""
+    if isinstance(columns, str):
+        names = [name.strip() for name in columns.split(",") if name.strip()] or ["ra"]
+        example = json.dumps(names, ensure_ascii=False)
+        raise ConfigError(f"columns is {columns!r}: it must be a list of names, such as {example}")
+    return list(columns)
 
 
 class PhysicalRange(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,7 +25,25 @@ def counted(n: int, noun: str) -> str:
     >>> counted(1, "tile"), counted(2000, "tile")
     ('1 tile', '2,000 tiles')
     """
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {one_or_many(n, noun, noun + 's')}"
+
+
+def named(noun: str, names: Collection[str]) -> str:
+    """Return names after their noun, such as "column ra" and "columns ra, dec".
+
+    >>> named("column", ["ra"]), named("column", ["ra", "dec"])
+    ('column ra', 'columns ra, dec')
+    """
+    return f"{one_or_many(len(names), noun, noun + 's')} {', '.join(names)}"
+
+
+def one_or_many(n: int, one: str, many: str) -> str:
+    """Return the form of a word or phrase that fits a number.
+
+    >>> one_or_many(1, "is", "are"), one_or_many(2, "is", "are")
+    ('is', 'are')
+    """
+    return one if n == 1 else many
 
 
 def shell_command(words: Iterable[object]) -> str:

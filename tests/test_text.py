@@ -12,7 +12,7 @@ import pytest
 
 from skyclass.errors import ArchiveDown, RunMismatch, TileFault
 from skyclass.run.finish import publish_run
-from skyclass.text import printable, shell_command, table_text
+from skyclass.text import counted, named, one_or_many, printable, shell_command, table_text
 from tests.support.class_rows import make_run
 from tests.support.command_line import skyclass
 
@@ -25,6 +25,12 @@ def test_control_characters_become_escapes() -> None:
     assert printable("Größe 5″ – αβγ 星 \\n") == "Größe 5″ – αβγ 星 \\n"
     assert printable(Path("/data/x\ty")) == "/data/x\\ty"
     assert all(printable(chr(c)).isprintable() for c in range(0x3000))
+
+
+def test_words_fit_the_number_of_things() -> None:
+    assert [counted(n, "row") for n in (0, 1, 2, 1000)] == ["0 rows", "1 row", "2 rows", "1,000 rows"]
+    assert [one_or_many(n, "has", "have") for n in (0, 1, 2)] == ["have", "has", "have"]
+    assert [named("column", names) for names in (["a"], ["a", "b"])] == ["column a", "columns a, b"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from skyclass.errors import CatalogError, ConfigError
+from skyclass.text import named
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.evaluation.training_log import read_log
 from skyclass.training.extra import train_extra
@@ -157,7 +158,7 @@ def colour_colour(dataset: Dataset, index: Int64 | None = None) -> dict[str, Any
     chosen = np.arange(len(dataset)) if index is None else index
     names = ("w1mpro", "w2mpro", "w3mpro")
     if missing := set(names) - set(dataset.rows.column_names):
-        raise CatalogError(f"the dataset has no column {', '.join(sorted(missing))}: build it with photometry")
+        raise CatalogError(f"the dataset has no {named('column', sorted(missing))}: build it with photometry")
     w1, w2, w3 = (dataset.rows[name].to_numpy().astype(np.float64)[chosen] for name in names)
     colours = {"w1-w2": w1 - w2, "w2-w3": w2 - w3}
     good = np.isfinite(w1 - w2) & np.isfinite(w2 - w3)

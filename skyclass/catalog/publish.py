@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ..errors import RowsLost, StoreError
 from ..files import parquet_bytes, write_bytes
 from ..schema import CLASS_SCHEMA, class_counts, conform, flagged
+from ..text import counted
 from ..types import Json, ParallelMap
 from .hats import file_metadata, sidecar_files, text_sizes
 from .manifest import MANIFEST_NAME, PIXEL_SHIFT, PixelRecord, manifest_of, pixel_path, write_manifest
@@ -144,7 +145,9 @@ def finish_publication(rows: CatalogRows, staging_folder: Path, records: Iterabl
     Raises `RowsLost` unless the files together hold `rows.n_rows`, and `StoreError` where a source id occurs twice.
     """
     records = sorted(records, key=lambda record: record.pixel)
-    require_row_total(sum(record.rows for record in records), rows.n_rows, f"the {len(records)} published files")
+    require_row_total(
+        sum(record.rows for record in records), rows.n_rows, f"the {counted(len(records), 'published file')}"
+    )
     if repeated := repeated_ids(staging_folder, records, rows.tmp):
         raise StoreError(
             f"source_id is not unique: {quoted(repeated)} occur more than once; give each source of the input "
@@ -161,7 +164,7 @@ def require_row_total(n_rows: int, n_expected: int, source: str) -> None:
     """Raise `RowsLost` unless `source` holds as many rows as planned."""
     if n_rows != n_expected:
         raise RowsLost(
-            f"{n_expected:,} rows planned, {n_rows:,} in {source}: nothing was published. Classify "
+            f"{counted(n_expected, 'row')} planned, {n_rows:,} in {source}: nothing was published. Classify "
             "into this folder again, which completes the tiles that are missing; if it ends here again, report a defect"
         )
 
@@ -176,7 +179,7 @@ def check_space(rows: CatalogRows, n_files: int) -> None:
     n_needed = rows.nbytes * 11 // 10 + FOOTER_BYTES * n_files
     if disk.total and disk.free < n_needed:  # some network file systems report no sizes
         earlier = superseded_publications(rows.folder)
-        hint = f"'skyclass gc' removes {len(earlier)} earlier publications; " if earlier else ""
+        hint = f"'skyclass gc' removes {counted(len(earlier), 'earlier publication')}; " if earlier else ""
         raise StoreError(
             f"{target}: the class catalogue needs {n_needed:,} bytes and {disk.free:,} are "
             f"available: nothing was published. {hint}free space, then run the same command again"

@@ -16,9 +16,9 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import ConfigError
-from ..schema import CLASS_SCHEMA, UNCLASSIFIED
+from ..schema import CLASS_SCHEMA, UNCLASSIFIED, listed_names
 from ..sky.regions import Cone, Region, region_text
-from ..text import counted, html_table
+from ..text import counted, html_table, one_or_many
 from .duckdb import connect
 from .export import export_pieces, to_pandas
 from .manifest import Manifest, read_manifest
@@ -147,7 +147,7 @@ class ClassCatalog:
         Parameters
         ----------
         columns : sequence of str
-            Names of the columns, in the order of the answer.
+            Names of the columns, in the order of the answer; a single name needs no list.
 
         Returns
         -------
@@ -165,10 +165,15 @@ class ClassCatalog:
         >>> sc.open_catalog("classes").select(["source_id", "class"]).to_arrow().column_names
         ['source_id', 'class']
         """
-        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        is_name = isinstance(columns, str) and "," not in columns
+        names = (str(columns),) if is_name else tuple(listed_names(columns))
         unknown = [name for name in names if name not in CLASS_SCHEMA.names]
         if unknown or not names or len(set(names)) < len(names):
-            what = f"unknown columns {unknown}" if unknown else f"columns {list(names)} are none or repeated"
+            what = (
+                f"unknown {one_or_many(len(unknown), 'column', 'columns')} {unknown}"
+                if unknown
+                else f"columns {list(names)} are none or repeated"
+            )
             raise ConfigError(f"{what}: choose from {column_list()}")
         return self._narrowed(columns=names)
 
@@ -273,7 +278,7 @@ class ClassCatalog:
         Raises
         ------
         ConfigError
-            The query cannot be answered; the message lists the columns.
+            The query cannot be answered; the message says why.
 
         Examples
         --------
@@ -304,7 +309,7 @@ class ClassCatalog:
         [{'n': 44}]
         """
         check_query(query, self.manifest.classes)
-        with translate_duckdb_errors(query, self.root), connect(self.root) as connection:
+        with translate_duckdb_errors(query, self.root, self.manifest.classes), connect(self.root) as connection:
             self.selection.make_view(connection)
             return connection.sql(query).to_arrow_table()
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from ..errors import ConfigError, StoreError
 from ..schema import CLASS_SCHEMA, UNCLASSIFIED
-from .duckdb import connect
+from .duckdb import connect, literal
 
 _EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
 _CLASS_COLUMN = "class"
-_UNKNOWN_COLUMN = re.compile(r'Referenced column "([^"]+)" not found')
+_UNKNOWN_COLUMN = re.compile(r'olumn "(.+)" (?:in \w+ list )?not found|does not have a column named "(.+)"')
 MAX_TREE_DEPTH = 500
 """Levels in the syntax tree of a query, some two for each level of its text. Python's own limit differs by process."""
 
@@ -28,8 +28,10 @@ MAX_TREE_DEPTH = 500
 def check_condition(expression: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `expression` is one condition on the columns, on classes that the catalogue has."""
     _refuse_undecoded(expression)
+    if not expression.strip():
+        raise ConfigError(f"where takes a condition, such as p_quasar > 0.9; {expression!r} is empty")
     text = f"({expression}\n)"
-    with translate_duckdb_errors(expression), connect(None) as connection:
+    with translate_duckdb_errors(expression, classes=classes), connect(None) as connection:
         # parsed without brackets first: the expression must not close the bracket that it is put into
         statements = duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")
         if len(statements) != 1:
@@ -45,7 +47,7 @@ def check_condition(expression: str, classes: Collection[str]) -> None:
 def check_query(query: str, classes: Collection[str]) -> None:
     """Raise `ConfigError` unless `query` is one SELECT, on classes that the catalogue has."""
     _refuse_undecoded(query)
-    with translate_duckdb_errors(query):
+    with translate_duckdb_errors(query, classes=classes):
         statements = duckdb.extract_statements(query)
     if len(statements) != 1:
         raise ConfigError(f"sql takes one SELECT, and {query!r} holds {len(statements)} statements")
@@ -70,10 +72,11 @@ def has_subquery(expression: str) -> bool:
 
 
 @contextmanager
-def translate_duckdb_errors(question: str, root: Path | None = None) -> Iterator[None]:
-    """Turn an error of DuckDB into a `ConfigError` that lists the columns.
+def translate_duckdb_errors(question: str, root: Path | None = None, classes: Collection[str] = ()) -> Iterator[None]:
+    """Turn an error of DuckDB into a `ConfigError`, which lists the columns where the question names an unknown one.
 
-    An error about a file of the catalogue at `root` is a `StoreError` instead.
+    Where it names one of `classes` instead of a column, the message shows the quotes of text. An error about a file
+    of the catalogue at `root` is a `StoreError`.
     """
     try:
         yield
@@ -83,16 +86,25 @@ def translate_duckdb_errors(question: str, root: Path | None = None) -> Iterator
             raise unreadable(root, "a file of the catalogue is gone") from error
         if root and str(root) in reason and str(root) not in question:
             raise unreadable(root, f"a file of the catalogue is damaged ({reason})") from error
-        raise ConfigError(
-            f"cannot answer {question!r}: {reason}{_suggestion(reason)}. Columns: {column_list()}"
-        ) from error
+        remedy = _column_remedy(question, reason, classes)
+        raise ConfigError(f"cannot answer {question!r}: {reason}{remedy}") from error
 
 
-def _suggestion(reason: str) -> str:
-    """Return the most similar column where DuckDB says that there is no such column, else ""."""
+def _column_remedy(question: str, reason: str, classes: Collection[str]) -> str:
+    """Return what to write in place of a column where DuckDB says that there is no such column, else ""."""
     unknown = _UNKNOWN_COLUMN.search(reason)
-    similar = get_close_matches(unknown[1].lower(), CLASS_SCHEMA.names) if unknown else []
-    return f" (did you mean {similar[0]}?)" if similar else ""
+    if not unknown:
+        return ""
+    name = unknown[1] or unknown[2]
+    for known in classes:
+        if known != UNCLASSIFIED and known.lower() == name.lower():
+            return f". Text is in single quotes: {_CLASS_COLUMN} = {literal(known)}"
+    similar = get_close_matches(name.lower(), CLASS_SCHEMA.names)
+    suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+    quoted = name.replace('"', '""')
+    if f'"{quoted}"' in question:
+        return f"{suggestion}. Double quotes name a column. Text is in single quotes: {literal(name)}"
+    return f"{suggestion}. Columns: {column_list()}"
 
 
 def unreadable(root: Path, reason: str) -> StoreError:

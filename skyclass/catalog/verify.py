@@ -92,7 +92,7 @@ def _total_problems(manifest: Manifest, planned_rows: int | None) -> list[str]:
     rows = sum(record.rows for record in manifest.files)
     for source, expected in {"manifest": manifest.rows_expected, "run": planned_rows}.items():
         if expected is not None and rows != expected:
-            problems.append(f"{expected:,} rows planned ({source}), {rows:,} rows in the files")
+            problems.append(f"{counted(expected, 'row')} planned ({source}), {counted(rows, 'row')} in the files")
     totals = manifest_of(manifest.files, manifest.rows_expected, manifest.provenance, manifest.sidecars, manifest.tiles)
     for name in ("rows", "classes", "n_flagged"):
         if getattr(totals, name) != getattr(manifest, name):
@@ -131,7 +131,7 @@ def _row_problems(rows: pa.Table, record: PixelRecord) -> list[str]:
     healpix = rows["_healpix_29"].to_numpy()
     order = pc.sort_indices(rows, sort_keys=[(key, "ascending") for key in SORT_KEYS]).to_numpy()
     checks = {
-        f"{len(rows):,} rows, published {record.rows:,}": len(rows) != record.rows,
+        f"{counted(len(rows), 'row')}, published {record.rows:,}": len(rows) != record.rows,
         f"rows outside pixel {record.pixel}": bool((healpix >> PIXEL_SHIFT != record.pixel).any()),
         "not sorted by _healpix_29, source_id": bool((order != np.arange(len(rows))).any()),
         "class counts differ from the manifest": class_counts(rows) != record.classes,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PREVIEW_ROWS = 30
+"""Rows of an answer that are printed; a file gets all."""
 
 
 @click.command()
@@ -65,7 +66,11 @@ def verify(catalogue: str) -> int:
 @click.option("--where", help='SQL condition, such as "p_quasar > 0.9 AND w1snr > 20".')
 @click.option("--columns", help="Comma-separated; all when absent.")
 @click.option("--sql", help="SQL over the table `classes` (the rows selected so far).")
-@click.option("-o", "--output", help="Write .parquet, .csv, .fits or .vot; print otherwise.")
+@click.option(
+    "-o",
+    "--output",
+    help=f"Write .parquet, .csv, .fits or .vot; print the first {PREVIEW_ROWS} rows otherwise.",
+)
 @overwrite_option
 def query(
     catalogue: str,
@@ -76,7 +81,7 @@ def query(
     output: str | None,
     overwrite: bool,
 ) -> int:
-    """Select rows of a class catalogue by position and condition; print or export them."""
+    """Select rows of a class catalogue by position and condition; print the first of them, or export all."""
     from ..catalog.export import check_target, export_table
     from ..catalog.query import open_catalog
 
@@ -99,24 +104,26 @@ def query(
             say(f"{counted(classes.count(), 'row')} written to {written}")
     elif sql is not None:
         answer = classes.sql_arrow(sql)
-        click.echo(shown(answer))
-        say(counted(len(answer), "row"))
+        print_first(answer, len(answer))
     else:
-        click.echo(shown(classes.sql_arrow(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}")))
-        say(counted(classes.count(), "row"))
+        print_first(classes.sql_arrow(f"SELECT * FROM classes LIMIT {PREVIEW_ROWS}"), classes.count())
     return 0
 
 
-def shown(answer: pa.Table) -> str:
-    """Return an answer as lines for a terminal."""
+def print_first(answer: pa.Table, n_rows: int) -> None:
+    """Print the first rows of an answer, and how many it has."""
     from ..catalog.export import plain_table, to_pandas
 
-    return table_text(to_pandas(plain_table(answer)))
+    click.echo(table_text(to_pandas(plain_table(answer.slice(0, PREVIEW_ROWS)))))
+    left_out = f", the first {PREVIEW_ROWS} of them above; -o FILE writes all" if n_rows > PREVIEW_ROWS else ""
+    say(counted(n_rows, "row") + left_out)
 
 
 @click.command()
 @click.argument("path")
-@click.option("-o", "--output", help="HTML page.  [default: report.html, beside an evaluation, else here]")
+@click.option(
+    "-o", "--output", help="HTML page, .html or .htm.  [default: report.html, beside an evaluation, else here]"
+)
 @overwrite_option
 def report(path: str, output: str | None, overwrite: bool) -> int:
     """Make one HTML page, figures included, from a class catalogue or an evaluation."""

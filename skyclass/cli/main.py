@@ -45,7 +45,7 @@ def main() -> None:
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
-        say(*text.getvalue().rstrip().split("\n"), err=True)
+        say(*text.getvalue().rstrip().replace("\n\t", "\n  ").split("\n"), err=True)
         sys.exit(2)
     except SkyclassError as error:
         _fail(error)

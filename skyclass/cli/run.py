@@ -9,7 +9,7 @@ import click
 
 from .. import __version__, api
 from ..run.config import RunConfig
-from ..text import counted
+from ..text import counted, one_or_many
 from ..types import CLASSES, Flag
 from .options import ConfigCommand, config_options, read_config
 from .output import EXIT_QUARANTINED, print_quarantined, say
@@ -44,9 +44,10 @@ def _print_report(report: Any, run: RunConfig) -> None:
     lines[2:2] = _of_inputs(report)
     say(*lines)
     if report.model_faults:
+        has = one_or_many(report.model_faults, "has", "have")
         say(
-            f"{report.model_faults:,} sources have no class because {report.model_id} gave no probabilities for their "
-            "images (flag 512, MODEL_FAULT): choose another model"
+            f"{counted(report.model_faults, 'source')} {has} no class because {report.model_id} gave no probabilities "
+            "for the images (flag 512, MODEL_FAULT): choose another model"
         )
     print_quarantined(report.quarantined, report.remedy)
 

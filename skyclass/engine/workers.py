@@ -24,6 +24,7 @@ from ..networks import network_class
 from ..run.context import RunContext
 from ..run.prepare import warm_up_local
 from ..run.strips import TIMED_STAGES
+from ..text import counted, one_or_many
 from ..version import versions
 
 log = logging.getLogger(__name__)
@@ -154,9 +155,10 @@ def check_worker_versions(client: Client) -> None:
         for address, answer in answers.items()
     }
     if different := sorted(f"{address}: {mismatch}" for address, mismatch in mismatches.items() if mismatch):
+        differ = one_or_many(len(different), "differs", "differ")
         raise ConfigError(
-            f"{len(different)} of {len(answers)} workers differ from this driver: {'; '.join(different[:3])}; install "
-            "the same versions on both"
+            f"{len(different)} of {counted(len(answers), 'worker')} {differ} from this driver: "
+            f"{'; '.join(different[:3])}; install the same versions on both"
         )
 
 
@@ -177,8 +179,8 @@ def check_worker_network(client: Client, context: RunContext, placement: Placeme
     if faults:
         shown = "; ".join(f"worker {address}: {fault}" for address, fault in sorted(faults.items())[:3])
         raise ConfigError(
-            f"{len(faults)} of {len(answers)} workers cannot run the network {name!r} of this driver: {shown}; give "
-            "every worker the same module"
+            f"{len(faults)} of {counted(len(answers), 'worker')} cannot run the network {name!r} of this driver: "
+            f"{shown}; give every worker the same module"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import CatalogError, ConfigError
+from ..text import named
 from ..types import Float32, Float64
 
 PHOTOMETRY_COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
@@ -144,7 +145,7 @@ def features(rows: pa.Table, names: tuple[str, ...]) -> Float32:
     needed = columns_of(names)
     if absent := [column for column in needed if column not in rows.column_names]:
         raise CatalogError(
-            f"no column {', '.join(absent)} for the features {', '.join(names)}: add the columns (AllWISE names), "
+            f"no {named('column', absent)} for the {named('feature', names)}: add the columns (AllWISE names), "
             "or choose features without them"
         )
     values = {column: numbers(rows[column]) for column in needed}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..import_path import import_class, is_import_path
+from ..text import named
 from .baselines.efficientnetv2 import EfficientNetV2
 from .baselines.googlenet import GoogLeNet
 from .baselines.mobilenet import MobileNet
@@ -121,7 +122,7 @@ def build(name: str, **options: object) -> nn.Module:
     known = inspect.signature(make).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     if (unknown := sorted(set(options) - set(known))) and not takes_any:
-        raise ConfigError(f"network {name!r} has no option {', '.join(unknown)}: it has {', '.join(known)}")
+        raise ConfigError(f"network {name!r} has no {named('option', unknown)}: it has {', '.join(known)}")
     return make(**options)
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import ConfigError
 from .catalogue import catalogue_page
 from .drawing import save_figure
 from .evaluation import evaluation_page, markdown
 from .evaluation_plots import EVALUATION_FIGURES, evaluation_figures
-from .evaluation_results import RESULTS
+from .evaluation_results import RESULTS, read_evaluation
 
 __all__ = [
     "EVALUATION_FIGURES",
@@ -31,6 +32,8 @@ __all__ = [
     "write_html",
 ]
 
+PAGE_ENDINGS = (".html", ".htm")
+
 
 def write_html(folder: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
     """Write the report of an evaluation folder or a class catalogue as one HTML page, and return its path.
@@ -40,25 +43,42 @@ def write_html(folder: str | Path, out: str | Path | None = None, overwrite: boo
     folder : str or Path
         Folder of an evaluation, of a class catalogue, or of the run that published it.
     out : str or Path, optional
-        The page; by default report.html in the folder of an evaluation, or in the working folder for a catalogue.
+        The page, .html or .htm; by default report.html in the folder of an evaluation, or in the working folder for a
+        catalogue.
     overwrite : bool
         Replace an existing page.
 
     Raises
     ------
     ConfigError
-        The evaluation is of another version, or the page exists and `overwrite` is False.
+        The evaluation is of another version, the page has another ending, or it exists and `overwrite` is False.
     NotPublished
         The folder holds neither an evaluation nor a class catalogue.
     """
-    from ..catalog.export import refuse_existing
     from ..catalog.query import open_catalog
     from ..files import write_bytes
 
     source = Path(folder)
-    is_evaluation = (source / RESULTS).is_file()
-    target = Path(out or (source / "report.html" if is_evaluation else "report.html"))
-    refuse_existing(target, overwrite)
-    page = evaluation_page(source) if is_evaluation else catalogue_page(open_catalog(source))
+    if (source / RESULTS).is_file():
+        results = read_evaluation(source)
+        target = _checked_page(out or source / "report.html", overwrite)
+        page = evaluation_page(source, results)
+    else:
+        classes = open_catalog(source)
+        target = _checked_page(out or "report.html", overwrite)
+        page = catalogue_page(classes)
     write_bytes(target, page.encode())
+    return target
+
+
+def _checked_page(out: str | Path, overwrite: bool) -> Path:
+    """Return the path of a page; raise `ConfigError` on another ending and on a path that is taken."""
+    from ..catalog.export import refuse_existing
+
+    target = Path(out)
+    if target.suffix.lower() not in PAGE_ENDINGS:
+        raise ConfigError(
+            f"a report is an HTML page, and {target.name!r} is not: end it in {' or '.join(PAGE_ENDINGS)}"
+        )
+    refuse_existing(target, overwrite)
     return target

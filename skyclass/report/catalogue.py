@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ..text import counted
 from ..types import Flag
 from .catalogue_counts import catalogue_statistics
 from .catalogue_plots import CATALOGUE_FIGURES, catalogue_figures
@@ -24,7 +25,7 @@ def catalogue_page(classes: ClassCatalog) -> str:
         title="Class catalogue" + (f" ({warning})" if warning else ""),
         warning=warning,
         caveats=[],
-        facts=[f"{statistics['rows']:,} sources, run {statistics['run_id']}", f"Model: {statistics['label']}"],
+        facts=[f"{counted(statistics['rows'], 'source')}, run {statistics['run_id']}", f"Model: {statistics['label']}"],
         tables=catalogue_tables(statistics),
         pictures={CATALOGUE_FIGURES[name]: png(figure) for name, figure in catalogue_figures(statistics).items()},
         provenance=json.dumps(dict(classes.manifest.provenance), indent=1, default=str),

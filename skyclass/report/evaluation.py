@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..text import counted, one_or_many
 from .drawing import Json
 from .evaluation_plots import EVALUATION_FIGURES
 from .evaluation_results import (
@@ -14,7 +15,6 @@ from .evaluation_results import (
     entries,
     facts_of,
     range_label,
-    read_evaluation,
     simulation_warning,
     title_of,
 )
@@ -24,9 +24,8 @@ COMPARED = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc", "ece", "nl
 """The metrics in the table of differences."""
 
 
-def evaluation_page(folder: Path) -> str:
-    """Return the page of an evaluation folder, with the figures that the folder holds."""
-    results = read_evaluation(folder)
+def evaluation_page(folder: Path, results: Json) -> str:
+    """Return the page of an evaluation, with the figures that its folder holds."""
     files = {caption: folder / f"{name}.png" for name, caption in EVALUATION_FIGURES.items()}
     training = {model["name"]: model["training"] for model in results["models"]}
     return render(
@@ -69,8 +68,8 @@ def _overall_table(results: Json) -> Table:
         (label, *(_with_interval(m.get(name), m["intervals"].get(name)) for m in models))
         for name, label in METRIC_LABELS.items()
     ]
-    rows_text = f"{results['n']:,} rows of split {results['split']}; value [95 % bootstrap interval]."
-    note = f"{rows_text} {_ZERO_WIDTH_NOTE} {_ECE_NOTE}"
+    rows_of_split = f"{counted(results['n'], 'row')} of split {results['split']}"
+    note = f"{rows_of_split}; value [95 % bootstrap interval]. {_ZERO_WIDTH_NOTE} {_ECE_NOTE}"
     return Table("Overall", ("metric", *(m["name"] for m in models)), tuple(rows), note)
 
 
@@ -127,7 +126,11 @@ def _stratum_table(column: str, models: Sequence[Json]) -> Table:
             (range_label(stratum), f"{stratum['n']:,}", *(f"{n:,}" for n in stratum["counts"].values()), *rates)
         )
     columns = (strata["label"], "n", *(f"n {k}" for k in strata["bins"][0]["counts"]), *(m["name"] for m in models))
-    unknown = f" {strata['unknown']:,} rows have no value." if strata["unknown"] else ""
+    unknown = (
+        f" {counted(strata['unknown'], 'row')} {one_or_many(strata['unknown'], 'has', 'have')} no value."
+        if strata["unknown"]
+        else ""
+    )
     return Table(f"Balanced accuracy by {strata['label']}", columns, tuple(rows), _STRATUM_NOTE + unknown)
 
 

@@ -14,6 +14,7 @@ from ..catalog.verify import VerifyReport, verify_publication
 from ..catalog.versions import PUBLICATIONS, current_publication, find_catalog, refuse_foreign_catalog
 from ..errors import RunMismatch, StoreError
 from ..files import unfinished
+from ..text import counted
 from ..types import ParallelMap
 from .commits import Commit, committed, refuse_changed
 from .folder import RunFolder, expected_rows, read_run
@@ -39,7 +40,7 @@ def publish_run(
     n_committed = sum(commit.rows for commit in commits.values())
     if n_committed < n_rows:
         raise unfinished_run(folder)
-    require_row_total(n_committed, n_rows, f"the {len(commits)} committed tiles")
+    require_row_total(n_committed, n_rows, f"the {counted(len(commits), 'committed tile')}")
     refuse_changed(folder, commits.values())
     check_output_folder(folder)
     folder.make()

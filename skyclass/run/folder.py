@@ -28,6 +28,7 @@ from ..catalog.versions import CURRENT, unfinished_publications
 from ..errors import NotPublished, RunMismatch, StoreError
 from ..files import read_json, translate_write_errors, unfinished, write_json
 from ..sky.regions import Region, region_identity
+from ..text import counted
 from ..types import FILE_SAFE_NAME, NO_TILE, Json
 from ..version import code_version
 
@@ -137,7 +138,7 @@ def _refuse_mismatch(
         lines += _partition_changes(folder, partitions) if "catalog" in fields else []
         raise RunMismatch(
             f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
-            f"differs in {len(fields)} field(s):",
+            f"differs in {counted(len(fields), 'field')}:",
             lines,
         )
 
@@ -149,7 +150,7 @@ def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limi
     states |= {name: "is new" for name in new.keys() - old.keys()}
     states |= {name: "was replaced" for name in old.keys() & new.keys() if list(new[name]) != list(old[name])}
     lines = [f"  {name} {states[name]}" for name in sorted(states)[:limit]]
-    return [*lines, f"  and {len(states) - limit} more partitions"] if len(states) > limit else lines
+    return [*lines, f"  and {counted(len(states) - limit, 'more partition')}"] if len(states) > limit else lines
 
 
 def read_run(folder: RunFolder) -> Json:

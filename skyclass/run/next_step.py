@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CatalogError, ConfigError, NotPublished
+from ..sky.healpix import angle_text
 from ..sources.opening import open_sources
-from ..text import shell_command
+from ..text import counted, one_or_many, shell_command
 from .commits import committed
 from .config import RunConfig, run_config
 from .folder import RunFolder, expected_rows, read_run
@@ -29,10 +30,11 @@ def unfinished_run(folder: RunFolder) -> NotPublished:
     commits, config = committed(folder), read_run(folder)["info"].get("config", {})
     n_rows, planned = sum(commit.rows for commit in commits.values()), expected_rows(folder)
     if n_rows == planned:
-        state = f"all {planned:,} sources are classified, and the class catalogue is not published"
+        all_are = one_or_many(planned, "the only source is", f"all {planned:,} sources are")
+        state = f"{all_are} classified, and the class catalogue is not published"
         command = shell_command(["skyclass", "publish", folder.path])
     else:
-        state = f"{n_rows:,} of {planned:,} sources are classified"
+        state = f"{n_rows:,} of {counted(planned, 'source')} {one_or_many(n_rows, 'is', 'are')} classified"
         command = _resuming_command(folder, config)
     return NotPublished(f"{folder.path} is an unfinished run: {state}. To finish it: {command}")
 
@@ -70,7 +72,7 @@ def _region_option(region: Mapping[str, Any]) -> list[str] | None:
     """Return the option of a region; None for pixels, which have no option."""
     match region:
         case {"kind": "cone", "ra": ra, "dec": dec, "radius": radius_deg}:
-            return ["--cone", f"{ra},{dec},{radius_deg}deg"]
+            return ["--cone", f"{ra},{dec},{angle_text(radius_deg)}"]
         case {"kind": "box", "ra_min": ra_min, "ra_max": ra_max, "dec_min": dec_min, "dec_max": dec_max}:
             return ["--box", f"{ra_min},{ra_max},{dec_min},{dec_max}"]
         case {"kind": "polygon", "vertices": vertices}:
@@ -94,6 +96,6 @@ def _input_catalogue(path: str) -> NotPublished | None:
     except CatalogError:  # no catalogue of sources either
         return None
     return NotPublished(
-        f"{path} is a catalogue of sources without classes ({len(sources.partitions):,} partitions), the input of "
-        f"a run: {command} --images IMAGES --out OUT makes a class catalogue"
+        f"{path} is a catalogue of sources without classes ({counted(len(sources.partitions), 'partition')}), the "
+        f"input of a run: {command} --images IMAGES --out OUT makes a class catalogue"
     )

@@ -19,6 +19,7 @@ from ..model.photometry import columns_of
 from ..sources.by_tile import PLAN_COLUMNS
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values
+from ..text import named
 from .context import RunContext
 from .folder import RunFolder
 from .plan import Plan
@@ -53,7 +54,8 @@ def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | Non
     if not absent:
         return
     is_from_table = table is not None or sources.is_prepared  # columns that a table lacks are null
-    lack = f"{sources.location} has no {'value in' if is_from_table else 'column'} {', '.join(absent)}"
+    what = f"value in {', '.join(absent)}" if is_from_table else named("column", absent)
+    lack = f"{sources.location} has no {what}"
     if is_from_table and len(absent) < len(needed):
         log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return

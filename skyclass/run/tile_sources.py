@@ -11,6 +11,7 @@ from ..errors import InputChanged
 from ..sky.tile_wcs import tile_pixels
 from ..sources.by_tile import sources_of_tile
 from ..sources.footers import unchanged
+from ..text import counted
 from ..types import Tile, TilePlan
 from .context import RunContext, tiles_near
 
@@ -44,8 +45,8 @@ def read_unchanged(context: RunContext, partition: int, key: str, coadd_id: str)
     partitions = context.sources.partitions
     if partition >= len(partitions):
         raise InputChanged(
-            f"{context.catalog} has {len(partitions)} partitions, fewer than when the run was planned: restore them, "
-            "and run the same command again"
+            f"{context.catalog} has {counted(len(partitions), 'partition')}, fewer than when the run was planned: "
+            "restore them, and run the same command again"
         )
     with unchanged(partitions[partition].path, key):
         return sources_of_tile(context.sources, partition, coadd_id, partial(tiles_near, context, partition))

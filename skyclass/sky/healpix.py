@@ -26,6 +26,8 @@ _UNITS_IN_DEG = {
     "arcsec": 1 / 3600, "arcsecond": 1 / 3600, "arcseconds": 1 / 3600,
     "mas": 1 / 3.6e6, "rad": 180 / math.pi,
 }  # fmt: skip
+ANGLE_DECIMALS = 6
+"""Decimals of an angle in arcmin or arcsec, in messages; an angle that needs more is in degrees."""
 
 
 def healpix(order: int, ra_deg: ArrayLike, dec_deg: ArrayLike) -> Int64:
@@ -97,6 +99,19 @@ def parse_angle(angle: str | float) -> float:
             "one of deg, arcmin, arcsec, mas, rad (for example '30arcmin')"
         )
     return value
+
+
+def angle_text(angle_deg: float) -> str:
+    """Return the shortest text that `parse_angle` reads as exactly this angle, in degrees, arcmin or arcsec.
+
+    >>> angle_text(0.5), angle_text(40 / 60), angle_text(1 / 3600)
+    ('0.5deg', '40arcmin', '1arcsec')
+    """
+    numbers = {"deg": angle_deg} | {
+        unit: round(angle_deg / _UNITS_IN_DEG[unit], ANGLE_DECIMALS) for unit in ("arcmin", "arcsec")
+    }
+    texts = (f"{float(number)!r}".removesuffix(".0") + unit for unit, number in numbers.items())
+    return min((text for text in texts if parse_angle(text) == angle_deg), key=len)
 
 
 def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> Float64:

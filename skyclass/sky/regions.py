@@ -21,6 +21,7 @@ from ..types import Bool, Float64, Int64
 from .healpix import (
     MAX_ORDER,
     ROUNDING_DEG,
+    angle_text,
     checked_degrees,
     healpix,
     parse_angle,
@@ -348,12 +349,12 @@ KINDS: dict[str, Callable[..., Region]] = {
 
 
 def region_text(region: Region | None) -> str:
-    """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 0.25deg}."""
+    """Return a region for messages, as in RUN.toml: region {kind = cone, ra = 149.75, dec = 2.2, radius = 20arcmin}."""
     if region is None:
         return "catalogue"
     values = region.to_dict()
     if "radius" in values:
-        values["radius"] = f"{values['radius']}deg"
+        values["radius"] = angle_text(values["radius"])
     return "region {" + ", ".join(f"{name} = {value}" for name, value in values.items()) + "}"
 
 

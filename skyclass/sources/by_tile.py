@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from ..errors import CatalogError
 from ..schema import CATALOG_COLUMNS
+from ..text import counted, one_or_many
 from ..types import NO_TILE, Float64, Tile
 from .assign import assign_tiles
 from .names import needs_tile_by_position
@@ -76,13 +77,15 @@ def _check_ids(table: pa.Table, path: str) -> None:
         row = pc.index(ids.is_null(), True).as_py()
         ra, dec = table["ra"][row], table["dec"][row]
         raise CatalogError(
-            f"{path}: source_id is empty in {ids.null_count:,} of {len(table):,} rows, the first at ra {ra}, dec "
-            f"{dec}; give every source its own source_id, or remove these rows"
+            f"{path}: source_id is empty in {ids.null_count:,} of {counted(len(table), 'row')}, the first at "
+            f"ra {ra}, dec {dec}; give every source its own source_id, or remove these rows"
         )
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        occur = one_or_many(len(repeated), "occurs", "occur")
         raise CatalogError(
-            f"{path}: {len(repeated):,} source_id occur in more than one row, such as {repeated.field('values')[0]} "
-            f"in {repeated.field('counts')[0]} rows; remove the repeated rows, or give every source its own source_id"
+            f"{path}: {counted(len(repeated), 'source_id')} {occur} in more than one row, such as "
+            f"{repeated.field('values')[0]} in {repeated.field('counts')[0]} rows; remove the repeated rows, or give "
+            "every source its own source_id"
         )

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ..errors import CatalogError, TableWarning
 from ..schema import CHECKED, INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
+from ..text import counted, one_or_many
 from .identifiers import IDENTIFIERS, identifiers, is_bytes, without_null_words
 
 SEXAGESIMAL = r"^[-+]?\d+(:|h|d|\s)\s*\d+"
@@ -69,8 +70,9 @@ def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> d
             indices[ours] = matches[0]
     missing = [name for name in TABLE_COLUMNS if name not in indices]
     if missing:
+        columns = one_or_many(len(missing), "column", "columns")
         raise CatalogError(
-            f"{source}: no column {' and '.join(missing)}; its columns are {_listed(names)}. "
+            f"{source}: no {columns} {' and '.join(missing)}; its columns are {_listed(names)}. "
             "Rename the columns with right ascension and declination in degrees to ra and dec"
         )
     return indices
@@ -89,7 +91,7 @@ def choose_table(tables: Sequence[TableChoice], source: str) -> int:
     usable = [i for i, table in enumerate(tables) if has_positions(table.names)]
     usable = [i for i in usable if tables[i].n_rows] or usable[:1]
     if len(usable) > 1:
-        listed = ", ".join(f"{tables[i].label} ({tables[i].n_rows:,} rows)" for i in usable)
+        listed = ", ".join(f"{tables[i].label} ({counted(tables[i].n_rows, 'row')})" for i in usable)
         raise CatalogError(
             f"{source}: {len(usable)} of its tables have ra and dec: {listed}; write the one you mean to a file of "
             "its own"
@@ -200,8 +202,9 @@ def _as_counter(column: pa.ChunkedArray, field: pa.Field) -> TypedColumn:
     except pa.ArrowException:
         strange = [value for value in column.cast(pa.string()).drop_null().to_pylist() if not _is_int64(value)]
         example = f", such as {strange[0]!r}" if strange else ""
-        count = f"{len(strange):,} of {len(column):,} values"
-        return TypedColumn(None, f"column {field.name} is left out: {count} are no integers of 64 bits{example}")
+        are_none = one_or_many(len(strange), "is no integer", "are no integers")
+        n_strange = f"{len(strange):,} of {counted(len(column), 'value')}"
+        return TypedColumn(None, f"column {field.name} is left out: {n_strange} {are_none} of 64 bits{example}")
 
 
 def _is_int64(text: str) -> bool:
@@ -218,11 +221,13 @@ def _unused(column: pa.ChunkedArray, lost: pa.ChunkedArray, n_present: int, fiel
     n_lost = int(pc.sum(lost).as_py() or 0)
     if not n_lost:
         return ""
-    kind = "whole numbers" if pa.types.is_integer(field.type) else "numbers"
-    example = column.filter(lost)[0].as_py()
+    noun = "whole number" if pa.types.is_integer(field.type) else "number"
+    example = f"{one_or_many(n_lost, '', 'such as ')}{column.filter(lost)[0].as_py()!r}"
+    values, are_none = counted(n_lost, "value"), one_or_many(n_lost, f"is no {noun}", f"are no {noun}s")
     if n_lost == n_present:
-        return f"column {field.name} is left out: its {n_lost:,} values, such as {example!r}, are no {kind} (flag 256)"
-    return f"{n_lost:,} values of column {field.name}, such as {example!r}, are no {kind} and become null (flag 256)"
+        return f"column {field.name} is left out: its {values}, {example}, {are_none} (flag 256)"
+    become = one_or_many(n_lost, "becomes", "become")
+    return f"{values} of column {field.name}, {example}, {are_none} and {become} null (flag 256)"
 
 
 def as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -17,9 +17,11 @@ from ..schema import (
     TABLE_COLUMNS,
     check_positions,
     conform_sources,
+    listed_names,
     without_dictionary,
 )
 from ..sky.regions import Region
+from ..text import named
 from .columns import with_column
 from .identifiers import IDENTIFIERS, identifiers
 from .layouts import Layout
@@ -66,7 +68,7 @@ class PartitionedSources:
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
         """Return the rows of a partition in the region, with clean values, in the types of `SOURCE_SCHEMA`."""
-        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else columns)
+        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else listed_names(columns))
         names |= set(TABLE_COLUMNS) if self.region else set()
         names |= {"coadd_id"} if coadd_id is not None else set()
         names |= {"bad_values"} if self.is_prepared else set()
@@ -109,7 +111,7 @@ def source_columns(sources: PartitionedSources, path: str) -> dict[str, str]:
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
     if missing:
         raise CatalogError(
-            f"{path}: no column {', '.join(missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
+            f"{path}: no {named('column', missing)}; a catalogue needs {', '.join(CATALOG_COLUMNS)}. "
             "A plain list of positions can be given as one table file with ra and dec"
         )
     return {name: in_file for name, in_file in names.items() if in_file in present}

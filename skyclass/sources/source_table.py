@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 import pyarrow as pa
 
 from ..errors import CatalogError, ConfigError
-from ..schema import SOURCE_SCHEMA
+from ..schema import SOURCE_SCHEMA, listed_names
 from ..sky.regions import Region, region_text
-from ..text import counted, html_table
+from ..text import counted, html_table, named
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
@@ -102,7 +102,7 @@ class SourceTable(Protocol):
         Raises
         ------
         ConfigError
-            A column is unknown.
+            A column is unknown, or `columns` is a text.
         CatalogError
             No partition touches the region; while computing, a partition cannot be read.
 
@@ -142,9 +142,9 @@ def dask_frame(sources: SourceTable, pieces: Sequence[SourceTable], columns: Seq
     """
     import dask.dataframe as dd
 
-    names = list(SOURCE_SCHEMA.names if columns is None else columns)
+    names = listed_names(SOURCE_SCHEMA.names if columns is None else columns)
     if unknown := [name for name in names if name not in SOURCE_SCHEMA.names]:
-        raise ConfigError(f"unknown columns {', '.join(unknown)}: choose from {', '.join(SOURCE_SCHEMA.names)}")
+        raise ConfigError(f"unknown {named('column', unknown)}: choose from {', '.join(SOURCE_SCHEMA.names)}")
     if not pieces:
         raise CatalogError(f"catalogue {sources.location}: no partition touches the {region_text(sources.region)}")
     from_map: Callable[..., dd.DataFrame] = dd.from_map

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 from ..errors import CatalogError
 from ..schema import SOURCE_SCHEMA, TABLE_COLUMNS, cast_column, conform_sources, sky_positions
 from ..sky.regions import Region
+from ..text import counted, one_or_many
 from .columns import MASK, RawTable, typed_table, unmasked, wanted_columns
 from .delimited import read_ecsv, read_ipac, read_text
 from .fits_table import read_fits
@@ -168,20 +169,21 @@ def _row_problems(table: pa.Table, unique: bool) -> list[str]:
     problems = []
     ra, dec, bad = sky_positions(table)
     if bad.any():
+        has = one_or_many(int(bad.sum()), "has", "have")
         rows = ", ".join(f"{i + 1} (ra {ra[i]}, dec {dec[i]})" for i in np.flatnonzero(bad)[:5])
         problems.append(
-            f"{bad.sum():,} of {len(table):,} rows have no position on the sky, such as row {rows}"
+            f"{bad.sum():,} of {counted(len(table), 'row')} {has} no position on the sky, such as row {rows}"
             f"{' and more' if bad.sum() > 5 else ''}; ra must be 0..360 and dec -90..90 degrees, "
             "correct or remove these rows"
         )
     counts = pc.value_counts(table["source_id"].drop_null())
     many = counts.filter(pc.greater(counts.field("counts"), 1))
     if n_null := table["source_id"].null_count:
-        problems.append(f"source_id is empty in {n_null:,} rows; fill it or drop the column")
+        problems.append(f"source_id is empty in {counted(n_null, 'row')}; fill it or drop the column")
     if unique and len(many):
         repeated = ", ".join(str(value) for value in many.field("values")[:5])
         problems.append(
-            f"source_id {repeated} occurs in more than one row; "
+            f"source_id {repeated} {one_or_many(len(many), 'occurs', 'occur')} in more than one row; "
             "remove the repeated rows, or rename the column to have rows numbered"
         )
     return problems

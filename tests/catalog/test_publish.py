@@ -269,7 +269,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=needed))
     publish_run(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=0))
-    with pytest.raises(StoreError, match="'skyclass gc' removes 1 earlier publications"):
+    with pytest.raises(StoreError, match="'skyclass gc' removes 1 earlier publication;"):
         publish_run(folder)
 
 

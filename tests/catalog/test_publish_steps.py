@@ -161,5 +161,5 @@ def test_a_full_disk_ends_a_publication_before_it_begins(tmp_path: Path, free: F
     publish_catalog(rows)
     assert asked == [tmp_path, tmp_path / "catalogs"]  # which may be a link to another disk
     free(66_640)
-    with pytest.raises(StoreError, match=f"{NEEDS}'skyclass gc' removes 1 earlier publications; free"):
+    with pytest.raises(StoreError, match=f"{NEEDS}'skyclass gc' removes 1 earlier publication; free"):
         check_space(rows, 2)

@@ -411,7 +411,7 @@ def test_a_damaged_file_of_the_catalogue_is_told_as_such(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        (["source_id", "colour"], "unknown columns ['colour']: choose from _healpix_29, source_id"),
+        (["source_id", "colour"], "unknown column ['colour']: choose from _healpix_29, source_id"),
         ([], "columns [] are none or repeated: choose from"),
         (["ra", "ra"], "columns ['ra', 'ra'] are none or repeated: choose from"),
     ],

@@ -50,10 +50,13 @@ def test_columns_are_given_as_a_list_or_as_one_name(catalog: ClassCatalog) -> No
     assert catalog.select("ra").to_arrow().column_names == ["ra"]
     assert catalog.select(("ra", "class")).to_arrow().column_names == ["ra", "class"]
     assert catalog.select("ra").select(["dec"]).to_arrow().column_names == ["dec"]
-    for wrong, said in (("nope", "unknown columns ['nope']"), (["ra", "ra"], "columns ['ra', 'ra'] are none or")):
+    for wrong, said in (("nope", "unknown column ['nope']"), (["ra", "ra"], "columns ['ra', 'ra'] are none or")):
         with pytest.raises(ConfigError) as caught:
             catalog.select(wrong)
         assert str(caught.value).startswith(said)
+    with pytest.raises(ConfigError) as caught:
+        catalog.select("ra,class")
+    assert str(caught.value) == """columns is 'ra,class': it must be a list of names, such as ["ra", "class"]"""
 
 
 def test_a_wrong_condition_is_told_at_once_and_a_wrong_class_too(catalog: ClassCatalog) -> None:
@@ -89,8 +92,7 @@ def test_a_selection_shows_its_size_and_what_narrows_it(catalog: ClassCatalog) -
     assert repr(catalog) == f"<ClassCatalog {catalog.root}: {size}>"
     narrow = catalog.cone(10, 0, 0.5).cone(11, 0, 1).where("flags = 0").where("p_star < 1").select(["ra", "dec"])
     cones = [
-        f"region {{kind = cone, ra = {ra}, dec = 0.0, radius = {radius}deg}}"
-        for ra, radius in ((10.0, 0.5), (11.0, 1.0))
+        f"region {{kind = cone, ra = {ra}, dec = 0.0, radius = {radius}deg}}" for ra, radius in ((10.0, 0.5), (11.0, 1))
     ]
     words = [size, "; ".join(cones), "(flags = 0) AND (p_star < 1)", "ra, dec"]
     assert repr(narrow) == f"<ClassCatalog {catalog.root}: {', '.join(words)}>"

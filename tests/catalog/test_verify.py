@@ -150,7 +150,7 @@ def test_a_file_that_the_manifest_does_not_list_is_a_stray(root: Path) -> None:
     manifest = read_manifest(root)
     write_manifest(root, replace(manifest, files=manifest.files[1:]))
     assert verify_publication(root).problems == (
-        "7 rows planned (manifest), 1 rows in the files",
+        "7 rows planned (manifest), 1 row in the files",
         *(f"manifest total {name} differs from the sum over its files" for name in ("rows", "classes", "n_flagged")),
         f"{PATH}: not in the manifest",
     )

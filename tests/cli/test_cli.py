@@ -85,7 +85,7 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
     assert classify(sky, bundle, out, "--cone", f"{ra},{dec},3arcmin").returncode == 0
     found = pq.read_table(next((out / "catalog" / "dataset").rglob("*.parquet")))
     assert 0 < len(found) < len(rows)
-    words = "no partition of it touches the region {kind = cone, ra = 10.0, dec = -40.0, radius = 1.0deg}"
+    words = "no partition of it touches the region {kind = cone, ra = 10.0, dec = -40.0, radius = 1deg}"
     refused(classify(sky, bundle, tmp_path / "a", "--cone", "10,-40,1deg"), tmp_path / "a", words)
     far = f"{ra},{dec + 0.7},1arcsec"
     refused(classify(sky, bundle, tmp_path / "b", "--cone", far), tmp_path / "b", "nothing to classify")
@@ -275,6 +275,11 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
 
 
+def test_the_choices_of_a_missing_argument_are_lines_without_escapes():
+    done = skyclass("init")
+    assert done.returncode == 2 and "Choose from:\n  run,\n  labels,\n  dataset,\n  train\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     "words", [["query"], ["gc"], ["report"], ["plan", "--images=x", "--catalog"], ["plan", "--images"]]
 )
@@ -433,5 +438,5 @@ def test_a_warning_about_a_table_is_one_line(sky, bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "skyclass: warning:" in line or "Warning" in line]
     assert len(warnings) == 1 and warnings[0].startswith("skyclass: warning: "), done.stderr
-    assert "1 values of column w1mpro, such as '<15.2', are no numbers and become null (flag 256)" in warnings[0]
+    assert "1 value of column w1mpro, '<15.2', is no number and becomes null (flag 256)" in warnings[0]
     assert "values read as missing (flag 256): w1mpro 1 (no number from -8.5 to 29.5)" in done.stdout

@@ -198,7 +198,7 @@ BAD_LABELS = {
     "outside": (lambda t: t.assign(ra=(t["ra"] + 60) % 360, coadd_id=None), ["none of", "lies on a tile", "they span"]),
     "two labels": (
         lambda t: pd.concat([t, t.iloc[:1].assign(**{"class": "star" if t["class"][0] != "star" else "galaxy"})]),
-        ["1 sources have more than one class", "decide on one label"],
+        ["1 source has more than one class", "decide on one label"],
     ),
 }
 

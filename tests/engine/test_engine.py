@@ -88,7 +88,7 @@ def test_workers_with_other_code_are_refused_and_late_ones_sent_away(run, tmp_pa
         LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", host="127.0.0.1", **preload) as pool,
         Client(pool) as client,
     ):
-        with pytest.raises(ConfigError, match=r"1 of 1 workers differ .*: skyclass 0.0.9.* there, .*numpy 1.0 there"):
+        with pytest.raises(ConfigError, match=r"1 of 1 worker differs .*: skyclass 0.0.9.* there, .*numpy 1.0 there"):
             engine.classify(run, client, no_progress)
     assert not RunFolder(run.out).path.exists()
     with connect("local", workers=1) as client:

@@ -149,7 +149,7 @@ def test_a_catalogue_without_the_columns_is_refused_before_any_work(run, sky, tm
     bare = with_photometry(sky, tmp_path / "bare", lambda t: t.drop_columns(["w2mpro", "w3mpro"]))
     refused = dataclasses.replace(run, catalog=str(bare))
     with pytest.raises(
-        CatalogError, match="bare has no column w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"
+        CatalogError, match="bare has no columns w2mpro, w3mpro: tiny-.* needs .*w1mpro, w2mpro, w3mpro; .*images only"
     ):
         pipeline.classify(refused)
     assert not Path(run.out).exists()

@@ -54,7 +54,7 @@ def test_only_the_columns_of_the_features_are_needed():
     assert columns_of(tuple(FEATURES)) == PHOTOMETRY_COLUMNS
     assert columns_of(("w3_limit", "w1-w2")) == ("w1mpro", "w2mpro", "w3snr")
     assert features(ROWS.select(["w1mpro"]), ("w1",))[0] == 15
-    with pytest.raises(CatalogError, match="no column w2mpro, w3snr .*add the columns"):
+    with pytest.raises(CatalogError, match="no columns w2mpro, w3snr .*add the columns"):
         features(ROWS.select(["w1mpro"]), ("w1-w2", "w3_limit"))
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from skyclass.catalog.query import open_catalog
-from skyclass.errors import ConfigError, StoreError
+from skyclass.errors import ConfigError, NotPublished, StoreError
 from skyclass.report import EVALUATION_FIGURES, evaluation_figures, markdown, write_html
 from skyclass.report.catalogue import catalogue_tables
 from skyclass.report.catalogue_counts import catalogue_statistics
@@ -207,6 +207,35 @@ def test_html_escapes_values_and_markdown_does_not() -> None:
         "# T & <T>\n\n- **<caveat>**\n\n- <fact>\n\n## <i>\n\n| x\\|y | <n> |\n| --- | --- |\n"
         "| a & b\\|c | 1 |\n| <td> | - |\n\nnote <b>\n\n![S <1>](scores.png)\n"
     )
+
+
+@pytest.mark.parametrize("name", ["page.pdf", "page", "html", "page.html.gz"])
+def test_a_page_of_another_ending_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(json.dumps(results()))
+    with pytest.raises(ConfigError) as caught:
+        write_html(tmp_path, tmp_path / name)
+    assert str(caught.value) == f"a report is an HTML page, and {name!r} is not: end it in .html or .htm"
+    assert not (tmp_path / name).exists()
+    page = write_html(tmp_path, tmp_path / "page.HTM")
+    assert page.read_text().startswith("<!")
+
+
+def test_the_input_of_a_report_is_checked_before_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken = Path("report.html")
+    taken.write_text("mine")
+    Path("mine.csv").write_text("ra,dec\n1,2\n")
+    for path in ("mine.csv", "nothing"):
+        for page in (None, "page.pdf"):
+            with pytest.raises(NotPublished):
+                write_html(path, page)
+    Path("evaluation.json").write_text('{"schema": "skyclass evaluation 0"}')
+    with pytest.raises(ConfigError, match="no evaluation of this version"):
+        write_html(".")
+    Path("evaluation.json").write_text(json.dumps(results()))
+    with pytest.raises(ConfigError, match=r"^report\.html exists: give another name"):
+        write_html(".")
+    assert taken.read_text() == "mine"
 
 
 def test_another_versions_evaluation_is_refused(tmp_path: Path) -> None:

@@ -38,15 +38,15 @@ def test_a_changed_catalogue_is_told_partition_by_partition(tmp_path: Path, n_ch
     old: dict[str, Any] = {f"k={i}": [10, "x"] for i in range(10)}
     start_or_resume(folder, FIELDS, {}, {**old, "gone": [1, "y"]})
     new = old | {f"k={i}": [10, "z"] for i in range(n_changed)} | {"added": [2, "y"]}
-    with pytest.raises(RunMismatch, match="it differs in 1 field") as caught:
+    with pytest.raises(RunMismatch, match="it differs in 1 field:\n") as caught:
         start_or_resume(folder, FIELDS | {"catalog": "d"}, {}, new)
     first, *lines = caught.value.details
     assert first.startswith("catalog: c there, d now (the content of the partitions")
     all_lines = ["  added is new", "  gone is missing", *(f"  k={i} was replaced" for i in range(n_changed))]
     n_more = len(all_lines) - 5
-    assert lines == all_lines[:5] + ([f"  and {n_more} more partitions"] if n_more > 0 else [])
+    assert lines == all_lines[:5] + ([f"  and {n_more} more partition{'s' * (n_more > 1)}"] if n_more > 0 else [])
     assert start_or_resume(folder, FIELDS, {}, new)
-    with pytest.raises(RunMismatch, match="it differs in 2 field") as caught:
+    with pytest.raises(RunMismatch, match="it differs in 2 fields:\n") as caught:
         start_or_resume(folder, {"catalog": "c", "model": "n", "code": "1"}, {}, new)
     assert caught.value.details == (
         "code: (none) there, 1 now (skyclass itself)",

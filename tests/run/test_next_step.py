@@ -14,6 +14,7 @@ import pytest
 
 from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
+from skyclass.cli.parameters import parse_cone
 from skyclass.errors import ConfigError, NotPublished, SkyclassError
 from skyclass.run.commits import commit_tile, journal_commit
 from skyclass.run.config import RunConfig
@@ -21,7 +22,7 @@ from skyclass.run.finish import publish_run
 from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
 from skyclass.sky.moc import read_moc
-from skyclass.sky.regions import Box, Cone, Pixels, Polygon
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, region_identity
 from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
 
 TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
@@ -70,6 +71,18 @@ def test_an_unfinished_run_names_the_command_that_finishes_it(unfinished: RunFol
     assert skyclass("publish", unfinished.path) == 0 and skyclass("verify", unfinished.path) == 0
 
 
+@pytest.mark.parametrize(
+    ("n_done", "said"), [(0, "0 of 1 source are classified"), (1, "the only source is classified")]
+)
+def test_a_run_of_one_source_is_told_in_the_singular(tmp_path: Path, n_done: int, said: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = RunConfig("c", "i", "o").to_dict()
+    start_or_resume(folder, FINGERPRINT, {"config": config, "n_sources": 1, "n_tiles": 1})
+    if n_done:
+        journal_commit(folder, commit_tile(folder, TILES[0][0], class_rows(TILES[0][0], 1, 150, 1.5)))
+    assert f"is an unfinished run: {said}" in message("verify", folder.path)
+
+
 def test_commands_of_runs() -> None:
     run = RunConfig("c", "i", "o", model="m x", compile="off", retry_quarantined=True, strip_sources=5)
     assert classify_command(run) == (
@@ -81,6 +94,16 @@ def test_commands_of_runs() -> None:
         assert classify_command(RunConfig("c", "i", "o", region=region)).endswith(f" --out o {option}")
     pixels = RunConfig("c", "i", "o", region=Pixels(3, (5,)))
     assert classify_command(pixels) == "the command that started it; its settings are in o/run.json"
+
+
+@pytest.mark.parametrize("radius", ["40arcmin", "1arcsec", "1rad", "0.25deg"])
+def test_the_command_of_a_run_in_a_cone_resumes_the_same_run(radius: str) -> None:
+    cone = Cone(150.1, -1 / 3, radius)
+    words = shlex.split(classify_command(RunConfig("c", "i", "o", region=cone)))
+    assert words[-2] == "--cone" and parse_cone(words[-1]) == cone
+    assert region_identity(parse_cone(words[-1])) == region_identity(cone)
+    if radius != "1rad":
+        assert words[-1] == f"150.1,-0.3333333333333333,{radius}"
 
 
 def test_a_run_whose_moc_file_has_vanished_still_gets_a_hint(tmp_path: Path) -> None:
@@ -219,9 +242,9 @@ def test_the_depth_of_a_condition_is_limited_alike_in_every_process(
         (("--where", "NOT " * 900 + "true"), "nested too deeply"),
         (("--where", "class = '\udcff'"), "is no UTF-8 text"),
         (("--sql", "SELECT '\udcff'"), "is no UTF-8 text"),
-        (("--where", ""), "cannot answer ''"),
+        (("--where", ""), "'' is empty"),
         (("--sql", ""), "holds 0 statements"),
-        (("--columns", ""), "unknown columns"),
+        (("--columns", ""), "unknown column"),
         (("--cone", ""), "write RA,DEC,RADIUS"),
     ],
     ids=["union", "deep sql", "deep where", "bytes in where", "bytes in sql", "where", "sql", "columns", "cone"],

@@ -70,9 +70,8 @@ def test_a_catalogue_off_all_tiles_names_a_position(run: RunConfig, sky, tmp_pat
 def test_a_survey_needs_every_column_of_the_photometry(fusion: Bundle, tmp_path: Path) -> None:
     check_photometry(fusion, Partitioned(()))
     for absent in (["w3mpro"], NEEDED):
-        with pytest.raises(
-            CatalogError, match=f"survey has no column {', '.join(absent)}: .* needs the photometry w1mpro"
-        ):
+        columns = "column w3mpro" if len(absent) == 1 else f"columns {', '.join(absent)}"
+        with pytest.raises(CatalogError, match=f"survey has no {columns}: .* needs the photometry w1mpro"):
             check_photometry(fusion, Partitioned(tuple(absent)))
     check_photometry(make_bundle(tmp_path / "images"), Partitioned(tuple(NEEDED)))
 

@@ -17,9 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyclass.errors import ConfigError
-from skyclass.sky.healpix import healpix, healpix29, parse_angle, pixel_centres, pixel_radius_deg, separation_deg
+from skyclass.sky.healpix import (
+    angle_text,
+    healpix,
+    healpix29,
+    parse_angle,
+    pixel_centres,
+    pixel_radius_deg,
+    separation_deg,
+)
 from skyclass.sky.moc import Moc, read_moc
-from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region, region_from_dict, region_identity
+from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region, region_from_dict, region_identity, region_text
 from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
 from skyclass.types import Tile
 from tests.support.paths import SHARED
@@ -219,6 +227,39 @@ def test_a_region_survives_its_dict(region: Region) -> None:
 )
 def test_angles(text: str | float, degrees: float) -> None:
     assert parse_angle(text) == pytest.approx(degrees, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("written", "shortest"),
+    [
+        ("40arcmin", "40arcmin"),
+        ("1arcmin", "1arcmin"),
+        ("1arcsec", "1arcsec"),
+        ("2.5arcsec", "2.5arcsec"),
+        ("1mas", "0.001arcsec"),
+        ("30arcmin", "0.5deg"),
+        ("6arcmin", "0.1deg"),
+        ("180", "180deg"),
+        ("1.0deg", "1deg"),
+        ("0.123456789", "0.123456789deg"),
+        ("0.6666666666666667", "0.6666666666666667deg"),  # 40arcmin is 0.6666666666666666
+        ("1e-9", "1e-09deg"),
+        ("1rad", "57.29577951308232deg"),
+    ],
+)
+def test_the_shortest_text_of_an_angle(written: str, shortest: str) -> None:
+    assert angle_text(parse_angle(written)) == shortest
+
+
+@given(st.floats(min_value=0, max_value=180, exclude_min=True) | st.integers(1, 10**6).map(lambda n: n / 3600))
+def test_the_text_of_an_angle_gives_back_the_same_number(angle_deg: float) -> None:
+    assert parse_angle(angle_text(angle_deg)) == angle_deg
+    assert len(angle_text(angle_deg)) <= len(f"{angle_deg}deg")
+
+
+def test_messages_show_the_radius_of_a_cone_in_its_shortest_text() -> None:
+    for radius in ("40arcmin", "1arcsec", "0.5deg"):
+        assert region_text(Cone(150, 2, radius)) == f"region {{kind = cone, ra = 150.0, dec = 2.0, radius = {radius}}}"
 
 
 @pytest.mark.parametrize(

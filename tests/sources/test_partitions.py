@@ -373,7 +373,7 @@ def test_a_source_id_that_is_missing_or_repeated_is_told_when_counting(tmp_path:
     for case, values, words in (
         ("null", [None, *names[1:]], f"source_id is empty in 1 of 50 rows, the first at ra {table['ra'][0]}"),
         ("blank", [*names[:7], "  ", *names[8:]], f"empty in 1 of 50 rows, the first at ra {table['ra'][7]}"),
-        ("twice", [*names[:-1], names[0]], f"1 source_id occur in more than one row, such as {names[0]} in 2 rows"),
+        ("twice", [*names[:-1], names[0]], f"1 source_id occurs in more than one row, such as {names[0]} in 2 rows"),
     ):
         root = one_partition(tmp_path / case, table.set_column(0, "source_id", pa.array(values)))
         with pytest.raises(CatalogError) as caught:

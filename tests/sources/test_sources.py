@@ -214,8 +214,20 @@ def test_a_dask_frame_reads_only_the_columns_in_use(tmp_path: Path, sources: pa.
     assert sorted(picked.to_dask()["source_id"].compute(scheduler="sync")) == expected  # Dask passes the column
     with pytest.raises(CatalogError, match="part0.snappy.parquet: cannot be read"):
         picked.to_dask(columns=["w2mpro"]).compute(scheduler="sync")
-    with pytest.raises(ConfigError, match="unknown columns w9mpro: choose from source_id"):
+    with pytest.raises(ConfigError, match="unknown column w9mpro: choose from source_id"):
         picked.to_dask(columns=["w9mpro"])
+    with pytest.raises(ConfigError, match="unknown columns w8mpro, w9mpro: choose from source_id"):
+        picked.to_dask(columns=["ra", "w8mpro", "w9mpro"])
+
+
+def test_a_text_in_place_of_a_list_of_columns_is_refused(hive: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("ra,dec\n1,2\n")
+    partitions, table = open_sources(str(hive)), open_sources(str(tmp_path / "t.csv"))
+    for ask in (partitions.to_dask, table.to_dask, lambda columns: partitions.read(0, columns)):
+        for text, names in (("ra", '["ra"]'), ("ra, dec", '["ra", "dec"]'), ("", '["ra"]')):
+            with pytest.raises(ConfigError) as caught:
+                ask(columns=text)
+            assert str(caught.value) == f"columns is {text!r}: it must be a list of names, such as {names}"
 
 
 def test_sources_describe_themselves_in_one_line_and_as_html(hive: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ("ra,dec\n", "no rows"),
         ("", "file is empty"),
         ("  \n\n", "file is empty"),
-        ("RAJ2000,DEJ2000\n1,2\n", "no column ra and dec; its columns are RAJ2000, DEJ2000"),
+        ("RAJ2000,DEJ2000\n1,2\n", "no columns ra and dec; its columns are RAJ2000, DEJ2000"),
         ("ra,Ra,dec\n1,1,2\n", "columns ra, Ra all mean ra; keep one, or rename the others: case does not matter"),
         ("ra,dec,w1mpro,W1mpro\n1,2,3,4\n", "columns w1mpro, W1mpro all mean w1mpro; keep one, or rename"),
         ("Ra,RA,dec\n1,1,2\n", "columns Ra, RA all mean ra"),
@@ -128,7 +128,11 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
         ('ra,dec\n"",2\n"",3\n', "2 of 2 rows have no position"),
         ("This is no table at all.\n", "none of FITS, Parquet"),
         ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\n", "source_id a occurs in more than one row"),
-        ("source_id,ra,dec\na,1,1\n,2,2\n", "source_id is empty in 1 rows"),
+        ("source_id,ra,dec\na,1,1\n,2,2\n", "source_id is empty in 1 row;"),
+        ("source_id,ra,dec\n,1,1\n,2,2\n", "source_id is empty in 2 rows;"),
+        ("source_id,ra,dec\na,1,1\nb,2,2\na,3,3\nb,4,4\n", "source_id a, b occur in more than one row"),
+        ("ra,dec\n400,2\n", "1 of 1 row has no position on the sky, such as row 1"),
+        ("ra,wide\n1,2\n", "no column dec; its columns are ra, wide"),
         ("<html><body>503</body></html>", "its content is none of CSV"),
         ("\x89HDF\r\n\x1a\n\0\0", "its content is none of CSV"),
     ],
@@ -150,7 +154,7 @@ def test_bad_rows_come_in_one_message(tmp_path: Path) -> None:
 
 
 def test_all_kinds_of_bad_rows_come_together(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="1 of 4 rows have no position.*empty in 1 rows.*source_id a occurs in more"):
+    with pytest.raises(CatalogError, match="1 of 4 rows has no position.*empty in 1 row.*source_id a occurs in more"):
         standardise_table(csv_table(tmp_path, "source_id,ra,dec\na,1,1\na,2,2\n,3,3\nb,400,4\n"))
 
 
@@ -237,9 +241,7 @@ def test_the_one_fits_table_with_positions_is_read(tmp_path: Path, tables: list[
 def test_several_fits_tables_with_positions_are_listed(tmp_path: Path) -> None:
     hdus = [fits.PrimaryHDU(), fits_table("QA", [1.0]), fits_table("CATALOG", [1.0, 2.0]), fits_table("X", [1], "y")]
     fits.HDUList(hdus).writeto(tmp_path / "t.fits")
-    with pytest.raises(
-        CatalogError, match=r"2 of its tables have ra and dec: HDU 1 QA \(1 rows\), HDU 2 CATALOG \(2 r"
-    ):
+    with pytest.raises(CatalogError, match=r"2 of its tables have ra and dec: HDU 1 QA \(1 row\), HDU 2 CATALOG \(2 r"):
         standardise_table(str(tmp_path / "t.fits"))
     fits.HDUList([fits.PrimaryHDU(), fits_table("A", [1], "x"), fits_table("B", [1], "y")]).writeto(tmp_path / "n.fits")
     with pytest.raises(CatalogError, match="none of its 2 tables .*: HDU 1 A has ra, x; HDU 2 B has ra, y"):
@@ -322,7 +324,7 @@ def test_the_one_votable_table_with_positions_is_read(tmp_path: Path) -> None:
     (tmp_path / "t.xml").write_text(votable(other, catalog, empty))
     assert positions(tmp_path / "t.xml") == {"ra": [10.0, 20.0], "dec": [1.0, 2.0]}
     (tmp_path / "two.xml").write_text(votable(other, catalog, votable_table([RA, DEC], [[1, 1]], "second")))
-    with pytest.raises(CatalogError, match=r"2 of its .*: table 2 catalog \(2 rows\), table 3 second \(1 rows\)"):
+    with pytest.raises(CatalogError, match=r"2 of its .*: table 2 catalog \(2 rows\), table 3 second \(1 row\)"):
         standardise_table(str(tmp_path / "two.xml"))
     (tmp_path / "none.xml").write_text(votable())
     with pytest.raises(CatalogError, match="holds no table"):
@@ -477,9 +479,9 @@ def test_words_for_null_are_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", [word for word in NULLS if word])
 def test_words_for_null_in_needed_columns_are_missing_positions(tmp_path: Path, word: str) -> None:
-    with pytest.raises(CatalogError, match="1 of 2 rows have no position on the sky, such as row 1"):
+    with pytest.raises(CatalogError, match="1 of 2 rows has no position on the sky, such as row 1"):
         standardise_table(csv_table(tmp_path, f"ra,dec\n{word},1\n2,3\n"))
-    with pytest.raises(CatalogError, match="source_id is empty in 1 rows"):
+    with pytest.raises(CatalogError, match="source_id is empty in 1 row"):
         standardise_table(csv_table(tmp_path, f"source_id,ra,dec\n{word},1,1\na,2,3\n"))
 
 
@@ -504,15 +506,15 @@ def test_words_for_null_in_ipac_and_votable(tmp_path: Path) -> None:
             "column cntr is left out: 2 of 2 values are no integers of 64 bits, such as 'A12'",
             [None] * 2,
         ),
-        ("cntr\n5\n1.5", "column cntr is left out: 1 of 2 values", [None] * 2),
+        ("cntr\n5\n1.5", "column cntr is left out: 1 of 2 values is no integer of 64 bits, such as '1.5'", [None] * 2),
         ("ext_flg\nN\nY", "column ext_flg is left out: its 2 values, such as 'N', are no whole numbers", [None] * 2),
         (
             "ext_flg\n1.5\n3",
-            "1 values of column ext_flg, such as '1.5', are no whole numbers and become null",
+            "1 value of column ext_flg, '1.5', is no whole number and becomes null",
             [None, 3],
         ),
-        ("w1mpro\n<15.2\n12.5", "1 values of column w1mpro, such as '<15.2', are no numbers and bec", [None, 12.5]),
-        ("w2snr\nbright\n", "column w2snr is left out: its 1 values, such as 'bright', are no numbers", [None] * 2),
+        ("w1mpro\n<15.2\n12.5", "1 value of column w1mpro, '<15.2', is no number and bec", [None, 12.5]),
+        ("w2snr\nbright\n", "column w2snr is left out: its 1 value, 'bright', is no number$", [None] * 2),
     ],
 )
 def test_columns_of_another_type_are_left_out(tmp_path: Path, column: str, words: str, expected: list[Any]) -> None:
@@ -523,9 +525,15 @@ def test_columns_of_another_type_are_left_out(tmp_path: Path, column: str, words
     assert len(caught) == 1 and table[name].to_pylist() == expected and table["ra"].to_pylist() == [0, 1]
 
 
+def test_several_values_that_are_no_numbers_are_told_in_the_plural(tmp_path: Path) -> None:
+    path = csv_table(tmp_path, "ra,dec,w2snr\n1,2,<1\n1,3,<2\n1,4,3\n")
+    with pytest.warns(TableWarning, match=": 2 values of column w2snr, such as '<1', are no numbers and become null$"):
+        assert standardise_table(path)["w2snr"].to_pylist() == [None, None, 3]
+
+
 def test_one_warning_counts_all_columns(tmp_path: Path) -> None:
     with pytest.warns(
-        TableWarning, match="column cntr is left out.*; 1 values of column w1mpro.*; column ext_flg"
+        TableWarning, match="column cntr is left out.*; 1 value of column w1mpro.*; column ext_flg"
     ) as caught:
         standardise_table(csv_table(tmp_path, "ra,dec,cntr,ext_flg,w1mpro\n1,2,a,b,c\n1,3,a,b,4\n"))
     assert len(caught) == 1
@@ -611,7 +619,7 @@ def test_masked_positions_of_astropy_are_missing(tmp_path: Path) -> None:
     table = QTable({"ra": Masked([1.5, 2.5] * u.deg, mask=[False, True]), "dec": [3.0, 4.0] * u.deg})
     for suffix in ("parquet", "ecsv"):
         table.write(tmp_path / f"t.{suffix}")
-        with pytest.raises(CatalogError, match="1 of 2 rows have no position on the sky, such as row 2"):
+        with pytest.raises(CatalogError, match="1 of 2 rows has no position on the sky, such as row 2"):
             standardise_table(str(tmp_path / f"t.{suffix}"))
 
 
@@ -653,7 +661,7 @@ def test_fits_ascii_tables_keep_their_blanks(tmp_path: Path) -> None:
     blank = re.sub(rb"2\.0250*D\+01", lambda match: b" " * len(match[0]), content)
     assert blank != content
     (tmp_path / "t.fits").write_bytes(blank)
-    with pytest.raises(CatalogError, match="1 of 2 rows have no position"):
+    with pytest.raises(CatalogError, match="1 of 2 rows has no position"):
         standardise_table(str(tmp_path / "t.fits"))
 
 
@@ -776,10 +784,10 @@ def test_latin_text_counts_only_where_it_is_needed(tmp_path: Path) -> None:
             TST.replace("\tra\t", "\tRAJ2000\t").replace("\t--\t", "\t-------\t"),
             "no column ra; its columns are source_id, RAJ2000, dec, w1mpro",
         ),
-        ("ra,dec\n--,--\n1,2\n", "1 of 2 rows have no position"),
-        ("ra\tdec\n--\t--\n1\t2\n", "1 of 2 rows have no position"),
-        ("ra\tdec\n1\t2\n---\t---\n", "1 of 2 rows have no position"),
-        ("ra,dec\nfurlong,deg\n1,2\n", "1 of 2 rows have no position"),
+        ("ra,dec\n--,--\n1,2\n", "1 of 2 rows has no position"),
+        ("ra\tdec\n--\t--\n1\t2\n", "1 of 2 rows has no position"),
+        ("ra\tdec\n1\t2\n---\t---\n", "1 of 2 rows has no position"),
+        ("ra,dec\nfurlong,deg\n1,2\n", "1 of 2 rows has no position"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::skyclass.errors.TableWarning")

@@ -17,6 +17,7 @@ from ...sky.healpix import healpix, separation_deg, unit_vectors
 from ...sky.regions import Pixels
 from ...sources.opening import open_sources
 from ...sources.source_table import SourceTable
+from ...text import counted, one_or_many
 from ...types import Float64, Int64
 from .config import MAX_MATCH_ARCSEC
 from .examples import MAX_NAMED, Labels, describe_pairs, describe_row, in_canonical_order, marked_simulated
@@ -95,8 +96,9 @@ def _refuse_distant(table: pa.Table, matches: Pairs, radius_arcsec: float, locat
         f"{describe_row(table, int(matches.label_row[i]))} is {matches.arcsec[i]:,.1f} arcsec from its source"
         for i in worst
     )
+    lie = one_or_many(len(distant), "lies", "lie")
     raise CatalogError(
-        f"catalogue {location}: {len(distant):,} of {len(matches.arcsec):,} labels lie farther than "
+        f"catalogue {location}: {len(distant):,} of {counted(len(matches.arcsec), 'label')} {lie} farther than "
         f"{radius_arcsec:g} arcsec from the source that their source_id names: {examples}; correct the positions or "
         "the names, drop the column source_id to match by position, or set a larger match_radius_arcsec"
     )
@@ -118,7 +120,7 @@ def _refuse_conflicts(table: pa.Table, pairs: Pairs, matched: Int64, location: s
         return
     examples = [(int(claims.label_row[first[group[i]]]), int(claims.label_row[i])) for i in conflicts[:MAX_NAMED]]
     raise CatalogError(
-        f"catalogue {location}: on {len(np.unique(group[conflicts])):,} of {len(sources):,} sources labels of "
+        f"catalogue {location}: on {len(np.unique(group[conflicts])):,} of {counted(len(sources), 'source')} labels of "
         f"different classes meet: {describe_pairs(table, examples)}; decide on one label for each, remove them, or set "
         "a smaller match_radius_arcsec"
     )

@@ -23,6 +23,7 @@ from ...errors import CatalogError, ConfigError
 from ...locations import user_path
 from ...sky.healpix import unit_vectors
 from ...sources.tables import read_table, standardise
+from ...text import counted, one_or_many
 from ...types import CLASSES, Bool, Int64
 from .classes import require_all_classes
 from .splits import chord_length
@@ -95,7 +96,7 @@ def _class_index(column: pa.ChunkedArray, path: Path) -> Int64:
     index = pc.index_in(names, pa.array(CLASSES))
     if index.null_count:
         unknown = pc.value_counts(column.cast(pa.string()).filter(pc.is_null(index))).to_pylist()
-        counts = ", ".join(f"{entry['values']!r} ({entry['counts']:,} rows)" for entry in unknown[:MAX_NAMED])
+        counts = ", ".join(f"{entry['values']!r} ({counted(entry['counts'], 'row')})" for entry in unknown[:MAX_NAMED])
         raise CatalogError(f"labels {path}: class {counts} is unknown; use {', '.join(CLASSES)}")
     labels: Int64 = index.to_numpy().astype(np.int64)
     require_all_classes(labels, f"labels {path}")
@@ -165,9 +166,10 @@ def without_duplicates(labels: Labels) -> Labels:
     label = table["label"].to_numpy()
     disputed = np.flatnonzero(label != label[first][source])
     if len(disputed):
+        n = len(np.unique(source[disputed]))
         pairs = [(int(first[source[row]]), int(row)) for row in disputed[:MAX_NAMED]]
         raise CatalogError(
-            f"labels: {len(np.unique(source[disputed])):,} sources have more than one class: "
+            f"labels: {counted(n, 'source')} {one_or_many(n, 'has', 'have')} more than one class: "
             f"{describe_pairs(table, pairs)}; decide on one label for each, or remove them"
         )
     unique = table.take(np.sort(first))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ...text import named
 from ..progress import Progress
 from .allwise import ALLWISE_COLUMNS, MATCH_SCHEMA
 from .service import (
@@ -150,7 +151,7 @@ def _candidates(table: Any) -> pa.Table:
     """Return (`CANDIDATE_SCHEMA`) the rows of an astropy table; masked values become null."""
     names = {name.lower(): name for name in table.colnames}
     if missing := [name for name in CANDIDATE_SCHEMA.names if name not in names]:
-        raise RequestRefused(f"the answer has no column {', '.join(missing)}")
+        raise RequestRefused(f"the answer has no {named('column', missing)}")
     columns = [_arrow_column(table[names[field.name]], field.type) for field in CANDIDATE_SCHEMA]
     return pa.table(columns, schema=CANDIDATE_SCHEMA)
 

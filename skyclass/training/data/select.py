@@ -16,6 +16,7 @@ from ...images.archive import AtlasArchive, open_archive
 from ...images.usable import remedy_of_hours, require_usable_tile
 from ...locations import user_path
 from ...sources.assign import with_tiles
+from ...text import counted, one_or_many
 from ...types import BANDS, Int64
 from .catalog_match import match_catalog
 from .classes import label_counts, label_counts_text, require_all_classes
@@ -81,7 +82,8 @@ def _unknown_snr_notes(labels: Labels, column: str, threshold: float | None, con
             f"min_{column} = {threshold:g}: none of the {n:,} sources has {column}; add it to {config.labels}, name a "
             "catalogue that has it, or remove the limit"
         )
-    return [f"{n_unknown:,} sources of unknown {column} were not held to min_{column} = {threshold:g}"]
+    were = one_or_many(n_unknown, "was", "were")
+    return [f"{counted(n_unknown, 'source')} of unknown {column} {were} not held to min_{column} = {threshold:g}"]
 
 
 def _draw(labels: Labels, config: DatasetConfig) -> Labels:
@@ -112,7 +114,8 @@ def _require_training_classes(label: Int64, split: Split, config: DatasetConfig)
     if empty := [name for name, n in counts.items() if not n]:
         raise ConfigError(
             f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {config.labels} lie in only "
-            f"{split.n_pixels} HEALPix pixels of order {split.order}; label more sky, or try another seed or split"
+            f"{counted(split.n_pixels, 'HEALPix pixel')} of order {split.order}; label more sky, or try another seed "
+            "or split"
         )
 
 

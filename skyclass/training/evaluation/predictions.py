@@ -14,6 +14,7 @@ from ...model.classifier import load_classifier
 from ...model.network import inputs_of_bundle
 from ...model.photometry import columns_of, features
 from ...model.photometry import numbers as floats
+from ...text import named
 from ...types import Bool, Float16, Float32, Int64
 from ..data.composites import composites
 from ..data.dataset import Dataset
@@ -79,7 +80,7 @@ def _fit_problems(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
             yield f"it needs {', '.join(missing)}, the dataset has {', '.join(available.bands)}"
     columns = columns_of(bundle.photometry.features) if bundle.photometry else ()
     if absent := [column for column in columns if column not in dataset.rows.column_names]:
-        yield f"it needs the columns {', '.join(absent)}, which the dataset's rows lack"
+        yield f"it needs the {named('column', absent)}, which the dataset's rows lack"
     elif bundle.photometry and "images" not in inputs and not has_photometry(bundle, dataset).any():
         yield f"it looks at {', '.join(columns)} alone, and no row has a value"
 

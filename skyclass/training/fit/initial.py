@@ -10,6 +10,7 @@ from ...images.composite import CompositeSettings
 from ...model.bundle import load_weights, read_bundle
 from ...networks import build
 from ...networks.fusion import FusionNet
+from ...text import named
 from .recipe import TrainConfig, changed_composite
 
 
@@ -56,7 +57,7 @@ def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
     """Keep the weights of some parts of a network; `ConfigError` for a part that the network does not have."""
     parts = dict(network.named_children())
     if unknown := [name for name in names if name not in parts]:
-        raise ConfigError(f"frozen: the network has no part {', '.join(unknown)}; its parts are {', '.join(parts)}")
+        raise ConfigError(f"frozen: the network has no {named('part', unknown)}; its parts are {', '.join(parts)}")
     for name in names:
         parts[name].requires_grad_(False)
 

@@ -25,6 +25,7 @@ from ...model.devices import resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
 from ...model.preprocess import Preprocess
 from ...networks import channels_last
+from ...text import counted, one_or_many
 from ...types import CLASSES, Float16, Float32, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, rows_digest
@@ -142,11 +143,14 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
     for split, rows in (("train", train_rows), ("val", val_rows)):
         missing = [name for name, n in label_counts(dataset.labels[rows]).items() if not n]
         if missing:
-            problems.append(f"no {', '.join(missing)} in its split {split!r} ({len(rows)} rows): label more of the sky")
+            problems.append(
+                f"no {', '.join(missing)} in its split {split!r} ({counted(len(rows), 'row')}): label more of the sky"
+            )
     steps = max(1, math.ceil(len(train_rows) / run.batch_size))
     if len(train_rows) // steps < max(2, group.world):
         problems.append(
-            f"{len(train_rows)} training rows in {steps} batches are too few for {group.world} ranks; "
+            f"{counted(len(train_rows), 'training row')} in {one_or_many(steps, 'one batch', f'{steps:,} batches')} "
+            f"{one_or_many(len(train_rows), 'is', 'are')} too few for {counted(group.world, 'rank')}; "
             f"batch_size = {run.batch_size} must give each rank a row, and BatchNorm two in all"
         )
     if problems:

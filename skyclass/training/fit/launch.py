@@ -25,6 +25,7 @@ from distributed.comm.addressing import get_address_host
 from ...engine.workers import submit_to
 from ...errors import ClusterLost, ConfigError, Interrupted, SkyclassError
 from ...settings import read_toml
+from ...text import counted, one_or_many
 from ..data.dataset import load_dataset
 from ..locks import file_lock
 from ..progress import Progress, no_progress
@@ -113,8 +114,8 @@ def read_training(file: Path) -> TrainConfig:
 
 def node_text(node: Node) -> str:
     """Return one line about a node."""
-    gpus = f"GPUs {','.join(node.devices)}" if node.devices else "no GPU"
-    return f"[{node.name}] {node.ranks} rank(s), {node.threads} thread(s) each, {gpus}"
+    gpus = f"{one_or_many(len(node.devices), 'GPU', 'GPUs')} {','.join(node.devices)}" if node.devices else "no GPU"
+    return f"[{node.name}] {counted(node.ranks, 'rank')}, {counted(node.threads, 'thread')} each, {gpus}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from distributed.comm.addressing import get_address_host
 
 from ...engine.cluster import count_gpus
 from ...errors import ConfigError
+from ...text import counted
 from ..locks import file_lock
 from .node import Node
 
@@ -72,7 +73,9 @@ def select_workers(hosts: Mapping[str, Sequence[str]], n_nodes: int | None) -> l
     one_machine = len(hosts) == 1
     candidates = [a for addresses in hosts.values() for a in (addresses if one_machine and n_nodes else addresses[:1])]
     if n_nodes is not None and not 1 <= n_nodes <= len(candidates):
-        size = f"one machine with {len(candidates)} worker(s)" if one_machine else f"{len(candidates)} machines"
+        size = (
+            f"one machine with {counted(len(candidates), 'worker')}" if one_machine else f"{len(candidates)} machines"
+        )
         raise ConfigError(
             f"nodes = {n_nodes}: the cluster is {size}; choose 1 to {len(candidates)}, or start more workers"
         )
@@ -95,7 +98,9 @@ def make_nodes(
         ranks = ranks_per_node or len(devices) or 1
         name = hosts[address] if len(same_host) == 1 else address
         if devices and ranks > len(devices):
-            raise ConfigError(f"{ranks} ranks on {name}, which has {len(devices)} GPU(s): choose at most as many")
+            raise ConfigError(
+                f"{ranks} ranks on {name}, which has {counted(len(devices), 'GPU')}: choose at most as many"
+            )
         if host_devices and not (devices or on_cpu):
             raise ConfigError(f"no GPU of {hosts[address]} is left for {name}: choose fewer nodes, or device = 'cpu'")
         threads = max(1, machines[address].cores // (ranks * len(same_host)))

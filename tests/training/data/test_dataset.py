@@ -305,17 +305,17 @@ def spoil(table: pd.DataFrame, **columns) -> pd.DataFrame:
 
 BAD_LABELS = {
     "no class": (lambda t: t.drop(columns="class"), "no column class"),
-    "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no column ra and dec"),
+    "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no columns ra and dec"),
     "no rows": (lambda t: t.iloc[:0], "no rows"),
-    "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 rows\) is unknown; use galaxy, quasar, star"),
+    "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 row\) is unknown; use galaxy, quasar, star"),
     "empty class": (lambda t: spoil(t, **{"class": None}), "is unknown"),
     "one class": (lambda t: t[t["class"] != "quasar"], r"no quasar \(.* 0 quasar"),
-    "off the sky": (lambda t: spoil(t, dec=-91.0), r"1 of .* rows have no position on the sky, such as row 1 \(ra"),
+    "off the sky": (lambda t: spoil(t, dec=-91.0), r"1 of .* rows has no position on the sky, such as row 1 \(ra"),
     "sexagesimal": (lambda t: t.assign(ra="10:00:00"), "sexagesimal"),
-    "nameless": (lambda t: spoil(t, source_id=None), "source_id is empty in 1 rows"),
+    "nameless": (lambda t: spoil(t, source_id=None), "source_id is empty in 1 row;"),
     "two labels, one name": (
         lambda t: pd.concat([t, spoil(t, **{"class": "star" if t["class"][0] != "star" else "quasar"}).iloc[:1]]),
-        r"1 sources have more than one class: 1497p015_ac51-000001 at .* decide",
+        r"1 source has more than one class: 1497p015_ac51-000001 at .* decide",
     ),
     "two labels, one place": (
         lambda t: pd.concat(
