@@ -189,7 +189,7 @@ def test_colours_are_those_of_the_catalogue_and_nulls_are_counted():
     assert found["dropped"] == 1 and found["table"]["star"]["n"] == 0
     np.testing.assert_allclose(found["w1-w2"], [1, 0])
     assert found["table"]["galaxy"]["w2-w3"]["median"] == 3
-    with pytest.raises(CatalogError, match="no column w1mpro"):
+    with pytest.raises(CatalogError, match="no columns w1mpro"):
         analyses.colour_colour(scene(3))
 
 

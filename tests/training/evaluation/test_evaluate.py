@@ -448,7 +448,7 @@ def test_rows_that_a_model_has_seen_are_told(colour_bundle: Bundle, tmp_path: Pa
 def test_a_dataset_that_does_not_fit_is_refused_in_one_message(bundle: Path, colour_bundle: Bundle) -> None:
     data = small_dataset(30, size=21, cut=Cut(21, ("w1", "w2", "w4")))
     data = replace(data, rows=data.rows.drop_columns("w3mpro"))
-    with pytest.raises(ConfigError, match=r"37 px.*21 px.*needs w3, the dataset has.*columns w3mpro"):
+    with pytest.raises(ConfigError, match=r"37 px.*21 px.*needs w3, the dataset has.*column w3mpro"):
         evaluate_models([str(bundle), colour_bundle], data)
     with pytest.raises(ConfigError, match="named twice"):
         evaluate_models([colour_bundle, colour_bundle], small_dataset(30))
