@@ -8,12 +8,16 @@ import tomllib
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import skyclass
 from skyclass.cli.main import cli
+from skyclass.images.export import write_cutouts
+from skyclass.run import pipeline
 from skyclass.run.config import RunConfig
 from skyclass.settings import build
 from skyclass.sky.regions import region_from_dict
@@ -118,3 +122,22 @@ def test_the_python_of_the_readme_runs(tutorial: Path, monkeypatch: pytest.Monke
     names: dict[str, object] = {"__name__": "__main__"}
     exec(code, names)
     assert sum(names["counts"]["n"]) == names["report"].sources_in > 0
+
+
+def test_the_cutouts_of_a_file_get_the_probabilities_of_a_run(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of the page on your own sources, with the small model of the tests."""
+    monkeypatch.chdir(tmp_path)
+    code = next(
+        block for block in blocks(CHECKOUT / "docs" / "your-own-sources.md", "python") if "cutouts.npz" in block
+    )
+    write_cutouts(run.catalog, run.images, "cutouts.npz", "37px", ("w1", "w2", "w3"))
+    assert '"iicnet-mock"' in code
+    names: dict[str, Any] = {"sc": skyclass}
+    exec(code.replace('"iicnet-mock"', repr(run.model)), names)
+    pipeline.classify(run)
+    rows = skyclass.open_catalog(run.out).to_pandas().set_index("source_id")
+    rows = rows.loc[names["file"]["source_id"][names["has_image"]]]
+    assert len(rows) == rows["class"].notna().sum() > 500
+    np.testing.assert_array_equal(names["probabilities"], rows[["p_galaxy", "p_quasar", "p_star"]].to_numpy(np.float32))
