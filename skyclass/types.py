@@ -69,7 +69,7 @@ class Flag(IntFlag):
     TILE_BAD = 32, "an image of the tile is damaged or not an Atlas image; the run report has the reason"
     BAND_MISSING = 64, "the tile lacks a band that the model needs"
     NO_IMAGE = 128, "no class was given: some band has no pixel at all; probabilities are null"
-    BAD_VALUE = 256, "a value that is no number in its physical range, or a name that no tile can have, was read as missing"
+    BAD_VALUE = 256, "a value that is no number in its physical range, or a name that no tile has, was read as missing"
     MODEL_FAULT = 512, "no class was given: for this image the model gives no probabilities; they are null"
 
 
