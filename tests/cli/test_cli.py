@@ -275,6 +275,7 @@ def test_cutouts_are_in_the_order_of_the_table(sky, tmp_path):
     assert "-5 pixels; choose 1 to" in skyclass("cutouts", *words).stderr
 
 
+@pytest.mark.integration
 def test_the_choices_of_a_missing_argument_are_lines_without_escapes():
     done = skyclass("init")
     assert done.returncode == 2 and "Choose from:\n  run,\n  labels,\n  dataset,\n  train\n" in done.stderr

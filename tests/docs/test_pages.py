@@ -124,6 +124,7 @@ def test_the_python_of_the_readme_runs(tutorial: Path, monkeypatch: pytest.Monke
     assert sum(names["counts"]["n"]) == names["report"].sources_in > 0
 
 
+@pytest.mark.integration
 def test_the_cutouts_of_a_file_get_the_probabilities_of_a_run(
     run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def test_a_worker_without_the_module_is_named(foreign: Bundle, run: RunConfig) -
     assert not Path(run.out).exists()
 
 
+@pytest.mark.integration
 def test_a_network_by_import_path_is_trained_and_evaluated(module: Path, tmp_path: Path) -> None:
     settings = {"network": FOREIGN, "options": {"width": 8}, "epochs": 1}
     run = TrainConfig(out=str(tmp_path / "model"), dataset="in memory", **SMALL | settings)

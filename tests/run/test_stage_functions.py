@@ -326,6 +326,7 @@ def test_all_strips_must_be_cut_from_the_same_files() -> None:
         opened_tile([result_of(tile=tile), result_of(fault=changed)])
 
 
+@pytest.mark.integration
 def test_a_tile_is_committed_in_strips_or_whole_with_the_same_rows(
     planned: tuple[RunContext, Plan], tmp_path: Path
 ) -> None:
