@@ -93,7 +93,7 @@ def tile_of(images: Sequence[AtlasImage]) -> Tile:
     first = images[0]
     for image in images[1:]:
         if image.geometry != first.geometry:
-            reason = f"its WCS or shape differs from {first.band}: take all bands from one source"
+            reason = f"{image.path} differs in WCS or shape from {first.path}: take all bands from one source"
             raise TileFault(image.coadd_id, reason, image.band)
     return Tile(
         coadd_id=first.coadd_id, bands=tuple(image.band for image in images), shape=first.shape,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from ..run.progress import JsonLines
 from ..text import printable
 
 Progress = Callable[[dict[str, Any]], None]
@@ -37,14 +38,23 @@ def event_text(event: Mapping[str, Any]) -> str:
 
 @contextmanager
 def dataset_progress() -> Iterator[Progress]:
-    """Give a reporter for `dataset.build_dataset`: a bar over sources on standard error, a line for each bad tile."""
+    """Give a reporter for `dataset.build_dataset`: its progress over sources, and a line for each bad tile.
+
+    The progress is a bar on a terminal and JSON lines elsewhere, as that of `classify`.
+    """
+    console = Console(stderr=True)
     columns = (TextColumn("cutting"), BarColumn(), TextColumn("{task.completed:,} of {task.total:,} sources"))
-    with ProgressBar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=0)
+    with ProgressBar(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=0, visible=False)
+        lines: JsonLines | None = None
 
         def show_cutting(event: Mapping[str, Any]) -> None:
             """Show an event with `done` and `total` (numbers of sources) and `faults` (texts)."""
-            bar.update(task, completed=event["done"], total=event["total"])
+            nonlocal lines
+            bar.update(task, completed=event["done"], total=event["total"], visible=True)
+            if not console.is_terminal:
+                lines = lines or JsonLines(event["total"])
+                lines.advance(event["done"] - lines.done)
             for fault in event["faults"]:
                 _print(bar.console, f"left out: {fault}")
 
@@ -53,14 +63,15 @@ def dataset_progress() -> Iterator[Progress]:
 
 @contextmanager
 def training_progress() -> Iterator[Progress]:
-    """Give a reporter for `train.train`: a bar over steps on standard error, a line for each epoch.
+    """Give a reporter for `train.train`: a line for each epoch, and on a terminal a bar over steps.
 
     Without an event in the block, the training was complete before: one line says that.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}"), BarColumn())
+    epoch = TextColumn("epoch {task.fields[epoch]} of {task.fields[epochs]}")
     speed = TextColumn("{task.fields[images_per_s]:,.0f} images/s")
-    with ProgressBar(*columns, speed, TimeRemainingColumn(), console=console) as bar:
+    columns = (epoch, BarColumn(), speed, TimeRemainingColumn())
+    with ProgressBar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False, epoch=0, epochs=0, images_per_s=0.0)
         n_events = 0
 

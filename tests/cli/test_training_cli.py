@@ -186,7 +186,16 @@ def test_words_of_services_and_tiles_are_printed_as_they_are(capsys):
     assert capsys.readouterr().err == f"wait: service SDSS, seconds 3.0, reason {reason}\n"
     with dataset_progress() as report:
         report({"done": 3, "total": 9, "faults": [f"tile 0000p000_ac51 w1: {reason}"]})
-    assert f"left out: tile 0000p000_ac51 w1: {reason}\n" in capsys.readouterr().err
+        report({"done": 9, "total": 9, "faults": []})
+    first, fault, last = capsys.readouterr().err.splitlines()
+    assert fault == f"left out: tile 0000p000_ac51 w1: {reason}"
+    assert [(line["sources"], line["of"]) for line in map(json.loads, (first, last))] == [(3, 9), (9, 9)]
+
+
+def test_without_an_event_a_log_has_no_progress(capsys):
+    with dataset_progress():
+        pass
+    assert capsys.readouterr().err == ""
 
 
 # --- bad input -------------------------------------------------------------------------------------

@@ -377,7 +377,7 @@ DAMAGE = {
     "other band": (15, header_changed(BAND=3), "w3"),
     "other tile": (15, header_changed(COADDID="0098p408_ac51"), "0098p408_ac51"),
     "swapped WCS": (15, header_changed(CTYPE1="DEC--SIN", CTYPE2="RA---SIN"), "projection"),
-    "other shape": (15, bytes_changed(shorter), "shape differs"),
+    "other shape": (15, bytes_changed(shorter), "differs in WCS or shape"),
 }
 
 

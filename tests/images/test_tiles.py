@@ -101,7 +101,8 @@ def test_a_tile_has_the_bands_in_the_order_given_and_one_geometry():
         {"cdelt_deg": (-0.0004, 0.0005)},
     ):
         fault = fault_of(tile_of, [w1, replace(w2, **other)])
-        assert fault.band == "w2" and fault.reason == "its WCS or shape differs from w1: take all bands from one source"
+        reason = f"{w2.path} differs in WCS or shape from {w1.path}: take all bands from one source"
+        assert (fault.band, fault.reason) == ("w2", reason)
 
 
 def test_a_footprint_has_the_bands_that_have_an_image_of_it():
