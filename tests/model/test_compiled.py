@@ -163,6 +163,7 @@ def test_torch_keeps_its_programs_in_the_cache(pair, cache):
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache / "inductor")
 
 
+@pytest.mark.slow
 def test_a_run_with_a_shared_cache_goes_on_uncompiled(run, tmp_path, monkeypatch, caplog):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
@@ -186,6 +187,7 @@ def no_compiler(tmp_path, monkeypatch):
     infer.cached_classifier.cache_clear()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_large_run_goes_on_uncompiled(run, no_compiler, monkeypatch, caplog):
     plain = pipeline.classify(run)
     monkeypatch.setitem(COMPILE_FROM, "cpu", 1)

@@ -19,6 +19,10 @@ from tests.support.networks import lived_in
 
 IMAGE_NETWORKS = [name for name in NETWORKS if network_inputs(name) == ("images",)]
 SHAPES = {"images": (3, 64, 64), "photometry": (2,)}
+LARGE = ("vgg16", "resnet34")
+EACH_NETWORK = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sorted(NETWORKS)]
+)
 
 COUNTS = {
     "iicnet": (1_748_407, (216_770_440, 1_698_239_200), (218_657_315, 1_713_019_475)),
@@ -154,7 +158,7 @@ def test_fused_network_computes_the_same(options: dict[str, Any]) -> None:
 
 @pytest.mark.integration
 @torch.inference_mode()
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@EACH_NETWORK
 def test_every_network_fuses_and_runs_in_bf16(name: str) -> None:
     network, inputs = settled(name), inputs_of(name)
     plain, inference = network(*inputs), fuse(network)
@@ -183,7 +187,7 @@ def test_what_iicnet_rounds_first_stays_float32() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@EACH_NETWORK
 def test_gradients_reach_every_parameter(name: str) -> None:
     torch.manual_seed(2)
     network = channels_last(build(name)).train()

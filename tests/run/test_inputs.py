@@ -101,7 +101,14 @@ def test_partitions_that_disappear_or_are_added_are_named(own, chaos: Chaos):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("how", ["mv", "rsync", "copy", "symlink", "renamed file", "other mtime"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "mv",
+        "renamed file",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("rsync", "copy", "symlink", "other mtime")),
+    ],
+)
 def test_a_catalogue_that_was_moved_copied_or_linked_resumes(own, undisturbed, tmp_path, how):
     pipeline.classify(own)
     undo_one(own)
