@@ -13,6 +13,7 @@ from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 
 from ..errors import ClusterLost, SkyclassError
+from ..model.devices import resolve_device
 from ..run.config import RunConfig
 from ..run.context import RunContext
 from ..run.lease import hold_lease
@@ -65,7 +66,12 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
 
 
 def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:
-    """Return a context manager that gives a client of the cluster of a run."""
+    """Return a context manager that gives a client of the cluster of a run.
+
+    Raises `ConfigError` for a device that this machine lacks, because no worker of a local cluster can have it either.
+    """
+    if run.cluster == "local":
+        resolve_device(run.device)
     return connect(run.cluster, run.workers, run.memory_limit, 0 if run.device == "cpu" else None)
 
 

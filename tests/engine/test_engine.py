@@ -120,6 +120,13 @@ def hang_once(item):
     return 2 * item
 
 
+def test_a_gpu_that_this_machine_lacks_is_refused_before_a_cluster_starts(run, monkeypatch):
+    monkeypatch.setattr(engine, "connect", lambda *args: pytest.fail("a cluster was started"))
+    with pytest.raises(ConfigError, match="device = 'cuda:9': torch sees . CUDA devices; choose cpu"):
+        engine.classify(dataclasses.replace(run, device="cuda:9", cluster="local"), None, no_progress)
+    assert not RunFolder(run.out).path.exists()
+
+
 @pytest.fixture
 def client_without_nanny():
     """A client of a worker with two threads and no nanny; tasks that hang end after the test."""
