@@ -53,7 +53,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
     Examples
     --------
     >>> import skyclass as sc
-    >>> run = sc.RunConfig(catalog="mock/catalog", images="mock/images", out="classes", cluster="none")
+    >>> run = sc.RunConfig(catalog="sky/catalog", images="sky/images", out="classes", cluster="none")
     >>> report = sc.classify(run)
     >>> report.sources_in == report.classified + report.without_class
     True
@@ -98,7 +98,7 @@ def plan(run: RunConfig) -> PlanReport:
     Examples
     --------
     >>> import skyclass as sc
-    >>> report = sc.plan(sc.RunConfig(catalog="mock/catalog", images="mock/images", out="classes"))
+    >>> report = sc.plan(sc.RunConfig(catalog="sky/catalog", images="sky/images", out="classes"))
     >>> report.n_sources, report.n_tiles
     (44, 1)
     """

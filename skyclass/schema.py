@@ -207,7 +207,7 @@ _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
 CLASS_COLUMNS: dict[str, tuple[str, str, str]] = {
     "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
     "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
-    "designation": ("", "meta.id", "Name by position, Jhhmmss.ss+ddmmss.s"),
+    "designation": ("", "meta.id", "Name in the input, Jhhmmss.ss+ddmmss.s in AllWISE; null if it has none"),
     "cntr": ("", "meta.record", "Running number of the source in the input catalogue"),
     "ra": ("deg", "pos.eq.ra;meta.main", "Right ascension, ICRS"),
     "dec": ("deg", "pos.eq.dec;meta.main", "Declination, ICRS"),

@@ -90,10 +90,10 @@ def test_every_field_of_a_run_has_a_text_in_its_help() -> None:
 @pytest.mark.integration
 def test_results_are_short_in_a_notebook(tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tutorial)
-    run = sc.RunConfig(catalog="mock/catalog", images="mock/images", out="classes", cluster="none")
+    run = sc.RunConfig(catalog="sky/catalog", images="sky/images", out="classes", cluster="none")
     report = sc.classify(run, watch=no_progress)
     classes = sc.open_catalog("classes").where("w1mpro < 99 AND flags >= 0")
-    for thing in (report, classes, sc.open_sources("mock/catalog"), sc.plan(run)):
+    for thing in (report, classes, sc.open_sources("sky/catalog"), sc.plan(run)):
         assert repr(thing).startswith(f"<{type(thing).__name__}") and len(repr(thing)) < 400
         html = thing._repr_html_()
         assert html.startswith("<table><caption>") and html.count("<tr>") == html.count("</tr>") > 3

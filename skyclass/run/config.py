@@ -57,14 +57,14 @@ class RunConfig:
 
     Examples
     --------
-    >>> run = RunConfig(catalog="mock/catalog", images="mock/images", out="classes", workers=2)
+    >>> run = RunConfig(catalog="sky/catalog", images="sky/images", out="classes", workers=2)
     >>> run.model
     'iicnet-mock'
     """
 
-    catalog: Annotated[str, Field(min_length=1, examples=["mock/catalog"])]
+    catalog: Annotated[str, Field(min_length=1, examples=["sky/catalog"])]
     """AllWISE partitions (hive folder), a HATS catalogue, or a table of positions with ra and dec in degrees."""
-    images: Annotated[str, Field(min_length=1, examples=["mock/images"])]
+    images: Annotated[str, Field(min_length=1, examples=["sky/images"])]
     """Folder of Atlas tiles, in the layout of the archive or any other, or its address: s3://, https://."""
     out: Annotated[str, Field(min_length=1, examples=["classes"]), AfterValidator(check_folder)]
     """Run folder. The same command with the same folder resumes the run."""

@@ -109,7 +109,7 @@ class SourceTable(Protocol):
         Examples
         --------
         >>> import skyclass as sc
-        >>> frame = sc.open_sources("mock/catalog").to_dask(columns=["ra", "dec", "w1mpro"])
+        >>> frame = sc.open_sources("sky/catalog").to_dask(columns=["ra", "dec", "w1mpro"])
         >>> len(frame)
         44
         """

@@ -108,12 +108,20 @@ def test_names_that_the_pages_use_are_public() -> None:
         assert set(re.findall(r"\bsc\.(\w+)", text)) <= set(skyclass.__all__), page.name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_that_uses_skyclass_imports_it(page: Path) -> None:
+    lacking = [
+        text for text in blocks(page, "python") if re.search(r"\bsc\.", text) and "import skyclass as sc" not in text
+    ]
+    assert not lacking, lacking[0]
+
+
 @pytest.mark.integration
 def test_the_python_of_the_readme_runs(tutorial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tutorial)
     code = blocks(README, "python")[0]
     for shown, small in {
-        '"skyclass-demo/mock"': '"mock"',
+        '"skyclass-demo/mock"': '"sky"',
         "15arcmin": "1deg",
         'out="mine"': 'out="mine", cluster="none"',
     }.items():
@@ -135,7 +143,7 @@ def test_the_cutouts_of_a_file_get_the_probabilities_of_a_run(
     )
     write_cutouts(run.catalog, run.images, "cutouts.npz", "37px", ("w1", "w2", "w3"))
     assert '"iicnet-mock"' in code
-    names: dict[str, Any] = {"sc": skyclass}
+    names: dict[str, Any] = {}
     exec(code.replace('"iicnet-mock"', repr(run.model)), names)
     pipeline.classify(run)
     rows = skyclass.open_catalog(run.out).to_pandas().set_index("source_id")
