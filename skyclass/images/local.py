@@ -47,7 +47,8 @@ class LocalSource:
     """Atlas images in a local folder.
 
     `index` is None in the layout of the archive, where paths are computed. For any other folder it lists
-    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are left out of it.
+    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are no usable images. Those that have
+    a band are in the index.
     """
 
     location: str
@@ -90,7 +91,7 @@ class LocalSource:
 
     def refused(self, coadd_id: str, bands: Sequence[str]) -> Sequence[RejectedFile]:
         """Return the files left out of the index whose paths name no other tile or band, those of a band first."""
-        files = {file: file.path.removeprefix(self.location).lower() for file in self.rejected}
+        files = {f: f.path.removeprefix(self.location).lower() for f in self.rejected if not f.band}
         named = {file: set(BAND_IN_NAME.findall(path)) for file, path in files.items()}
         tiles = {file: TILE_IN_NAME.findall(path) for file, path in files.items()}
         may_be = [
@@ -161,9 +162,8 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
             _first(rejections),
         )
     index = tuple(sorted((file.coadd_id, file.band, name) for name, file in indexed.items()))
-    rejected = [file for name, file in files.items() if isinstance(file, RejectedFile) and name not in indexed]
-    needless = {f"{root}/{name}" for name in files if os.path.splitext(name)[0] in good}
-    return LocalSource(str(root), index, tuple(file for file in rejected if file.path not in needless))
+    needed = (file for name, file in files.items() if os.path.splitext(name)[0] not in good)
+    return LocalSource(str(root), index, tuple(file for file in needed if isinstance(file, RejectedFile)))
 
 
 def _fits_files(root: Path) -> Iterator[str]:

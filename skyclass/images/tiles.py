@@ -61,6 +61,15 @@ def refused_text(files: Sequence[RejectedFile], location: str) -> str:
     return f"; refused there: {', '.join(named[:MAX_REFUSED] + more)}" if files else ""
 
 
+def first_reason(reason: str) -> str:
+    """Return the first of the problems that the reason of a refused file names, without a remedy.
+
+    >>> first_reason("BAND is 5; BUNIT is missing instead of DN: use the Atlas files"), first_reason("empty file")
+    ('BAND is 5', 'empty file')
+    """
+    return _without_remedy(reason).split("; ")[0]
+
+
 def _without_remedy(reason: str) -> str:
     """Return a reason without its "fetch it again": the reason of the missing band says so."""
     return re.sub(r"[:,] fetch (it|the file) again$", "", reason)
