@@ -305,6 +305,10 @@ def spoil(table: pd.DataFrame, **columns) -> pd.DataFrame:
 
 BAD_LABELS = {
     "no class": (lambda t: t.drop(columns="class"), "no column class"),
+    "no class, text in ra": (
+        lambda t: t.drop(columns="class").astype({"ra": str}).replace({"ra": {str(t["ra"].iloc[0]): "?"}}),
+        r"no column class \(found: source_id, ra, dec, coadd_id\)",
+    ),
     "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no columns ra and dec"),
     "no rows": (lambda t: t.iloc[:0], "no rows"),
     "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 row\) is unknown; use galaxy, quasar, star"),
