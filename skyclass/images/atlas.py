@@ -37,6 +37,8 @@ COMPRESSED = {
     b"PK\x03\x04": ("ZIP", "unzip"),
 }
 """First bytes of a compressed file -> the name of the format, and the program that unpacks it."""
+UNPARSABLE = re.compile(r"Unparsable card \((.*)\), fix it first with .*", re.DOTALL)
+"""What astropy says of a card that it cannot read."""
 AS_SERVED = "use the file as the archive serves it, neither resampled nor edited"
 ATLAS_NAMES = "use the Atlas files named <coadd_id>-w<band>-int-3.fits"
 
@@ -93,7 +95,12 @@ def read_header(path: str, name: str, head: bytes, stamp: FileStamp) -> AtlasIma
     try:
         return _from_headers(path, ImageFile(name, len(head), hashlib.sha256(head).hexdigest(), stamp), head)
     except (OSError, ValueError, TypeError, KeyError, OverflowError, fits.VerifyError, Warning) as error:
-        return reject(path, f"damaged FITS header ({error}): fetch the file again")
+        return reject(path, f"damaged FITS header ({_damage(error)}): fetch the file again")
+
+
+def _damage(error: Exception) -> str:
+    """Return the words of astropy on a header, without its advice to repair the file with Python."""
+    return UNPARSABLE.sub(r"card \1 cannot be read", str(error))
 
 
 # --- bytes -----------------------------------------------------------------------------------------

@@ -21,7 +21,12 @@ from ..text import counted
 from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 from .archive import AtlasArchive, open_archive
 from .cutouts import cut
-from .usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
+from .usable import (
+    require_position_on_tile,
+    require_usable_tile,
+    warn_of_misnamed_tiles,
+    warn_of_refused_files,
+)
 
 MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000
@@ -49,6 +54,7 @@ def write_cutouts(
         raise ConfigError(f"{output}: cutouts are written as .npz: give a name with this suffix")
     size_px = parse_size(size)
     archive = open_archive(images, bands)
+    warn_of_refused_files(archive, images)
     table = positions(catalog, archive, allow_truncated)
     nbytes = 4 * len(table) * len(bands) * size_px**2
     if nbytes > MAX_BYTES:

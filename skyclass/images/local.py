@@ -11,8 +11,8 @@ import io
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -26,12 +26,10 @@ from ..types import FileStamp
 from .atlas import AtlasImage, RejectedFile
 from .layout import LAYOUT_PREFIXES, Positions, layout_footprints, layout_path, names_near
 from .source import Piece, SourceChanged, describe
+from .tiles import covers
 
-FITS_SUFFIXES = tuple(
-    suffix + packed
-    for suffix in (".fits", ".fit", ".fts")
-    for packed in ("", ".gz", ".fz", ".bz2", ".xz", ".zst", ".z", ".zip")
-)
+PACKED = (".gz", ".fz", ".bz2", ".xz", ".zst", ".z", ".zip")
+FITS_SUFFIXES = tuple(suffix + packed for suffix in (".fits", ".fit", ".fts") for packed in ("", *PACKED))
 LAYOUT_PACKED = ("", ".gz", ".fz", ".bz2")
 """Suffixes of an image in the layout. A compressed image is rejected with the command that unpacks it."""
 PIECE_BYTES = 1 << 20
@@ -47,7 +45,8 @@ class LocalSource:
     """Atlas images in a local folder.
 
     `index` is None in the layout of the archive, where paths are computed. For any other folder it lists
-    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are left out of it.
+    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are no usable images. Those that have
+    a band are in the index.
     """
 
     location: str
@@ -90,7 +89,7 @@ class LocalSource:
 
     def refused(self, coadd_id: str, bands: Sequence[str]) -> Sequence[RejectedFile]:
         """Return the files left out of the index whose paths name no other tile or band, those of a band first."""
-        files = {file: file.path.removeprefix(self.location).lower() for file in self.rejected}
+        files = {f: f.path.removeprefix(self.location).lower() for f in self.rejected if not f.band}
         named = {file: set(BAND_IN_NAME.findall(path)) for file, path in files.items()}
         tiles = {file: TILE_IN_NAME.findall(path) for file, path in files.items()}
         may_be = [
@@ -142,7 +141,7 @@ def _stamp(status: os.stat_result) -> FileStamp:
 def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
     """Return the source of a folder whose FITS files are indexed by their headers."""
     folder = LocalSource(str(root))
-    files = {name: describe(folder, name) for name in sorted(_fits_files(root))}
+    files = _with_tiles_by_name({name: describe(folder, name) for name in sorted(_fits_files(root))})
     good = {name: image for name, image in files.items() if isinstance(image, AtlasImage)}
     rejections = [f"{name}: {file.reason}" for name, file in files.items() if isinstance(file, RejectedFile)]
     refused = " Refused:" if rejections else ""
@@ -161,9 +160,47 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
             _first(rejections),
         )
     index = tuple(sorted((file.coadd_id, file.band, name) for name, file in indexed.items()))
-    rejected = [file for name, file in files.items() if isinstance(file, RejectedFile) and name not in indexed]
-    needless = {f"{root}/{name}" for name in files if os.path.splitext(name)[0] in good}
-    return LocalSource(str(root), index, tuple(file for file in rejected if file.path not in needless))
+    needed = (file for name, file in files.items() if os.path.splitext(name)[0] not in good)
+    return LocalSource(str(root), index, tuple(file for file in needed if isinstance(file, RejectedFile)))
+
+
+def _with_tiles_by_name(files: Mapping[str, AtlasImage | RejectedFile]) -> dict[str, AtlasImage | RejectedFile]:
+    """Return the files of a folder. A refused file gets tile and band if it is named like the other bands of the tile.
+
+    Of the images of 2010H-w1.fits and 2010H-w3.fits, the refused 2010H-w2.fits is the third. Where a good image of the
+    band covers the tile there, it is not needed.
+    """
+    alike: dict[str, list[AtlasImage]] = {}
+    in_band: dict[tuple[str, str], list[AtlasImage]] = {}
+    for name, image in files.items():
+        if isinstance(image, AtlasImage):
+            in_band.setdefault((image.coadd_id, image.band), []).append(image)
+            if _bands_in(name) == {image.band}:
+                alike.setdefault(_name_of_any_band(name), []).append(image)
+
+    def with_tile(name: str, file: AtlasImage | RejectedFile) -> AtlasImage | RejectedFile:
+        images, bands = alike.get(_name_of_any_band(name), []), _bands_in(name)
+        is_one = len({(image.coadd_id, image.geometry) for image in images}) == len(bands) == 1
+        if not isinstance(file, RejectedFile) or file.band or not is_one:
+            return file
+        (band,), coadd_id = bands, images[0].coadd_id
+        if file.coadd_id not in ("", coadd_id) or any(
+            covers(image, images[0]) for image in in_band.get((coadd_id, band), [])
+        ):
+            return file
+        return replace(file, coadd_id=coadd_id, band=band)
+
+    return {name: with_tile(name, file) for name, file in files.items()}
+
+
+def _bands_in(name: str) -> set[str]:
+    return set(BAND_IN_NAME.findall(name.lower()))
+
+
+def _name_of_any_band(name: str) -> str:
+    """Return the name of a FITS file with a wildcard for the band, and without the ending of a compressed file."""
+    stem, ending = os.path.splitext(name.lower())
+    return BAND_IN_NAME.sub("w?", stem if ending in PACKED else stem + ending)
 
 
 def _fits_files(root: Path) -> Iterator[str]:

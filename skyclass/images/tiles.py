@@ -48,9 +48,11 @@ def missing_fault(location: str, coadd_id: str, band: str, present: Sequence[str
     `refused` ends the reason: it names the files that may be of the band (`refused_text`).
     """
     if present:
-        reason = f"missing band under {location}, which has {', '.join(present)} of this tile: fetch it{refused}"
+        what = "no usable image" if refused else "missing band"
+        reason = f"{what} under {location}, which has {', '.join(present)} of this tile: fetch it{refused}"
         return TileFault(coadd_id, reason, band, "missing_band")
-    reason = f"missing tile: no image of it under {location}, fetch it{refused}"
+    image = "usable image" if refused else "image"
+    reason = f"missing tile: no {image} of it under {location}, fetch it{refused}"
     return TileFault(coadd_id, reason, None, "missing_tile")
 
 
@@ -59,6 +61,15 @@ def refused_text(files: Sequence[RejectedFile], location: str) -> str:
     named = [f"{file.path.removeprefix(f'{location}/')} ({_without_remedy(file.reason)})" for file in files]
     more = [f"and {len(files) - MAX_REFUSED} more"] if len(files) > MAX_REFUSED else []
     return f"; refused there: {', '.join(named[:MAX_REFUSED] + more)}" if files else ""
+
+
+def first_reason(reason: str) -> str:
+    """Return the first of the problems that the reason of a refused file names, without a remedy.
+
+    >>> first_reason("BAND is 5; BUNIT is missing instead of DN: use the Atlas files"), first_reason("empty file")
+    ('BAND is 5', 'empty file')
+    """
+    return _without_remedy(reason).split("; ")[0]
 
 
 def _without_remedy(reason: str) -> str:
@@ -131,7 +142,7 @@ def image_sets(
     sets = _sets(chain.from_iterable(images_of_bands))
     complete = [image_set for image_set in sets if set(bands) <= set(image_set)]
     for image_set in sets:
-        if not set(bands) <= set(image_set) and not any(_covers(other, image_set) for other in complete):
+        if not set(bands) <= set(image_set) and not any(_set_covers(other, image_set) for other in complete):
             raise _incomplete_fault(image_set, bands, refused)
     return [[image_set[band] for band in bands] for image_set in complete]
 
@@ -169,12 +180,16 @@ def _is_same_file(one: AtlasImage, other: AtlasImage) -> bool:
     return stamps[0] == stamps[1] and stamps[0].device == stamps[1].device
 
 
-def _covers(outer: ImageSet, inner: ImageSet) -> bool:
+def _set_covers(outer: ImageSet, inner: ImageSet) -> bool:
     """Return whether the footprint of one set contains that of another."""
-    a, b = next(iter(outer.values())), next(iter(inner.values()))
+    return covers(next(iter(outer.values())), next(iter(inner.values())))
+
+
+def covers(a: AtlasImage, b: AtlasImage) -> bool:
+    """Return whether the footprint of the first image contains that of the second."""
     if (a.crval_deg, a.cdelt_deg) != (b.crval_deg, b.cdelt_deg):
         return False
-    first = np.subtract(a.crpix, b.crpix)  # (x, y), 0-based pixel of `outer` at which `inner` begins
+    first = np.subtract(a.crpix, b.crpix)  # (x, y), 0-based pixel of `a` at which `b` begins
     last = first + np.array(b.shape[::-1])
     return bool((first > -GRID_TOLERANCE_PX).all() and (last < np.array(a.shape[::-1]) + GRID_TOLERANCE_PX).all())
 

@@ -13,9 +13,11 @@ from ..sky.tile_wcs import tile_wcs
 from ..sources.assign import assign_tiles
 from ..sources.columns import with_column
 from ..sources.names import needs_tile_by_position
-from ..text import counted
+from ..text import counted, one_or_many
 from ..types import BANDS, Float64, Tile
 from .archive import AtlasArchive
+from .local import LocalSource
+from .tiles import first_reason
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,19 @@ def warn_of_misnamed_tiles(archive: AtlasArchive, location: str, coadd_ids: Sequ
     missing = [name for name in coadd_ids[:PREFLIGHT_TILES] if not any(names(name, band) for band in BANDS)]
     if missing and (misnamed := _misnamed(archive, table, missing)):
         log.warning("%s: no image of %s; %s", location, counted(len(missing), "tile"), misnamed)
+
+
+def warn_of_refused_files(archive: AtlasArchive, location: str) -> None:
+    """Warn of the files of a folder that are no usable images; those of a folder in the layout are not known."""
+    files = archive.source.rejected if isinstance(archive.source, LocalSource) else ()
+    if not files:
+        return
+    are_no = one_or_many(len(files), "is no usable Atlas image", "are no usable Atlas images")
+    log.warning(
+        "%s of %s %s, such as %s (%s); replace or remove %s",
+        counted(len(files), "file"), location, are_no, files[0].path.removeprefix(f"{archive.root}/"),
+        first_reason(files[0].reason), one_or_many(len(files), "it", "them"),
+    )  # fmt: skip
 
 
 def _misnamed(archive: AtlasArchive, table: pa.Table, missing: Sequence[str]) -> str:

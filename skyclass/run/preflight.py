@@ -12,7 +12,12 @@ import pyarrow as pa
 
 from ..errors import ArchiveDown, ArchiveError, CatalogError
 from ..images.archive import AtlasArchive
-from ..images.usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
+from ..images.usable import (
+    require_position_on_tile,
+    require_usable_tile,
+    warn_of_misnamed_tiles,
+    warn_of_refused_files,
+)
 from ..model.bundle import Bundle
 from ..model.devices import has_cuda
 from ..model.photometry import columns_of
@@ -95,6 +100,7 @@ def preflight(context: RunContext, archive: AtlasArchive, plan: Plan, table: pa.
     def sources() -> pa.Table:
         return context.sources.read(plan.tiles[0].partitions[0], PLAN_COLUMNS) if table is None else table
 
+    warn_of_refused_files(archive, context.images)
     require_position_on_tile(archive, context.images, names, sources)
     require_usable_tile(archive, context.images, names, context.bundle.bands, None if table is None else sources)
     if table is not None:

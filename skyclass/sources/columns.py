@@ -20,6 +20,8 @@ DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
 NUMBER = r"^[-+]?((\d+\.?\d*|\.\d+)([eEdD][-+]?\d+)?|(?i:inf(inity)?))$"
 MASK = ".mask"
 """Ending of the columns in which astropy stores which values of another column are missing."""
+TEXT = ".text"
+"""Ending of the columns with the text of positions that are no numbers. Without such text they are absent."""
 
 EXAMPLES = 20
 
@@ -125,14 +127,19 @@ def typed_table(raw: RawTable, source: str) -> pa.Table:
 
     Words for a missing value are null. Values of another type in columns that skyclass can do without are null too,
     with one `TableWarning` that counts and names them. Where measurements are no numbers, the table has a column
-    `bad_values`. Raises `CatalogError` for positions and identifiers.
+    `bad_values`. Where positions are no numbers, it has a column "ra.text" or "dec.text" with their text. Raises
+    `CatalogError` for positions and identifiers.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     notes: list[str] = []
     bits = np.zeros(len(raw.columns["ra"]), np.int32)
     for name, column in raw.columns.items():
         if name in TABLE_COLUMNS:
-            columns[name] = _degrees(_plain(column, name, source), name, raw.degrees_per_unit[name], source)
+            plain = _plain(column, name, source)
+            columns[name] = _degrees(plain, name, raw.degrees_per_unit[name], source)
+            if is_text(plain.type) and columns[name].null_count > plain.null_count:
+                is_lost = pc.is_null(columns[name])
+                columns[name + TEXT] = pc.if_else(is_lost, plain, pa.scalar(None, plain.type))
             continue
         field = SOURCE_SCHEMA.field(name) if name in SOURCE_SCHEMA.names else pa.field(name, pa.string())
         typed = _typed(column, field, source)

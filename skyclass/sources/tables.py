@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from ..errors import CatalogError
 from ..schema import SOURCE_SCHEMA, TABLE_COLUMNS, cast_column, conform_sources, sky_positions
 from ..sky.regions import Region
 from ..text import counted, one_or_many
-from .columns import MASK, RawTable, typed_table, unmasked, wanted_columns
+from ..types import Bool, Float64
+from .columns import MASK, TEXT, RawTable, typed_table, unmasked, wanted_columns
 from .delimited import read_ecsv, read_ipac, read_text
 from .fits_table import read_fits
 from .listing import ANYWHERE, local_path
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     import dask.dataframe as dd
 
 log = logging.getLogger(__name__)
+
+MAX_ROWS = 5
+"""Rows that a message on positions shows."""
+MAX_TEXT = 40
+"""Characters of the text of a position that a message shows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,9 +108,10 @@ def read_table(location: str, extra: Sequence[str] = (), allow_truncated: bool =
 
     The format is recognised by the content, plain or gzipped: CSV and other delimited text, IPAC, VOTable, FITS, ECSV,
     Parquet. Column names may be in any case; ra and dec are needed, in decimal degrees or with a unit, and come in
-    degrees (float64, null where they are no number). `allow_truncated` accepts a VOTable that a service cut at its
-    limit. Raises `CatalogError`: no table file, no rows, a column missing or named twice, sexagesimal positions,
-    identifiers that lost digits. Values of other columns that cannot be used are null, with a `TableWarning`.
+    degrees (float64, null where they are no number; their text is then in "ra.text" and "dec.text"). `allow_truncated`
+    accepts a VOTable that a service cut at its limit. Raises `CatalogError`: no table file, no rows, a column missing
+    or named twice, sexagesimal positions, identifiers that lost digits. Values of other columns that cannot be used are
+    null, with a `TableWarning`.
     """
     file = open_table_file(local_path(str(location)))
     table = typed_table(_read(file, extra, allow_truncated), file.source)
@@ -155,27 +162,24 @@ def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
     if "source_id" not in table.column_names:
         ids = [f"row-{number:06d}" for number in range(1, len(table) + 1)]
         table = table.append_column("source_id", pa.array(ids, pa.string()))
+    texts = {name: table[name + TEXT] for name in TABLE_COLUMNS if name + TEXT in table.column_names}
+    table = table.drop_columns([name + TEXT for name in texts])
     further = [pa.field(name, pa.string()) for name in table.column_names if name not in SOURCE_SCHEMA.names]
     whole = conform_sources(with_tile_names(table, source), source)
     for field in further:
         whole = whole.append_column(field, cast_column(table[field.name], field, source))
-    if problems := _row_problems(whole, unique):
+    if problems := _row_problems(whole, texts, unique):
         raise CatalogError(f"{source}: " + "; ".join(problems))
     return whole.combine_chunks()
 
 
-def _row_problems(table: pa.Table, unique: bool) -> list[str]:
-    """Return what is wrong with the rows: positions off the sky, identifiers missing or given twice."""
-    problems = []
+def _row_problems(table: pa.Table, texts: Mapping[str, pa.ChunkedArray], unique: bool) -> list[str]:
+    """Return what is wrong with the rows: positions off the sky, identifiers missing or given twice.
+
+    `texts` holds the text of positions that are no numbers.
+    """
     ra, dec, bad = sky_positions(table)
-    if bad.any():
-        has = one_or_many(int(bad.sum()), "has", "have")
-        rows = ", ".join(f"{i + 1} (ra {ra[i]}, dec {dec[i]})" for i in np.flatnonzero(bad)[:5])
-        problems.append(
-            f"{bad.sum():,} of {counted(len(table), 'row')} {has} no position on the sky, such as row {rows}"
-            f"{' and more' if bad.sum() > 5 else ''}; ra must be 0..360 and dec -90..90 degrees, "
-            "correct or remove these rows"
-        )
+    problems = [_position_problem(ra, dec, bad, texts)] if bad.any() else []
     counts = pc.value_counts(table["source_id"].drop_null())
     many = counts.filter(pc.greater(counts.field("counts"), 1))
     if n_null := table["source_id"].null_count:
@@ -187,3 +191,38 @@ def _row_problems(table: pa.Table, unique: bool) -> list[str]:
             "remove the repeated rows, or rename the column to have rows numbered"
         )
     return problems
+
+
+def _position_problem(ra: Float64, dec: Float64, bad: Bool, texts: Mapping[str, pa.ChunkedArray]) -> str:
+    """Return which rows have no position on the sky, and the remedy; at least one of them is `bad`."""
+    n_bad = int(bad.sum())
+    rows = ", ".join(
+        f"{i + 1} ({_coordinate('ra', ra[i], texts, i)}, {_coordinate('dec', dec[i], texts, i)})"
+        for i in np.flatnonzero(bad)[:MAX_ROWS]
+    )
+    return (
+        f"{n_bad:,} of {counted(len(bad), 'row')} {one_or_many(n_bad, 'has', 'have')} no position on the sky, such as "
+        f"row {rows}{' and more' if n_bad > MAX_ROWS else ''}; ra must be 0..360 and dec -90..90 degrees; "
+        f"{_remedy_of_positions(ra, dec, bad)}"
+    )
+
+
+def _coordinate(name: str, value: float, texts: Mapping[str, pa.ChunkedArray], row: int) -> str:
+    """Return a coordinate of a row in words: its value, its text where it is no number, or that it is missing."""
+    text = texts[name][row].as_py() if name in texts else None
+    if text is not None:
+        return f"{name} {(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + '...')!r}"
+    return f"{name} is missing" if np.isnan(value) else f"{name} {value}"
+
+
+def _remedy_of_positions(ra: Float64, dec: Float64, bad: Bool) -> str:
+    """Return the remedy for rows that are `bad`: columns may be swapped, or RA may be from -180 to 180."""
+    known = ~(np.isnan(ra) | np.isnan(dec))
+    fit_if_swapped = (np.abs(ra[known]) <= 90) & (dec[known] >= 0) & (dec[known] <= 360)
+    if known.any() and fit_if_swapped.all() and (dec[known] > 90).mean() > 0.5:
+        return "ra and dec may be swapped: exchange the names of the two columns"
+    negative = (ra >= -180) & (ra < 0) & (np.abs(dec) <= 90)
+    if negative.any():
+        others = "" if negative.sum() == bad.sum() else "; correct or remove the other rows"
+        return f"add 360 to negative right ascensions{others}"
+    return "correct or remove these rows"

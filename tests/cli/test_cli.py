@@ -97,7 +97,7 @@ def test_a_cone_prunes_and_an_empty_one_is_refused(sky, bundle, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"ra": [150.0, np.nan], "dec": [2.0, 2.0]}, ["row 2", "nan"]),
+        ({"ra": [150.0, np.nan], "dec": [2.0, 2.0]}, ["row 2 (ra is missing, dec 2.0)"]),
         ({"ra": [150.0, 151.0], "dec": [95.0, 2.0]}, ["row 1", "95"]),
         ({"x": [1.0], "y": [2.0]}, ["ra", "dec", "x, y"]),
         ({"ra": ["10:20:30"], "dec": ["1:2:3"]}, ["degrees"]),

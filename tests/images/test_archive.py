@@ -711,15 +711,77 @@ def test_an_unreadable_file_of_a_flat_folder_is_named_where_its_band_is_missing(
     for band in (1, 3):
         (tmp_path / f"2010H-w{band}.fits").write_bytes(atlas_bytes(band))
         (tmp_path / f"other-w{band}.fits").write_bytes(atlas_bytes(band, COADDID="0111m015_ac51"))
-    (tmp_path / "2010H-w2.fits").write_bytes(content)
+    (tmp_path / "second-w2.fits").write_bytes(content)
     (tmp_path / "other-w2.fits").write_bytes(atlas_bytes(2, COADDID="0111m015_ac51"))
     archive = open_archive(str(tmp_path), ("w1", "w2", "w3"))
-    refused = f"; refused there: 2010H-w2.fits ({reason})"
+    refused = f"; refused there: second-w2.fits ({reason})"
     fault = fault_of(archive.tile, COADD_ID, ("w1", "w2", "w3"))
-    assert fault.reason == f"missing band under {tmp_path}, which has w1, w3 of this tile: fetch it{refused}"
+    assert fault.reason == f"no usable image under {tmp_path}, which has w1, w3 of this tile: fetch it{refused}"
     assert fault_of(archive.tile, "0202p015_ac51", ("w1", "w2")).reason.endswith(f"fetch it{refused}")
     for band in (1, 2):
         (tmp_path / f"far-w{band}.fits").write_bytes(atlas_bytes(band, CRPIX1=900.0))
     fault = fault_of(open_archive(str(tmp_path), ("w1", "w2")).tile, COADD_ID, ("w1", "w2"))
     lacks = f"{tmp_path}/2010H-w1.fits has no image of w2 with the same footprint: fetch it, or remove this one"
     assert fault.reason == lacks + refused
+
+
+@pytest.mark.parametrize(
+    ("good", "refused"),
+    [
+        ("2010H-w{}.fits", "2010H-w2.fits"),
+        ("2010H-w{}.fits", "2010H-W2.fits.gz"),
+        ("w{}/2010H.fits", "w2/2010H.fits"),
+        ("2010H_w{}/w{}.fit", "2010H_w2/w2.fit"),
+    ],
+)
+def test_a_refused_file_named_like_the_other_bands_is_the_damaged_image(tmp_path, good, refused):
+    for band in (1, 3):
+        write_file(tmp_path / good.format(band, band), atlas_bytes(band))
+    write_file(tmp_path / refused, atlas_bytes(2).replace(b"BUNIT   = 'DN      '", b"BUNIT   = 'DN       "))
+    archive = open_archive(str(tmp_path), ("w1", "w2", "w3"))
+    fault = fault_of(archive.tile, COADD_ID, ("w1", "w2", "w3"))
+    assert (fault.kind, fault.band) == ("bad", "w2")
+    damage = "damaged FITS header (card BUNIT cannot be read): fetch the file again"
+    assert fault.reason == f"{tmp_path}/{refused} is refused: {damage}"
+    assert archive.tile(COADD_ID, ("w1", "w3")).bands == ("w1", "w3")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("others", "refused"),
+    [
+        ({"a.fits": {}, "b.fits": {"band": 3}}, "w2.fits"),
+        ({"a-w1.fits": {}, "a-w3.fits": {"band": 3}}, "b-w2.fits"),
+        ({"a-w1.fits": {}, "a-w3.fits": {"band": 3}}, "a-w2-psf.fits"),
+        ({"a-w1.fits": {}, "a-w3.fits": {"band": 3}}, "a-w2-w3.fits"),
+        ({"a-w3.fits": {}, "a-w1.fits": {"band": 3}}, "a-w2.fits"),
+        ({"a-w1.fits": {}, "a-w3.fits": {"band": 3, "COADDID": "0111m015_ac51"}}, "a-w2.fits"),
+        ({"a-w1.fits": {}, "a-w3.fits": {"band": 3, "CRPIX1": 900.0}}, "a-w2.fits"),
+    ],
+    ids=["no bands", "other name", "not an image", "two bands", "bands exchanged", "two tiles", "two footprints"],
+)
+def test_a_refused_file_of_any_other_name_may_be_anything(tmp_path, others, refused):
+    for name, changes in others.items():
+        (tmp_path / name).write_bytes(atlas_bytes(**changes))
+    (tmp_path / "other-w2.fits").write_bytes(atlas_bytes(2, COADDID="0222m015_ac51"))
+    (tmp_path / refused).write_bytes(b"")
+    fault = fault_of(open_archive(str(tmp_path), ("w1", "w2")).tile, COADD_ID, ("w1", "w2"))
+    assert (fault.kind, fault.band) == ("missing_band", "w2") and f"{refused} (empty file)" in fault.reason
+
+
+def test_a_damaged_image_is_not_needed_where_another_covers_it(tmp_path):
+    bands = ("w1", "w2", "w3")
+    for band in (1, 3):
+        (tmp_path / f"a-w{band}.fits").write_bytes(atlas_bytes(band))
+    (tmp_path / "a-w2.fits").write_bytes(b"")
+    (tmp_path / "copy.fits").write_bytes(atlas_bytes(2))
+    assert open_archive(str(tmp_path), bands).tile(COADD_ID, bands).files[1].name == "copy.fits"
+    (tmp_path / "copy.fits").unlink()
+    for band in (1, 2, 3):
+        header = atlas_header(band=band, CRPIX1=120.0, CRPIX2=118.0)
+        write_image(tmp_path / f"larger-{band}.fits", header, np.ones((400, 400), np.float32))
+    assert open_archive(str(tmp_path), bands).tile(COADD_ID, bands).shape == (400, 400)

@@ -52,7 +52,8 @@ def test_a_damaged_file_that_names_its_tile_stays_unless_it_was_unpacked(tmp_pat
     assert [(band, name[-8:]) for _, band, name in source.index or ()] == [
         ("w1", "t-3.fits"), ("w1", "ain.fits"), ("w2", "fits.bz2"), ("w3", "t-3.fits"),
     ]  # fmt: skip
-    assert source.rejected == ()
+    assert [file.path[-8:] for file in source.rejected] == ["fits.bz2", "t-3.fits"]
+    assert list(source.refused(COADD_ID, ("w2", "w3"))) == [], "these are known images of the tile"
 
 
 def test_files_that_name_another_band_or_tile_are_not_those_of_a_missing_band(tmp_path):

@@ -49,6 +49,11 @@ def test_a_missing_file_is_a_missing_band_where_the_tile_has_others():
     fault = missing_fault("/a", COADD_ID, "w2", ("w1", "w3"))
     assert (fault.kind, fault.band) == ("missing_band", "w2")
     assert fault.reason == "missing band under /a, which has w1, w3 of this tile: fetch it"
+    reason = missing_fault("/a", COADD_ID, "w2", ("w1", "w3"), "; refused there: x.fits (empty file)").reason
+    has = "no usable image under /a, which has w1, w3 of this tile: fetch it"
+    assert reason == f"{has}; refused there: x.fits (empty file)"
+    reason = missing_fault("/a", COADD_ID, "w2", (), "; refused there: x.fits (empty file)").reason
+    assert reason == "missing tile: no usable image of it under /a, fetch it; refused there: x.fits (empty file)"
     fault = missing_fault("/a", COADD_ID, "w2", ())
     assert (fault.kind, fault.band) == ("missing_tile", None)
     assert fault.reason == "missing tile: no image of it under /a, fetch it"

@@ -12,7 +12,12 @@ from skyclass.errors import ArchiveError
 from skyclass.images.archive import AtlasArchive, open_archive
 from skyclass.images.export import write_cutouts
 from skyclass.images.source import MemorySource
-from skyclass.images.usable import require_position_on_tile, require_usable_tile, warn_of_misnamed_tiles
+from skyclass.images.usable import (
+    require_position_on_tile,
+    require_usable_tile,
+    warn_of_misnamed_tiles,
+    warn_of_refused_files,
+)
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.sources.tables import standardise_table
 from tests.support.atlas_files import atlas_bytes, atlas_header, pixels_of, write_image, write_layout
@@ -137,3 +142,51 @@ def test_the_verbs_tell_names_that_do_not_fit(run, sky, tmp_path, caplog):
     write_cutouts(str(tmp_path / "two.csv"), str(sky.images), str(tmp_path / "a.npz"), "9px", BANDS)
     warnings = [record.message for record in caplog.records if "comes from the table" in record.message]
     assert len(warnings) == 2 and all("no image of 1 tile; the coadd_id 1210p015_ac51 of" in text for text in warnings)
+
+
+# --- files that are refused ------------------------------------------------------------------------
+
+
+def test_refused_files_beside_a_usable_tile_are_counted_in_one_warning(tmp_path, caplog):
+    for band in (1, 2, 3):
+        (tmp_path / f"a-w{band}.fits").write_bytes(atlas_bytes(band))
+    archive = open_archive(str(tmp_path), BANDS)
+    warn_of_refused_files(archive, "mix")
+    assert caplog.records == [], "nothing is refused"
+    (tmp_path / "a-w1.fits.gz").write_bytes(b"\x1f\x8b")
+    warn_of_refused_files(open_archive(str(tmp_path), BANDS), "mix")
+    assert caplog.records == [], "an unpacked copy is there"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "tan.fits").write_bytes(atlas_bytes(1, CTYPE1="RA---TAN", CTYPE2="DEC--TAN", BUNIT="Jy"))
+    warn_of_refused_files(open_archive(str(tmp_path), BANDS), "mix")
+    such = "such as sub/tan.fits (TAN projection, as in an unWISE coadd (other scale and zero point))"
+    assert caplog.messages == [f"1 file of mix is no usable Atlas image, {such}; replace or remove it"]
+    (tmp_path / "0111m015_ac51-w1-int-3.fits").write_bytes(b"")  # it names its tile, of which no source may be
+    caplog.clear()
+    warn_of_refused_files(open_archive(str(tmp_path), BANDS), "mix")
+    such = "such as 0111m015_ac51-w1-int-3.fits (empty file)"
+    assert caplog.messages == [f"2 files of mix are no usable Atlas images, {such}; replace or remove them"]
+
+
+def test_in_the_layout_no_file_is_opened_to_warn_of_refused_files(archive, caplog):
+    for path in Path(archive.root).rglob("*-w1-*.fits"):
+        path.write_bytes(b"")
+    warn_of_refused_files(archive, "/images")
+    warn_of_refused_files(AtlasArchive(MemorySource({"a": b""}), BANDS), "memory:")
+    assert caplog.records == []
+
+
+def test_plan_and_cutouts_warn_once_of_refused_files(run, sky, tmp_path, caplog):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in Path(sky.images).rglob("*.fits"):
+        (flat / path.name).symlink_to(path)
+    (flat / "psf.fits").write_bytes(b"text")
+    words = [f"1 file of {flat} is no usable Atlas image, such as psf.fits (not a FITS file); replace or remove it"]
+    plan_run(replace(run, images=str(flat)), count_here)
+    assert [text for text in caplog.messages if "usable Atlas" in text] == words
+    caplog.clear()
+    rows = pq.read_table(sky.catalog).to_pandas()[["source_id", "ra", "dec"]].head(3)
+    rows.to_csv(tmp_path / "three.csv", index=False)
+    write_cutouts(str(tmp_path / "three.csv"), str(flat), str(tmp_path / "a.npz"), "9px", BANDS)
+    assert [text for text in caplog.messages if "usable Atlas" in text] == words

@@ -149,8 +149,61 @@ def test_bad_rows_come_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught:
         standardise_table(csv_table(tmp_path, "ra,dec\n1,2\n" + "\n".join(bad) + "\n3,4\n"))
     message = str(caught.value)
-    assert "7 of 9 rows" in message and "row 2 (ra nan, dec 1.0), 3 (ra 1.0, dec nan), 4 " in message
+    assert "7 of 9 rows" in message and "row 2 (ra is missing, dec 1.0), 3 (ra 1.0, dec is missing), 4 " in message
     assert "6 (ra 5.0, dec -90.1) and more" in message and "7 (" not in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["1,2", "unknown,1.00708"], "row 2 (ra 'unknown', dec 1.00708); "),
+        (["1,2", "7,12.5 deg"], "row 2 (ra 7.0, dec '12.5 deg'); "),
+        (["1,2", ",1.00708"], "row 2 (ra is missing, dec 1.00708); "),
+        (["1,2", "x\ty,null"], "row 2 (ra 'x\\ty', dec is missing); "),
+        (["1,2", f"{'long' * 30},-91"], f"row 2 (ra '{'long' * 10}...', dec -91.0); "),
+        (["?,2", "1,400", "3,4", "5,N"], "row 1 (ra '?', dec 2.0), 2 (ra 1.0, dec 400.0), 4 (ra 5.0, dec 'N'); "),
+    ],
+)
+def test_text_of_a_position_is_shown_as_it_stands_in_the_table(tmp_path: Path, rows: list[str], words: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        standardise_table(csv_table(tmp_path, "ra,dec\n" + "\n".join(rows) + "\n"))
+    remedy = "ra must be 0..360 and dec -90..90 degrees; correct or remove these rows"
+    assert str(caught.value).endswith(words + remedy)
+
+
+def test_the_text_of_positions_is_in_no_table_that_is_read(tmp_path: Path) -> None:
+    table = read_table(csv_table(tmp_path, "ra,dec\n1,2\nx,3\n4,y\n"))
+    assert table["ra"].to_pylist() == [1, None, 4] and table["dec"].to_pylist() == [2, 3, None]
+    good = standardise(table.slice(0, 1), "table")
+    assert good.column_names == SOURCE_SCHEMA.names
+
+
+SWAPPED = "ra and dec may be swapped: exchange the names of the two columns"
+NEGATIVE = "add 360 to negative right ascensions"
+CORRECT = "correct or remove these rows"
+
+
+@pytest.mark.parametrize(
+    ("rows", "remedy"),
+    [
+        (["1.03,121.6", "-28.7,195.4"], SWAPPED),
+        (["1.03,121.6", "-28.7,12.4", "3,359", "x,5", "-90,360"], SWAPPED),
+        (["1.03,121.6", "2,12", "3,12"], CORRECT),
+        (["1.03,121.6", "91,195.4"], CORRECT),
+        (["1.03,121.6", "9,361"], CORRECT),
+        (["-0.5,1", "-180,90"], NEGATIVE),
+        (["-0.5,1", "179,2"], NEGATIVE),
+        (["-0.5,1", "179,2", "3,95", ",4"], f"{NEGATIVE}; correct or remove the other rows"),
+        (["-180.5,1", "1,2"], CORRECT),
+        (["-99,-99", "1,2"], CORRECT),
+        (["1,-91"], CORRECT),
+        (["nan,nan", ","], CORRECT),
+    ],
+)
+def test_the_remedy_of_positions_off_the_sky_goes_by_their_values(tmp_path: Path, rows: list[str], remedy: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        standardise_table(csv_table(tmp_path, "ra,dec\n" + "\n".join(rows) + "\n"))
+    assert str(caught.value).endswith(f"; ra must be 0..360 and dec -90..90 degrees; {remedy}")
 
 
 def test_all_kinds_of_bad_rows_come_together(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 from ...errors import CatalogError, ConfigError
 from ...locations import user_path
 from ...sky.healpix import unit_vectors
+from ...sources.columns import TEXT
 from ...sources.tables import read_table, standardise
 from ...text import counted, one_or_many
 from ...types import CLASSES, Bool, Int64
@@ -79,7 +80,7 @@ def read_labels(location: str, allow_truncated: bool = False) -> Labels:
         raise CatalogError(f"labels {location}: there is no such table file")
     raw = read_table(str(path), extra=("class",), allow_truncated=allow_truncated)
     if "class" not in raw.column_names:
-        found = [name for name in raw.column_names if name != "bad_values"]
+        found = [name for name in raw.column_names if name != "bad_values" and not name.endswith(TEXT)]
         raise CatalogError(
             f"labels {path}: no column class (found: {', '.join(found)}); a label table needs ra and dec "
             "in degrees and class"

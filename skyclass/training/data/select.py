@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ...errors import ArchiveError, CatalogError, ConfigError
 from ...files import content_digest, sha256_of
 from ...images.archive import AtlasArchive, open_archive
-from ...images.usable import remedy_of_hours, require_usable_tile
+from ...images.usable import remedy_of_hours, require_usable_tile, warn_of_refused_files
 from ...locations import user_path
 from ...sources.assign import with_tiles
 from ...text import counted, one_or_many
@@ -44,6 +44,7 @@ def select_sources(config: DatasetConfig) -> Selection:
     Raises `ConfigError`, `CatalogError` or `ArchiveError` for input that cannot be used.
     """
     archive = _open_archive(config.images, config.bands)
+    warn_of_refused_files(archive, config.images)
     labels = without_duplicates(read_labels(config.labels, config.allow_truncated))
     labels_digest, catalog_digest = sha256_of(user_path(config.labels))[:16], ""
     if config.catalog:

@@ -305,6 +305,10 @@ def spoil(table: pd.DataFrame, **columns) -> pd.DataFrame:
 
 BAD_LABELS = {
     "no class": (lambda t: t.drop(columns="class"), "no column class"),
+    "no class, text in ra": (
+        lambda t: t.drop(columns="class").astype({"ra": str}).replace({"ra": {str(t["ra"].iloc[0]): "?"}}),
+        r"no column class \(found: source_id, ra, dec, coadd_id\)",
+    ),
     "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no columns ra and dec"),
     "no rows": (lambda t: t.iloc[:0], "no rows"),
     "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 row\) is unknown; use galaxy, quasar, star"),
@@ -374,6 +378,19 @@ def test_other_input_that_cannot_be_right_is_refused(run, sky4, sky, tmp_path):
     Path(run.out).mkdir()
     with pytest.raises(ConfigError, match="exists: choose another folder"):
         build_dataset(run)
+
+
+def test_refused_files_of_the_images_are_told_once(run, sky4, tmp_path, caplog):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in Path(sky4.images).rglob("*.fits"):
+        (flat / path.name).symlink_to(path)
+    for name in ("psf.fits", "notes.fits"):
+        (flat / name).write_bytes(b"text")
+    select_sources(replace(labelled(run, truth(sky4)), catalog=None, images=str(flat)))
+    such = "such as notes.fits (not a FITS file); replace or remove them"
+    words = f"2 files of {flat} are no usable Atlas images, {such}"
+    assert [text for text in caplog.messages if "usable Atlas" in text] == [words]
 
 
 def test_a_least_snr_that_nobody_knows_is_not_passed_over(run, sky4, tmp_path):
