@@ -98,7 +98,7 @@ def test_training_leaves_a_model_and_a_log_and_is_not_done_twice(made):
     assert made.training.err.count("balanced accuracy") == 2 and "already trained" not in made.training.err
     weights = (made.model / "model.json").stat().st_mtime_ns
     again = skyclass("train", made.toml)
-    assert "already trained" in again.err and bundle.model_id in again.out
+    assert "already trained" in again.err and again.out == f"{bundle.model_id} is in {made.model}\n"
     assert (made.model / "model.json").stat().st_mtime_ns == weights
     other = train_toml(made.model.parent, made.data, seed=5)
     assert "holds another model" in refusal("train", other)
