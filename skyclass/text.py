@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+DIGEST = re.compile("[0-9a-f]{16,}")
 
 
 def printable(text: object) -> str:
@@ -44,6 +47,16 @@ def one_or_many(n: int, one: str, many: str) -> str:
     ('is', 'are')
     """
     return one if n == 1 else many
+
+
+def short_digest(value: object) -> str:
+    """Return a value as text, and of a digest, which has 16 hexadecimal digits or more, the first 12 digits.
+
+    >>> short_digest("303e179eec556190e7b4"), short_digest("fp32")
+    ('303e179eec55', 'fp32')
+    """
+    text = str(value)
+    return text[:12] if DIGEST.fullmatch(text) else text
 
 
 def shell_command(words: Iterable[object]) -> str:

@@ -40,8 +40,8 @@ def main() -> None:
     print_any_character()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except (click.exceptions.Abort, KeyboardInterrupt):  # click turns the one into the other
-        _fail(Interrupted(STOPPED))
+    except (click.exceptions.Abort, KeyboardInterrupt) as stop:  # click turns the one into the other
+        _fail(Interrupted(stopped_text(stop)))
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
@@ -69,6 +69,12 @@ def _show_warning(
 
 
 STOPPED = "stopped; what a run or a training has committed is kept: the same command resumes it"
+
+
+def stopped_text(stop: BaseException) -> str:
+    """Return the message for a command that was stopped, with what a run has noted about its commits."""
+    notes = getattr(stop.__cause__ or stop, "__notes__", [])
+    return f"stopped; {notes[0]}: the same command resumes the run" if notes else STOPPED
 
 
 def describe(error: OSError) -> str:

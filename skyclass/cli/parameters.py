@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 
 from ..errors import ConfigError
@@ -16,7 +19,8 @@ def parse_cone(text: str) -> Cone:
     parts = text.split(",")
     if len(parts) != 3:
         raise ConfigError(f"--cone {text!r}: write RA,DEC,RADIUS, such as 150.1,2.2,30arcmin")
-    return Cone(parse_angle(parts[0]), parse_angle(parts[1]), parts[2])
+    with _naming_option("--cone", text):
+        return Cone(parse_angle(parts[0]), parse_angle(parts[1]), parts[2])
 
 
 def parse_box(text: str) -> Box:
@@ -24,7 +28,8 @@ def parse_box(text: str) -> Box:
     parts = text.split(",")
     if len(parts) != 4:
         raise ConfigError(f"--box {text!r}: write RA0,RA1,DEC0,DEC1 in degrees, such as 140,160,-2,5")
-    return Box(*map(parse_angle, parts))
+    with _naming_option("--box", text):
+        return Box(*map(parse_angle, parts))
 
 
 def parse_polygon(text: str) -> Polygon:
@@ -32,10 +37,20 @@ def parse_polygon(text: str) -> Polygon:
     parts = text.split(",")
     if len(parts) < 6 or len(parts) % 2:
         raise ConfigError(f"--polygon {text!r}: write RA,DEC of three or more vertices, such as 10,0,12,0,11,2")
-    angles = list(map(parse_angle, parts))
-    return Polygon(tuple(zip(angles[::2], angles[1::2], strict=True)))
+    with _naming_option("--polygon", text):
+        angles = list(map(parse_angle, parts))
+        return Polygon(tuple(zip(angles[::2], angles[1::2], strict=True)))
 
 
 def parse_moc(path: str) -> Region:
     """Return the region of a MOC file."""
     return region_from_dict({"kind": "moc", "path": path})
+
+
+@contextmanager
+def _naming_option(option: str, text: str) -> Iterator[None]:
+    """Let a `ConfigError` begin with an option and its text."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{option} {text!r}: {error.message}", error.details) from error

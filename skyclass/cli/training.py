@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -120,25 +119,34 @@ def train(toml: str | None, **options: Any) -> int:
     TRAIN_TOML holds the same keys as the options below, which override it; `skyclass init train` writes one. The
     command also works under torchrun and srun: `torchrun --nproc-per-node 2 -m skyclass train TRAIN_TOML`.
     """
-    from ..training.progress import no_progress, training_progress
-
     run, is_first = read_config(TrainConfig, toml, options, train_config), is_first_rank()
     if run.cluster != "none":
-        train_on_cluster(run, settings_file_for_ranks(run, toml, options))
+        has_trained = train_on_cluster(run, settings_file_for_ranks(run, toml, options))
     else:
-        from ..training.fit.train import train as train_here
-
-        with training_progress() if is_first else nullcontext(no_progress) as progress:
-            train_here(run, progress)
+        has_trained = train_in_this_process(run, is_first)
     if is_first:
         from ..model.bundle import read_bundle
 
-        say(f"{read_bundle(Path(run.out).absolute()).model_id} written to {run.out}")
+        model_id = read_bundle(Path(run.out).absolute()).model_id
+        say(f"{model_id} {'written to' if has_trained else 'is in'} {run.out}")
     return 0
 
 
-def train_on_cluster(run: TrainConfig, file: Path) -> None:
-    """Train with the settings of a file, with ranks on the machines of a cluster."""
+def train_in_this_process(run: TrainConfig, is_first: bool) -> bool:
+    """Train, alone or as a rank, and return whether anything was left to do; only the first rank knows."""
+    from ..training.fit.train import train as train_here
+    from ..training.progress import training_progress
+
+    if not is_first:
+        train_here(run)
+        return False
+    with training_progress() as progress:
+        train_here(run, progress)
+    return progress.has_trained
+
+
+def train_on_cluster(run: TrainConfig, file: Path) -> bool:
+    """Train with the settings of a file, with ranks on the machines of a cluster; return whether there was work."""
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(f"cluster = {run.cluster!r}: torchrun has started this process as a rank; leave cluster out")
     load_dask()
@@ -149,6 +157,7 @@ def train_on_cluster(run: TrainConfig, file: Path) -> None:
     n_workers = run.nodes if run.cluster == "local" else None
     with connect(run.cluster, n_workers, gpus=0) as client, training_progress() as progress:
         launch(file, client, run.nodes, run.ranks_per_node, print_line=partial(say, err=True), progress=progress)
+    return progress.has_trained
 
 
 def settings_file_for_ranks(run: TrainConfig, toml: str | None, options: Mapping[str, Any]) -> Path:

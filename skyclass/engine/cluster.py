@@ -35,6 +35,7 @@ from distributed.security import Security
 from distributed.worker import Worker
 
 from ..errors import ConfigError, NotStarted
+from ..text import counted
 from .dask_config import (
     DASK_SETTINGS,
     check_dask_config,
@@ -119,8 +120,16 @@ def check_memory_limit(memory_limit: str) -> None:
     if 0 < n_bytes < LEAST_MEMORY:
         raise ConfigError(
             f"memory_limit = {memory_limit!r}: a worker needs {LEAST_MEMORY / 1e9:.1f} GB before it holds a strip; "
-            "`skyclass plan` prints how much a run needs"
+            f"`skyclass plan` prints how much a run needs{_missing_unit(memory_limit, n_bytes)}"
         )
+
+
+def _missing_unit(memory_limit: str, n_bytes: int) -> str:
+    """Return the part of a message about an amount of memory without a unit, "" for one with a unit."""
+    if memory_limit.strip()[-1:].isalpha():
+        return ""
+    amount = f"{n_bytes}GB" if n_bytes < 1000 else "an amount such as 3GB"
+    return f"; {memory_limit!r} is {counted(n_bytes, 'byte')}: write {amount}"
 
 
 def _connect_to_scheduler(address: str) -> Client:

@@ -60,7 +60,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
         with hold_lease(context.folder) as lease:
             context = open_run(run, context, plan, table)
             state = RunState(context, plan, lease)
-            with watch(state.resume(load_committed(run, context))) as state.reporter:
+            with watch(state.resume(load_committed(run, context))) as state.reporter, state.noting_commits():
                 run_tiles(client, state, state.pending, run.strip_sources, placement)
             return publish_and_report(context, state, partial(map_unordered, client))
 

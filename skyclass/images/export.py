@@ -87,12 +87,28 @@ def write_cutouts(
 def parse_size(size: str) -> int:
     """Return the side in pixels of a size such as "37px"; for "50arcsec" the nearest odd number of Atlas pixels."""
     pixels = re.fullmatch(r"\s*([+-]?\d{1,9})\s*(px|pix|pixels)\s*", size)
-    side = int(pixels[1]) if pixels else _odd(min(parse_angle(size), 360.0) * 3600 / PIXEL_SCALE_ARCSEC)
+    try:
+        side = int(pixels[1]) if pixels else _odd_pixels(parse_angle(size))
+    except ConfigError as error:
+        raise ConfigError(f"--size {size}: {error.message}; pixels are written as 37px") from error
     if not 1 <= side <= MAX_PIXELS:
-        raise ConfigError(
-            f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS} (36 is degrees: write 36px or 50arcsec)"
-        )
+        raise ConfigError(f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS}{_missing_unit(size)}")
     return side
+
+
+def _missing_unit(size: str) -> str:
+    """Return the part of a message about a size without a unit, "" for one with a unit."""
+    number = size.strip()
+    if number[-1:].isalpha():
+        return ""
+    side = _odd_pixels(parse_angle(f"{number}arcsec"))
+    sizes = f"{number}arcsec or {side}px" if 1 <= side <= MAX_PIXELS else "50arcsec or 37px, for example"
+    return f"; {number} without a unit is degrees: write {sizes}"
+
+
+def _odd_pixels(angle_deg: float) -> int:
+    """Return the odd number of Atlas pixels that is nearest to an angle."""
+    return _odd(min(angle_deg, 360.0) * 3600 / PIXEL_SCALE_ARCSEC)
 
 
 def _odd(pixels: float) -> int:

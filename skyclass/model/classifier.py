@@ -115,10 +115,11 @@ class NetworkClassifier:
         Parameters
         ----------
         images : (N, C, S, S) float16
-            Composites in the bands and with the side `size_px` of the bundle, NaN where a pixel is missing, as
-            `skyclass.images.composite.composite` makes them from cutouts in DN. Leave out images without any pixel in a
-            band (flag `NO_IMAGE`), as `classify` does: the network takes them for an empty sky. A network of photometry
-            alone uses only the number N of images.
+            Composites in the bands and with the side S of the cut of the bundle (`bundle.cut.size_px` pixels), NaN
+            where a pixel is missing, as `skyclass.images.composite.composite` makes them from cutouts in DN. This
+            function resizes them to the input of the network. Leave out images without any pixel in a band (flag
+            `NO_IMAGE`), as `classify` does: the network takes them for an empty sky. A network of photometry alone uses
+            only the number N of images.
         photometry : (N, F) float32, optional
             Features of the same sources as `skyclass.model.photometry.features` returns them, NaN where unknown. A
             network of images alone ignores them.
@@ -198,16 +199,19 @@ class NetworkClassifier:
 
     def _check_images(self, images: Float16) -> None:
         cut = self.bundle.cut
-        expected = (len(cut.bands), cut.size_px, cut.size_px)
+        expected, bands = (len(cut.bands), cut.size_px, cut.size_px), ",".join(cut.bands)
+        make = "skyclass.images.composite.composite(cutouts, zero_point_mag, bundle.composite)"
         if images.shape[1:] != expected:
             raise ConfigError(
                 f"{self.model_id} takes composites (N, {', '.join(map(str, expected))}) of "
-                f"{', '.join(cut.bands)}, not {images.shape}: cut with the bundle's settings"
+                f"{', '.join(cut.bands)}, not {images.shape}: write cutouts of {cut.size_px} pixels with `skyclass "
+                f"cutouts --size {cut.size_px}px --bands {bands}`, and make composites of them with {make}; predict "
+                f"itself resizes them to the {self.bundle.preprocessing.input_px} pixels of the network"
             )
         if images.dtype != np.float16:  # the file of `skyclass cutouts` holds DN in float32, in the same shape
             raise ConfigError(
                 f"{self.model_id} takes composites in float16, not {images.dtype}: make them from cutouts in DN with "
-                "skyclass.images.composite.composite(cutouts, zero_point_mag, bundle.composite)"
+                f"{make}"
             )
 
     def _prepare_largest(self, size: int) -> PreparedNetwork:

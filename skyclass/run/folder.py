@@ -28,7 +28,7 @@ from ..catalog.versions import CURRENT, unfinished_publications
 from ..errors import NotPublished, RunMismatch, StoreError
 from ..files import read_json, translate_write_errors, unfinished, write_json
 from ..sky.regions import Region, region_identity
-from ..text import counted
+from ..text import counted, short_digest
 from ..types import FILE_SAFE_NAME, NO_TILE, Json
 from ..version import code_version
 
@@ -109,7 +109,7 @@ def start_or_resume(
     folder.make()
     if folder.run_path.exists():
         run = read_run(folder)
-        _refuse_mismatch(folder, run["fingerprint"], fingerprint, partitions)
+        _refuse_mismatch(folder, run, {"fingerprint": fingerprint, "info": info}, partitions)
         return str(run["run_id"])
     write_json(folder.partitions_path, {name: list(digest) for name, digest in partitions.items()})
     run_id = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode()).hexdigest()[:16]
@@ -129,18 +129,29 @@ FIELD_MEANINGS = {
 
 
 def _refuse_mismatch(
-    folder: RunFolder, old: Mapping[str, str], new: Mapping[str, str], partitions: Mapping[str, Sequence[Any]]
+    folder: RunFolder, old: Mapping[str, Any], new: Mapping[str, Any], partitions: Mapping[str, Sequence[Any]]
 ) -> None:
-    fields = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    """Raise `RunMismatch` where the fingerprints of two runs differ. Each has `fingerprint` and `info`."""
+    there, now = old["fingerprint"], new["fingerprint"]
+    fields = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
     if fields:
-        there, now = ({name: values.get(name, "(none)") for name in fields} for values in (old, new))
-        lines = [f"{name}: {there[name]} there, {now[name]} now{FIELD_MEANINGS.get(name, '')}" for name in fields]
+        lines = [_difference(name, old, new) for name in fields]
         lines += _partition_changes(folder, partitions) if "catalog" in fields else []
         raise RunMismatch(
             f"{folder.path} belongs to another run; undo the change to resume it, or give another output folder; it "
             f"differs in {counted(len(fields), 'field')}:",
             lines,
         )
+
+
+def _difference(field: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return one line about a field of the fingerprint that differs; a model is shown by its name."""
+    digests = [short_digest(run["fingerprint"].get(field, "(none)")) for run in (old, new)]
+    models = [str(run["info"].get("model", {}).get("id", "")) for run in (old, new)]
+    if field == "model" and all(models):
+        names = {model.removesuffix(digest) for model, digest in zip(models, digests, strict=True)}
+        return f"model: {models[0]} there, {models[1]} now" + FIELD_MEANINGS[field] * (len(names) == 1)
+    return f"{field}: {digests[0]} there, {digests[1]} now{FIELD_MEANINGS.get(field, '')}"
 
 
 def _partition_changes(folder: RunFolder, new: Mapping[str, Sequence[Any]], limit: int = 5) -> list[str]:

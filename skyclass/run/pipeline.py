@@ -29,7 +29,7 @@ def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
     with hold_lease(context.folder) as lease:
         context = open_run(run, context, plan, table)
         state = RunState(context, plan, lease)
-        with watch(state.resume(load_committed(run, context))) as state.reporter:
+        with watch(state.resume(load_committed(run, context))) as state.reporter, state.noting_commits():
             for tile in state.pending:
                 classify_tile(context, tile, run.strip_sources, state)
         return publish_and_report(context, state)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..errors import RowsLost
 from ..schema import UNCLASSIFIED
+from ..text import counted, one_or_many
 from ..types import NO_TILE, Strip, TilePlan
 from .commits import Commit, journal_commit
 from .context import RunContext
@@ -87,6 +89,17 @@ class RunState:
         self._advance(commit.rows - sum(self.counted.pop(commit.coadd_id, {}).values()))
         for timing in timings:
             self.add_timing(timing)
+
+    @contextmanager
+    def noting_commits(self) -> Iterator[None]:
+        """Add to a `KeyboardInterrupt` of the block the number of sources that are committed then."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            n = sum(commit.rows for commit in self.commits.values())
+            total = self.plan.n_sources
+            stop.add_note(f"{n:,} of {counted(total, 'source')} {one_or_many(total, 'is', 'are')} committed")
+            raise
 
     @property
     def has_new_commits(self) -> bool:

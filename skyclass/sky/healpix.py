@@ -26,6 +26,8 @@ _UNITS_IN_DEG = {
     "arcsec": 1 / 3600, "arcsecond": 1 / 3600, "arcseconds": 1 / 3600,
     "mas": 1 / 3.6e6, "rad": 180 / math.pi,
 }  # fmt: skip
+SEXAGESIMAL = r"^[-+]?\d+(:|h|d|\s)\s*\d+"
+"""Start of a coordinate such as "10:12:13.4" or "10h12m13s", as a pattern of Python and of Arrow."""
 ANGLE_DECIMALS = 6
 """Decimals of an angle in arcmin or arcsec, in messages; an angle that needs more is in degrees."""
 
@@ -87,6 +89,8 @@ def parse_angle(angle: str | float) -> float:
     astropy's `Angle` is no substitute: it refuses "1e-1deg", "2 arcminutes" and "2DEG", and reads "1 2" as 1 degree
     and 2 minutes.
     """
+    if re.search(SEXAGESIMAL, str(angle).strip()):
+        raise ConfigError(sexagesimal_text("angle", angle))
     match = re.fullmatch(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*", str(angle))
     factor = _UNITS_IN_DEG.get(match[2].lower()) if match else None
     try:
@@ -99,6 +103,14 @@ def parse_angle(angle: str | float) -> float:
             "one of deg, arcmin, arcsec, mas, rad (for example '30arcmin')"
         )
     return value
+
+
+def sexagesimal_text(what: str, value: object) -> str:
+    """Return the message for a sexagesimal coordinate where decimal degrees are expected."""
+    return (
+        f"{what} looks sexagesimal ('{value}'); give decimal degrees, for example from "
+        "astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
+    )
 
 
 def angle_text(angle_deg: float) -> str:
@@ -122,6 +134,8 @@ def unit_vectors(ra: ArrayLike, dec: ArrayLike) -> Float64:
 
 def checked_degrees(value: object, what: str, low: float, high: float) -> float:
     """Return an angle in degrees as a float within [low, high], or raise a `ConfigError` that names `what`."""
+    if isinstance(value, str) and re.search(SEXAGESIMAL, value.strip()):
+        raise ConfigError(sexagesimal_text(what, value))
     try:
         number = float(cast(Any, value))
     except (TypeError, ValueError, OverflowError):

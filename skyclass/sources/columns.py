@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from ..errors import CatalogError, TableWarning
 from ..schema import CHECKED, INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
+from ..sky.healpix import SEXAGESIMAL, sexagesimal_text
 from ..text import counted, one_or_many
 from .identifiers import IDENTIFIERS, identifiers, is_bytes, without_null_words
 
-SEXAGESIMAL = r"^[-+]?\d+(:|h|d|\s)\s*\d+"
 DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
 NUMBER = r"^[-+]?((\d+\.?\d*|\.\d+)([eEdD][-+]?\d+)?|(?i:inf(inity)?))$"
 MASK = ".mask"
@@ -264,10 +264,7 @@ def _check_text_of_numbers(column: pa.ChunkedArray, name: str, source: str) -> N
     """Raise `CatalogError` for text that is written otherwise than in decimal numbers."""
     sexagesimal = pc.match_substring_regex(column, SEXAGESIMAL)
     if pc.any(sexagesimal).as_py():
-        raise CatalogError(
-            f"{source}: column {name} looks sexagesimal ('{column.filter(sexagesimal)[0]}'); give decimal degrees, for "
-            "example from astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
-        )
+        raise CatalogError(sexagesimal_text(f"{source}: column {name}", column.filter(sexagesimal)[0]))
     comma = pc.match_substring_regex(column, DECIMAL_COMMA)
     if pc.any(comma).as_py():
         raise CatalogError(

@@ -5,8 +5,10 @@ Long functions call their `progress` argument with one dict for each event. Thei
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
 from ..run.progress import JsonLines
-from ..text import printable
+from ..text import counted, printable
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -61,9 +63,31 @@ def dataset_progress() -> Iterator[Progress]:
         yield show_cutting
 
 
+class TrainingReporter:
+    """A reporter for `train.train`: a line for the start and for each epoch, and on a terminal a bar over steps."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        self.bar, self.has_trained = bar, False
+        self.start: TrainingStart | None = None
+        self.task = bar.add_task("", total=None, visible=False, epoch=0, epochs=0, images_per_s=0.0)
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show the start, a step or the record of a finished epoch; `train.train` names the keys of the events."""
+        self.has_trained = True
+        if "step" in event:
+            done = (event["epoch"] - 1) * event["steps"] + event["step"]
+            fields = {name: event[name] for name in ("epoch", "epochs", "images_per_s")}
+            self.bar.update(self.task, visible=True, completed=done, total=event["epochs"] * event["steps"], **fields)
+        elif "network" in event:
+            self.start = TrainingStart(event, time.monotonic())
+            _print(self.bar.console, start_text(event))
+        else:
+            _print(self.bar.console, epoch_text(event, self.start))
+
+
 @contextmanager
-def training_progress() -> Iterator[Progress]:
-    """Give a reporter for `train.train`: a line for each epoch, and on a terminal a bar over steps.
+def training_progress() -> Iterator[TrainingReporter]:
+    """Give a reporter for `train.train`.
 
     Without an event in the block, the training was complete before: one line says that.
     """
@@ -72,32 +96,65 @@ def training_progress() -> Iterator[Progress]:
     speed = TextColumn("{task.fields[images_per_s]:,.0f} images/s")
     columns = (epoch, BarColumn(), speed, TimeRemainingColumn())
     with ProgressBar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False, epoch=0, epochs=0, images_per_s=0.0)
-        n_events = 0
-
-        def show_training(event: Mapping[str, Any]) -> None:
-            """Show a step (`epoch`, `epochs`, `step`, `steps`, `images_per_s`), or the record of a finished epoch."""
-            nonlocal n_events
-            n_events += 1
-            if "step" in event:
-                done = (event["epoch"] - 1) * event["steps"] + event["step"]
-                fields = {name: event[name] for name in ("epoch", "epochs", "images_per_s")}
-                bar.update(task, visible=True, completed=done, total=event["epochs"] * event["steps"], **fields)
-            else:
-                _print(bar.console, epoch_text(event))
-
-        yield show_training
-        if not n_events:
+        reporter = TrainingReporter(bar)
+        yield reporter
+        if not reporter.has_trained:
             _print(console, "already trained: an earlier run has finished this training, and nothing is left to do")
 
 
-def epoch_text(record: Mapping[str, Any]) -> str:
-    """Return one line for a finished epoch."""
+@dataclass(frozen=True)
+class TrainingStart:
+    """The first event of a training, and its time (s, monotonic)."""
+
+    event: Mapping[str, Any]
+    time_s: float
+
+    def time_left_text(self, epoch: int) -> str:
+        """Return the time that is left after an epoch, from the rate since the start; "" after the last epoch."""
+        event = self.event
+        n_trained = epoch - event["finished_epochs"] - event["finished_steps"] / event["steps"]
+        n_left = event["epochs"] - epoch
+        if n_left <= 0 or n_trained <= 0:
+            return ""
+        left_s = n_left * (time.monotonic() - self.time_s) / n_trained
+        return f", {'at most ' if event['patience'] else ''}about {duration_text(left_s)} left"
+
+
+def start_text(event: Mapping[str, Any]) -> str:
+    """Return one line for the start of a training, or of its continuation."""
+    noun = "image" if "images" in event["inputs"] else "source"
+    text = (
+        f"training {event['network']} from {event['start_from'] or 'random weights'}: "
+        f"{counted(event['epochs'], 'epoch')}, {counted(event['n_train'], noun)}, recipe {event['recipe']}"
+    )
+    epoch, step = event["finished_epochs"], event["finished_steps"]
+    if step:
+        return f"{text}; going on in epoch {epoch + 1} after step {step} of {event['steps']}"
+    return f"{text}; going on after epoch {epoch}" if epoch else text
+
+
+def epoch_text(record: Mapping[str, Any], start: TrainingStart | None = None) -> str:
+    """Return one line for a finished epoch, with the number of epochs and the time left if the start is known."""
+    of_epochs = f" of {start.event['epochs']}" if start else ""
     return (
-        f"epoch {record['epoch']}: loss {record['loss']:.4f}, validation loss {record['val_loss']:.4f}, "
+        f"epoch {record['epoch']}{of_epochs}: loss {record['loss']:.4f}, "
+        f"validation loss {record['val_loss']:.4f}, "
         f"balanced accuracy {record['val_balanced_accuracy']:.4f}, ECE {record['val_ece']:.4f}, "
         f"{record['images_per_s']:,.0f} images/s{' (best so far)' if record['best'] else ''}"
+        f"{start.time_left_text(record['epoch']) if start else ''}"
     )
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> duration_text(40), duration_text(3300), duration_text(9000)
+    ('40 s', '55 min', '2.5 h')
+    """
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _print(console: Console, text: str) -> None:

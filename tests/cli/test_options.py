@@ -78,6 +78,37 @@ def test_regions_of_options(tmp_path: Path) -> None:
         region(cone="1,2,3", box="1,2,3,4")
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("cone", "8:06:24,1:02:10,30arcmin", "8:06:24"),
+        ("cone", "121.6,1d02m10s,30arcmin", "1d02m10s"),
+        ("box", "8h06m24s,9h06m24s,1,2", "8h06m24s"),
+        ("polygon", "0,0,2,0,1,2 10 3", "2 10 3"),
+    ],
+)
+def test_a_sexagesimal_region_is_told_as_a_table_of_positions(option: str, text: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        values_of_options(RunConfig, {option: text})
+    assert str(caught.value) == (
+        f"--{option} '{text}': angle looks sexagesimal ('{value}'); give decimal degrees, for example from "
+        "astropy.coordinates.SkyCoord(ra, dec, unit=('hourangle', 'deg')).ra.deg"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "told"),
+    [
+        ("cone", "1,2,3parsec", "angle '3parsec' is not understood"),
+        ("box", "1,2,3,91", "box dec_max is 91"),
+        ("polygon", "0,0,1,0,2,x", "angle 'x' is not understood"),
+    ],
+)
+def test_a_wrong_region_is_told_with_its_option(option: str, text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--{option} '{text}': {told}"):
+        values_of_options(RunConfig, {option: text})
+
+
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_template_says_the_defaults(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

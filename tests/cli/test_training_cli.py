@@ -94,10 +94,11 @@ def test_training_leaves_a_model_and_a_log_and_is_not_done_twice(made):
     assert bundle.training["simulated"] is True and "SIMULATED" in bundle.training["label"]
     lines = [json.loads(line) for line in Path(f"{made.model}.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+    assert made.training.err.startswith("training ") and ": 2 epochs, " in made.training.err.splitlines()[0]
     assert made.training.err.count("balanced accuracy") == 2 and "already trained" not in made.training.err
     weights = (made.model / "model.json").stat().st_mtime_ns
     again = skyclass("train", made.toml)
-    assert "already trained" in again.err and bundle.model_id in again.out
+    assert "already trained" in again.err and again.out == f"{bundle.model_id} is in {made.model}\n"
     assert (made.model / "model.json").stat().st_mtime_ns == weights
     other = train_toml(made.model.parent, made.data, seed=5)
     assert "holds another model" in refusal("train", other)

@@ -295,6 +295,25 @@ def test_what_is_no_amount_of_memory_is_refused(amount: str) -> None:
     assert dask_config.is_quantity("1e400") is False
 
 
+@pytest.mark.parametrize(
+    ("amount", "missing_unit"),
+    [
+        ("3", "; '3' is 3 bytes: write 3GB"),
+        (" 1 ", "; ' 1 ' is 1 byte: write 1GB"),
+        ("4e8", "; '4e8' is 400,000,000 bytes: write an amount such as 3GB"),
+        ("3MB", ""),
+        ("500 MiB", ""),
+    ],
+)
+def test_too_little_memory_is_refused_and_a_missing_unit_is_told(amount: str, missing_unit: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_memory_limit(amount)
+    assert str(caught.value) == (
+        f"memory_limit = {amount!r}: a worker needs 0.6 GB before it holds a strip; `skyclass plan` prints how much a "
+        f"run needs{missing_unit}"
+    )
+
+
 @pytest.mark.parametrize("amount", ["0", "3GB", "4 GiB", "1e10"])
 def test_an_amount_of_memory_is_accepted(amount: str) -> None:
     check_memory_limit(amount)

@@ -37,13 +37,25 @@ def test_a_size_is_pixels_or_the_nearest_odd_number_for_an_angle():
 
 
 def test_a_size_out_of_range_is_told_with_its_pixels():
-    cases = [("0px", 0), ("-3px", -3), ("1025px", 1025), ("36", 94255), ("1e9deg", 942545), ("-1e300deg", -999999999)]
-    for size, side in cases:
+    no_unit = "; {} without a unit is degrees: write {}"
+    cases = [
+        ("0px", 0, ""), ("-3px", -3, ""), ("1025px", 1025, ""), ("1e9deg", 942545, ""), ("-1e300deg", -999999999, ""),
+        ("50", 130909, no_unit.format(50, "50arcsec or 37px")),
+        (" 36.5 ", 95563, no_unit.format(36.5, "36.5arcsec or 27px")),
+        ("-3", -7855, no_unit.format(-3, "50arcsec or 37px, for example")),
+        ("5000", 942545, no_unit.format(5000, "50arcsec or 37px, for example")),
+    ]  # fmt: skip
+    for size, side, missing_unit in cases:
         with pytest.raises(ConfigError) as caught:
             parse_size(size)
-        assert str(caught.value) == (
-            f"--size {size}: {side} pixels; choose 1 to 1024 (36 is degrees: write 36px or 50arcsec)"
-        )
+        assert str(caught.value) == f"--size {size}: {side} pixels; choose 1 to 1024{missing_unit}"
+
+
+def test_a_size_that_is_no_angle_is_told_with_the_option():
+    with pytest.raises(
+        ConfigError, match="^--size 37 parsec: angle '37 parsec' is not understood: .*; pixels are writ"
+    ):
+        parse_size("37 parsec")
 
 
 @pytest.fixture

@@ -283,6 +283,18 @@ def test_refusals_name_the_way_out(bundle: Bundle, images: Float16) -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 80, 80), (2, 1, 37, 37), (3, 37, 37), (2,)])
+def test_composites_of_another_shape_are_told_with_the_way_to_make_them(bundle: Bundle, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_classifier(bundle, "cpu").predict(np.zeros(shape, np.float16))
+    assert str(caught.value) == (
+        f"{bundle.model_id} takes composites (N, 3, 37, 37) of w1, w2, w3, not {shape}: write cutouts of 37 pixels "
+        "with `skyclass cutouts --size 37px --bands w1,w2,w3`, and make composites of them with "
+        "skyclass.images.composite.composite(cutouts, zero_point_mag, bundle.composite); predict itself resizes them "
+        f"to the {bundle.preprocessing.input_px} pixels of the network"
+    )
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = save_bundle(tmp_path / "m", FIELDS, build("iicnet", head=[7]).state_dict())
     with pytest.raises(BundleError, match="do not fit"):

@@ -54,6 +54,36 @@ def test_a_changed_catalogue_is_told_partition_by_partition(tmp_path: Path, n_ch
     )
 
 
+OLD_DIGEST, NEW_DIGEST = "303e179eec55" + "6" * 52, "1acd8ae64eba" + "7" * 52
+MEANING = " (weights, cut, composite, preprocessing or calibration)"
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "told"),
+    [
+        ("iicnet-mock", "fusion-mock", "iicnet-mock-303e179eec55 there, fusion-mock-1acd8ae64eba now"),
+        ("mine", "mine", f"mine-303e179eec55 there, mine-1acd8ae64eba now{MEANING}"),
+        (None, "mine", f"303e179eec55 there, 1acd8ae64eba now{MEANING}"),
+        (None, None, f"303e179eec55 there, 1acd8ae64eba now{MEANING}"),
+    ],
+    ids=["other-name", "same-name", "old-run-without-name", "no-names"],
+)
+def test_another_model_is_told_by_name(tmp_path: Path, there: str | None, now: str | None, told: str) -> None:
+    folder, infos = RunFolder(tmp_path), []
+    for name, digest in ((there, OLD_DIGEST), (now, NEW_DIGEST)):
+        infos.append({"model": {"id": f"{name}-{digest[:12]}"}} if name else {})
+    start_or_resume(folder, FIELDS | {"model": OLD_DIGEST}, infos[0])
+    with pytest.raises(RunMismatch) as caught:
+        start_or_resume(folder, FIELDS | {"model": NEW_DIGEST}, infos[1])
+    assert caught.value.details == (f"model: {told}",)
+
+
+def test_digests_are_told_in_twelve_digits(tmp_path: Path) -> None:
+    start_or_resume(RunFolder(tmp_path), FIELDS | {"plan": OLD_DIGEST[:16]}, {})
+    with pytest.raises(RunMismatch, match="plan: 303e179eec55 there, 1acd8ae64eba now [(]the sources"):
+        start_or_resume(RunFolder(tmp_path), FIELDS | {"plan": NEW_DIGEST[:16]}, {})
+
+
 @pytest.mark.parametrize("name", ["1500p015_ac51", NO_TILE, "a", "x" * 100])
 def test_a_tile_is_a_file(tmp_path: Path, name: str) -> None:
     assert RunFolder(tmp_path).tile_path(name) == tmp_path / "tiles" / f"{name}.parquet"

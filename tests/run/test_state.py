@@ -115,3 +115,14 @@ def test_without_faults_there_is_no_remedy(state: RunState) -> None:
     report = state.report()
     assert report.remedy == "" and report.quarantined == {} and report.model_faults == 0
     assert isinstance(state.context.folder, RunFolder)
+
+
+def test_a_stopped_run_notes_how_many_sources_are_committed(state: RunState) -> None:
+    state.resume({SMALL.coadd_id: commit_of(SMALL)})
+    with pytest.raises(KeyboardInterrupt) as caught, state.noting_commits():
+        state.count_strip(Strip(BIG, 0, 20))
+        raise KeyboardInterrupt
+    assert caught.value.__notes__ == ["12 of 45 sources are committed"]
+    with pytest.raises(LeaseLost) as other, state.noting_commits():
+        raise LeaseLost
+    assert not hasattr(other.value, "__notes__")

@@ -267,6 +267,7 @@ def test_messages_show_the_radius_of_a_cone_in_its_shortest_text() -> None:
     [
         (lambda: Cone(10, 91, 1), "cone dec is 91"),
         (lambda: Cone(float("nan"), 0, 1), "cone ra is nan"),
+        (lambda: Cone("8:06:24", 0, 1), "cone ra looks sexagesimal .'8:06:24'.; give decimal degrees"),
         (lambda: Cone(10, 0, 0), "radius is 0"),
         (lambda: Cone(10, 0, "-1deg"), "radius is '-1deg'"),
         (lambda: Cone(10, 0, "3 parsec"), "'3 parsec' is not understood"),

@@ -26,11 +26,16 @@ class TrainingLog:
         self.path = Path(f"{job.run.out}.jsonl")
         self.board = tensorboard(f"{job.run.out}.tensorboard") if job.group.is_first else None
 
-    def restart(self, history: list[dict[str, Any]]) -> None:
-        """Write the records of the finished epochs. The log of an unfinished epoch is dropped."""
-        if self.job.group.is_first:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(record) + "\n" for record in history))
+    def start(self, position: Position) -> None:
+        """Write the records of the finished epochs, and report the start. The log of an unfinished epoch is dropped."""
+        if not self.job.group.is_first:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in position.history))
+        run = self.job.run
+        event = {name: getattr(run, name) for name in ("network", "start_from", "recipe", "epochs", "patience")}
+        event |= {"inputs": list(run.inputs), "n_train": len(self.job.train_rows), "steps": self.job.steps}
+        self.progress(event | {"finished_epochs": position.epoch - 1, "finished_steps": position.step})
 
     def step(self, position: Position, images_per_s: float) -> None:
         """Report the progress within an epoch."""

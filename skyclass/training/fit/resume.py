@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import asdict
+from typing import Any
 
 from ...errors import ConfigError
 from ...model.bundle import Bundle, load_weights, read_bundle, save_bundle
+from ...text import short_digest
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .job import Job, Position, bundle_fields, folder_of
 
@@ -60,6 +62,11 @@ def save_position(job: Job, position: Position) -> None:
     save_checkpoint(job.checkpoints, (position.epoch - 1) * job.steps + position.step, state)
 
 
+def _shown(value: Any) -> str:
+    """Return a value of a fingerprint as Python writes it, with a digest in short."""
+    return repr(short_digest(value) if isinstance(value, str) else value)
+
+
 def load_position(job: Job) -> Position:
     """Load the newest checkpoint on every rank and return its position; the start without a checkpoint."""
     newest = (latest_checkpoint(job.checkpoints) or 0) if job.group.is_first else 0  # 0: none
@@ -69,7 +76,9 @@ def load_position(job: Job) -> Position:
     state = load_checkpoint(job.checkpoints, number)
     there, here = state["fingerprint"], job.fingerprint
     if there != here:
-        changed = [f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in here if there.get(k) != here[k]]
+        changed = [
+            f"{k} {_shown(there.get(k))} there, {_shown(here.get(k))} here" for k in here if there.get(k) != here[k]
+        ]
         raise ConfigError(
             f"{job.checkpoints} belongs to another training ({'; '.join(changed)}): "
             "choose another out, or remove that folder to start again"

@@ -56,8 +56,9 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
     run : TrainConfig
         The training.
     progress : callable
-        Receives the record of each epoch, with its losses, rates and speed, and within an epoch a dict with epoch,
-        epochs, step, steps and images_per_s. Only rank 0 calls it.
+        Receives one dict at the start, with network, start_from, recipe, epochs, patience, inputs, n_train, steps (in
+        an epoch), finished_epochs and finished_steps; the record of each epoch, with its losses, rates and speed; and
+        within an epoch a dict with epoch, epochs, step, steps and images_per_s. Only rank 0 calls it.
     dataset : Dataset, optional
         The dataset, if it is in memory; by default that of `run.dataset`.
 
@@ -83,7 +84,7 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
             return read_bundle(folder_of(run))
         position = load_position(job)
         training_log = TrainingLog(job, progress)
-        training_log.restart(position.history)
+        training_log.start(position)
         while position.epoch <= run.epochs and not (run.patience and position.since_best() >= run.patience):
             record = train_epoch(job, position, training_log, request)
             refuse_divergence(job, position, record["loss"])

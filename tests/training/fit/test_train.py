@@ -58,6 +58,10 @@ def test_a_short_training_beats_chance_and_leaves_a_bundle(data: Path, tmp_path:
     records: list[dict[str, Any]] = []
     bundle = train(run, records.append)
     epochs = [r for r in records if "val_loss" in r]
+    assert records[0] == {
+        "network": "iicnet", "start_from": "", "recipe": "modern", "epochs": 5, "patience": 0, "inputs": ["images"],
+        "n_train": 140, "steps": 9, "finished_epochs": 0, "finished_steps": 0,
+    }  # fmt: skip
     assert bundle == load_bundle(tmp_path / "model")
     assert bundle.training["simulated"] is True and "SIMULATED" in bundle.training["label"]
     assert sum(bundle.training["train_counts"].values()) == 140
@@ -269,7 +273,9 @@ def test_a_stopped_training_goes_on_to_the_same_bundle(data: Path, tmp_path: Pat
     for step in (4, 7, 3):
         with pytest.raises(Interrupted, match="resume"):
             train(stopped, stop_at(step))
-    assert train(stopped).digest == plain.digest
+    events: list[dict[str, Any]] = []
+    assert train(stopped, events.append).digest == plain.digest
+    assert (events[0]["finished_epochs"], events[0]["finished_steps"], events[0]["steps"]) == (1, 5, 9)
     logs = [(tmp_path / f"{name}.jsonl").read_text() for name in ("plain", "stopped")]
     speed = re.compile(r', "images_per_s": [\d.]+')
     assert speed.sub("", logs[0]) == speed.sub("", logs[1])
