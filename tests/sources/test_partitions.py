@@ -548,7 +548,11 @@ def padded(table: pa.Table) -> pa.Table:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("change", [without_names, half_without_names, padded], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [half_without_names, *(pytest.param(change, marks=pytest.mark.slow) for change in (without_names, padded))],
+    ids=lambda f: f.__name__,
+)
 def test_a_hats_catalogue_gives_the_rows_that_a_table_gives(run, sky, plain_rows, tmp_path: Path, change) -> None:
     root = rewritten(sky, tmp_path / "c", change)
     found = {}
