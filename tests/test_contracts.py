@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+from astropy.io import fits
 
 from skyclass.catalog.duckdb import connect, parquet_scan
 from skyclass.catalog.sql import check_condition
 from skyclass.errors import ConfigError
+from skyclass.images.atlas import _damage
 from skyclass.images.remote import _reason, _status
 from skyclass.sky.moc import _rust_panics
 from skyclass.training.data.service import PassingFault, Unreachable, _send
@@ -41,6 +43,15 @@ def closed_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+# --- astropy ---------------------------------------------------------------------------------------
+
+
+def test_contract_astropy_names_a_card_that_it_cannot_read() -> None:
+    with pytest.raises(fits.VerifyError) as caught:
+        _ = fits.Card.fromstring("BUNIT   = 'DN".ljust(80)).value
+    assert _damage(caught.value) == "card BUNIT cannot be read", since("astropy", caught.value)
 
 
 # --- obstore ---------------------------------------------------------------------------------------
