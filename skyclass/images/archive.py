@@ -142,7 +142,7 @@ class AtlasArchive:
         return [require_image(file, coadd_id, band) for file in present]
 
     def _refused(self, coadd_id: str, bands: Sequence[str]) -> str:
-        """Return the words on refused files that may be of these bands of a tile, or ""."""
+        """Return the end of a reason that names the refused files that may be of these bands of a tile, or ""."""
         source = self.source
         return refused_text(source.refused(coadd_id, bands), self.root) if isinstance(source, IndexedSource) else ""
 

@@ -99,7 +99,7 @@ def read_header(path: str, name: str, head: bytes, stamp: FileStamp) -> AtlasIma
 
 
 def _damage(error: Exception) -> str:
-    """Return the words of astropy on a header, without its advice to repair the file with Python."""
+    """Return the message of astropy about a header, without its advice to repair the file in Python."""
     return UNPARSABLE.sub(r"card \1 cannot be read", str(error))
 
 

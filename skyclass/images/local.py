@@ -45,8 +45,8 @@ class LocalSource:
     """Atlas images in a local folder.
 
     `index` is None in the layout of the archive, where paths are computed. For any other folder it lists
-    (coadd_id, band, path below `location`), sorted. `rejected` are the files that are no usable images. Those that have
-    a band are in the index.
+    (coadd_id, band, path below `location`), sorted. `rejected` holds the files that cannot be used. The index contains
+    those of them whose tile and band are known, too.
     """
 
     location: str
@@ -165,10 +165,10 @@ def _index_folder(root: Path, bands: tuple[str, ...]) -> LocalSource:
 
 
 def _with_tiles_by_name(files: Mapping[str, AtlasImage | RejectedFile]) -> dict[str, AtlasImage | RejectedFile]:
-    """Return the files of a folder. A refused file gets tile and band if it is named like the other bands of the tile.
+    """Return the files of a folder. A refused file gets tile and band if its name tells them.
 
-    Of the images of 2010H-w1.fits and 2010H-w3.fits, the refused 2010H-w2.fits is the third. Where a good image of the
-    band covers the tile there, it is not needed.
+    For example, 2010H-w1.fits and 2010H-w3.fits are good images of one tile. Then the refused file 2010H-w2.fits is
+    taken for the W2 image of this tile. It is not where another, good image of W2 covers the same footprint.
     """
     alike: dict[str, list[AtlasImage]] = {}
     in_band: dict[tuple[str, str], list[AtlasImage]] = {}

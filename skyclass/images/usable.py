@@ -135,7 +135,7 @@ def remedy_of_hours(ra: Float64) -> str:
 
 
 def _content(tiles: Sequence[Tile]) -> str:
-    """Return the number of tiles of a folder, and the name and centre of the first one in words."""
+    """Return text with the number of tiles of a folder, and name and centre of the first one."""
     first, n_tiles = tiles[0], len({tile.coadd_id for tile in tiles})
     rows, columns = first.shape
     ra, dec = (float(value) for value in tile_wcs(first).wcs_pix2world((columns + 1) / 2, (rows + 1) / 2, 1))

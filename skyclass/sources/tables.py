@@ -174,7 +174,7 @@ def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
 
 
 def _row_problems(table: pa.Table, texts: Mapping[str, pa.ChunkedArray], unique: bool) -> list[str]:
-    """Return what is wrong with the rows: positions off the sky, identifiers missing or given twice.
+    """Return what is wrong with the rows: positions off the sky, missing or repeated identifiers.
 
     `texts` holds the text of positions that are no numbers.
     """
@@ -208,7 +208,7 @@ def _position_problem(ra: Float64, dec: Float64, bad: Bool, texts: Mapping[str, 
 
 
 def _coordinate(name: str, value: float, texts: Mapping[str, pa.ChunkedArray], row: int) -> str:
-    """Return a coordinate of a row in words: its value, its text where it is no number, or that it is missing."""
+    """Return text about a coordinate of a row: its value, its text where it is no number, or that it is missing."""
     text = texts[name][row].as_py() if name in texts else None
     if text is not None:
         return f"{name} {(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + '...')!r}"
