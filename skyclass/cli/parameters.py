@@ -23,6 +23,15 @@ def parse_cone(text: str) -> Cone:
         return Cone(parse_angle(parts[0]), parse_angle(parts[1]), parts[2])
 
 
+def parse_position(text: str) -> tuple[float, float]:
+    """Return RA and Dec in degrees of "RA,DEC"."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise ConfigError(f"--center {text!r}: write RA,DEC in degrees, such as 150.1,2.2")
+    with _naming_option("--center", text):
+        return parse_angle(parts[0]), parse_angle(parts[1])
+
+
 def parse_box(text: str) -> Box:
     """Return the box of "RA0,RA1,DEC0,DEC1"."""
     parts = text.split(",")

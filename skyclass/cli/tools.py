@@ -14,7 +14,7 @@ from ..text import counted, shell_command
 from ..training.data.config import DatasetConfig, LabelsConfig
 from ..training.fit.recipe import TrainConfig
 from .output import say
-from .parameters import overwrite_option
+from .parameters import overwrite_option, parse_position
 from .templates import template
 
 
@@ -22,18 +22,41 @@ from .templates import template
 @click.argument("directory")
 @click.option("--tiles", default=2, show_default=True, help="Number of neighbouring Atlas tiles.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same bytes.")
-@click.option("--sources-per-tile", type=int, help="[default: 20000 on a full tile, the same density on a smaller one]")
+@click.option(
+    "--sources-per-tile",
+    type=int,
+    help="[default: the published counts at --center; balanced: 20000 on a full tile, that density on a smaller one]",
+)
 @click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
 @click.option("--bands", default="w1,w2,w3", show_default=True, help="Images to make; w4 may be added.")
+@click.option(
+    "--center",
+    default="150.1,2.2",
+    show_default=True,
+    metavar="RA,DEC",
+    help="Position in degrees. It sets counts of stars, sky level, coverage, noise and scan direction.",
+)
+@click.option(
+    "--quasar-fraction", type=float, help="Share of quasars.  [default: published counts; a third if balanced]"
+)
+@click.option(
+    "--outliers-per-deg2",
+    default=0.0,
+    show_default=True,
+    help="T dwarfs, young stellar objects and planetary nebulae to add, for tests of outliers.",
+)
 def mock(
     directory: str,
     tiles: int,
     seed: int,
-    sources_per_tile: int,
+    sources_per_tile: int | None,
     size: int,
     mix: Literal["natural", "balanced"],
     bands: str,
+    center: str,
+    quasar_fraction: float | None,
+    outliers_per_deg2: float,
 ) -> int:
     """Make a simulated sky: images, catalogue and truth, in the layouts of the real archive.
 
@@ -43,7 +66,10 @@ def mock(
 
     names = tuple(sorted({band.strip() for band in bands.lower().split(",")}))
     replaced = (Path(directory) / "mock.json").exists()
-    made = write_mock(directory, tiles, seed, sources_per_tile, size, mix, bands=names)
+    made = write_mock(
+        directory, tiles, seed, sources_per_tile, size, mix, parse_position(center), bands=names,
+        quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2,
+    )  # fmt: skip
     if replaced:
         say(f"the simulated sky that was in {made.directory} before is gone")
     counts = ", ".join(f"{n:,} {name}" for name, n in made.class_counts.items())

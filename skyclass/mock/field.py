@@ -1,37 +1,48 @@
 """The positions of the simulated sources, drawn by HEALPix cell, so that neighbouring tiles have the same sources.
 
 Each cell has its own random stream, which depends on the seed and the number of the cell, so neither the order of tiles
-nor threads change a source. The sky has three layers: candidates for the catalogue, faint sources below its limit
-(confusion), and very bright stars that saturate.
+nor threads change a source. The sky has these layers: candidates for the catalogue, faint sources below its limit
+(confusion), very bright stars that saturate, and optional outliers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import numpy as np
+from astropy.coordinates import SkyCoord
 from astropy_healpix import healpix_to_lonlat
 from scipy.spatial import cKDTree
 
-from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
+from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64, Tile
 
 from ..sky.healpix import pixel_centres, separation_deg
 from ..sky.regions import Cone
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .conditions import expected_flux_sigma
+from .counts import Counts, balanced_counts, natural_counts, with_quasars
 from .grid import ZERO_POINT_MAG
-from .population import BALANCED_SLOPE, COUNT_SLOPE, Draw, Mix, counts_per_deg2, draw
+from .population import CLASS_OF_SUBTYPE, Draw, Mix, draw, draw_outliers
 
 CELL_ORDER = 8
 CELL_DEG2 = 41252.96125 / (12 * 4**CELL_ORDER)
 SATURATED_W1 = (3.0, 8.0)
-CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (10.0, 16.8)}
-FAINTEST_W1 = 20.0
+CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (10.0, 17.7)}
+MAX_CANDIDATES_PER_DEG2 = 60_000.0
+MAX_POINTS_PER_DEG2 = 150_000.0
+"""Near the Galactic plane a beam has several sources: the faint limits of candidates and of all sources are brighter."""
 CLUSTERED_SHARE = 0.15
 CLUSTER_SIGMA_DEG = 60 / 3600
-SELECTION_SNR = 5.0
+GALAXIES_PER_CLUSTER = 60
+"""One cluster for so many galaxies, of which `CLUSTERED_SHARE` are members (assumed)."""
+ENVELOPE_FAINTER_MAG, ENVELOPE_RADIUS_ARCSEC = 1.0, 40.0
+"""Light between the galaxies of a cluster: magnitudes fainter than its brightest galaxy, and half-light radius."""
+DENSITY_AMPLITUDE = 0.05
+SELECTION_SNR, DETECTION_SNR = 5.0, 2.5
+"""The stated S/N of a catalogue row, and the S/N of the detection on the image with its confusion. AllWISE detects
+sources from S/N 2.4 (Explanatory Supplement V.4)."""
 MERGE_PX = 6.0 / PIXEL_SCALE_ARCSEC
 """Of two candidates closer than 6 arcsec, well inside one beam, the extractor lists only the brighter one."""
 BORDER_PX = 50.0 / PIXEL_SCALE_ARCSEC
@@ -62,12 +73,32 @@ class Sources(Draw):
 
 @dataclass(frozen=True)
 class SkyModel:
-    """The parameters of a sky: seed, mix, candidates drawn per square degree, and the share of them that is kept."""
+    """The parameters of a sky.
+
+    `density` multiplies the counts of the candidates, and `kept_share` of them is kept. `quasar_fraction` replaces the
+    published share of quasars. `outliers_per_deg2` adds sources of the classes `OUTLIERS`.
+    """
 
     seed: int
     mix: Mix
-    drawn_per_deg2: float
+    density: float = 1.0
     kept_share: float = 1.0
+    quasar_fraction: float | None = None
+    outliers_per_deg2: float = 0.0
+
+    def candidate_counts(self, l_deg: float, b_deg: float) -> Counts:
+        """Return the counts of candidates in a galactic direction."""
+        counts = balanced_counts() if self.mix == "balanced" else natural_counts(l_deg, b_deg)
+        if self.quasar_fraction is None:
+            return counts
+        return with_quasars(counts, self.quasar_fraction, *CANDIDATE_W1[self.mix])
+
+    def candidate_limits(self, l_deg: float, b_deg: float) -> tuple[float, float]:
+        """Return the W1 limits of candidates in a galactic direction."""
+        bright, faint = CANDIDATE_W1[self.mix]
+        if self.mix == "balanced":
+            return bright, faint
+        return bright, min(faint, natural_counts(l_deg, b_deg).faintest(MAX_CANDIDATES_PER_DEG2))
 
 
 def concatenate(parts: Sequence[Sources]) -> Sources:
@@ -84,42 +115,84 @@ def relative_density(seed: int, ra: Float64, dec: Float64) -> Float64:
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wavelength_rad = np.radians(np.geomspace(0.5, 8.0, 8))
     phase = unit_vector @ (2 * np.pi * direction / wavelength_rad[:, None]).T + rng.uniform(0, 2 * np.pi, 8)
-    return cast(Float64, np.clip(np.exp(0.16 * np.cos(phase).sum(-1)), 0.5, 2.0))
+    return cast(Float64, np.clip(np.exp(DENSITY_AMPLITUDE * np.cos(phase).sum(-1)), 0.5, 2.0))
 
 
 def _scatter(rng: np.random.Generator, cell: int, n: int) -> tuple[Float64, Float64]:
-    """Return n positions in a cell: most are uniform (HEALPix cells have equal areas), some are clustered."""
+    """Return n uniform positions in a cell: HEALPix cells have equal areas."""
     dx, dy = rng.random((2, n))
     lon, lat = healpix_to_lonlat(np.full(n, cell), 2**CELL_ORDER, dx, dy, order="nested")
-    ra, dec = np.degrees(np.asarray(lon.value)), np.degrees(np.asarray(lat.value))
-    clustered = np.flatnonzero(rng.random(n) < CLUSTERED_SHARE)
-    parent = rng.integers(0, max(1, n // 60), len(clustered))
-    east, north = rng.normal(0, CLUSTER_SIGMA_DEG, (2, len(clustered)))
-    if n:
-        dec[clustered] = np.clip(dec[parent] + north, -90, 90)
-        ra[clustered] = (ra[parent] + east / np.cos(np.radians(dec[parent]))) % 360
-    return ra, dec
+    return np.degrees(np.asarray(lon.value)), np.degrees(np.asarray(lat.value))
+
+
+def _galactic(ra: float, dec: float) -> tuple[float, float]:
+    """Return galactic longitude and latitude in degrees."""
+    galactic = SkyCoord(ra, dec, unit="deg").galactic
+    return float(galactic.l.deg), float(galactic.b.deg)
+
+
+def _clustered(rng: np.random.Generator, drawn: Draw, ra: Float64, dec: Float64) -> tuple[Float64, Float64, Int64]:
+    """Move some galaxies next to the brightest ones, and return all positions and the centres of the clusters."""
+    galaxies = np.flatnonzero(CLASS_OF_SUBTYPE[drawn.subtype] == CLASSES.index("galaxy"))
+    order = np.argsort(drawn.mags[galaxies, 0], kind="stable")
+    centres = galaxies[order[: len(galaxies) // GALAXIES_PER_CLUSTER]]
+    members = galaxies[order[len(centres) :]]
+    members = members[rng.random(len(members)) < CLUSTERED_SHARE]
+    if not len(centres):
+        return ra, dec, centres
+    centre = centres[rng.integers(0, len(centres), len(members))]
+    east, north = rng.normal(0, CLUSTER_SIGMA_DEG, (2, len(members)))
+    ra, dec = ra.copy(), dec.copy()
+    ra[members] = (ra[centre] + east / np.cos(np.radians(dec[centre]))) % 360
+    dec[members] = np.clip(dec[centre] + north, -90, 90)
+    return ra, dec, centres
+
+
+def _envelopes(sources: Sources, centres: Int64) -> Sources:
+    """Return the light between the galaxies of clusters, as faint sources that no catalogue lists."""
+    light = sources.take(centres)
+    n = len(light)
+    return replace(
+        light, mags=light.mags + ENVELOPE_FAINTER_MAG, layer=np.ones(n, np.int64), sersic_index=np.ones(n),
+        radius_arcsec=np.full(n, ENVELOPE_RADIUS_ARCSEC),
+    )  # fmt: skip
+
+
+def _drawn(sky: SkyModel, cell: int, layer: int, rng: np.random.Generator) -> Draw:
+    """Return the sources of one layer in one cell, without positions."""
+    ra0, dec0 = pixel_centres(CELL_ORDER, [cell])
+    direction = _galactic(float(ra0[0]), float(dec0[0]))
+    natural = natural_counts(*direction)
+    bright, faint = sky.candidate_limits(*direction)
+    if layer == 3:
+        return draw_outliers(rng, int(sky.outliers_per_deg2 * CELL_DEG2 + rng.random()))
+    counts, bright, faint, density = (
+        (sky.candidate_counts(*direction), bright, faint, sky.density),
+        (natural, faint, natural.faintest(MAX_POINTS_PER_DEG2), 1.0),
+        (natural, *SATURATED_W1, 1.0),
+    )[layer]
+    density *= float(relative_density(sky.seed, ra0, dec0)[0])
+    # Random rounding instead of a Poisson number: the mock must have about as many sources as requested.
+    n = int(counts.between(bright, faint) * density * CELL_DEG2 + rng.random())
+    return draw(rng, n, counts, bright, faint)
 
 
 def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
-    """Return the sources of one layer in one cell."""
+    """Return the sources of one layer in one cell; outliers, layer 3, are candidates too."""
     rng = np.random.default_rng([sky.seed, 200 + layer, cell])
-    low, high = CANDIDATE_W1[sky.mix]
-    bright, faint, per_deg2 = (
-        (low, high, sky.drawn_per_deg2),
-        (high, FAINTEST_W1, counts_per_deg2(high, FAINTEST_W1)),
-        (*SATURATED_W1, counts_per_deg2(*SATURATED_W1)),
-    )[layer]
-    ra0, dec0 = pixel_centres(CELL_ORDER, [cell])
-    # Random rounding instead of a Poisson number: the mock must have about as many sources as requested.
-    n = int(per_deg2 * CELL_DEG2 * float(relative_density(sky.seed, ra0, dec0)[0]) + rng.random())
-    kind = (sky.mix, "natural", "stars")[layer]
-    slope = BALANCED_SLOPE if kind == "balanced" else COUNT_SLOPE
-    sources = draw(rng, n, kind, bright, faint, slope)  # type: ignore[arg-type]
+    drawn = _drawn(sky, cell, layer, rng)
+    n = len(drawn.subtype)
     ra, dec = _scatter(rng, cell, n)
-    drawn = {f.name: getattr(sources, f.name) for f in fields(Draw)}
-    rank, jitter = rng.random(n), rng.standard_normal((n, 2))
-    return Sources(**drawn, ra=ra, dec=dec, layer=np.full(n, layer), rank=rank, jitter=jitter)
+    centres = np.zeros(0, np.int64)
+    if layer == 0:
+        ra, dec, centres = _clustered(rng, drawn, ra, dec)
+    # Only candidates are thinned: rank 0 is always kept.
+    rank = rng.random(n) if layer == 0 else np.zeros(n)
+    columns = {f.name: getattr(drawn, f.name) for f in fields(Draw)}
+    sources = Sources(
+        **columns, ra=ra, dec=dec, layer=np.full(n, layer % 3), rank=rank, jitter=rng.standard_normal((n, 2))
+    )
+    return concatenate([sources, _envelopes(sources, centres)]) if len(centres) else sources
 
 
 def cells_near(tile: Tile, margin_deg: float) -> Int64:
@@ -128,12 +201,12 @@ def cells_near(tile: Tile, margin_deg: float) -> Int64:
     return Cone(*tile.crval_deg, float(reach)).cover(CELL_ORDER)
 
 
-def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2)) -> Sources:
+def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2, 3)) -> Sources:
     """Return the sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
     margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
     parts = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
     sources = concatenate(parts)
-    kept = (sources.layer != 0) | (sources.rank < sky.kept_share)
+    kept = sources.rank < sky.kept_share
     x, y = tile_pixels(tile, sources.ra, sources.dec)
     return sources.take(kept & (edge_distance_px(tile, x, y) > -margin_px))
 
@@ -160,26 +233,27 @@ def listable(x: Float64, y: Float64, w1_mag: Float64) -> Bool:
     return keep
 
 
-def selected(mix: Mix, snr: Float64) -> Bool:
-    """Return which sources the catalogue lists, from S/N (3, N) in W1, W2, W3: 5 in one band.
+def selected(mix: Mix, snr: Float64, detection_snr: Float64) -> Bool:
+    """Return which sources the catalogue lists, from stated and detection S/N (3, N) in W1, W2 and W3.
 
-    The balanced mix asks it of W1, or red sources would be over-represented where W1 is faint.
+    A source needs both in one band. The balanced mix asks it of W1, or red sources would be over-represented where W1
+    is faint.
     """
-    detected = np.nan_to_num(snr) >= SELECTION_SNR
+    detected = (np.nan_to_num(snr) >= SELECTION_SNR) & (np.nan_to_num(detection_snr) >= DETECTION_SNR)
     return cast(Bool, detected[0] if mix == "balanced" else detected.any(axis=0))
 
 
-def _expected_rows(sky: SkyModel, tiles: Sequence[Tile], rows_per_deg2: float) -> Float64:
+def _expected_rows(sky: SkyModel, tiles: Sequence[Tile]) -> Float64:
     """Return the sorted ranks of all sources that the tiles' catalogues should list."""
     ranks = []
     zero = np.array([ZERO_POINT_MAG[b] for b in BANDS[:3]])
-    # The balanced sky is brighter, source by source, and leaves more behind.
-    crowd_per_deg2 = rows_per_deg2 * (2 if sky.mix == "balanced" else 1)
     for tile in tiles:
-        sources = sources_near(sky, tile, 8.0, (0,))
+        sources = sources_near(sky, tile, 8.0, (0, 3))
+        sources = sources.take(sources.layer == 0)
         x, y = tile_pixels(tile, sources.ra, sources.dec)
-        sigma = [expected_flux_sigma(sky.seed, tile, b, crowd_per_deg2) for b in BANDS[:3]]
-        good = selected(sky.mix, (10 ** (0.4 * (zero - sources.mags[:, :3])) / sigma).T)
+        sigma = np.array([expected_flux_sigma(sky.seed, tile, b) for b in BANDS[:3]])
+        flux = 10 ** (0.4 * (zero - sources.mags[:, :3]))
+        good = selected(sky.mix, (flux / sigma[:, 0]).T, (flux / sigma[:, 1]).T)
         good &= listable(x, y, sources.mags[:, 0]) & (edge_distance_px(tile, x, y) > BORDER_PX)
         good &= owned(tile, tiles, sources.ra, sources.dec)
         ranks.append(sources.rank[good])
@@ -191,19 +265,20 @@ def listed_deg2(size_px: int) -> float:
     return float(((size_px - 2 * BORDER_PX) * PIXEL_SCALE_ARCSEC / 3600) ** 2)
 
 
-def plan_sky(seed: int, mix: Mix, tiles: Sequence[Tile], n_rows: int) -> SkyModel:
+def plan_sky(sky: SkyModel, tiles: Sequence[Tile], n_rows: int) -> SkyModel:
     """Return the sky whose tiles list about `n_rows` sources: a denser sky is drawn and thinned."""
-    rows_per_deg2 = n_rows / (len(tiles) * listed_deg2(tiles[0].shape[0]))
-    sky = SkyModel(seed, mix, 2.0 * rows_per_deg2)
+    direction = _galactic(*tiles[0].crval_deg)
+    available = sky.candidate_counts(*direction).between(*sky.candidate_limits(*direction))
+    sky = replace(sky, density=2.0 * n_rows / (len(tiles) * listed_deg2(tiles[0].shape[0])) / available)
     for _ in range(6):
-        n = len(_expected_rows(sky, tiles, rows_per_deg2))
+        n = len(_expected_rows(sky, tiles))
         if n > 1.05 * n_rows:
             break
-        sky = SkyModel(seed, mix, sky.drawn_per_deg2 * min(3.0, 1.25 * n_rows / max(n, 1)))
+        sky = replace(sky, density=sky.density * min(3.0, 1.25 * n_rows / max(n, 1)))
     for _ in range(4):
-        ranks = _expected_rows(sky, tiles, rows_per_deg2)
+        ranks = _expected_rows(sky, tiles)
         if len(ranks) <= n_rows:
             break
         # Thinning also removes brighter neighbours, so that more sources are listed: it takes a few rounds.
-        sky = SkyModel(seed, mix, sky.drawn_per_deg2, float(ranks[n_rows - 1]) + 1e-12)
+        sky = replace(sky, kept_share=float(ranks[n_rows - 1]) + 1e-12)
     return sky

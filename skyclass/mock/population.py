@@ -14,8 +14,12 @@ import numpy as np
 
 from skyclass.types import CLASSES, Float64, Int64
 
+from .counts import Counts
+
 Mix = Literal["natural", "balanced"]
 MIXES: tuple[Mix, ...] = ("natural", "balanced")
+OUTLIERS = ("T dwarf", "young stellar object", "planetary nebula")
+"""Kinds of sources that no shipped model knows. Each one is a class of the truth, for tests of outliers."""
 
 # (weight, (mean W1-W2, mean W2-W3), (var W1-W2, covariance, var W2-W3)) of each gaussian.
 Mixture2 = tuple[tuple[float, tuple[float, float], tuple[float, float, float]], ...]
@@ -45,23 +49,32 @@ COLOURS: dict[str, Mixture2] = {
     "late M": ((1.0, (0.18, 0.30), (0.0036, 0.0, 0.0225)),),
     "brown dwarf": ((1.0, (0.90, 1.2), (0.36, 0.0, 0.25)),),
     "dusty": ((1.0, (0.60, 1.8), (0.1225, 0.0, 0.49)),),
+    # T4 and later in W1-W2 (Kirkpatrick et al. 2011, ApJS 197, 19, fig. 1): 1.2 to 3.5.
+    "T dwarf": ((1.0, (2.1, 1.2), (0.36, 0.0, 0.16)),),
+    # The region of classes I and II of Koenig & Leisawitz 2014 (ApJ 791, 131).
+    "young stellar object": ((0.7, (0.7, 2.3), (0.09, 0.0, 0.36)), (0.3, (1.5, 2.8), (0.25, 0.0, 0.36))),
+    # Assumed: emission lines and warm dust.
+    "planetary nebula": ((1.0, (0.6, 4.0), (0.25, 0.0, 0.64)),),
 }
 SUBTYPES = tuple(COLOURS)
-CLASS_OF_SUBTYPE = np.array([0, 0, 1, 1, 2, 2, 2, 2])
+CLASS_NAMES = (*CLASSES, *OUTLIERS)
+CLASS_OF_SUBTYPE = np.array([0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 5])
 W3_W4: dict[str, tuple[float, float]] = {
     "late": (2.2, 0.4), "early": (1.2, 0.5), "quasar": (2.4, 0.3), "host-diluted quasar": (2.4, 0.4),
     "FGK": (0.05, 0.1), "late M": (0.15, 0.15), "brown dwarf": (0.4, 0.3), "dusty": (1.2, 0.6),
+    "T dwarf": (0.4, 0.3), "young stellar object": (2.3, 0.6), "planetary nebula": (3.0, 0.7),
 }  # fmt: skip
 """Assumed mean and scatter of W3-W4; `quasar` agrees with table desi_quasars at W1 < 14 (2.37)."""
 
 GALAXY_REDDENING_PER_MAG = 0.06
 """Assumed: W1-W2 of galaxies increases with distance. Table sdss_galaxies has 0.09, because of its W3 limit."""
-COUNT_SLOPE = 0.34
-"""dlog10(N)/dmag of the differential counts (pre-launch WSDC simulation, 8 < W1 < 12.5)."""
-COUNT_AT_12_25 = 234.0
-"""Sources per square degree and magnitude at W1 = 12.25 (the same source)."""
-BALANCED_SLOPE = 0.28
-"""Flatter than on the sky, so that a training set has enough bright sources."""
+EARLY_SHARE = 0.45
+"""Share of early-type galaxies (assumed)."""
+RADIUS_AT_14_ARCSEC, RADIUS_SLOPE, MAX_RADIUS_ARCSEC = 2.3, 0.19, 60.0
+"""Median half-light radius of a galaxy at W1 = 14, its fall per magnitude in dex, and the largest radius. Nearby galaxies
+have the surface brightness of distant ones, which gives 0.2 dex per magnitude."""
+OUTLIER_W1 = {"T dwarf": (14.0, 17.5), "young stellar object": (9.0, 16.5), "planetary nebula": (9.0, 15.0)}
+OUTLIER_SLOPE = 0.25
 
 
 @dataclass(frozen=True)
@@ -79,23 +92,22 @@ class Draw:
     sersic_index: Float64
 
 
-def class_fractions(w1_mag: Float64) -> Float64:
-    """Return (N, 3) shares of galaxies, quasars and stars at each W1 on the natural sky (assumed).
-
-    Stars dominate at the bright end and galaxies beyond W1 = 16. Quasars rise to 2 % (62 per square degree are
-    brighter than W2 = 15.05 in Stern et al. 2012, arXiv:1205.0811).
-    """
-    quasar = np.minimum(0.015 * 10 ** (0.35 * (w1_mag - 16.5)), 0.03)
-    galaxy = (1 - quasar) / (1 + np.exp(-0.9 * (w1_mag - 16.0)))
-    return np.stack([galaxy, quasar, 1 - galaxy - quasar], axis=1)
-
-
 def _subtype_fractions(w1_mag: Float64) -> Float64:
     """Return (N, 8) shares of the subtypes within their own class (assumed)."""
     one = np.ones_like(w1_mag)
     cool = np.clip(0.05 + 0.04 * (w1_mag - 12.0), 0.03, 0.25)
     return np.stack(
-        [0.70 * one, 0.30 * one, 0.85 * one, 0.15 * one, 0.992 - cool, cool, 0.003 * one, 0.005 * one], axis=1
+        [
+            (1 - EARLY_SHARE) * one,
+            EARLY_SHARE * one,
+            0.85 * one,
+            0.15 * one,
+            0.992 - cool,
+            cool,
+            0.003 * one,
+            0.005 * one,
+        ],
+        axis=1,
     )
 
 
@@ -103,18 +115,6 @@ def _draw_columns(rng: np.random.Generator, shares: Float64) -> Int64:
     """Return a random column index for each row of `shares` (N, K), which sum to 1."""
     above = np.cumsum(shares, 1) < rng.random(len(shares))[:, None]
     return cast(Int64, above.sum(1).clip(max=shares.shape[1] - 1))
-
-
-def counts_magnitude(rng: np.random.Generator, n: int, bright: float, faint: float, slope: float) -> Float64:
-    """Return N magnitudes between two limits whose logarithmic counts increase by `slope` per magnitude."""
-    low, high = 10 ** (slope * bright), 10 ** (slope * faint)
-    return np.asarray(np.log10(low + rng.random(n) * (high - low)) / slope)
-
-
-def counts_per_deg2(bright: float, faint: float) -> float:
-    """Return the nominal sources per square degree between two W1 magnitudes."""
-    a, b = (10 ** (COUNT_SLOPE * (m - 12.25)) for m in (bright, faint))
-    return float(COUNT_AT_12_25 * (b - a) / (COUNT_SLOPE * np.log(10)))
 
 
 def _colours(rng: np.random.Generator, subtype: Int64) -> Float64:
@@ -138,23 +138,16 @@ def _w3_w4(rng: np.random.Generator, subtype: Int64) -> Float64:
 
 
 def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: Int64) -> Float64:
-    """Return half-light radii in arcsec: 2 at W1 = 14, smaller for fainter sources (assumed), 0 for points."""
-    log_radius = 0.30 - 0.15 * (w1_mag - 14.0) + 0.2 * rng.standard_normal(len(w1_mag))
+    """Return half-light radii in arcsec of galaxies, 0 for points; every planetary nebula is resolved (assumed)."""
+    log_radius = np.log10(RADIUS_AT_14_ARCSEC) - RADIUS_SLOPE * (w1_mag - 14.0) + 0.2 * rng.standard_normal(len(w1_mag))
     log_radius -= np.where(subtype == SUBTYPES.index("early"), 0.15, 0.0)
-    return np.where(CLASS_OF_SUBTYPE[subtype] == 0, 10 ** np.minimum(log_radius, 1.4), 0.0)
+    resolved = (CLASS_OF_SUBTYPE[subtype] == 0) | (subtype == SUBTYPES.index("planetary nebula"))
+    return np.where(resolved, np.minimum(10**log_radius, MAX_RADIUS_ARCSEC), 0.0)
 
 
-def draw(
-    rng: np.random.Generator, n: int, mix: Mix | Literal["stars"], bright: float, faint: float, slope: float
-) -> Draw:
-    """Return N sources between two W1 magnitudes: natural shares of the classes, equal shares, or only stars."""
-    w1 = counts_magnitude(rng, n, bright, faint, slope)
-    if mix == "natural":
-        shares = class_fractions(w1)
-    else:
-        shares = np.tile([1 / 3, 1 / 3, 1 / 3] if mix == "balanced" else [0.0, 0.0, 1.0], (n, 1))
-    shares = shares[:, CLASS_OF_SUBTYPE] * _subtype_fractions(w1)
-    subtype = _draw_columns(rng, shares)
+def _sources(rng: np.random.Generator, w1: Float64, subtype: Int64) -> Draw:
+    """Return sources of the given W1 magnitudes and subtypes, with random colours and shapes."""
+    n = len(w1)
     colours = _colours(rng, subtype)
     galaxy = CLASS_OF_SUBTYPE[subtype] == CLASSES.index("galaxy")
     colours[:, 0] += np.where(galaxy, np.clip(GALAXY_REDDENING_PER_MAG * (w1 - 14.3), -0.18, 0.20), 0.0)
@@ -166,3 +159,20 @@ def draw(
         mags, subtype, radius, rng.uniform(0.3, 1.0, n), rng.uniform(0, np.pi, n),
         np.where(subtype == SUBTYPES.index("early"), 4.0, 1.0),
     )  # fmt: skip
+
+
+def draw(rng: np.random.Generator, n: int, counts: Counts, bright: float, faint: float) -> Draw:
+    """Return n sources between two W1 magnitudes, with the magnitudes and the classes of the counts."""
+    w1 = counts.magnitudes(rng, n, bright, faint)
+    classes = CLASS_OF_SUBTYPE[: len(SUBTYPES) - len(OUTLIERS)]
+    subtype = _draw_columns(rng, counts.fractions(w1)[:, classes] * _subtype_fractions(w1))
+    return _sources(rng, w1, subtype)
+
+
+def draw_outliers(rng: np.random.Generator, n: int) -> Draw:
+    """Return n T dwarfs, young stellar objects and planetary nebulae, a third of each."""
+    kind = rng.integers(0, len(OUTLIERS), n)
+    bright, faint = np.array([OUTLIER_W1[name] for name in OUTLIERS])[kind].T
+    low, high = 10 ** (OUTLIER_SLOPE * bright), 10 ** (OUTLIER_SLOPE * faint)
+    w1 = np.log10(low + rng.random(n) * (high - low)) / OUTLIER_SLOPE
+    return _sources(rng, w1, kind + len(SUBTYPES) - len(OUTLIERS))

@@ -16,30 +16,40 @@ from scipy.special import gammaincinv
 from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Float64, Tile
 
 from ..sky.tile_wcs import tile_pixels
-from .conditions import BandSky, coverage_axes
+from .artifacts import Points, artifact_points, parents
+from .conditions import BandSky, ScanProfile, cross_scan_px, scan_profile
 from .field import Sources
 from .grid import FULL_SIZE_PX, ZERO_POINT_MAG
-from .psf import ATLAS, RAW, transfer
+from .psf import Psf, atlas_psf, raw_psf
 
 PAD_PX = 64
-Points = tuple[Float64, Float64, Float64]
-MOTTLE_DN = {"w1": 0.045, "w2": 0.030, "w3": 0.12, "w4": 0.01}
+MOTTLE_DN = {"w1": 0.02, "w2": 0.02, "w3": 0.12, "w4": 0.01}
+MOTTLE_SIGMA_ARCSEC = 45.0
 """Structure of the sky on the scale of an arcminute, as in real cutouts of tile 1210p015_ac51."""
+NOISE_SCALE = {"w1": 1.0, "w2": 1.0, "w3": 1.0, "w4": 1.0}
+"""Noise of the pixels over that of the headers, from second differences of two real fields."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
 POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
 """(half-light radius in arcsec, number of points of a larger galaxy); the sigma of the PSF is 3.6 arcsec."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 
-def _background(sky: BandSky, shape: tuple[int, int]) -> Float32:
-    """Return the smooth sky in DN: a level, a tilt, and one slow wave."""
-    y, x = ((np.arange(n) - n / 2) / FULL_SIZE_PX for n in shape)
+def _add_background(image: Float32, sky: BandSky, profile: ScanProfile) -> None:
+    """Add the smooth sky in DN: a level, a tilt, one slow wave, stripes and the glow of the Moon."""
+    y, x = ((np.arange(n) - n / 2) / FULL_SIZE_PX for n in image.shape)
     gx, gy, wave, phase = sky.gradient
     rows, columns = gy * y, gx * x
-    out = (rows[:, None] + columns[None, :] + sky.sky).astype(np.float32)
+    image += (rows[:, None] + columns[None, :] + sky.sky).astype(np.float32)
     a, b = 9.0 * y + phase, 7.0 * x
-    out += (0.5 * wave * (np.outer(np.cos(a), np.cos(b)) - np.outer(np.sin(a), np.sin(b)))).astype(np.float32)
-    return out
+    image += (0.5 * wave * (np.outer(np.cos(a), np.cos(b)) - np.outer(np.sin(a), np.sin(b)))).astype(np.float32)
+    across = _cross_scan(sky, cast(tuple[int, int], image.shape), 0)
+    image += profile.at(across)[1]
+
+
+def _cross_scan(sky: BandSky, shape: tuple[int, int], margin_px: int) -> Float32:
+    """Return the cross-scan position in pixels of each pixel of an image with a margin."""
+    y, x = (np.arange(-margin_px, n + margin_px, dtype=np.float32) for n in shape)
+    return cross_scan_px(sky, shape, y[:, None], x[None, :]).astype(np.float32)
 
 
 def _profile_radii(sersic_index: float, n_points: int) -> Float64:
@@ -63,8 +73,8 @@ def _spiral(sources: Sources, x: Float64, y: Float64, flux: Float64, n_points: i
     return px.ravel(), py.ravel(), np.repeat(flux / n_points, n_points)
 
 
-def light_points(sources: Sources, tile: Tile, band: str) -> Points:
-    """Return all light of a band as points: 0-based pixels x, y and flux in DN."""
+def light_points(sources: Sources, tile: Tile, band: str, scan_rad: float) -> Points:
+    """Return all light of a band, with the artifacts of stars, as points: 0-based pixels x, y and flux in DN."""
     x, y = (p - 1 for p in tile_pixels(tile, sources.ra, sources.dec))
     flux = 10 ** (0.4 * (ZERO_POINT_MAG[band] - sources.mags[:, BANDS.index(band)]))
     is_point = sources.radius_arcsec == 0
@@ -75,6 +85,8 @@ def light_points(sources: Sources, tile: Tile, band: str) -> Points:
             r = sources.radius_arcsec
             rows = (r > low) & (r <= high) & (sources.sersic_index == index)
             parts.append(_spiral(sources.take(rows), x[rows], y[rows], flux[rows], n, index))
+    stars = sources.take(is_point)
+    parts.append(artifact_points(parents(band, scan_rad, x[is_point], y[is_point], stars.mags[:, BANDS.index(band)])))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
 
 
@@ -100,8 +112,9 @@ def _deposit(x: Float64, y: Float64, flux: Float64, side: int) -> Float32:
 def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
     """Return the filter that correlates white noise: the raw PSF, and structure of an arcminute."""
     out = np.zeros((len(fy), len(fx)), np.float32)
-    for mixture, sigma in ((RAW[sky.band], sky.sigma), (((1.0, 45.0),), MOTTLE_DN[sky.band])):
-        part = transfer(mixture, fx, fy)
+    raw, mottle = raw_psf(sky.band, sky.scan_rad), Psf(((1.0, MOTTLE_SIGMA_ARCSEC),))
+    for psf, sigma in ((raw, NOISE_SCALE[sky.band] * sky.sigma), (mottle, MOTTLE_DN[sky.band])):
+        part = psf.transfer(fx, fy)
         # In the transform of a real image all columns except the first and the last count twice.
         power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())
         out += np.float32(sigma / np.sqrt(power / len(fy) ** 2)) * part
@@ -120,30 +133,31 @@ def _inverse(spectrum: NDArray[np.complex64], side: int, shape: tuple[int, int])
     return np.ascontiguousarray(image[PAD_PX : PAD_PX + shape[0], PAD_PX : PAD_PX + shape[1]])
 
 
-def _light_spectrum(band: str, points: Points, shape: tuple[int, int]) -> NDArray[np.complex64]:
-    """Return the spectrum of points of light, convolved with the Atlas PSF."""
+def _light_spectrum(psf: Psf, points: Points, shape: tuple[int, int]) -> NDArray[np.complex64]:
+    """Return the spectrum of points of light, convolved with a PSF."""
     side, fx, fy = _frequencies(shape)
     x, y, flux = points
     spectrum = fft.rfft2(_deposit(x + PAD_PX, y + PAD_PX, flux, side))
-    spectrum *= transfer(ATLAS[band], fx, fy) / (np.sinc(fy)[:, None] * np.sinc(fx)[None, :]) ** 4
+    spectrum *= psf.transfer(fx, fy)
+    spectrum /= ((np.sinc(fy) ** 4)[:, None] * (np.sinc(fx) ** 4)[None, :]).astype(np.float32)
     return cast(NDArray[np.complex64], spectrum)
 
 
-def _noise_spectrum(sky: BandSky, shape: tuple[int, int]) -> NDArray[np.complex64]:
+def _noise_spectrum(sky: BandSky, profile: ScanProfile, shape: tuple[int, int]) -> NDArray[np.complex64]:
     """Return the spectrum of the noise, which is higher where the coverage is lower."""
     side, fx, fy = _frequencies(shape)
     white = np.random.default_rng([*sky.seed, 2]).standard_normal((side, side), np.float32)
-    pixel = np.arange(side, dtype=np.float64) - PAD_PX
-    rows, columns = (a.astype(np.float32) for a in coverage_axes(sky, shape, pixel, pixel))
-    white /= np.sqrt(1 + rows[:, None] + columns[None, :])
+    across = _cross_scan(sky, shape, PAD_PX)
+    rows, columns = across.shape
+    white[:rows, :columns] /= np.sqrt(profile.at(across)[0])
     spectrum = fft.rfft2(white)
     spectrum *= _noise_transfer(sky, fx, fy)
     return cast(NDArray[np.complex64], spectrum)
 
 
-def light_image(band: str, points: Points, shape: tuple[int, int]) -> Float32:
+def light_image(psf: Psf, points: Points, shape: tuple[int, int]) -> Float32:
     """Return the image in DN of points of light (0-based x, y, flux), without sky and noise."""
-    return _inverse(_light_spectrum(band, points, shape), _frequencies(shape)[0], shape)
+    return _inverse(_light_spectrum(psf, points, shape), _frequencies(shape)[0], shape)
 
 
 def _blank(image: Float32, x: float, y: float, radius: float) -> None:
@@ -176,11 +190,13 @@ def _blank_holes(image: Float32, sky: BandSky) -> None:
 
 def render(sky: BandSky, sources: Sources, tile: Tile) -> Float32:
     """Return one band of a simulated tile: (rows, columns) float32 DN, NaN in holes and saturated cores."""
-    spectrum = _light_spectrum(sky.band, light_points(sources, tile, sky.band), tile.shape)
-    spectrum += _noise_spectrum(sky, tile.shape)
+    profile = scan_profile(sky)
+    points = light_points(sources, tile, sky.band, sky.scan_rad)
+    spectrum = _light_spectrum(atlas_psf(sky.band, sky.scan_rad), points, tile.shape)
+    spectrum += _noise_spectrum(sky, profile, tile.shape)
     image = _inverse(spectrum, _frequencies(tile.shape)[0], tile.shape)
     del spectrum
-    image += _background(sky, tile.shape)
+    _add_background(image, sky, profile)
     _blank_saturated(image, sources, tile, sky.band)
     _blank_holes(image, sky)
     return image

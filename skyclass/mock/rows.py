@@ -9,11 +9,11 @@ import pyarrow as pa
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 
-from skyclass.types import BANDS, CLASSES, Bool, Float64, Int64, Tile
+from skyclass.types import BANDS, Float64, Int64, Tile
 
 from .field import Sources
 from .measure import Photometry
-from .population import CLASS_OF_SUBTYPE, SUBTYPES
+from .population import CLASS_NAMES, CLASS_OF_SUBTYPE, SUBTYPES
 
 SIMULATED = "SIMULATED by skyclass mock: no row describes a real source"
 _D, _F, _I, _S = pa.float64(), pa.float32(), pa.int32(), pa.string()
@@ -86,7 +86,7 @@ TRUTH_SCHEMA = pa.schema(
         _field("dec", _D, "deg", "catalogue declination"),
         _field("true_ra", _D, "deg", "simulated right ascension"),
         _field("true_dec", _D, "deg", "simulated declination"),
-        _field("class", _S, "", "simulated class: galaxy, quasar or star"),
+        _field("class", _S, "", "simulated class: galaxy, quasar, star, or the kind of an outlier"),
         _field("subtype", _S, "", "simulated kind within the class"),
         *(_field(f"true_{b}_mag", _F, "mag", f"simulated total magnitude, {b.upper()}") for b in BANDS[:3]),
         _field("half_light_radius_arcsec", _F, "arcsec", "simulated half-light radius, 0 for a point"),
@@ -150,30 +150,36 @@ def _band_columns(band: str, phot: Photometry | None, n: int) -> dict[str, objec
     }
 
 
-def _flag_columns(bands: Mapping[str, Photometry], n: int, n_near: Int64, haloed: Bool) -> dict[str, object]:
+def _flag_columns(
+    bands: Mapping[str, Photometry], n: int, n_near: Int64, contamination: Mapping[str, np.ndarray]
+) -> dict[str, object]:
     """Return the columns of flags."""
+    artifacts = [contamination.get(b, np.full(n, "0")) for b in BANDS]
     # The fourth band of the mock is not in the catalogue, so its letter is X and its flag is 0.
     letters = [_quality(bands[b].snr) if b in bands else np.full(n, "X") for b in BANDS]
     poor = np.any([phot.chi2 > 3 for phot in bands.values()], axis=0) if n else np.zeros(0, np.bool_)
     return {
         "nb": (1 + n_near).astype(np.int32), "na": np.zeros(n, np.int32),
-        "cc_flags": np.where(haloed, "hh00", "0000").tolist(), "ext_flg": poor.astype(np.int32),
+        "cc_flags": ["".join(four) for four in zip(*artifacts, strict=True)], "ext_flg": poor.astype(np.int32),
         "ph_qual": ["".join(four) for four in zip(*letters, strict=True)],
     }  # fmt: skip
 
 
 def catalogue_rows(
     tile: Tile, ra: Float64, dec: Float64, x: Float64, y: Float64, sigma_arcsec: Float64,
-    bands: Mapping[str, Photometry], n_near: Int64, haloed: Bool,
+    bands: Mapping[str, Photometry], n_near: Int64, contamination: Mapping[str, np.ndarray],
 ) -> pa.Table:  # fmt: skip
-    """Return the catalogue rows of one tile, in `CATALOGUE_SCHEMA`; x, y are 1-based FITS pixels."""
+    """Return the catalogue rows of one tile, in `CATALOGUE_SCHEMA`.
+
+    `x`, `y` are 1-based FITS pixels, `contamination` has a letter of `cc_flags` for each source of a band.
+    """
     n = len(ra)
     src = np.arange(1, n + 1)
     columns: dict[str, object] = {
         **_position_columns(ra, dec, sigma_arcsec),
         "wx": x.round(3), "wy": y.round(3), "cntr": counters(tile.coadd_id, src),
         "source_id": [f"{tile.coadd_id}-{s:06d}" for s in src], "coadd_id": [tile.coadd_id] * n,
-        "src": src.astype(np.int32), **_flag_columns(bands, n, n_near, haloed),
+        "src": src.astype(np.int32), **_flag_columns(bands, n, n_near, contamination),
     }  # fmt: skip
     for band in BANDS:
         columns |= _band_columns(band, bands.get(band), n)
@@ -186,7 +192,7 @@ def truth_rows(catalogue: pa.Table, sources: Sources) -> pa.Table:
     columns: dict[str, object] = {name: catalogue[name] for name in shared}
     columns |= {
         "true_ra": sources.ra, "true_dec": sources.dec,
-        "class": np.array(CLASSES)[CLASS_OF_SUBTYPE[sources.subtype]].tolist(),
+        "class": np.array(CLASS_NAMES)[CLASS_OF_SUBTYPE[sources.subtype]].tolist(),
         "subtype": np.array(SUBTYPES)[sources.subtype].tolist(),
         "half_light_radius_arcsec": sources.radius_arcsec.astype(np.float32),
         "axis_ratio": np.where(sources.radius_arcsec > 0, sources.axis_ratio, 1).astype(np.float32),

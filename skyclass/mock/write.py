@@ -21,6 +21,7 @@ from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Fl
 
 from ..sky.healpix import healpix, separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
+from .artifacts import contamination, parents
 from .conditions import BandSky, band_sky
 from .field import (
     BORDER_PX,
@@ -35,17 +36,17 @@ from .field import (
 )
 from .grid import BLOCK_BYTES, FULL_SIZE_PX, BandFacts, header_bytes, nearest_tiles
 from .measure import Photometry, image_scatter, photometry
-from .population import MIXES, Mix
+from .population import CLASS_NAMES, MIXES, Mix
 from .render import PAD_PX, render
 from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows, truth_rows
 
-FULL_TILE_SOURCES = 20_000
+BALANCED_TILE_SOURCES = 20_000
+MAX_OUTLIERS_PER_DEG2 = 5_000.0
 MIN_SIZE_PX = 128
 MAX_TILES = 18_240
 """Tiles of the AllWISE Atlas."""
 MAX_SOURCES_PER_DEG2 = 100_000
 """At a higher density a beam has about one source, and a catalogue cannot separate the sources."""
-HALO_PX = 60.0 / PIXEL_SCALE_ARCSEC
 W1_CENTROID_ARCSEC = 3.4
 
 Progress = Callable[[int, int], None]
@@ -77,8 +78,12 @@ class _TileRows:
     truth: pa.Table
 
 
-def _check(n_tiles: int, seed: int, sources_per_tile: int, size_px: int, mix: str, bands: tuple[str, ...]) -> None:
-    """Raise one `ConfigError` that names all invalid arguments."""
+def _check(arguments: dict[str, Any]) -> None:
+    """Raise one `ConfigError` that names all invalid arguments of `write_mock`."""
+    n_tiles, seed, size_px, mix = (arguments[name] for name in ("n_tiles", "seed", "size_px", "mix"))
+    sources_per_tile, bands = arguments["sources_per_tile"], tuple(arguments["bands"])
+    (ra, dec), quasars = arguments["center"], arguments["quasar_fraction"]
+    outliers = arguments["outliers_per_deg2"]
     problems = []
     is_size = MIN_SIZE_PX <= size_px <= FULL_SIZE_PX
     most_sources = int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px)) if is_size else 0
@@ -88,12 +93,18 @@ def _check(n_tiles: int, seed: int, sources_per_tile: int, size_px: int, mix: st
         problems.append(f"seed is {seed}: it must lie in 0..2^63-1")
     if not is_size:
         problems.append(f"size_px is {size_px}: it must lie in {MIN_SIZE_PX}..{FULL_SIZE_PX} (a full tile)")
-    elif not 1 <= sources_per_tile <= most_sources:
+    elif sources_per_tile is not None and not 1 <= sources_per_tile <= most_sources:
         problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most_sources}")
     if mix not in MIXES:
         problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
     if bands not in (BANDS[:3], BANDS):
         problems.append(f"bands are {', '.join(bands)}: w1, w2, w3 are needed, in this order, and w4 may be added")
+    if not (0 <= ra <= 360 and -90 <= dec <= 90):
+        problems.append(f"center is {ra:g}, {dec:g}: RA must lie in 0..360 and Dec in -90..90 degrees")
+    if quasars is not None and not 0 <= quasars <= 1:
+        problems.append(f"quasar_fraction is {quasars:g}: it must lie in 0..1")
+    if not 0 <= outliers <= MAX_OUTLIERS_PER_DEG2:
+        problems.append(f"outliers_per_deg2 is {outliers:g}: it must lie in 0..{MAX_OUTLIERS_PER_DEG2:g}")
     if problems:
         raise ConfigError("the simulated sky cannot be made: " + "; ".join(problems))
 
@@ -145,19 +156,24 @@ def _fitted(tile: Tile, sources: Sources) -> Sources:
     return known.take(on_tile & (listable(x, y, known.mags[:, 0])))
 
 
-def _neighbourhood(tile: Tile, sources: Sources, x: Float64, y: Float64) -> tuple[Int64, Bool]:
-    """Return for each position the candidates within 10 arcsec, and whether a saturated star is within an arcminute."""
-    px, py = tile_pixels(tile, sources.ra, sources.dec)
-    other = np.column_stack([px, py])
-    near, bright = sources.layer == 0, sources.layer == 2
-    here = np.column_stack([x, y])
-    if not len(here):
-        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    count = cKDTree(other[near]).query_ball_point(here, 10 / PIXEL_SCALE_ARCSEC, return_length=True) - 1
-    haloed = np.zeros(len(here), np.bool_)
-    if bright.any():
-        haloed = cKDTree(other[bright]).query(here)[0] < HALO_PX
-    return np.maximum(count, 0), haloed
+def _n_near(tile: Tile, sources: Sources, x: Float64, y: Float64) -> Int64:
+    """Return for each position the number of other candidates within 10 arcsec."""
+    if not len(x):
+        return np.zeros(0, np.int64)
+    near = sources.take(sources.layer == 0)
+    tree = cKDTree(np.column_stack(tile_pixels(tile, near.ra, near.dec)))
+    count = tree.query_ball_point(np.column_stack([x, y]), 10 / PIXEL_SCALE_ARCSEC, return_length=True)
+    return cast(Int64, np.maximum(count - 1, 0))
+
+
+def _contamination(
+    tile: Tile, sources: Sources, conditions: BandSky, x: Float64, y: Float64, flux: Float64
+) -> np.ndarray:
+    """Return the letters of `cc_flags` of a band for sources at 1-based FITS pixels."""
+    points = sources.take(sources.radius_arcsec == 0)
+    px, py = tile_pixels(tile, points.ra, points.dec)
+    stars = parents(conditions.band, conditions.scan_rad, px, py, points.mags[:, BANDS.index(conditions.band)])
+    return contamination(stars, x, y, flux)
 
 
 def _take(phot: Photometry, rows: Bool) -> Photometry:
@@ -173,23 +189,24 @@ def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done:
     ra, dec = _shifted(listed, sigma_arcsec)
     x, y = tile_pixels(tile, ra, dec)
     bands: dict[str, Photometry] = {}
-    for band in tile.bands:
-        conditions = band_sky(sky.seed, tile, band)
+    skies = {band: band_sky(sky.seed, tile, band) for band in tile.bands}
+    for band, conditions in skies.items():
         image = render(conditions, sources, tile)
         _write_image(images, tile, conditions, image, sky.seed)
         if band in BANDS[:3]:
             bands[band] = photometry(image, conditions, x - 1, y - 1)
         done()
     size = tile.shape[0]
-    rows = selected(sky.mix, np.array([p.snr for p in bands.values()]))
+    rows = selected(
+        sky.mix, *(np.array([getattr(p, name) for p in bands.values()]) for name in ("snr", "detection_snr"))
+    )
     rows &= (listed.layer == 0) & owned(tile, tiles, listed.ra, listed.dec)
     for axis in (x, y):
         rows &= (axis >= BORDER_PX) & (axis <= size - BORDER_PX)
-    n_near, haloed = _neighbourhood(tile, sources, x[rows], y[rows])
     measured = {band: _take(p, rows) for band, p in bands.items()}
-    catalogue = catalogue_rows(
-        tile, ra[rows], dec[rows], x[rows], y[rows], sigma_arcsec[rows], measured, n_near, haloed
-    )
+    flags = {b: _contamination(tile, sources, skies[b], x[rows], y[rows], p.flux) for b, p in measured.items()}
+    n_near = _n_near(tile, sources, x[rows], y[rows])
+    catalogue = catalogue_rows(tile, ra[rows], dec[rows], x[rows], y[rows], sigma_arcsec[rows], measured, n_near, flags)
     return _TileRows(catalogue, truth_rows(catalogue, listed.take(rows)))
 
 
@@ -224,6 +241,8 @@ def write_mock(
     center: tuple[float, float] = (150.1, 2.2),
     progress: Progress | None = None,
     bands: tuple[str, ...] = BANDS[:3],
+    quasar_fraction: float | None = None,
+    outliers_per_deg2: float = 0.0,
 ) -> MockReport:
     """Write a simulated archive: `catalog/`, `images/`, `truth.parquet` and `mock.json`.
 
@@ -238,18 +257,23 @@ def write_mock(
     seed : int
         Seed of all random numbers.
     sources_per_tile : int, optional
-        Approximate number of catalogue rows of a tile; by default 20,000 for a full tile, and the same density for a
-        smaller one.
+        Approximate number of catalogue rows of a tile. By default a natural sky has the published counts at its
+        position, and a balanced one 20,000 rows on a full tile and the same density on a smaller one.
     size_px : int
         Pixels on a side of a tile; 4095 for a full tile.
     mix : "natural" or "balanced"
         Class shares of the sky, or a third of each class with the same distribution of W1.
     center : tuple of float
-        RA and Dec in degrees.
+        RA and Dec in degrees. The galactic position sets the counts of stars; the ecliptic latitude sets sky level,
+        coverage, noise and scan direction.
     progress : callable, optional
         Called as `progress(done, total)` after each image.
     bands : tuple of str
         Bands of the images: w1, w2, w3, and optionally w4.
+    quasar_fraction : float, optional
+        Share of quasars among the candidates, in place of the published one.
+    outliers_per_deg2 : float
+        T dwarfs, young stellar objects and planetary nebulae per square degree, added as classes of the truth.
 
     Returns
     -------
@@ -262,18 +286,20 @@ def write_mock(
         An argument is invalid, or the folder has other files. Raised before anything is written.
     """
     directory = Path(directory)
-    if sources_per_tile is None:
-        share = listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)
-        sources_per_tile = max(20, round(FULL_TILE_SOURCES * share))
-    _check(n_tiles, seed, sources_per_tile, size_px, mix, bands)
-    _clear(directory)
     arguments = {
         "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px,
-        "mix": mix, "center": list(center), "bands": list(bands),
+        "mix": mix, "center": list(center), "bands": list(bands), "quasar_fraction": quasar_fraction,
+        "outliers_per_deg2": outliers_per_deg2,
     }  # fmt: skip
+    _check(arguments)
+    _clear(directory)
     _write_note(directory / "mock.json", arguments, None)
     tiles = nearest_tiles(center, n_tiles, size_px, bands)
-    sky = plan_sky(seed, mix, tiles, round(1.02 * n_tiles * sources_per_tile))
+    sky = SkyModel(seed, mix, quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2)
+    if sources_per_tile is None and mix == "balanced":
+        sources_per_tile = max(20, round(BALANCED_TILE_SOURCES * listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)))
+    if sources_per_tile is not None:
+        sky = plan_sky(sky, tiles, round(1.02 * n_tiles * sources_per_tile))
     finished = 0
 
     def done() -> None:
@@ -297,9 +323,15 @@ def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) ->
     classes = cast(list[str], truth["class"].to_pylist())
     return MockReport(
         directory, directory / "catalog", directory / "images", directory / "truth.parquet",
-        tuple(t.coadd_id for t in tiles), catalogue.num_rows, {name: classes.count(name) for name in CLASSES},
+        tuple(t.coadd_id for t in tiles), catalogue.num_rows, _class_counts(classes),
         *_circle(tiles, catalogue),
     )  # fmt: skip
+
+
+def _class_counts(classes: list[str]) -> dict[str, int]:
+    """Return the number of sources of each class, and of each kind of outlier that is present."""
+    counts = {name: classes.count(name) for name in CLASS_NAMES}
+    return {name: n for name, n in counts.items() if n or name in CLASSES}
 
 
 def _circle(tiles: list[Tile], catalogue: pa.Table) -> tuple[tuple[float, float], float]:
