@@ -20,7 +20,7 @@ from .templates import template
 
 @click.command()
 @click.argument("directory")
-@click.option("--tiles", default=2, show_default=True, help="Number of neighbouring Atlas tiles.")
+@click.option("--tiles", default=2, show_default=True, help="Number of neighbouring Atlas tiles at each --center.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same bytes.")
 @click.option(
     "--sources-per-tile",
@@ -32,10 +32,12 @@ from .templates import template
 @click.option("--bands", default="w1,w2,w3", show_default=True, help="Images to make; w4 may be added.")
 @click.option(
     "--center",
-    default="150.1,2.2",
+    "centers",
+    multiple=True,
+    default=["150.1,2.2"],
     show_default=True,
     metavar="RA,DEC",
-    help="Position in degrees. It sets counts of stars, sky level, coverage, noise and scan direction.",
+    help="Position in degrees; may be repeated. It sets star counts, sky level, coverage, noise and scan direction.",
 )
 @click.option(
     "--quasar-fraction", type=float, help="Share of quasars.  [default: published counts; a third if balanced]"
@@ -54,7 +56,7 @@ def mock(
     size: int,
     mix: Literal["natural", "balanced"],
     bands: str,
-    center: str,
+    centers: tuple[str, ...],
     quasar_fraction: float | None,
     outliers_per_deg2: float,
 ) -> int:
@@ -67,7 +69,7 @@ def mock(
     names = tuple(sorted({band.strip() for band in bands.lower().split(",")}))
     replaced = (Path(directory) / "mock.json").exists()
     made = write_mock(
-        directory, tiles, seed, sources_per_tile, size, mix, parse_position(center), bands=names,
+        directory, tiles, seed, sources_per_tile, size, mix, [parse_position(text) for text in centers], bands=names,
         quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2,
     )  # fmt: skip
     if replaced:
@@ -76,7 +78,8 @@ def mock(
     n_sources = counted(made.n_sources, "source")
     say(f"SIMULATED sky in {made.directory}: {n_sources} ({counts}) on {', '.join(made.coadd_ids)}")
     (ra, dec), options = made.center, ["--catalog", made.catalog, "--images", made.images]
-    say(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
+    if len(centers) == 1:
+        say(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
     click.echo(shell_command(["skyclass", "classify", *options, "--out", "classes"]))
     labelled = ["--labels", made.truth, *options, "--bands", ",".join(names)]
     click.echo(shell_command(["skyclass", "dataset", *labelled, "--out", "dataset"]))

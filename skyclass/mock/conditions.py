@@ -16,11 +16,11 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from scipy.ndimage import gaussian_filter1d
 
-from skyclass.types import BANDS, Float32, Float64, Tile
+from skyclass.types import BANDS, Float32, FloatArray, Tile
 
 from .grid import FULL_SIZE_PX
 
-ECLIPTIC_SKY_DN = {"w1": 5.16, "w2": 12.7, "w3": 707.0, "w4": 194.0}
+ECLIPTIC_SKY_DN = {"w1": 4.95, "w2": 12.7, "w3": 707.0, "w4": 194.0}
 """Sky level on the ecliptic: zodiacal light."""
 POLAR_SHARE = {"w1": 0.30, "w2": 0.45, "w3": 0.45, "w4": 0.45}
 ZODIACAL_SCALE_DEG = 30.0
@@ -81,7 +81,7 @@ class ScanProfile:
     coverage: Float32
     light_dn: Float32
 
-    def at(self, cross_scan_px: Float64 | Float32) -> tuple[Float32, Float32]:
+    def at(self, cross_scan_px: FloatArray) -> tuple[Float32, Float32]:
         """Return relative coverage and additional light in DN at cross-scan positions."""
         index = (cross_scan_px - self.first_px).astype(np.int32).clip(0, len(self.coverage) - 1)
         return self.coverage[index], self.light_dn[index]
@@ -153,14 +153,14 @@ def band_sky(seed: int, tile: Tile, band: str) -> BandSky:
     )
 
 
-def cross_scan_px(sky: BandSky, shape: tuple[int, int], y: Float64, x: Float64) -> Float64:
+def cross_scan_px(sky: BandSky, shape: tuple[int, int], y: FloatArray, x: FloatArray) -> FloatArray:
     """Return the distance in pixels, across the scans, of 0-based pixels from the centre of an image."""
     cos, sin = np.cos(sky.scan_rad), np.sin(sky.scan_rad)
-    return cast(Float64, cos * (y - shape[0] / 2) - sin * (x - shape[1] / 2))
+    return cast(FloatArray, cos * (y - shape[0] / 2) - sin * (x - shape[1] / 2))
 
 
 def scan_profile(sky: BandSky) -> ScanProfile:
-    """Return what changes across the scans of a tile: strips of coverage, seams, stripes, and the edge of a Moon mask."""
+    """Return what changes across the scans of a tile: strips of coverage, seams, stripes, and glow of the Moon."""
     n = int(1.5 * FULL_SIZE_PX)
     across = np.arange(n) - n / 2
     # W1 and W2 are exposed together, and so are W3 and W4: each pair has the same strips.

@@ -3,8 +3,8 @@
 All magnitudes are Vega magnitudes. Sources:
 
 - Stars: the Besancon model of the Galaxy (Robin et al. 2003, A&A 409, 523), cumulative K counts of its public grid.
-- Galaxies: K counts of Kim et al. 2011 (MNRAS 410, 241), and fainter than K = 20 those of COSMOS2020 (Weaver et al. 2022,
-  ApJS 258, 11, table 2). The shift to W1 reproduces the 319 WISE All-Sky sources within 5 arcmin of Arp 220.
+- Galaxies: K counts of Kim et al. 2011 (MNRAS 410, 241), and fainter than K = 19.5 those of COSMOS2020 (Weaver et al.
+  2022, ApJS 258, 11, table 2). The shift to W1 reproduces the 319 WISE All-Sky sources within 5 arcmin of Arp 220.
 - Quasars: 61.9 per square degree with W2 < 15.05 (Stern et al. 2012, ApJ 753, 30) and 130 with W2 < 15.73
   (Assef et al. 2013, ApJ 772, 26).
 """
@@ -82,7 +82,7 @@ BALANCED_SLOPE = 0.28
 
 @dataclass(frozen=True)
 class Counts:
-    """Differential counts: `per_deg2` (3, bins) galaxies, quasars and stars per square degree in the bins of `EDGES_W1`.
+    """Differential counts: `per_deg2` (3, bins) galaxies, quasars, stars per square degree in the bins of `EDGES_W1`.
 
     Examples
     --------

@@ -21,6 +21,7 @@ from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float64, In
 from ..sky.healpix import pixel_centres, separation_deg
 from ..sky.regions import Cone
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
+from .clusters import NEARBY_CLUSTERS, members
 from .conditions import expected_flux_sigma
 from .counts import Counts, balanced_counts, natural_counts, with_quasars
 from .grid import ZERO_POINT_MAG
@@ -32,7 +33,7 @@ SATURATED_W1 = (3.0, 8.0)
 CANDIDATE_W1: dict[str, tuple[float, float]] = {"natural": (8.0, 17.7), "balanced": (10.0, 17.7)}
 MAX_CANDIDATES_PER_DEG2 = 60_000.0
 MAX_POINTS_PER_DEG2 = 150_000.0
-"""Near the Galactic plane a beam has several sources: the faint limits of candidates and of all sources are brighter."""
+"""In the Galactic plane a beam has several sources: the faint limits of candidates and of all sources are brighter."""
 CLUSTERED_SHARE = 0.15
 CLUSTER_SIGMA_DEG = 60 / 3600
 GALAXIES_PER_CLUSTER = 60
@@ -195,6 +196,24 @@ def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
     return concatenate([sources, _envelopes(sources, centres)]) if len(centres) else sources
 
 
+def _cluster_sources(sky: SkyModel, tile: Tile, margin_deg: float) -> list[Sources]:
+    """Return the members and the light of the nearby clusters that a tile may touch."""
+    reach = 0.5 * np.hypot(*tile.shape) * abs(tile.cdelt_deg[1]) + margin_deg
+    parts = []
+    for index, cluster in enumerate(NEARBY_CLUSTERS):
+        if separation_deg(*tile.crval_deg, cluster.ra, cluster.dec) > reach + cluster.radius_deg:
+            continue
+        rng = np.random.default_rng([sky.seed, 400, index])
+        drawn = members(cluster, rng)
+        n = len(drawn.ra)
+        layer = np.zeros(n, np.int64)
+        layer[-1] = 1
+        columns = {f.name: getattr(drawn.galaxies, f.name) for f in fields(Draw)}
+        jitter = rng.standard_normal((n, 2))
+        parts.append(Sources(**columns, ra=drawn.ra, dec=drawn.dec, layer=layer, rank=np.zeros(n), jitter=jitter))
+    return parts
+
+
 def cells_near(tile: Tile, margin_deg: float) -> Int64:
     """Return all cells whose sources may touch a tile, and perhaps some more."""
     reach = 0.5 * np.hypot(*tile.shape) * abs(tile.cdelt_deg[1]) + margin_deg
@@ -205,6 +224,8 @@ def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[i
     """Return the sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
     margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
     parts = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
+    if sky.mix == "natural" and 0 in layers:
+        parts += _cluster_sources(sky, tile, margin_deg)
     sources = concatenate(parts)
     kept = sources.rank < sky.kept_share
     x, y = tile_pixels(tile, sources.ra, sources.dec)

@@ -180,7 +180,7 @@ def _relative_noise(
     closest = np.zeros(len(x))
     np.maximum.at(closest, np.repeat(np.arange(len(x)), np.diff(shares.indptr)), shares.data)
     coverage = profile.at(cross_scan_px(sky, shape, y, x))[0]
-    return cast(Float64, 1 / np.sqrt(coverage * (1 - closest**2)))
+    return 1 / np.sqrt(coverage * (1 - closest**2))
 
 
 def _blank_scatter(residual: Float32, sky: BandSky, psf: Psf) -> float:

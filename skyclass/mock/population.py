@@ -71,8 +71,8 @@ GALAXY_REDDENING_PER_MAG = 0.06
 EARLY_SHARE = 0.45
 """Share of early-type galaxies (assumed)."""
 RADIUS_AT_14_ARCSEC, RADIUS_SLOPE, MAX_RADIUS_ARCSEC = 2.3, 0.19, 60.0
-"""Median half-light radius of a galaxy at W1 = 14, its fall per magnitude in dex, and the largest radius. Nearby galaxies
-have the surface brightness of distant ones, which gives 0.2 dex per magnitude."""
+"""Median half-light radius of a galaxy at W1 = 14, its fall per magnitude in dex, and the largest radius. Equal surface
+brightness at all distances would give 0.2 dex per magnitude."""
 OUTLIER_W1 = {"T dwarf": (14.0, 17.5), "young stellar object": (9.0, 16.5), "planetary nebula": (9.0, 15.0)}
 OUTLIER_SLOPE = 0.25
 
@@ -145,7 +145,7 @@ def _half_light_radius(rng: np.random.Generator, w1_mag: Float64, subtype: Int64
     return np.where(resolved, np.minimum(10**log_radius, MAX_RADIUS_ARCSEC), 0.0)
 
 
-def _sources(rng: np.random.Generator, w1: Float64, subtype: Int64) -> Draw:
+def with_colours(rng: np.random.Generator, w1: Float64, subtype: Int64) -> Draw:
     """Return sources of the given W1 magnitudes and subtypes, with random colours and shapes."""
     n = len(w1)
     colours = _colours(rng, subtype)
@@ -166,7 +166,7 @@ def draw(rng: np.random.Generator, n: int, counts: Counts, bright: float, faint:
     w1 = counts.magnitudes(rng, n, bright, faint)
     classes = CLASS_OF_SUBTYPE[: len(SUBTYPES) - len(OUTLIERS)]
     subtype = _draw_columns(rng, counts.fractions(w1)[:, classes] * _subtype_fractions(w1))
-    return _sources(rng, w1, subtype)
+    return with_colours(rng, w1, subtype)
 
 
 def draw_outliers(rng: np.random.Generator, n: int) -> Draw:
@@ -175,4 +175,4 @@ def draw_outliers(rng: np.random.Generator, n: int) -> Draw:
     bright, faint = np.array([OUTLIER_W1[name] for name in OUTLIERS])[kind].T
     low, high = 10 ** (OUTLIER_SLOPE * bright), 10 ** (OUTLIER_SLOPE * faint)
     w1 = np.log10(low + rng.random(n) * (high - low)) / OUTLIER_SLOPE
-    return _sources(rng, w1, kind + len(SUBTYPES) - len(OUTLIERS))
+    return with_colours(rng, w1, kind + len(SUBTYPES) - len(OUTLIERS))

@@ -10,12 +10,12 @@ Stars of two real fields (`2010H` and `2010ai`, 15 in W1 and W2) have the axis r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
-from skyclass.types import PIXEL_SCALE_ARCSEC, Float32, Float64
+from skyclass.types import PIXEL_SCALE_ARCSEC, Float32, Float64, FloatArray
 
 Mixture = tuple[tuple[float, float], ...]
 """(weight, sigma in arcsec) of each gaussian. Weights are normalised on use."""
@@ -60,6 +60,10 @@ class Psf:
     axis_ratio: float = 1.0
     angle_rad: float = 0.0
 
+    def scaled(self, factor: float) -> Psf:
+        """Return the PSF with all widths multiplied by a factor."""
+        return replace(self, mixture=tuple((weight, factor * sigma) for weight, sigma in self.mixture))
+
     def round(self, dx: Float64, dy: Float64) -> tuple[Float64, Float64]:
         """Return offsets in coordinates of equal area in which the PSF is round."""
         return self._stretched(dx, dy, float(np.sqrt(self.axis_ratio)))
@@ -95,7 +99,7 @@ class Psf:
         low = table[index]
         return cast(Float32, low + (steps - index) * (table[index + 1] - low))
 
-    def surface_brightness(self, radius_px2: Float64) -> Float64:
+    def surface_brightness(self, radius_px2: FloatArray) -> Float64:
         """Return the surface brightness of a unit source at squared radii in round coordinates."""
         weight, sigma = _arrays(self.mixture)
         gaussians = np.exp(-0.5 * radius_px2[..., None] / sigma**2)

@@ -23,13 +23,15 @@ from .grid import FULL_SIZE_PX, ZERO_POINT_MAG
 from .psf import Psf, atlas_psf, raw_psf
 
 PAD_PX = 64
-MOTTLE_DN = {"w1": 0.02, "w2": 0.02, "w3": 0.12, "w4": 0.01}
-MOTTLE_SIGMA_ARCSEC = 45.0
-"""Structure of the sky on the scale of an arcminute, as in real cutouts of tile 1210p015_ac51."""
-NOISE_SCALE = {"w1": 1.0, "w2": 1.0, "w3": 1.0, "w4": 1.0}
-"""Noise of the pixels over that of the headers, from second differences of two real fields."""
+MOTTLE_DN = {"w1": (0.02, 0.04), "w2": (0.03, 0.05), "w3": (0.06, 0.12), "w4": (0.01, 0.02)}
+MOTTLE_SIGMA_ARCSEC = (45.0, 180.0)
+"""Structure of the sky on scales of one and three arcminutes, as in real cutouts of tile 1210p015_ac51."""
+NOISE_SCALE = {"w1": 1.0, "w2": 1.07, "w3": 1.0, "w4": 1.0}
+NOISE_WIDTH = {"w1": 1.0, "w2": 1.03, "w3": 0.91, "w4": 1.0}
+"""Noise over that of the headers, and width of its correlation over that of the raw PSF, from the scatter and the
+second differences of the pixels of two real fields."""
 SATURATION_MAG = {"w1": 8.0, "w2": 7.0, "w3": 3.8, "w4": -0.4}
-POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000))
+POINTS_OF_GALAXY = ((0.0, 1), (0.6, 7), (1.2, 24), (3.0, 150), (8.0, 1000), (80.0, 60_000))
 """(half-light radius in arcsec, number of points of a larger galaxy); the sigma of the PSF is 3.6 arcsec."""
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
@@ -110,10 +112,11 @@ def _deposit(x: Float64, y: Float64, flux: Float64, side: int) -> Float32:
 
 
 def _noise_transfer(sky: BandSky, fx: Float32, fy: Float32) -> Float32:
-    """Return the filter that correlates white noise: the raw PSF, and structure of an arcminute."""
+    """Return the filter that correlates white noise: the raw PSF, and structure of arcminutes."""
     out = np.zeros((len(fy), len(fx)), np.float32)
-    raw, mottle = raw_psf(sky.band, sky.scan_rad), Psf(((1.0, MOTTLE_SIGMA_ARCSEC),))
-    for psf, sigma in ((raw, NOISE_SCALE[sky.band] * sky.sigma), (mottle, MOTTLE_DN[sky.band])):
+    raw = raw_psf(sky.band, sky.scan_rad).scaled(NOISE_WIDTH[sky.band])
+    mottle = zip((Psf(((1.0, sigma),)) for sigma in MOTTLE_SIGMA_ARCSEC), MOTTLE_DN[sky.band], strict=True)
+    for psf, sigma in ((raw, NOISE_SCALE[sky.band] * sky.sigma), *mottle):
         part = psf.transfer(fx, fy)
         # In the transform of a real image all columns except the first and the last count twice.
         power = 2 * float((part.astype(np.float64) ** 2).sum() - 0.5 * (part[:, 0].astype(np.float64) ** 2).sum())

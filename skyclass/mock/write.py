@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -82,8 +82,7 @@ def _check(arguments: dict[str, Any]) -> None:
     """Raise one `ConfigError` that names all invalid arguments of `write_mock`."""
     n_tiles, seed, size_px, mix = (arguments[name] for name in ("n_tiles", "seed", "size_px", "mix"))
     sources_per_tile, bands = arguments["sources_per_tile"], tuple(arguments["bands"])
-    (ra, dec), quasars = arguments["center"], arguments["quasar_fraction"]
-    outliers = arguments["outliers_per_deg2"]
+    quasars, outliers = arguments["quasar_fraction"], arguments["outliers_per_deg2"]
     problems = []
     is_size = MIN_SIZE_PX <= size_px <= FULL_SIZE_PX
     most_sources = int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px)) if is_size else 0
@@ -99,8 +98,9 @@ def _check(arguments: dict[str, Any]) -> None:
         problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
     if bands not in (BANDS[:3], BANDS):
         problems.append(f"bands are {', '.join(bands)}: w1, w2, w3 are needed, in this order, and w4 may be added")
-    if not (0 <= ra <= 360 and -90 <= dec <= 90):
-        problems.append(f"center is {ra:g}, {dec:g}: RA must lie in 0..360 and Dec in -90..90 degrees")
+    for ra, dec in arguments["centers"]:
+        if not (0 <= ra <= 360 and -90 <= dec <= 90):
+            problems.append(f"a center is {ra:g}, {dec:g}: RA must lie in 0..360 and Dec in -90..90 degrees")
     if quasars is not None and not 0 <= quasars <= 1:
         problems.append(f"quasar_fraction is {quasars:g}: it must lie in 0..1")
     if not 0 <= outliers <= MAX_OUTLIERS_PER_DEG2:
@@ -238,7 +238,7 @@ def write_mock(
     sources_per_tile: int | None = None,
     size_px: int = FULL_SIZE_PX,
     mix: Mix = "natural",
-    center: tuple[float, float] = (150.1, 2.2),
+    centers: Sequence[tuple[float, float]] = ((150.1, 2.2),),
     progress: Progress | None = None,
     bands: tuple[str, ...] = BANDS[:3],
     quasar_fraction: float | None = None,
@@ -253,7 +253,7 @@ def write_mock(
     directory : str or Path
         Folder of the archive. An earlier mock in it is replaced.
     n_tiles : int
-        Number of tiles: those of the AllWISE grid that are nearest to `center`.
+        Number of tiles at each position: those of the AllWISE grid that are nearest to it.
     seed : int
         Seed of all random numbers.
     sources_per_tile : int, optional
@@ -263,9 +263,9 @@ def write_mock(
         Pixels on a side of a tile; 4095 for a full tile.
     mix : "natural" or "balanced"
         Class shares of the sky, or a third of each class with the same distribution of W1.
-    center : tuple of float
-        RA and Dec in degrees. The galactic position sets the counts of stars; the ecliptic latitude sets sky level,
-        coverage, noise and scan direction.
+    centers : sequence of tuple of float
+        Positions, each RA and Dec in degrees. The galactic position sets the counts of stars; the ecliptic latitude
+        sets sky level, coverage, noise and scan direction.
     progress : callable, optional
         Called as `progress(done, total)` after each image.
     bands : tuple of str
@@ -288,25 +288,25 @@ def write_mock(
     directory = Path(directory)
     arguments = {
         "n_tiles": n_tiles, "seed": seed, "sources_per_tile": sources_per_tile, "size_px": size_px,
-        "mix": mix, "center": list(center), "bands": list(bands), "quasar_fraction": quasar_fraction,
-        "outliers_per_deg2": outliers_per_deg2,
+        "mix": mix, "centers": [list(center) for center in centers], "bands": list(bands),
+        "quasar_fraction": quasar_fraction, "outliers_per_deg2": outliers_per_deg2,
     }  # fmt: skip
     _check(arguments)
     _clear(directory)
     _write_note(directory / "mock.json", arguments, None)
-    tiles = nearest_tiles(center, n_tiles, size_px, bands)
+    tiles = list({t.coadd_id: t for c in centers for t in nearest_tiles(c, n_tiles, size_px, bands)}.values())
     sky = SkyModel(seed, mix, quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2)
     if sources_per_tile is None and mix == "balanced":
         sources_per_tile = max(20, round(BALANCED_TILE_SOURCES * listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)))
     if sources_per_tile is not None:
-        sky = plan_sky(sky, tiles, round(1.02 * n_tiles * sources_per_tile))
+        sky = plan_sky(sky, tiles, round(1.02 * len(tiles) * sources_per_tile))
     finished = 0
 
     def done() -> None:
         nonlocal finished
         finished += 1
         if progress:
-            progress(finished, n_tiles * len(bands))
+            progress(finished, len(tiles) * len(bands))
 
     parts = [_make_tile(sky, tile, tiles, directory / "images", done) for tile in tiles]
     report = _write_tables(directory, tiles, parts)

@@ -1,0 +1,330 @@
+"""Compare the SIMULATED sky with real fields: can a classifier tell real sources from simulated ones?
+
+    python -m benchmarks.real_sky FIELDS --sky 2010H=sky-a --sky 2010ai=sky-b
+
+FIELDS holds real cutouts NAME-w1.fits, NAME-w2.fits, NAME-w3.fits. A sky is the tile that `skyclass mock --center` made
+at the position of the field. Sources are detected in the same way in the real field and in boxes of its size on the
+simulated tile, and each real one is matched with simulated ones of equal W1 flux. A random forest on pixel statistics
+(or on the embedding of a network) is fitted on one field and tested on the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from astropy.io import fits
+from numpy.typing import NDArray
+from photutils.detection import DAOStarFinder
+from scipy.optimize import curve_fit
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+
+from skyclass.images.composite import composite
+from skyclass.model.bundle import load_bundle, load_weights
+from skyclass.model.preprocess import Preprocess
+from skyclass.networks import build
+
+Float = NDArray[np.float64]
+BANDS = ("w1", "w2", "w3")
+HALF_PX = 18
+FWHM_PX = 6.2
+DETECTION_SIGMA = 5.0
+APERTURE_PX = 5.0
+N_BOXES = 24
+NEAR_PX = 500
+TILE_CENTRE_PX = 2048
+MATCHES = 5
+N_BOOTSTRAP = 1000
+STATISTICS = (
+    "p1", "p10", "median", "p90", "p99", "std", "peak", "concentration", "xx", "yy", "xy", "noise", "ac1", "ac4",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Detections:
+    """N sources of an image: cutouts (N, 3, 37, 37) in DN less the sky of their border, and W1 aperture fluxes (N,)."""
+
+    cutouts: Float
+    flux: Float
+
+    def take(self, rows: NDArray[np.int64]) -> Detections:
+        """Return some of the sources."""
+        return Detections(self.cutouts[rows], self.flux[rows])
+
+
+def lower_scatter(image: Float) -> float:
+    """Return the median minus the 16th percentile of the pixels, which sources hardly change."""
+    low, middle = np.nanpercentile(image, [15.865, 50.0])
+    return float(middle - low)
+
+
+def pixel_noise(image: Float) -> float:
+    """Return the robust scatter of the second differences, which only the noise on the scale of a pixel changes."""
+    second = 4 * image[1:-1, 1:-1] - image[:-2, 1:-1] - image[2:, 1:-1] - image[1:-1, :-2] - image[1:-1, 2:]
+    return float(1.4826 * np.nanmedian(np.abs(second)))
+
+
+def detect(images: Float) -> Detections:
+    """Return the sources that DAOStarFinder detects in W1, whose box lies on the images (3, rows, columns)."""
+    w1 = np.nan_to_num(images[0], nan=float(np.nanmedian(images[0]))) - np.nanmedian(images[0])
+    finder = DAOStarFinder(threshold=DETECTION_SIGMA * pixel_noise(images[0]), fwhm=FWHM_PX)
+    table = finder(w1)
+    if table is None:
+        return Detections(np.zeros((0, 3, 2 * HALF_PX + 1, 2 * HALF_PX + 1)), np.zeros(0))
+    x_column, y_column = ("x_centroid", "y_centroid") if "x_centroid" in table.colnames else ("xcentroid", "ycentroid")
+    x, y = (np.rint(np.asarray(table[name])).astype(int) for name in (x_column, y_column))
+    rows, columns = w1.shape
+    inside = (x >= HALF_PX) & (y >= HALF_PX) & (x < columns - HALF_PX) & (y < rows - HALF_PX)
+    boxes = [images[:, j - HALF_PX : j + HALF_PX + 1, i - HALF_PX : i + HALF_PX + 1] for i, j in zip(x, y, strict=True)]
+    cutouts = np.array([box for box, good in zip(boxes, inside, strict=True) if good])
+    whole = np.isfinite(cutouts).all((1, 2, 3))
+    cutouts = cutouts[whole] - _border_sky(cutouts[whole])
+    offset = np.arange(-HALF_PX, HALF_PX + 1)
+    aperture = np.hypot(offset[:, None], offset[None, :]) <= APERTURE_PX
+    return Detections(cutouts, cutouts[:, 0][:, aperture].sum(1))
+
+
+def _border_sky(cutouts: Float) -> Float:
+    """Return the median of the outer three pixels of each band, (N, 3, 1, 1)."""
+    inner = np.zeros(cutouts.shape[-2:], np.bool_)
+    inner[3:-3, 3:-3] = True
+    return np.asarray(np.median(cutouts[..., ~inner], axis=-1))[..., None, None]
+
+
+def pixel_statistics(cutouts: Float) -> Float:
+    """Return (N, 42) statistics: `STATISTICS` of W1, W2 and W3."""
+    return np.concatenate([_band_statistics(cutouts[:, band]) for band in range(len(BANDS))], axis=1)
+
+
+def _band_statistics(cutouts: Float) -> Float:
+    """Return (N, 14) statistics of the cutouts (N, S, S) of a band."""
+    flat = cutouts.reshape(len(cutouts), -1)
+    offset = np.arange(-HALF_PX, HALF_PX + 1)
+    x, y = np.broadcast_to(offset[None, :], cutouts.shape[1:]), np.broadcast_to(offset[:, None], cutouts.shape[1:])
+    near = np.hypot(x, y) <= 8
+    weight = np.where(near, cutouts.clip(0), 0)
+    total = np.maximum(weight.sum((1, 2)), 1e-9)
+    inner = np.where(np.hypot(x, y) <= 3, cutouts, 0).sum((1, 2))
+    deviation = cutouts - cutouts.mean((1, 2), keepdims=True)
+    power = (deviation**2).mean((1, 2))
+    second = 4 * cutouts[:, 1:-1, 1:-1] - cutouts[:, :-2, 1:-1] - cutouts[:, 2:, 1:-1]
+    second = second - cutouts[:, 1:-1, :-2] - cutouts[:, 1:-1, 2:]
+    lags = [(deviation[:, :, lag:] * deviation[:, :, :-lag]).mean((1, 2)) / power for lag in (1, 4)]
+    return np.column_stack([
+        *np.percentile(flat, [1, 10, 50, 90, 99], axis=1), flat.std(1), cutouts[:, HALF_PX, HALF_PX], inner / total,
+        *((weight * form).sum((1, 2)) / total for form in (x * x, y * y, x * y)),
+        np.median(np.abs(second), axis=(1, 2)), *lags,
+    ])  # fmt: skip
+
+
+def matched(real: Detections, simulated: Detections, n: int) -> Detections:
+    """Return n simulated sources for each real one: those of the closest W1 flux, each at most once."""
+    free = np.ones(len(simulated.flux), np.bool_)
+    log_flux = np.log(simulated.flux.clip(1e-6))
+    rows: list[int] = []
+    for flux in np.sort(real.flux)[::-1]:
+        distance = np.where(free, np.abs(log_flux - np.log(max(flux, 1e-6))), np.inf)
+        closest = np.argsort(distance, kind="stable")[:n]
+        free[closest] = False
+        rows += closest.tolist()
+    return simulated.take(np.array(rows, np.int64))
+
+
+def auc_across(fields: Sequence[tuple[Float, Float]], seed: int = 1) -> tuple[float, float, float]:
+    """Return the AUC and its 95 % interval of telling real (first) from simulated features of two fields.
+
+    The random forest is fitted on one field and tested on the other. The AUC is the mean of both directions, the
+    interval a bootstrap over the tested sources.
+    """
+    tested = []
+    for train, test in ((0, 1), (1, 0)):
+        features, labels = _labelled(*fields[train])
+        forest = RandomForestClassifier(500, min_samples_leaf=5, class_weight="balanced", random_state=seed)
+        forest.fit(features, labels)
+        features, labels = _labelled(*fields[test])
+        tested.append((forest.predict_proba(features)[:, 1], labels))
+    rng = np.random.default_rng(seed)
+    samples = [_mean_auc(tested, rng) for _ in range(N_BOOTSTRAP)]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return _mean_auc(tested, None), float(low), float(high)
+
+
+def _labelled(real: Float, simulated: Float) -> tuple[Float, NDArray[np.int64]]:
+    return np.concatenate([real, simulated]), np.repeat([1, 0], [len(real), len(simulated)])
+
+
+def _mean_auc(tested: Sequence[tuple[Float, NDArray[np.int64]]], rng: np.random.Generator | None) -> float:
+    """Return the mean AUC, of a bootstrap sample of each class if there is a generator."""
+    values = []
+    for score, labels in tested:
+        groups = [np.flatnonzero(labels == label) for label in (0, 1)]
+        if rng is not None:
+            groups = [rng.choice(group, len(group)) for group in groups]
+        rows = np.concatenate(groups)
+        values.append(roc_auc_score(labels[rows], score[rows]))
+    return float(np.mean(values))
+
+
+def star_shapes(image: Float) -> list[tuple[float, float, float]]:
+    """Return (FWHM of the major axis in arcsec, axis ratio, angle in degrees from +x to +y) of bright point sources."""
+    level, sigma = float(np.nanmedian(image)), pixel_noise(image)
+    table = DAOStarFinder(threshold=40 * sigma, fwhm=FWHM_PX)(np.nan_to_num(image - level))
+    shapes = []
+    for row in table if table is not None else ():
+        x, y = (round(float(row[name])) for name in table.colnames[1:3])
+        stamp = image[y - 7 : y + 8, x - 7 : x + 8]
+        if min(x, y) < 7 or stamp.shape != (15, 15) or not np.isfinite(stamp).all():
+            continue
+        fitted = _fit_gaussian(stamp, level)
+        if fitted is not None:
+            shapes.append(fitted)
+    return shapes
+
+
+def _fit_gaussian(stamp: Float, level: float) -> tuple[float, float, float] | None:
+    """Return width, axis ratio and angle of an elliptical gaussian, None for what is not a single point source."""
+    yy, xx = np.mgrid[-7:8, -7:8]
+
+    def model(_: None, height: float, x0: float, y0: float, sigma: float, q: float, angle: float, sky: float) -> Float:
+        u = (xx - x0) * np.cos(angle) + (yy - y0) * np.sin(angle)
+        v = (yy - y0) * np.cos(angle) - (xx - x0) * np.sin(angle)
+        return np.asarray(sky + height * np.exp(-0.5 * (u**2 + (v / q) ** 2) / sigma**2)).ravel()
+
+    try:
+        start = (stamp.max() - level, 0, 0, 2.8, 0.9, 1.3, level)
+        fit, _ = curve_fit(model, None, stamp.ravel(), start, maxfev=4000)
+    except RuntimeError:
+        return None
+    height, sigma, q, angle = fit[0], abs(fit[3]), abs(fit[4]), fit[5]
+    if q > 1:
+        sigma, q, angle = sigma * q, 1 / q, angle + np.pi / 2
+    residual = (stamp.ravel() - model(None, *fit)).std() / height
+    fwhm_arcsec = 2.3548 * sigma * 1.375
+    return (fwhm_arcsec, q, float(np.degrees(angle) % 180)) if residual < 0.02 and fwhm_arcsec < 11.5 else None
+
+
+def boxes(tile: Float, shape: tuple[int, int], corner: tuple[int, int], n: int, seed: int) -> list[Float]:
+    """Return n boxes of a shape of the images (3, rows, columns) of a tile, `NEAR_PX` or less from a corner (y, x)."""
+    rng = np.random.default_rng(seed)
+    limits = [(max(c - NEAR_PX, 0), min(c + NEAR_PX, size - extent)) for c, size, extent in
+              zip(corner, tile.shape[1:], shape, strict=True)]  # fmt: skip
+    corners = [[int(rng.integers(low, high + 1)) for low, high in limits] for _ in range(n)]
+    return [tile[:, y : y + shape[0], x : x + shape[1]] for y, x in corners]
+
+
+def corner_on_tile(folder: Path, name: str) -> tuple[int, int]:
+    """Return row and column of the first pixel of a real field on its tile."""
+    header = fits.getheader(folder / f"{name}-w1.fits")
+    return round(TILE_CENTRE_PX - header["CRPIX2"]), round(TILE_CENTRE_PX - header["CRPIX1"])
+
+
+def read_field(folder: Path, name: str) -> Float:
+    """Return the images (3, rows, columns) of a real field in DN."""
+    return np.array([fits.getdata(folder / f"{name}-{band}.fits") for band in BANDS], np.float64)
+
+
+def read_tile(sky: Path) -> Float:
+    """Return the images (3, rows, columns) of the only tile of a simulated sky in DN."""
+    paths = [next(iter(sorted((sky / "images").rglob(f"*-{band}-int-3.fits")))) for band in BANDS]
+    return np.array([fits.getdata(path) for path in paths], np.float32)
+
+
+def facts(real: Float, simulated: Sequence[Float]) -> dict[str, dict[str, float]]:
+    """Return for each band the level, the noise and the PSF of a real field and of simulated boxes (medians)."""
+    out = {}
+    for i, band in enumerate(BANDS):
+        row: dict[str, float] = {}
+        for name, measure in (("level", np.nanmedian), ("scatter", lower_scatter), ("pixel_noise", pixel_noise)):
+            row[f"{name}_real"] = float(measure(real[i]))
+            row[f"{name}_simulated"] = float(np.median([measure(box[i]) for box in simulated]))
+        for name, images in (("real", [real[i]]), ("simulated", [box[i] for box in simulated])):
+            shapes = [shape for image in images for shape in star_shapes(np.asarray(image, np.float64))]
+            if shapes:
+                row[f"n_stars_{name}"] = len(shapes)
+                row[f"fwhm_arcsec_{name}"], row[f"axis_ratio_{name}"], row[f"angle_deg_{name}"] = np.median(
+                    shapes, axis=0
+                )
+        out[band] = row
+    return out
+
+
+def embedding(cutouts: Float, model: str) -> Float:
+    """Return the embedding (N, D) of cutouts by the network of a model of images."""
+    bundle = load_bundle(model)
+    network = build(bundle.network, **bundle.network_options)
+    network.load_state_dict(load_weights(bundle))
+    network.eval()
+    zero_point_mag = tuple(bundle.composite.zero_point_mag)
+    images = composite(cutouts.astype(np.float32), zero_point_mag, bundle.composite)
+    preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px)
+    with torch.inference_mode():
+        parts = [network.embed(preprocess(torch.from_numpy(part))) for part in np.array_split(images, len(images) // 256 + 1)]
+    return torch.cat(parts).double().numpy()
+
+
+@click.command()
+@click.argument("fields", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--sky", "skies", multiple=True, required=True, metavar="NAME=FOLDER", help="Simulated tile of a field.")
+@click.option("--model", default="iicnet-mock", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results.")
+def main(fields: Path, skies: tuple[str, ...], model: str, out: Path | None) -> None:
+    """Print how well two real fields can be told from the SIMULATED sky at their positions."""
+    names = dict(item.split("=", 1) for item in skies)
+    results: dict[str, object] = {}
+    pairs, pairs_mock = [], []
+    for name, folder in names.items():
+        real_images, tile = read_field(fields, name), read_tile(Path(folder))
+        simulated_images = boxes(
+            tile,
+            real_images.shape[1:],
+            corner_on_tile(fields, name),
+            2 * N_BOXES,
+            seed=1,  # type: ignore[arg-type]
+        )
+        real = detect(real_images)
+        each = [detect(np.asarray(box, np.float64)) for box in simulated_images]
+        first, second = (
+            Detections(np.concatenate([d.cutouts for d in half]), np.concatenate([d.flux for d in half]))
+            for half in (each[:N_BOXES], each[N_BOXES:])
+        )
+        simulated = matched(real, first, MATCHES)
+        as_real = matched(real, second, 1)
+        results[name] = {"detections": len(real.flux), "simulated_per_box": len(first.flux) / N_BOXES,
+                         **facts(real_images, simulated_images[:N_BOXES])}  # fmt: skip
+        pairs.append((real, simulated))
+        pairs_mock.append((as_real, matched(as_real, first, MATCHES)))
+    for title, chosen in (("real", pairs), ("simulated", pairs_mock)):
+        statistics = [(pixel_statistics(a.cutouts), pixel_statistics(b.cutouts)) for a, b in chosen]
+        embedded = [(embedding(a.cutouts, model), embedding(b.cutouts, model)) for a, b in chosen]
+        results[f"auc of {title} against simulated"] = {
+            "pixel statistics": auc_across(statistics), "embedding": auc_across(embedded),
+        }  # fmt: skip
+        if title == "real":
+            results["auc of single statistics"] = single_statistics(statistics)
+    text = json.dumps(results, indent=1)
+    click.echo(text)
+    if out:
+        out.write_text(text + "\n", "utf-8")
+
+
+def single_statistics(features: Sequence[tuple[Float, Float]]) -> dict[str, list[float]]:
+    """Return for each statistic the AUC in each field; 0.5 means equal, above it real values are larger."""
+    names = [f"{s}_{b}" for b in BANDS for s in STATISTICS]
+    table = {}
+    for k, name in enumerate(names):
+        values = []
+        for real, simulated in features:
+            data, labels = _labelled(real[:, k : k + 1], simulated[:, k : k + 1])
+            values.append(round(float(roc_auc_score(labels, data[:, 0])), 3))
+        table[name] = values
+    return dict(sorted(table.items(), key=lambda item: -abs(np.mean(item[1]) - 0.5)))
+
+
+if __name__ == "__main__":
+    main()
