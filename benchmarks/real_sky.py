@@ -264,7 +264,9 @@ def embedding(cutouts: Float, model: str) -> Float:
     images = composite(cutouts.astype(np.float32), zero_point_mag, bundle.composite)
     preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px)
     with torch.inference_mode():
-        parts = [network.embed(preprocess(torch.from_numpy(part))) for part in np.array_split(images, len(images) // 256 + 1)]
+        parts = [
+            network.embed(preprocess(torch.from_numpy(part))) for part in np.array_split(images, len(images) // 256 + 1)
+        ]
     return torch.cat(parts).double().numpy()
 
 

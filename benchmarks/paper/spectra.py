@@ -20,7 +20,8 @@ from typing import cast
 import numpy as np
 
 from skyclass.errors import ConfigError
-from skyclass.mock.population import MIXES, Mix, class_fractions
+from skyclass.mock.counts import natural_counts
+from skyclass.mock.population import MIXES, Mix
 from skyclass.types import CLASSES, Float32, Float64, Int64
 
 LENGTH = 1024
@@ -29,6 +30,8 @@ WAVELENGTH_A: Float64 = np.geomspace(3800.0, 9200.0, LENGTH)
 RESOLUTION_SIGMA_KM_S = 220.0
 LIGHT_KM_S = 299_792.458
 SECOND_RADIATION_A_K = 1.438777e8
+NATURAL_DIRECTION_DEG = (236.0, 42.0)
+"""Galactic longitude and latitude of the default position of `skyclass mock`."""
 NATURAL_W1_MAG = 15.5
 """Brightness whose natural shares of the classes a "natural" sample has: about as faint as such spectra go."""
 MEDIAN_SNR, SNR_SCATTER, SNR_RANGE = 8.0, 0.7, (1.0, 60.0)
@@ -77,7 +80,7 @@ def simulate_spectra(n: int, seed: int, mix: Mix = "balanced") -> tuple[Float32,
 
 def _labels(n: int, mix: str, rng: np.random.Generator) -> Int64:
     if mix == "natural":
-        shares = class_fractions(np.array([NATURAL_W1_MAG]))[0]
+        shares = natural_counts(*NATURAL_DIRECTION_DEG).fractions([NATURAL_W1_MAG])[0]
         return rng.choice(len(CLASSES), size=n, p=shares).astype(np.int64)
     return cast(Int64, rng.permutation(np.arange(n, dtype=np.int64) % len(CLASSES)))
 
