@@ -151,7 +151,9 @@ def learned(dataset: Dataset, variant: str, seed: int, device: str, work: Path, 
 # --- records -----------------------------------------------------------------------------------------
 
 
-def todo(only: tuple[str, ...], seeds: list[int], steps: list[int]) -> Iterator[tuple[Record, Callable[..., Record]]]:
+def todo(
+    only: tuple[str, ...], seeds: tuple[int, ...], steps: tuple[int, ...]
+) -> Iterator[tuple[Record, Callable[..., Record]]]:
     """Yield what identifies a record, and the function that makes it: first the signals, then the least effort."""
     variants = [name for name in VARIANTS if name in only or not only]
     for seed in seeds:
@@ -211,7 +213,7 @@ def compare(
     """Make the records that are absent, and return the table of all."""
     work.mkdir(parents=True, exist_ok=True)
     source = origin(dataset)
-    for facts, make in todo(only, list(seeds), list(steps)):
+    for facts, make in todo(only, seeds, steps):
         key = key_of(facts)
         if key in read_records(out, source):
             continue
