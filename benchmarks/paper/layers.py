@@ -22,7 +22,7 @@ def feature_maps(
     Strongest by their greatest value, in falling order. The network must not be fused; it is left in eval mode.
     Raises `ConfigError` for a layer that it has not.
     """
-    with torch.inference_mode(), _watched(network.eval(), layers) as seen:
+    with torch.inference_mode(), watched(network.eval(), layers) as seen:
         network(images)
     found = {}
     for name in layers:
@@ -40,7 +40,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Int64 | None = None, l
     80 px for cbam2.
     """
     x = images.detach().clone().requires_grad_(True)  # a fused network has no gradients of its own
-    with _watched(network.eval(), (layer,)) as seen:
+    with watched(network.eval(), (layer,)) as seen:
         logits = network(x)
     wanted = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
     score = logits.gather(1, wanted[:, None]).sum()
@@ -54,7 +54,7 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Int64 | None = None, l
 
 
 @contextmanager
-def _watched(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def watched(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Give a dict that holds the output of each layer once the network has run."""
     modules = dict(network.named_modules())
     if missing := [name for name in layers if name not in modules]:

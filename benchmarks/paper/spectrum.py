@@ -33,7 +33,7 @@ class SpectrumNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         ends = (2 * widths[-1], *hidden)
         self.head = nn.Sequential(*dense(ends), nn.Linear(ends[-1], classes))
-        initialise(self)
+        initialise(self, "he")
 
     def forward(self, spectra: Tensor) -> Tensor:
         return full_precision(self.head, self.features(spectra))

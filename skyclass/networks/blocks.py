@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 BN_MOMENTUM = 0.1
 """The published code of RFB and CBAM uses 0.01; running statistics then lag by hundreds of steps."""
 HEAD_STD = 0.01
 """Standard deviation of the last layer's weights: training starts from nearly equal probabilities."""
+INITS = ("torch", "he")
 
 
 class ImageClassifier(nn.Module):
@@ -72,11 +75,17 @@ def dense(widths: Sequence[int], *, norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw the weights in place: He et al. 2015 with fan-in, biases 0, small weights in the last linear layer.
+def initialise(network: nn.Module, init: str) -> None:
+    """Draw the weights of all convolutions and linear layers in place; `ConfigError` for another `init`.
 
-    Fan-in keeps the scale of the activations through networks without BatchNorm (VGG16, GoogLeNet).
+    "torch" keeps the weights and biases that torch has drawn. "he" is He et al. 2015 (arXiv:1502.01852) with fan-in and
+    the gain of ReLU, biases 0, and small weights in the last linear layer. Fan-in keeps the scale of the activations
+    through networks without BatchNorm.
     """
+    if init not in INITS:
+        raise ConfigError(f"init={init!r} is unknown: use one of {', '.join(INITS)}")
+    if init == "torch":
+        return
     linear = None
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):

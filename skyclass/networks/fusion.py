@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .blocks import full_precision
+from .blocks import full_precision, initialise
 from .colour import HIDDEN, colour_branch
 from .iicnet import IICnet
 
@@ -33,16 +33,19 @@ class FusionNet(nn.Module):
         pool: str = "max",
         head: Sequence[int] = (512, 64),
         first_kernel: int = 5,
+        cbam_start: str = "half",
+        init: str = "torch",
         features: int = 2,
         colour_hidden: Sequence[int] = HIDDEN,
     ) -> None:
         super().__init__()
         if not head:
             raise ConfigError("fusion: head=() leaves no embedding to fuse: give hidden widths, such as (512, 64)")
-        self.images = IICnet(in_channels, classes, bn, rfb, cbam, pool, head, first_kernel)
+        self.images = IICnet(in_channels, classes, bn, rfb, cbam, pool, head, first_kernel, cbam_start, init)
         self.images.head[-1] = nn.Identity()  # its output is the input of the logits
         self.colour = colour_branch(features, colour_hidden)
         self.head = nn.Sequential(nn.Linear(head[-1] + colour_hidden[-1], classes))
+        initialise(nn.ModuleList((self.colour, self.head)), init)
 
     def forward(self, images: Tensor, photometry: Tensor) -> Tensor:
         return full_precision(self.head, self.embed(images, photometry))

@@ -23,13 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .blocks import ImageClassifier, conv_block, dense
+from .blocks import ImageClassifier, conv_block, dense, initialise
 from .folding import bias_of, conv_of, fold, folded_conv
 
 WIDTHS = (64, 128, 256, 256, 256)
 POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 BN_PLACES = ("first", "all")
+CBAM_STARTS = ("half", "open")
 CBAM_REDUCTION = 16
+OPEN_LOGIT = 3.0
+"""Logit of an open gate: it lets 95 % through, and its gradient is a fifth of the greatest."""
 RFB_SCALE = 0.1
 
 
@@ -54,6 +57,11 @@ class IICnet(ImageClassifier):
         Hidden widths of the head. `embed` returns the last one.
     first_kernel : int
         Kernel of conv1: 5 in the paper, 3 in its ablation.
+    cbam_start : str
+        Gates of CBAM before the first step: "half", about 0.5 by the random weights, or "open", 0.95 for every image.
+        Without effect if not `cbam`.
+    init : str
+        Initial weights, see `initialise` in blocks.py: "torch" or "he".
     """
 
     keep_fp32 = ("conv1", "cbam1")
@@ -69,9 +77,11 @@ class IICnet(ImageClassifier):
         pool: str = "max",
         head: Sequence[int] = (512, 64),
         first_kernel: int = 5,
+        cbam_start: str = "half",
+        init: str = "torch",
     ) -> None:
         super().__init__()
-        _check(bn, pool, first_kernel)
+        _check(bn, pool, first_kernel, cbam_start)
         norm = bn == "all"
         w1, w2, w3, w4, w5 = WIDTHS
         self.conv1 = conv_block(in_channels, w1, first_kernel, stride=2, bias=True, norm=True)
@@ -85,6 +95,11 @@ class IICnet(ImageClassifier):
         self.pool = POOLS[pool](2)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(*dense((w5, *head)), nn.Linear((w5, *head)[-1], classes))
+        initialise(self, init)
+        if cbam_start == "open":
+            for block in (self.cbam1, self.cbam2):
+                if isinstance(block, CBAM):
+                    block.open_gates()
 
     def features(self, x: Tensor) -> Tensor:
         x = self.pool(self.cbam1(self.rfb(self.conv1(x))))  # (N, 64, S/4, S/4)
@@ -153,6 +168,18 @@ class CBAM(nn.Module):
         maps = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # (N, 2, H, W)
         return x * torch.sigmoid(self.spatial(maps))
 
+    def open_gates(self) -> None:
+        """Set both gates to sigmoid(OPEN_LOGIT) for every input, until training changes them.
+
+        The scale of the BatchNorm is set to 0, not the convolution before it: the gradient of a convolution through a
+        BatchNorm of constant maps is 300 times too large.
+        """
+        # the perceptron's two outputs are added
+        for layer, logit in ((self.mlp[-1], OPEN_LOGIT / 2), (self.spatial[-1], OPEN_LOGIT)):
+            assert isinstance(layer, nn.Linear | nn.BatchNorm2d)
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, logit)
+
 
 class FusedRFB(nn.Module):
     """The exact inference form of an RFB: one 1x1 convolution before all branches, and one after them."""
@@ -177,10 +204,10 @@ class FusedRFB(nn.Module):
         return F.relu(self.shortcut(x).add_(self.linear(torch.cat(branches, 1))), inplace=True)
 
 
-def _check(bn: str, pool: str, first_kernel: int) -> None:
-    if bn not in BN_PLACES:
-        raise ConfigError(f"iicnet: bn={bn!r} is unknown: use one of {', '.join(BN_PLACES)}")
-    if pool not in POOLS:
-        raise ConfigError(f"iicnet: pool={pool!r} is unknown: use one of {', '.join(POOLS)}")
+def _check(bn: str, pool: str, first_kernel: int, cbam_start: str) -> None:
+    choices = (("bn", bn, BN_PLACES), ("pool", pool, POOLS), ("cbam_start", cbam_start, CBAM_STARTS))
+    for name, value, known in choices:
+        if value not in known:
+            raise ConfigError(f"iicnet: {name}={value!r} is unknown: use one of {', '.join(known)}")
     if first_kernel < 1 or first_kernel % 2 == 0:
         raise ConfigError(f"iicnet: first_kernel={first_kernel!r} must be odd and positive, such as 5")

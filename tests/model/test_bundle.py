@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from skyclass.errors import BundleError, ConfigError
 from skyclass.images.composite import atlas_settings
@@ -20,6 +21,7 @@ from skyclass.model.bundle import (
     save_bundle,
 )
 from skyclass.model.bundle_files import MODEL_FILE, WEIGHTS_FILE
+from skyclass.model.network import inference_module, load_network
 from skyclass.networks import build
 from tests.support.bundles import BANDS, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 
@@ -59,6 +61,24 @@ def test_photometry_and_bias_come_back(tmp_path: Path) -> None:
     assert plain.photometry is None and plain.bias == (0.0, 0.0, 0.0)
     with pytest.raises(BundleError, match="one number for each class"):
         make_bundle(tmp_path / "short", bias=(0.5, 0.5))
+
+
+@pytest.mark.parametrize("network", ["iicnet", "fusion"])
+def test_options_of_the_start_change_nothing_in_a_trained_network(network: str, tmp_path: Path) -> None:
+    start = {"cbam_start": "open", "init": "he"}
+    fields = FUSION | {"network": network} if network == "fusion" else {}
+    written = make_bundle(tmp_path / "open", **fields, network_options={"head": [8], **start})
+    bundle = load_bundle(written.path)
+    assert bundle.network_options == {"head": [8], **start}
+    plain = save_bundle(tmp_path / "plain", FIELDS | fields, load_weights(bundle))
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 3, 64, 64), *([torch.randn(3, 3)] if network == "fusion" else [])]
+    with torch.inference_mode():
+        expected = load_network(plain)(*inputs)
+        assert torch.equal(load_network(bundle)(*inputs), expected)
+        torch.testing.assert_close(inference_module(bundle, "fp32")(*inputs), expected, atol=1e-4, rtol=1e-4)
+        narrow = inference_module(bundle, "bf16")(*inputs)
+    assert expected.std() > 0.01 and (narrow - expected).norm() < 0.1 * expected.norm()
 
 
 @pytest.mark.integration

@@ -20,9 +20,8 @@ from tests.support.networks import lived_in
 IMAGE_NETWORKS = [name for name in NETWORKS if network_inputs(name) == ("images",)]
 SHAPES = {"images": (3, 64, 64), "photometry": (2,)}
 LARGE = ("vgg16", "resnet34")
-EACH_NETWORK = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sorted(NETWORKS)]
-)
+MARKED = {name: pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in sorted(NETWORKS)}
+EACH_NETWORK = pytest.mark.parametrize("name", MARKED.values())
 
 COUNTS = {
     "iicnet": (1_748_407, (216_770_440, 1_698_239_200), (218_657_315, 1_713_019_475)),
@@ -142,7 +141,10 @@ def test_four_bands_and_other_classes(name: str) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bn": "all", "pool": "avg"}, {"rfb": False}, {"cbam": False, "head": ()}, {"in_channels": 4}],
+    [
+        *({}, {"bn": "all", "pool": "avg"}, {"rfb": False}, {"cbam": False, "head": ()}, {"in_channels": 4}),
+        *({"cbam_start": "open"}, {"init": "he"}, {"cbam_start": "open", "init": "he", "bn": "all"}),
+    ],
 )
 def test_fused_network_computes_the_same(options: dict[str, Any]) -> None:
     torch.manual_seed(1)
@@ -238,6 +240,12 @@ def test_fusion_looks_at_both_of_its_inputs() -> None:
         ("iicnet", {"bn": "some"}, "first, all"),
         ("iicnet", {"pool": "min"}, "max, avg"),
         ("iicnet", {"first_kernel": 4}, "odd"),
+        ("iicnet", {"cbam_start": "closed"}, "cbam_start='closed' is unknown: use one of half, open"),
+        *(
+            (name, {"init": "xavier"}, "init='xavier' is unknown: use one of torch, he")
+            for name in ("iicnet", "fusion")
+        ),
+        *((name, {"init": "xavier"}, "torch, he") for name in ("googlenet", "mobilenet")),
         ("vgg16", {"rfb": True}, "in_channels, classes"),
         ("repvgg", {"variant": "B9"}, "A0, A1, A2, B0"),
         ("resnet34", {"widths": (64, 128)}, "four"),
@@ -249,3 +257,64 @@ def test_fusion_looks_at_both_of_its_inputs() -> None:
 def test_mistakes_name_the_choices(name: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build(name, **options)
+
+
+def layers_of(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def fan_in(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.weight[0].numel()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", [MARKED[name] for name in (*IMAGE_NETWORKS, "fusion")])
+def test_one_rule_draws_the_weights_of_every_image_network(name: str) -> None:
+    torch.manual_seed(4)
+    drawn_by_torch, network = build(name, init="torch"), build(name, init="he")
+    *layers, last = layers_of(network)
+    for layer in layers:
+        scale = layer.weight.std() * (fan_in(layer) / 2) ** 0.5
+        assert abs(scale - 1) < 5 / (2 * layer.weight.numel()) ** 0.5, layer
+    assert abs(last.weight.std() - 0.01) < 0.003
+    assert not any(layer.bias.any() for layer in layers_of(network) if layer.bias is not None)
+    assert drawn_by_torch.state_dict().keys() == network.state_dict().keys()
+    for layer in layers_of(drawn_by_torch):  # uniform up to this bound
+        assert 0.8 < layer.weight.abs().max() * fan_in(layer) ** 0.5 <= 1, layer
+
+
+def test_iicnet_is_drawn_by_torch_unless_told_otherwise() -> None:
+    torch.manual_seed(5)
+    plain = build("iicnet").state_dict()
+    torch.manual_seed(5)
+    told = build("iicnet", init="torch", cbam_start="half").state_dict()
+    assert all(torch.equal(plain[name], values) for name, values in told.items())
+    assert plain.keys() == build("iicnet", init="he", cbam_start="open").state_dict().keys()
+    assert parameters(build("iicnet", init="he", cbam_start="open")) == 1_748_407
+
+
+@pytest.mark.parametrize("init", ["torch", "he"])
+def test_open_gates_let_all_images_through_until_training_changes_them(init: str) -> None:
+    torch.manual_seed(6)
+    network = build("iicnet", cbam_start="open", init=init)
+    fused = build("fusion", cbam_start="open", init=init).images
+    images = torch.randn(4, 64, 9, 9) * torch.tensor([0.1, 1, 5, 20])[:, None, None, None]
+    for block in (network.cbam1, network.cbam1.eval(), fused.cbam1):
+        torch.testing.assert_close(block(images), images * 0.952574**2)
+    half = build("iicnet", init=init).cbam1(images) / images
+    assert 0.1 < half.mean() < 0.4 and half.std() > 0.01
+    wide = torch.randn(4, 256, 9, 9)
+    torch.testing.assert_close(network.cbam2(wide), wide * 0.952574**2)
+
+
+def test_open_gates_learn_from_the_first_step_on() -> None:
+    torch.manual_seed(7)
+    block = build("iicnet", cbam_start="open").cbam1.train()
+    images = torch.randn(4, 64, 9, 9)
+    optimiser = torch.optim.SGD(block.parameters(), 1e-3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (block(images) - images.roll(1, 0)).square().mean().backward()
+        optimiser.step()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad.any() and parameter.grad.norm() < 10, name

@@ -45,7 +45,7 @@ conv = partial(conv_block, act=nn.SiLU)
 class EfficientNetV2(ImageClassifier):
     """EfficientNetV2-S: (N, in_channels, S, S) images to (N, classes) logits; 22.34 M parameters with 3 classes."""
 
-    def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 3, init: str = "he") -> None:
         super().__init__()
         blocks, width = [], STEM
         for stage in STAGES:
@@ -57,7 +57,7 @@ class EfficientNetV2(ImageClassifier):
         self.last = conv(width, HEAD, 1)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(nn.Linear(HEAD, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.last(self.blocks(self.stem(images)))  # (N, 1792, S/32, S/32)

@@ -33,7 +33,7 @@ class GoogLeNet(ImageClassifier):
     as in the implementation that has the counts of Zhao et al. 2023, table 3.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 3, init: str = "he") -> None:
         super().__init__()
         self.stem = nn.Sequential(
             *(conv(in_channels, 64, 7, stride=2), _halve()),
@@ -45,7 +45,7 @@ class GoogLeNet(ImageClassifier):
         self.halve = _halve()
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.stage3(self.stem(images))  # (N, 480, S/8, S/8)

@@ -25,7 +25,7 @@ class MobileNet(ImageClassifier):
     table 3 (3.22 M, 587.94 M), without them 3.210 M.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 3, init: str = "he") -> None:
         super().__init__()
         self.stem = conv(in_channels, STEM, 3, stride=2)
         layers, width = [], STEM
@@ -35,7 +35,7 @@ class MobileNet(ImageClassifier):
         self.layers = nn.Sequential(*layers)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(nn.Linear(width, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.layers(self.stem(images))  # (N, 1024, S/32, S/32)

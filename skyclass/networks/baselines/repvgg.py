@@ -41,7 +41,7 @@ class RepVGG(ImageClassifier):
     `variant` is A0, A1, A2 or B0 of the paper's table 2.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 3, variant: str = "A2") -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 3, variant: str = "A2", init: str = "he") -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise ConfigError(f"repvgg: variant={variant!r} is unknown: use one of {', '.join(VARIANTS)}")
@@ -54,7 +54,7 @@ class RepVGG(ImageClassifier):
         self.blocks = nn.Sequential(*blocks)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(nn.Linear(width, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.blocks(images)  # (N, width, S/32, S/32)

@@ -29,7 +29,9 @@ class ResNet34(ImageClassifier):
     width or stride change.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 3, widths: Sequence[int] = TUTORIAL) -> None:
+    def __init__(
+        self, in_channels: int = 3, classes: int = 3, widths: Sequence[int] = TUTORIAL, init: str = "he"
+    ) -> None:
         super().__init__()
         if len(widths) != len(DEPTHS):
             raise ConfigError(f"resnet34: widths={widths!r} must be four, such as {TUTORIAL} or {PUBLISHED}")
@@ -42,7 +44,7 @@ class ResNet34(ImageClassifier):
         self.blocks = nn.Sequential(*blocks)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential(nn.Linear(width, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.blocks(self.stem(images))  # (N, 512, S/32, S/32)

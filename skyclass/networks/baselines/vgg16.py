@@ -20,7 +20,7 @@ class VGG16(ImageClassifier):
     accept any S from 32 px on. The row "VGG16" of Zhao et al. 2023, table 3, is this network at 224 px.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 3) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 3, init: str = "he") -> None:
         super().__init__()
         self.convs = nn.Sequential(*_convolutions(in_channels))
         self.grid = nn.AdaptiveAvgPool2d(GRID)
@@ -29,7 +29,7 @@ class VGG16(ImageClassifier):
             *(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT)),
         )
         self.head = nn.Sequential(nn.Linear(HIDDEN, classes))
-        initialise(self)
+        initialise(self, init)
 
     def features(self, images: Tensor) -> Tensor:
         x = self.grid(self.convs(images))  # (N, 512, 7, 7)
