@@ -73,7 +73,7 @@ def over_seeds(group: list[dict[str, Any]]) -> str:
 def effort(records: Records, group: list[dict[str, Any]]) -> list[str]:
     """Return the cells of `EFFORT` for records of one experiment."""
     if not group:
-        return [MISSING] * len(EFFORT)
+        return ["-"] * len(EFFORT)
     seeds = " ".join(unique(str(r["seed"]) for r in group))
     views = [image_views(records, r) for r in group]
     parts = (
