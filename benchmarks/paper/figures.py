@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from . import analyses, classic, layers, pictures, published
 from .cells import EFFORT, Records, effort
 from .study import BANDS, BASELINES, SIZES, Study
 
+LETTERS_PER_INCH = 19
+"""Of the text below the figures."""
 SHOWN = 6
 """Sources in the figure of Grad-CAM: two of each class."""
 
@@ -37,8 +40,9 @@ def write_figures(study: Study, records: Records) -> list[Path]:
 
 
 def stamped(figure: Any, words: str) -> Any:
-    """Return a figure with a line of small text below it."""
-    figure.supxlabel(words, x=0.99, ha="right", fontsize=6, color=pictures.INK)
+    """Return a figure with small text below it, in lines that fit its width."""
+    lines = textwrap.wrap(words, int(LETTERS_PER_INCH * figure.get_figwidth()))
+    figure.supxlabel("\n".join(lines), x=0.99, ha="right", fontsize=6, color=pictures.INK)
     return figure
 
 
@@ -108,9 +112,7 @@ def of_validation(records: Records) -> Drawn:
         for letter, panel in (("a", networks), ("b", bands))
         if panel
     )
-    return {
-        "fig15-validation": (words.replace("; b:", "\nb:"), partial(pictures.draw_validation, *curves, simulated=True))
-    }
+    return {"fig15-validation": (words, partial(pictures.draw_validation, *curves, simulated=True))}
 
 
 def of_iicnet(group: list[dict[str, Any]], records: Records) -> Drawn:
