@@ -75,12 +75,13 @@ def effort(records: Records, group: list[dict[str, Any]]) -> list[str]:
     if not group:
         return ["-"] * len(EFFORT)
     seeds = " ".join(unique(str(r["seed"]) for r in group))
-    views = [image_views(records, r) for r in group]
+    trained = [network_of(records, r) for r in group]
+    views = [image_views(r) for r in trained]
     parts = (
-        (str(r.get("epochs", "-")) for r in group),
+        (str(r.get("epochs", "-")) for r in trained),
         ("no images" if v is None else f"{v:,}" for v in views),
         ("-" if v is None else share_of_paper(v) for v in views),
-        (str(r.get("device_name") or r.get("device", "cpu")) for r in group),
+        (str(r.get("device_name") or r.get("device", "cpu")) for r in trained),
         (str(r.get("sky") or "none (observed)") for r in group),
     )
     return [seeds, *("; ".join(unique(part)) for part in parts)]
@@ -91,14 +92,16 @@ def unique(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def image_views(records: Records, record: Record) -> int | None:
-    """Return training images times epochs of the network of a record; None without images, or where it is unknown."""
-    name = record["experiment"]
-    if name in WITHOUT_IMAGES:
+def network_of(records: Records, record: Record) -> Record:
+    """Return the record of the network that an experiment uses, which is its own unless it uses another's."""
+    others = records.get(OF_OTHER_MODELS.get(record["experiment"], ""), [])
+    return next((r for r in others if r["seed"] == record["seed"]), record)
+
+
+def image_views(record: Record) -> int | None:
+    """Return training images times epochs, None for an experiment that trains no network on images."""
+    if record["experiment"] in WITHOUT_IMAGES or "epochs" not in record:
         return None
-    if name in OF_OTHER_MODELS:
-        used = [r for r in records.get(OF_OTHER_MODELS[name], []) if r["seed"] == record["seed"]]
-        return image_views(records, used[0]) if used else None
     return int(record["train_rows"]) * sum(map(int, re.findall(r"\d+", str(record["epochs"]))))
 
 

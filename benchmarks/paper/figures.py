@@ -21,6 +21,7 @@ from skyclass.training.evaluation.predictions import probabilities_of
 from . import analyses, classic, layers, pictures, published
 from .cells import EFFORT, Records, effort
 from .study import BANDS, BASELINES, SIZES, Study
+from .tables import NETWORK_NAMES
 
 LETTERS_PER_INCH = 19
 """Of the text below the figures."""
@@ -102,7 +103,8 @@ def of_sweeps(records: Records) -> Drawn:
 def of_validation(records: Records) -> Drawn:
     """Figure 15: the first seed of each network."""
     firsts = {name: group[0] for name, group in records.items() if group[0].get("validation")}
-    networks = {n: firsts[f"equal-{n}"] for n in ("iicnet", *BASELINES) if f"equal-{n}" in firsts}
+    known = [n for n in ("iicnet", *BASELINES) if f"equal-{n}" in firsts]
+    networks = {NETWORK_NAMES[n].partition(" ")[0]: firsts[f"equal-{n}"] for n in known}
     bands = {words: firsts[n] for n, words in (("iicnet", "W1 W2 W3"), ("iicnet-4", "W1 W2 W3 W4")) if n in firsts}
     if not networks and not bands:
         return {}

@@ -151,7 +151,7 @@ def draw_validation(
             axes.plot(epochs, 100 * np.asarray(values), color=f"C{k}", lw=1.2, label=label, **style)
         axes.set(xlabel="epoch", ylabel="balanced accuracy [%]")
         axes.set_title(title, fontsize=10)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if curves:
             axes.legend(frameon=False, fontsize=7)
     return figure

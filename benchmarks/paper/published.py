@@ -74,6 +74,7 @@ N_TEST = Derived(2175, "730 + 722 + 723")
 ACCURACY = Derived(0.9522, "1 - 104 / 2175")
 COLOURS_ACCURACY = Derived(0.9622, "0.9522 + 0.01")
 """Fig. 17 says "about 1 %" above images alone."""
+N_TRAIN = Derived(17_388, "5838 + 5772 + 5778")
 IMAGE_VIEWS = Derived(3_477_600, "(5838 + 5772 + 5778) * 200")
 """Training images times epochs."""
 

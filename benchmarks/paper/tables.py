@@ -79,8 +79,8 @@ def conditions(preset: Preset) -> str:
         "on all its training images. Each row states its seeds, epochs, training images times epochs (and their share "
         f"of the paper's {published.IMAGE_VIEWS.value:,}, derived: {published.IMAGE_VIEWS.formula}), device, and the "
         "version of the simulated sky: the first digits of the digest of its pixels, or the date of its code. Rows of "
-        "different versions or efforts are not comparable. A share of a few per cent or less with one seed ranks "
-        "nothing. Intervals are 95 % bootstrap intervals over the test rows.\n"
+        "different versions or efforts are not comparable, and a single seed ranks nothing. Intervals are 95 % "
+        "bootstrap intervals over the test rows.\n"
     )
 
 
@@ -156,11 +156,15 @@ def rates(records: Records) -> str:
 
 
 def ranking(records: Records) -> str:
-    """Say of which baselines IICnet is ahead by more than the interval of the paired difference, and of which not."""
+    """Say of which baselines IICnet is ahead by more than the interval of the paired difference, and of which not.
+
+    A single seed ranks nothing.
+    """
     groups = {name: records.get(f"equal-{name}", []) for name in ("iicnet", *BASELINES)}
     seeds = set.intersection(*({r["seed"] for r in group} for group in groups.values()))
-    if not seeds:
-        return ""
+    if len(seeds) < 2:
+        share = effort(records, groups["iicnet"])[EFFORT.index("share of the paper's")]
+        return f"One seed at {share} of the paper's training images x epochs ranks no network." if seeds else ""
     right = {
         name: np.array([list(r["right"]) for r in group if r["seed"] in seeds], dtype=int).mean(0)
         for name, group in groups.items()
@@ -172,11 +176,9 @@ def ranking(records: Records) -> str:
         verdict = "ahead of" if gap.mean() > reach else "behind" if gap.mean() < -reach else "not to be told apart from"
         verdicts[verdict].append(f"{NETWORK_NAMES[name]} ({100 * gap.mean():+.1f} +- {100 * reach:.1f})")
     told = "; ".join(f"{verdict} {', '.join(names)}" for verdict, names in verdicts.items() if names)
-    share = effort(records, groups["iicnet"])[EFFORT.index("share of the paper's")]
-    n = f"{len(seeds)} seeds, mean" if len(seeds) > 1 else "one seed"
     return (
-        f"At {share} of the paper's training images times epochs, IICnet is {told} (points of accuracy, 95 %, paired "
-        f"on the same rows, {n}; the interval has no scatter of the training)."
+        f"Over {len(seeds)} seeds IICnet is {told} (points of accuracy, 95 %, paired on the same rows; the interval "
+        "has no scatter of the training)."
     )
 
 
