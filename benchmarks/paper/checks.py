@@ -52,8 +52,8 @@ def margins(records: Records) -> str:
     note = (
         "Fusion is IICnet of the same seed with its weights kept: only the colour branch and the last layer are "
         "trained on. The forest sees the photometry that fusion sees, and the validation rows besides. The "
-        "held-out sky is simulated from another seed and chosen as the paper set is. The effort is that of fusion; that "
-        "of IICnet alone is in Table 2.\n"
+        "held-out sky is simulated from another seed and chosen as the paper set is. The effort is that of fusion; "
+        "that of IICnet alone is in Table 2.\n"
     )
     return f"\n## Margins, paired on the same rows\n\n{body}\n{note}"
 
