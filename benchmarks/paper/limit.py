@@ -83,7 +83,7 @@ def interrupted_at_end(limit: TimeLimit) -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: object) -> None:
-        raise Interrupted("stopped at the time limit without a checkpoint")
+        raise Interrupted("stopped at the time limit, between two checkpoints")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, max(0.001, limit.end + limit.seconds * GRACE_SHARE - time.time()))
