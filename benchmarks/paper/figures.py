@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ SHOWN = 6
 
 
 def write_figures(study: Study, records: Records) -> list[Path]:
-    """Write every figure that the records and models at hand allow; return their paths.
+    """Write every figure that the records, the models and the time limit allow; return their paths.
 
-    A line below each states how it was made.
+    Text below each states how it was made.
     """
     folder = study.results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {**of_data(study), **of_records(records), **of_model(study, records)}
-    return [save_figure(stamped(draw(), words), folder / f"{name}.png") for name, (words, draw) in drawn.items()]
+    drawn = {**of_records(records), **of_data(study), **of_model(study, records)}
+    left = takewhile(lambda item: not study.limit.is_over, drawn.items())
+    return [save_figure(stamped(draw(), words), folder / f"{name}.png") for name, (words, draw) in left]
 
 
 def stamped(figure: Any, words: str) -> Any:

@@ -20,6 +20,8 @@ REPORT_SHARE = 1 / 6
 """Part of the limit that is kept for the tables and figures."""
 GRACE_SHARE = 1 / 18
 """Part of the limit after the end of the work in which trainings write their checkpoints."""
+LAST_SHARE = 1 / 27
+"""Part of the limit in which no figure is drawn any more."""
 LONG_SHARE = 1 / 3
 """Part of the limit that must be left to start work without checkpoints."""
 SECONDS = {"s": 1, "min": 60, "h": 3600}
@@ -36,6 +38,11 @@ class TimeLimit:
     def end(self) -> float:
         """Unix time at which trainings stop and nothing new starts."""
         return self.started + self.seconds * (1 - REPORT_SHARE)
+
+    @property
+    def is_over(self) -> bool:
+        """True when no time is left for another figure."""
+        return time.time() >= self.started + self.seconds * (1 - LAST_SHARE)
 
     def allows(self, has_checkpoints: bool) -> bool:
         """Return whether there is time to start an experiment, with checkpoints or without."""

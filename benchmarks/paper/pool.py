@@ -16,6 +16,8 @@ from .experiments import NEEDS, SKIES_OF, WITHOUT_CHECKPOINTS, run_experiment, t
 from .limit import interrupted_at_end
 from .study import Study
 
+Item = tuple[str, int]
+"""An experiment and its seed."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What arithmetic libraries read when they are loaded, so workers must inherit it."""
 
@@ -27,18 +29,14 @@ def run_all(study: Study, only: tuple[str, ...], workers: int) -> Iterator[str]:
     study's time limit nothing starts any more, trainings stop at a checkpoint, and `Interrupted` says how many
     experiments are left.
     """
-    failed: dict[tuple[str, int], str] = {}
+    failed: dict[Item, str] = {}
     waiting = [item for item in todo(study) if not only or item[0] in only]
-    left: list[tuple[str, int]] = []
+    left: list[Item] = []
     spawn = multiprocessing.get_context("spawn")
     with inherited(dict.fromkeys(THREADS, "1")), ProcessPoolExecutor(workers, spawn, set_threads, (1,)) as pool:
-        running: dict[Future[str], tuple[str, int]] = {}
+        running: dict[Future[str], Item] = {}
         while waiting or running:
-            busy = {*waiting, *left, *running.values()}
-            ready = [i for i in waiting if not any((need, i[1]) in busy for need in NEEDS.get(i[0], ()))]
-            for item in [i for i in ready if study.limit.allows(i[0] not in WITHOUT_CHECKPOINTS)]:
-                if len(running) == workers:
-                    break
+            for item in startable(study, waiting, {*waiting, *left, *running.values()})[: workers - len(running)]:
                 study.prepare(("dataset", *SKIES_OF.get(item[0], ())))
                 waiting.remove(item)
                 running[pool.submit(one, study, *item)] = item
@@ -60,10 +58,14 @@ def run_all(study: Study, only: tuple[str, ...], workers: int) -> Iterator[str]:
     if failed:
         raise SkyclassError(f"{len(failed)} experiments failed: " + "; ".join(failed.values()))
     if left := [*left, *waiting]:
-        raise Interrupted(
-            f"{counted(len(left), 'experiment')} left at the time limit ({', '.join(sorted({n for n, _ in left}))}): "
-            "run the same command again"
-        )
+        names = ", ".join(sorted({name for name, _ in left}))
+        raise Interrupted(f"{counted(len(left), 'experiment')} left ({names}): run the same command again")
+
+
+def startable(study: Study, waiting: list[Item], unfinished: set[Item]) -> list[Item]:
+    """Return the experiments that need none of the unfinished ones, and for which the time limit leaves time."""
+    ready = [(name, seed) for name, seed in waiting if not {(n, seed) for n in NEEDS.get(name, ())} & unfinished]
+    return [item for item in ready if study.limit.allows(item[0] not in WITHOUT_CHECKPOINTS)]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_other_texts_are_refused(text: str) -> None:
 
 def test_what_may_start() -> None:
     assert TimeLimit().allows(True) and TimeLimit().allows(False)
-    assert not PASSED.allows(True)
+    assert not PASSED.allows(True) and PASSED.is_over and not TimeLimit().is_over
     most_is_over = TimeLimit(1000, time.time() - 600)
     assert most_is_over.allows(True) and not most_is_over.allows(False)
 

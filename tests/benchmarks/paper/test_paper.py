@@ -330,7 +330,7 @@ def test_a_training_stops_at_the_limit_and_resumes_to_the_same_record(study: Stu
 
 def test_at_the_limit_nothing_starts_and_what_is_left_is_told(study: Study, tmp_path: Path) -> None:
     late = replace(study, results=tmp_path, limit=TimeLimit(60, time.time() - 3600))
-    with pytest.raises(Interrupted, match=r"2 experiments left at the time limit \(colours, forest\): run the same"):
+    with pytest.raises(Interrupted, match=r"2 experiments left \(colours, forest\): run the same"):
         list(run_all(late, ("forest", "colours"), workers=1))
     assert not list(tmp_path.glob("*.json"))
 
