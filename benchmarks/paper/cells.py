@@ -107,4 +107,5 @@ def image_views(record: Record) -> int | None:
 
 def share_of_paper(views: int) -> str:
     """Return training images times epochs as a share of the paper's."""
-    return f"{100 * views / published.IMAGE_VIEWS.value:.1f} %"
+    share = 100 * views / published.IMAGE_VIEWS.value
+    return f"{share:.1f} %" if share >= 0.1 else "below 0.1 %"
