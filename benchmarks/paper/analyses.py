@@ -2,8 +2,9 @@
 
     snr_statistics       Fig. 2         sweep               Figs. 8, 12
     rgb_histograms       Fig. 5         training_curves     Fig. 13
-    colour_colour        Fig. 6         misclassified       Fig. 19
-                                        outliers            Fig. 20
+    colour_colour        Fig. 6         roc                 Fig. 14
+    samples              Table 4        misclassified       Fig. 19
+                                        outliers            Figs. 20, 21
 
 Each function returns plain numbers and arrays; `draw_...` makes a matplotlib figure of them, which says so when
 the data are simulated. matplotlib and scikit-learn are imported where they are used (extra `train`).
@@ -21,6 +22,7 @@ import numpy as np
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.text import named
 from skyclass.training.data.dataset import Dataset
+from skyclass.training.evaluation.metrics import roc_curve
 from skyclass.training.evaluation.training_log import read_log
 from skyclass.training.extra import train_extra
 from skyclass.types import CLASSES, Bool, Float16, Float32, Float64, Int64
@@ -223,7 +225,28 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return read_log(path)
 
 
-# --- what goes wrong (Figs. 19, 20) ----------------------------------------------------------------------------------
+# --- single answers (Table 4) and ROC (Fig. 14) ----------------------------------------------------------------------
+
+
+def samples(labels: Int64, probabilities: Float32, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the first row of each class, whatever its answer: class -> {name, probabilities: class -> number}."""
+    first = {CLASSES[k]: int(np.flatnonzero(labels == k)[0]) for k in np.unique(labels)}
+    return {
+        kind: {"name": names[row], "probabilities": dict(zip(CLASSES, map(float, probabilities[row]), strict=True))}
+        for kind, row in first.items()
+    }
+
+
+def roc(labels: Int64, probabilities: Float32) -> dict[str, dict[str, list[float]] | None]:
+    """Return `fpr` and `tpr` of each class against the rest, None for a class without rows."""
+    curves = {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)}
+    return {
+        name: curve and {rate: np.round(curve[rate], 4).tolist() for rate in ("fpr", "tpr")}
+        for name, curve in curves.items()
+    }
+
+
+# --- what goes wrong (Figs. 19 to 21) --------------------------------------------------------------------------------
 
 
 def misclassified(

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import Bundle
-from skyclass.model.devices import set_threads
+from skyclass.model.devices import resolve_device, set_threads
 from skyclass.model.photometry import FEATURES, features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
 from skyclass.networks.colour import ColourNet
@@ -33,27 +34,29 @@ from skyclass.training.fit.job import input_statistics
 from skyclass.training.fit.recipe import TrainConfig
 from skyclass.types import Float32, Int64
 
-from . import classic, selfsup, tabular
+from . import analyses, classic, selfsup, tabular
 from .spectra import simulate_spectra
 from .spectrum import SpectrumNet
 from .study import BANDS, BASELINES, SIZES, Study, effort_of
-from .training import fewer, measured, small_run, trained
+from .training import device_name, fewer, measured, small_run, trained
 
 ALL_FEATURES = tuple(FEATURES)
 BORDER_PX = 8
 FUSION_RATE = 3e-3
+SIMCLR_EPOCHS = 50
+"""Pre-training at most: it has no checkpoints, and more epochs would take longer than a call may."""
 RATES = {"vgg16": 3e-4, "googlenet": 3e-4}
 """Learning rates in Table 3 of the networks without BatchNorm, which 1e-3 throws off; no rate was tuned any further."""
 
 
 def run_experiment(study: Study, name: str, seed: int) -> dict[str, Any]:
-    """Return the record of an experiment. It runs now unless there is a record with the same epochs and rows."""
+    """Return the record of an experiment. It runs now unless there is one of the same effort and simulated sky."""
     path = study.record(name, seed)
-    effort = effort_of(study.preset, name)
-    if not path.exists() or json.loads(path.read_text())["effort"] != effort:
+    effort, sky = effort_of(study.preset, name), None if name == "real-tables" else study.sky
+    if not is_made(path, effort, sky):
         began = time.monotonic()
         found = EXPERIMENTS[name](study, seed)
-        facts = {"experiment": name, "seed": seed, "preset": study.preset.name, "simulated": True}
+        facts = {"experiment": name, "seed": seed, "preset": study.preset.name, "simulated": True, "sky": sky}
         made = {"effort": effort, "seconds": round(time.monotonic() - began, 1)}
         text = json.dumps(facts | found | made, indent=1)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +66,20 @@ def run_experiment(study: Study, name: str, seed: int) -> dict[str, Any]:
     return record
 
 
+def is_made(path: Path, effort: dict[str, Any], sky: str | None) -> bool:
+    """Return whether a record is there that was made with this effort on this simulated sky."""
+    if not path.exists():
+        return False
+    record = json.loads(path.read_text())
+    return bool(record["effort"] == effort and record.get("sky") == sky)
+
+
 def todo(study: Study) -> Iterator[tuple[str, int]]:
     """Yield (experiment, seed), those first that others build on."""
     for name in EXPERIMENTS:
         if name == "real-tables" and study.real is None:
             continue
-        for seed in study.preset.seeds if name in SEEDED else study.preset.seeds[:1]:
+        for seed in study.preset.seeds if name in SEEDED else study.preset.other_seeds:
             yield name, seed
 
 
@@ -76,8 +87,19 @@ def todo(study: Study) -> Iterator[tuple[str, int]]:
 
 
 def iicnet(study: Study, seed: int) -> dict[str, Any]:
-    """IICnet on W1, W2, W3: Table 2."""
-    return measured(study, iicnet_model(study, seed))
+    """IICnet on W1, W2, W3: Tables 2 and 4, Figs. 14, 15, 18 to 21."""
+    bundle, test = iicnet_model(study, seed), study.dataset.split("test")
+    labels, p = study.dataset.labels[test], probabilities_of(bundle, study.dataset, test, study.device)
+    names = study.dataset.rows["source_id"].take(test).to_pylist()
+    unsure = analyses.outliers(labels, p)
+    embedded = classic.embeddings(bundle, study.dataset, test, study.device)
+    groups = analyses.misclassified(labels, p, embedded, study.dataset.pixels[test][:, : len(BANDS)])
+    return measured(study, bundle) | {
+        "samples": analyses.samples(labels, p, names),
+        "roc": analyses.roc(labels, p),
+        "groups": {key: groups[key] for key in ("counts", "empty_count", "rule")},
+        "unsure": {key: unsure[key] for key in ("counts", "share", "sure")},
+    }
 
 
 def iicnet_model(study: Study, seed: int) -> Bundle:
@@ -98,7 +120,12 @@ def fusion(study: Study, seed: int) -> dict[str, Any]:
 def fusion_model(study: Study, seed: int) -> Bundle:
     """Return fusion of a seed."""
     start = str(iicnet_model(study, seed).path)
-    facts = {"network": "fusion", "features": ALL_FEATURES, "frozen": ("images",), "learning_rate": FUSION_RATE}
+    facts: dict[str, Any] = {
+        "network": "fusion",
+        "features": ALL_FEATURES,
+        "frozen": ("images",),
+        "learning_rate": FUSION_RATE,
+    }
     return trained(study, "fusion", seed, start_from=start, epochs=fusion_epochs(study), **facts)
 
 
@@ -142,9 +169,12 @@ def equal(network: str, study: Study, seed: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"network": network}
     if study.preset.recipe == "modern" and network in RATES:
         facts["learning_rate"] = RATES[network]
-    bundle = small_run(study, f"equal-{network}", seed, **facts)
+    if network == "iicnet" and study.preset.is_equal:
+        bundle = iicnet_model(study, seed)
+    else:
+        bundle = small_run(study, f"equal-{network}", seed, **facts)
     print_, test = bundle.training["fingerprint"], study.dataset.split("test")
-    guess = probabilities_of(bundle, study.dataset, test).argmax(1)
+    guess = probabilities_of(bundle, study.dataset, test, study.device).argmax(1)
     right = "".join("01"[hit] for hit in (guess == study.dataset.labels[test]).astype(int))
     return measured(study, bundle) | cost(network) | {"learning_rate": print_["learning_rate"], "right": right}
 
@@ -251,17 +281,23 @@ def spectra(study: Study, seed: int) -> dict[str, Any]:
     epochs = 12
     network = tabular.fit_tabular(
         tabular.seeded(SpectrumNet, seed), flux[train_rows], labels[train_rows], val=(flux[val], labels[val]),
-        epochs=epochs, seed=seed, learning_rate=1e-3,
+        epochs=epochs, seed=seed, learning_rate=1e-3, device=study.device,
     )  # fmt: skip
     p = softmax(tabular.logits_of(network, flux[test])).astype(np.float32)
-    return rated(labels[test], p, train_rows=len(train_rows), epochs=epochs)
+    return rated(labels[test], p, train_rows=len(train_rows), epochs=epochs, **place(study))
+
+
+def place(study: Study) -> dict[str, str]:
+    """Return the device of an experiment that trains without a bundle."""
+    kind = resolve_device(study.device).partition(":")[0]
+    return {"device": kind, "device_name": device_name(kind)}
 
 
 def embedding_svm(study: Study, seed: int) -> dict[str, Any]:
     """An SVM on what the last layer of IICnet sees."""
     data, bundle = study.dataset, iicnet_model(study, seed)
     rows, test = np.concatenate([data.split("train"), data.split("val")]), data.split("test")
-    known, asked = (classic.embeddings(bundle, data, index) for index in (rows, test))
+    known, asked = (classic.embeddings(bundle, data, index, study.device) for index in (rows, test))
     fitted = classic.fit_svm(known, data.labels[rows], seed)
     return rated(data.labels[test], fitted.predict_proba(asked), train_rows=len(rows))
 
@@ -273,14 +309,16 @@ def self_supervised(study: Study, seed: int) -> dict[str, Any]:
     images = composites(data, BANDS, atlas_settings(BANDS))
     rows, test = data.split("train"), data.split("test")
     settings = input_statistics(images, rows, TrainConfig(out="-", dataset="-"))
-    epochs = 2 * study.preset.small_epochs
-    batch = min(256, len(rows))
-    state = selfsup.pretrain(images[rows], settings, epochs=epochs, batch_size=batch, seed=seed)
+    epochs = min(2 * study.preset.small_epochs, SIMCLR_EPOCHS)
+    batch, where = min(256, len(rows)), study.device
+    state = selfsup.pretrain(images[rows], settings, epochs=epochs, batch_size=batch, seed=seed, device=where)
+    probe = partial(selfsup.linear_probe, seed=seed, device=where)
     known, asked, labels = images[rows], images[test], data.labels
-    p = selfsup.linear_probe(state, settings, known, labels[rows], asked, seed=seed)
-    chance = selfsup.linear_probe(selfsup.random_state(seed=seed), settings, known, labels[rows], asked, seed=seed)
+    p = probe(state, settings, known, labels[rows], asked)
+    chance = probe(selfsup.random_state(seed=seed), settings, known, labels[rows], asked)
     untrained = float((chance.argmax(1) == labels[test]).mean())
-    return rated(labels[test], p, train_rows=len(rows), epochs=epochs, accuracy_of_an_untrained_network=untrained)
+    facts = {"epochs": epochs, "accuracy_of_an_untrained_network": untrained} | place(study)
+    return rated(labels[test], p, train_rows=len(rows), **facts)
 
 
 # --- calibration and margins ------------------------------------------------------------------------
@@ -292,13 +330,13 @@ def natural_mix(name: str, study: Study, seed: int) -> dict[str, Any]:
     models = {"as trained": bundle}
     for kind in ("temperature", "bias"):
         out = study.model(f"{name}-natural-{kind}", seed)
-        models[kind] = calibrate(bundle, study.natural, "train", out, kind)
+        models[kind] = calibrate(bundle, study.natural, "train", out, kind, device=study.device)
     return {kind: on_natural(study, model) for kind, model in models.items()}
 
 
 def on_natural(study: Study, bundle: Bundle) -> dict[str, Any]:
     """Return how well calibrated a bundle is on the test half of the natural sky."""
-    found = evaluate(bundle, study.natural, "test")
+    found = evaluate(bundle, study.natural, "test", study.device)
     kept = {k: found[k] for k in ("ece", "ece_floor", "accuracy", "balanced_accuracy", "nll", "n")}
     return kept | {"ece_interval": found["intervals"]["ece"], "temperature": bundle.temperature, "bias": bundle.bias}
 
@@ -311,14 +349,14 @@ def margins(study: Study, seed: int) -> dict[str, Any]:
     models = {name: model(study, seed) for name, model in MODELS.items()}
     there = study.held_out
     places = {"test": (data, data.split("test")), "held-out sky": (there, np.arange(len(there)))}
-    return {name: gaps(forest, models, *place) for name, place in places.items()}
+    return {name: gaps(forest, models, *rows, study.device) for name, rows in places.items()}
 
 
-def gaps(forest: Any, models: dict[str, Bundle], data: Dataset, index: Int64) -> dict[str, Any]:
+def gaps(forest: Any, models: dict[str, Bundle], data: Dataset, index: Int64, device: str) -> dict[str, Any]:
     """Return the accuracy of each method on the rows at `index`, and its paired differences with their intervals."""
     labels = data.labels[index]
     given = {"forest": forest.predict_proba(features(data.rows, ALL_FEATURES)[index])}
-    given |= {name: probabilities_of(bundle, data, index) for name, bundle in models.items()}
+    given |= {name: probabilities_of(bundle, data, index, device) for name, bundle in models.items()}
     drawn = bootstrap(labels, given)
     value = {n: float((p.argmax(1) == labels).mean()) for n, p in given.items()}
     found = {}
@@ -330,6 +368,7 @@ def gaps(forest: Any, models: dict[str, Bundle], data: Dataset, index: Int64) ->
 
 EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "iicnet": iicnet,
+    **{f"equal-{network}": partial(equal, network) for network in ("iicnet", *BASELINES)},
     "fusion": fusion,
     "real-tables": real_tables,
     "forest": partial(by_photometry, "forest"),
@@ -339,7 +378,6 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "natural-mix": partial(natural_mix, "iicnet"),
     "natural-mix-fusion": partial(natural_mix, "fusion"),
     "embedding-svm": embedding_svm,
-    **{f"equal-{network}": partial(equal, network) for network in ("iicnet", *BASELINES)},
     "only-w1": only_w1,
     "shuffled": shuffled,
     "border": border,
@@ -353,10 +391,11 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
     "without-cbam": partial(sweep, "without-cbam", options={"cbam": False}),
     "self-supervised": self_supervised,
 }
-"""In the order of what they tell: a study that is cut short has the margins first."""
+"""In the order in which they run: a study that is cut short has IICnet and the networks of Table 3 first."""
 SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "margins", "natural-mix")
-"""Run for every seed of the preset; the others once."""
+"""Run for the `seeds` of the preset; the others for its `other_seeds`."""
 NEEDS = {
+    "equal-iicnet": ("iicnet",),
     "fusion": ("iicnet",),
     "embedding-svm": ("iicnet",),
     "margins": ("iicnet", "fusion"),
@@ -364,3 +403,11 @@ NEEDS = {
     "natural-mix-fusion": ("fusion",),
 }
 """Experiments that use the models of others."""
+
+SKIES_OF = {"margins": ("held-out",), "natural-mix": ("natural",), "natural-mix-fusion": ("natural",)}
+"""Simulated skies that experiments see besides the paper set."""
+WITHOUT_CHECKPOINTS = {
+    *("real-tables", "forest", "svm", "colours", "margins", "natural-mix", "natural-mix-fusion"),
+    *("embedding-svm", "spectra", "self-supervised"),
+}
+"""Experiments that begin anew when they are stopped."""

@@ -123,6 +123,58 @@ def draw_training(curves: Mapping[str, Any], *, simulated: bool) -> Any:
     return figure
 
 
+def draw_roc(record: Mapping[str, Any], *, simulated: bool) -> Any:
+    """Return the ROC curves of a record with `roc` and `auc`: a line a class, against the rest."""
+    figure, axes = _figure(1, 1, (5.2, 4.6), "ROC, each class against the rest", simulated)
+    for name in CLASSES:
+        if curve := record["roc"][name]:
+            label = f"{name}, AUC {record['auc'][name]:.4f}"
+            axes.plot(curve["fpr"], curve["tpr"], color=COLOURS[name], ls=DASHES[name], label=label)
+    axes.plot([0, 1], [0, 1], color=FAINT, lw=0.8)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate (recall)", aspect="equal")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def draw_validation(
+    networks: Mapping[str, Sequence[float]], bands: Mapping[str, Sequence[float]], *, simulated: bool
+) -> Any:
+    """Return the validation accuracy by epoch: of the networks on the left, of numbers of bands on the right.
+
+    Both map a label to the balanced accuracy of each epoch, from the first.
+    """
+    figure, panels = _figure(1, 2, (10.5, 4.2), "Validation accuracy by epoch", simulated)
+    for axes, curves, title in zip(panels, (networks, bands), ("a: networks", "b: bands of IICnet"), strict=True):
+        for k, (label, values) in enumerate(curves.items()):
+            epochs = np.arange(1, len(values) + 1)
+            style = {"marker": "o^sDvPX"[k % 7], "markersize": 4, "markevery": max(1, len(values) // 10)}
+            axes.plot(epochs, 100 * np.asarray(values), color=f"C{k}", lw=1.2, label=label, **style)
+        axes.set(xlabel="epoch", ylabel="balanced accuracy [%]")
+        axes.set_title(title, fontsize=10)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        if curves:
+            axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def draw_confusion(record: Mapping[str, Any], *, simulated: bool) -> Any:
+    """Return the confusion matrix of a record as in the paper: columns are true classes, rows predicted ones."""
+    counts = np.array(record["confusion"]).T
+    share = counts / np.maximum(counts.sum(0, keepdims=True), 1)
+    wrong, n = counts.sum() - np.trace(counts), counts.sum()
+    figure, axes = _figure(1, 1, (4.8, 4.6), f"{wrong:,} of {n:,} test images misclassified", simulated)
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        words = f"{count:,}\n{100 * share[row, column]:.1f} %"
+        colour = "white" if share[row, column] > 0.6 else INK
+        axes.text(column, row, words, ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(CLASSES)), CLASSES)
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set(xlabel="true class", ylabel="predicted class")
+    figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
+    return figure
+
+
 def draw_feature_maps(maps: Mapping[str, Float32], image: Float16, *, simulated: bool) -> Any:
     """Return the figure of `feature_maps`, a row a layer, with the composite (C, S, S) they come from."""
     with train_extra("the figure"):

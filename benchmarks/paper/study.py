@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from skyclass.mock import write_mock
 from skyclass.training.data.build import build_dataset
 from skyclass.training.data.config import DatasetConfig
-from skyclass.training.data.dataset import Dataset, load_dataset
+from skyclass.training.data.dataset import Dataset, load_dataset, pixels_digest
+
+from .limit import TimeLimit
 
 BANDS = ("w1", "w2", "w3")
 BASELINES = ("vgg16", "googlenet", "resnet34", "mobilenet", "efficientnetv2", "repvgg")
@@ -38,15 +41,31 @@ class Preset:
     recipe: str = "modern"
     tile_px: int = 4095
     seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the experiments in `SEEDED`."""
+    other_seeds: tuple[int, ...] = (1,)
+    """Of all other experiments."""
+
+    @property
+    def is_equal(self) -> bool:
+        """True when IICnet of Table 2 is trained as the networks of Table 3, so that one training serves both."""
+        return self.small_rows is None and self.small_epochs == self.epochs and self.small_batch == 64
 
 
 PAPER_COUNTS = {"galaxy": 7298, "quasar": 7215, "star": 7223}
 PRESETS = {
     "quick": Preset("quick", 2, 250, dict.fromkeys(PAPER_COUNTS, 60), 1, 1, 60, tile_px=700, seeds=(1,)),
     "cpu": Preset("cpu", 4, 14_000, PAPER_COUNTS, 4, 3, 4_000, 16),
-    "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, recipe="paper"),
+    "full": Preset("full", 4, 14_000, PAPER_COUNTS, 200, 200, None, recipe="paper", other_seeds=(1, 2, 3)),
 }
-"""quick: a test of the harness. cpu: some hours on two cores, epochs and rows reduced. full: the paper's own 200."""
+"""quick: a test of the harness. cpu: some hours on two cores, epochs and rows reduced. full: the paper's recipe and
+epochs on all rows, three seeds of everything; for a GPU."""
+
+SKIES: dict[str, dict[str, Any]] = {
+    "dataset": {"seed": 7, "mix": "balanced", "config": {"min_w1snr": 5.0, "min_w2snr": 5.0}},
+    "natural": {"seed": 2027, "mix": "natural", "config": {"split": (1.0, 0.0, 1.0)}},
+    "held-out": {"seed": 8, "mix": "balanced", "config": {"min_w1snr": 5.0, "min_w2snr": 5.0}},
+}
+"""The simulated skies, by the name of their dataset."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,9 @@ class Study:
     results: Path
     real: Path | None = None
     """Folder of the real tables, which are not part of the project."""
+    device: str = "auto"
+    """Where networks train and are measured: auto (a GPU if there is one), cpu or cuda."""
+    limit: TimeLimit = field(default_factory=TimeLimit)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -74,26 +96,29 @@ class Study:
         """A simulated sky of another seed, chosen as the paper set is: ten times its test rows, for small margins."""
         return load_dataset(self.work / "held-out")
 
-    def prepare(self) -> None:
-        """Make the simulated skies and cut the datasets, where they are not there."""
-        p = self.preset
-        self._make("dataset", p.tiles, 7, "balanced", counts=p.counts, min_w1snr=5.0, min_w2snr=5.0)
-        self._make("natural", 2, 2027, "natural", split=(1.0, 0.0, 1.0))
-        self._make("held-out", 2, 8, "balanced", min_w1snr=5.0, min_w2snr=5.0)
+    @cached_property
+    def sky(self) -> str:
+        """Version of the simulated paper set: the first digits of the digest of its pixels."""
+        return str(pixels_digest(self.dataset))[:8]
 
-    def _make(self, name: str, tiles: int, seed: int, mix: Any, **changes: Any) -> None:
-        if (self.work / name).exists():
-            return
-        p, sky = self.preset, self.work / f"{name}-sky"
+    def prepare(self, names: Iterable[str] = SKIES) -> None:
+        """Make simulated skies and cut their datasets, where they are not there."""
+        for name in names:
+            if not (self.work / name).exists():
+                self._make(name, **SKIES[name])
+
+    def _make(self, name: str, seed: int, mix: Any, config: dict[str, Any]) -> None:
+        p, sky, is_paper_set = self.preset, self.work / f"{name}-sky", name == "dataset"
         made = write_mock(
-            sky, n_tiles=tiles, seed=seed, sources_per_tile=p.sources_per_tile, size_px=p.tile_px, mix=mix,
-            bands=("w1", "w2", "w3", "w4"),
+            sky, n_tiles=p.tiles if is_paper_set else 2, seed=seed, sources_per_tile=p.sources_per_tile,
+            size_px=p.tile_px, mix=mix, bands=("w1", "w2", "w3", "w4"),
         )  # fmt: skip
-        config = DatasetConfig(
+        changes: dict[str, Any] = config | ({"counts": p.counts} if is_paper_set else {})
+        settings = DatasetConfig(
             out=str(self.work / name), labels=str(made.truth), catalog=str(made.catalog), images=str(made.images),
             seed=1, **changes,
         )  # fmt: skip
-        build_dataset(config)
+        build_dataset(settings)
 
     def model(self, name: str, seed: int) -> Path:
         """Folder of a trained bundle."""
@@ -109,7 +134,7 @@ def effort_of(preset: Preset, name: str) -> dict[str, Any]:
     small = SMALL.fullmatch(name) is not None
     other = ("epochs",) if small else ("small_epochs", "small_rows", "small_batch")
     facts: dict[str, Any] = json.loads(json.dumps(asdict(preset)))
-    return {key: value for key, value in facts.items() if key not in ("seeds", *other)}
+    return {key: value for key, value in facts.items() if key not in ("seeds", "other_seeds", *other)}
 
 
 SMALL = re.compile(r"(equal|size|kernel|without|stretched)-.*|shuffled|self-supervised")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skyclass.errors import CatalogError, ConfigError
+from skyclass.model.devices import resolve_device
 from skyclass.model.photometry import scale_of, scaled
 from skyclass.networks.colour import ColourNet
 from skyclass.training.data.classes import label_counts
@@ -55,15 +56,18 @@ def fit_tabular(
     learning_rate: float = 3e-3,
     seed: int = 0,
     balanced: bool = True,
+    device: str = "cpu",
 ) -> nn.Module:
-    """Return `network` trained in place on `inputs` (N, ...) and `labels` (N,), in eval mode.
+    """Return `network` trained in place on `inputs` (N, ...) and `labels` (N,), in eval mode and on the CPU.
 
     AdamW with a cosine rate and cross-entropy, classes weighed equally if `balanced`. With `val` (inputs, labels)
     it ends after `PATIENCE` epochs without a lower validation loss and keeps the best weights. The order of rows
     and any dropout follow `seed`; initialise the network from a seed too (`seeded`). Raises `ConfigError`.
     """
     _check(inputs, labels, val, epochs, batch_size)
-    weights = class_weights(labels, balanced)
+    place = torch.device(resolve_device(device))
+    network.to(place)
+    weights = class_weights(labels, balanced).to(place)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     generator = np.random.default_rng(seed)
@@ -85,14 +89,15 @@ def fit_tabular(
         if best == math.inf:
             raise ConfigError(f"small network: training diverged; lower learning_rate = {learning_rate}")
         network.load_state_dict(kept)
-    return network.eval()
+    return network.cpu().eval()
 
 
 def logits_of(network: nn.Module, inputs: Float32) -> Float32:
     """Return logits (N, classes) float32 for inputs (N, ...); the network is left in eval mode."""
     network.eval()
     with torch.inference_mode():
-        parts = [network(part).float() for part in torch.split(torch.from_numpy(inputs), BATCH)]
+        place = next(network.parameters()).device
+        parts = [network(part.to(place)).float().cpu() for part in torch.split(torch.from_numpy(inputs), BATCH)]
     result: Float32 = torch.cat(parts).numpy()
     return result
 
@@ -203,8 +208,8 @@ def _epoch(
 ) -> None:
     network.train()
     for rows in np.array_split(order, math.ceil(len(order) / batch_size)):
-        logits = network(torch.from_numpy(inputs[rows]))
-        loss = F.cross_entropy(logits, torch.from_numpy(labels[rows]), weight=weights)
+        x, y = (torch.from_numpy(part[rows]).to(weights.device) for part in (inputs, labels))
+        loss = F.cross_entropy(network(x), y, weight=weights)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -212,7 +217,7 @@ def _epoch(
 
 def _loss(network: nn.Module, inputs: Float32, labels: Int64, weights: Tensor) -> float:
     logits = torch.from_numpy(logits_of(network, inputs))
-    return float(F.cross_entropy(logits, torch.from_numpy(labels), weight=weights))
+    return float(F.cross_entropy(logits, torch.from_numpy(labels), weight=weights.cpu()))
 
 
 def _check(inputs: Float32, labels: Int64, val: tuple[Float32, Int64] | None, epochs: int, batch_size: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from skyclass.model.bundle import Bundle
 from skyclass.model.devices import set_threads
@@ -15,7 +16,10 @@ from skyclass.training.evaluation.evaluate import evaluate, training_log
 from skyclass.training.fit.recipe import train_config
 from skyclass.training.fit.train import train
 
+from .limit import stop_training
 from .study import Study
+
+CHECKPOINT_MINUTES = 2.0
 
 
 def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
@@ -30,15 +34,18 @@ def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, 
             "label": "trained on a SIMULATED sky only (benchmarks/paper)",
             "recipe": study.preset.recipe,
             "epochs": study.preset.epochs,
+            "device": study.device,
+            "checkpoint_minutes": CHECKPOINT_MINUTES,
         }
         | changes
     )
-    return train(run, dataset=dataset or study.dataset)
+    return train(run, progress=stop_training(study.limit), dataset=dataset or study.dataset)
 
 
 def measured(study: Study, bundle: Bundle, dataset: Dataset | None = None) -> dict[str, Any]:
     """Return the scores of a bundle on the test rows, and what it took to train it."""
-    found = evaluate(bundle, dataset or study.dataset, "test")
+    found = evaluate(bundle, dataset or study.dataset, "test", study.device)
+    log = training_log(bundle)
     kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc")
     print_ = bundle.training["fingerprint"]
     return {
@@ -53,10 +60,17 @@ def measured(study: Study, bundle: Bundle, dataset: Dataset | None = None) -> di
         "recipe": print_["recipe"],
         "batch_size": print_["batch_size"],
         "device": bundle.training["device"],
-        "images_per_s": [r["images_per_s"] for r in training_log(bundle)],
+        "device_name": device_name(bundle.training["device"]),
+        "images_per_s": [r["images_per_s"] for r in log],
+        "validation": [round(r["val_balanced_accuracy"], 5) for r in log],
         "precision_mode": bundle.training["precision"],
         "model_id": bundle.model_id,
     }
+
+
+def device_name(kind: str) -> str:
+    """Return the name of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name() if kind == "cuda" and torch.cuda.is_available() else kind
 
 
 def fewer(dataset: Dataset, n: int | None, seed: int) -> Dataset:

@@ -141,7 +141,7 @@ def to_bf16(network: nn.Module) -> nn.Module:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.bfloat16)
         is_mixed = any(hasattr(inner, "keep_fp32") for inner in child.modules())
-        if keep_fp32 and not is_mixed and not isinstance(child, nn.ModuleList):
+        if keep_fp32 and not is_mixed and not isinstance(child, nn.ModuleList | nn.Identity):
             setattr(network, name, CastBf16(child))
     return network
 

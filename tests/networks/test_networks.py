@@ -188,6 +188,15 @@ def test_what_iicnet_rounds_first_stays_float32() -> None:
     }
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("absent", ["rfb", "cbam"])
+def test_iicnet_without_a_block_runs_in_bf16(absent: str) -> None:
+    network = build("iicnet", **{absent: False}).eval()
+    images = torch.randn(2, 3, 80, 80, generator=torch.Generator().manual_seed(1))
+    plain, narrow = network(images), to_bf16(fuse(network))(images)
+    assert torch.allclose(narrow, plain, atol=0.1 * float(plain.abs().max()))
+
+
 @pytest.mark.integration
 @EACH_NETWORK
 def test_gradients_reach_every_parameter(name: str) -> None:

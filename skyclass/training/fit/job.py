@@ -38,6 +38,8 @@ SIGNAL_STEPS = 8
 """Steps on GPUs between two checks for signals, which make the GPUs wait."""
 STATISTICS_ROWS = 8192
 """Images for the mean and scatter of the input of the network: enough for three digits."""
+IMAGES_SHARE = 0.2
+"""Largest part of the free memory of a GPU that the images may take: several trainings may share it."""
 NEUTRAL = (
     *("out", "dataset", "label", "device", "checkpoint_minutes", "start_from"),
     *("cluster", "nodes", "ranks_per_node"),
@@ -52,7 +54,8 @@ class Job:
     run: TrainConfig
     group: Group
     dataset: Dataset
-    images: Float16 | None
+    images: Float16 | Tensor | None
+    """Composites (N, C, S, S) of all rows: in host memory, or as a tensor on the GPU."""
     photometry: Float32 | None
     train_rows: Int64
     val_rows: Int64
@@ -120,7 +123,7 @@ def prepare(
         run,
         group,
         dataset,
-        images,
+        on_device(images, group.device),
         photometry,
         train_rows,
         val_rows,
@@ -135,6 +138,16 @@ def prepare(
         make_optimiser(run, network),
         fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
+
+
+def on_device(images: Float16 | None, device: str) -> Float16 | Tensor | None:
+    """Return images as a tensor on a GPU that has memory for them, so that no batch waits for its copy; else as is."""
+    if images is None or not device.startswith("cuda"):
+        return images
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes > IMAGES_SHARE * free_bytes:
+        return images
+    return torch.from_numpy(np.array(images)).to(device)  # a copy: torch takes no read-only memory map
 
 
 def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: Int64, group: Group) -> None:

@@ -26,7 +26,7 @@ from ...errors import ConfigError, Interrupted
 from ...model.bundle import Bundle, read_bundle, save_bundle
 from ...model.bundle_files import check_target
 from ...model.photometry import PHOTOMETRY_COLUMNS, PhotometrySettings, features, standardise
-from ...types import CLASSES, Float32, Int64
+from ...types import CLASSES, Float32, FloatArray, Int64
 from ..data.composites import composites
 from ..data.dataset import Dataset, load_dataset
 from ..evaluation.calibration import fit_temperature
@@ -178,9 +178,19 @@ def missing_photometry(settings: PhotometrySettings) -> Tensor:
 
 
 def inputs_of(job: Job, rows: Int64) -> list[Tensor]:
-    """Return the input of the network for some rows, on the host: composites, standardised photometry, or both."""
+    """Return the input of the network for some rows: composites, standardised photometry, or both.
+
+    It is where the arrays of the job are: on the host, or on the GPU.
+    """
     arrays = {"images": job.images, "photometry": job.photometry}
-    return [torch.from_numpy(np.asarray(array[rows])) for k in job.run.inputs if (array := arrays[k]) is not None]
+    return [taken(array, rows) for k in job.run.inputs if (array := arrays[k]) is not None]
+
+
+def taken(array: FloatArray | Tensor, rows: Int64) -> Tensor:
+    """Return some rows of an array as a tensor, on the device of the array."""
+    if isinstance(array, Tensor):
+        return array[torch.from_numpy(rows).to(array.device)]
+    return torch.from_numpy(np.asarray(array[rows]))
 
 
 def take_step(job: Job, rows: Int64, inputs: list[Tensor], augmentation: Augmentation | None, rate: float) -> Tensor:

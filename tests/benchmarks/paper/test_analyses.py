@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from benchmarks.paper import analyses, layers, pictures
@@ -136,6 +137,33 @@ def test_outliers_are_right_but_unsure():
     assert found["counts"] == {"galaxy": 1, "quasar": 0, "star": 1}
 
 
+def test_samples_are_the_first_of_each_class_whatever_the_answer():
+    labels = np.array([2, 0, 2, 1, 0])
+    rows = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0, 0, 1], [0.8, 0.1, 0.1], [1, 0, 0]], np.float32)
+    found = analyses.samples(labels, rows, list("abcde"))
+    assert {kind: sample["name"] for kind, sample in found.items()} == {"galaxy": "b", "quasar": "d", "star": "a"}
+    assert found["star"]["probabilities"] == pytest.approx({"galaxy": 0.1, "quasar": 0.7, "star": 0.2})
+
+
+def test_roc_has_the_area_of_scikit_learn_and_no_curve_for_a_class_without_rows():
+    rng = np.random.default_rng(3)
+    labels, probabilities = rng.integers(0, 2, 300), rng.dirichlet((2, 2, 2), 300).astype(np.float32)
+    curves = analyses.roc(labels, probabilities)
+    assert curves["star"] is None
+    for k, name in ((0, "galaxy"), (1, "quasar")):
+        area = np.trapezoid(curves[name]["tpr"], curves[name]["fpr"])
+        assert area == pytest.approx(roc_auc_score(labels == k, probabilities[:, k]), abs=0.005)
+
+
+def test_the_confusion_figure_has_true_classes_in_columns():
+    figure = pictures.draw_confusion({"confusion": [[5, 1, 0], [2, 6, 0], [3, 0, 7]]}, simulated=True)
+    assert "6 of 24 test images misclassified" in figure.get_suptitle()
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("true class", "predicted class")
+    words = {text.get_position(): text.get_text().splitlines()[0] for text in axes.texts}
+    assert (words[2, 0], words[0, 1]) == ("3", "1"), "three stars called galaxy, one galaxy called quasar"
+
+
 class Corner(nn.Module):
     """A network whose evidence for class 1 is the light in its second channel, wherever it is."""
 
@@ -232,6 +260,11 @@ def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
         "colours": pictures.draw_colour_colour(analyses.colour_colour(dataset), **simulated),
         "sweep": pictures.draw_sweep(curve, "input size [px]", paper={64: 0.94, 80: 0.95}, **simulated),
         "training": pictures.draw_training(analyses.training_curves(log), **simulated),
+        "roc": pictures.draw_roc(
+            {"roc": analyses.roc(dataset.labels, probabilities), "auc": dict.fromkeys(CLASSES, 0.5)}, **simulated
+        ),
+        "validation": pictures.draw_validation({"IICnet": [0.8, 0.9], "VGG16": [0.7, 0.8]}, {}, **simulated),
+        "confusion": pictures.draw_confusion({"confusion": np.eye(3, dtype=int).tolist()}, **simulated),
         "maps": pictures.draw_feature_maps(layers.feature_maps(network, x[:1]), images[0], **simulated),
         "cam": pictures.draw_grad_cam(images[:3], layers.grad_cam(network, x), ["a", "b", "c"], **simulated),
         "outliers": pictures.draw_outliers(

@@ -7,17 +7,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.paper import experiments
-from benchmarks.paper.experiments import EXPERIMENTS, NEEDS, SEEDED, run_experiment, todo
+from benchmarks.paper.cells import EFFORT, MISSING, PAPER_EFFORT, percent
+from benchmarks.paper.experiments import EXPERIMENTS, NEEDS, SEEDED, WITHOUT_CHECKPOINTS, run_experiment, todo
 from benchmarks.paper.figures import write_figures
+from benchmarks.paper.limit import TimeLimit
 from benchmarks.paper.pool import THREADS, run_all
-from benchmarks.paper.published import COST, IICNET, SPLIT
+from benchmarks.paper.published import COST, IICNET, SPLIT, TOTALS
 from benchmarks.paper.study import (
     BASELINES,
     PRESETS,
@@ -25,9 +29,9 @@ from benchmarks.paper.study import (
     Study,
     effort_of,
 )
-from benchmarks.paper.tables import MISSING, STRETCHED, document, load_records, percent
+from benchmarks.paper.tables import STRETCHED, document, load_records
 from benchmarks.paper.training import fewer
-from skyclass.errors import SkyclassError
+from skyclass.errors import Interrupted, SkyclassError
 from skyclass.types import CLASSES
 from tests.support.paths import CHECKOUT
 
@@ -57,7 +61,8 @@ def section(page: str, title: str) -> list[list[str]]:
     """Return the cells of the rows of the table below a title."""
     body = re.split(r"^##? ", page, flags=re.M)
     (found,) = [part for part in body if part.startswith(title)]
-    rows = [line[2:-2].split(" | ") for line in found.splitlines() if line.startswith("| ")]
+    (table,) = re.findall(r"(?:^\| .*\n)+", found, flags=re.M)[:1]
+    rows = [line[2:-2].split(" | ") for line in table.splitlines()]
     assert len({len(row) for row in rows}) == 1, f"{title}: rows of several lengths"
     return rows[2:]
 
@@ -73,6 +78,7 @@ def test_a_record_says_what_was_measured_on_what(study: Study) -> None:
     n_test = len(study.dataset.split("test"))
     assert record["n_test"] == n_test == sum(map(sum, record["confusion"]))
     assert record["train_rows"] == len(study.dataset.split("train"))
+    assert record["sky"] == study.sky and len(record["validation"]) == 1
     assert record["epochs"] == 1 and record["device"] in ("cpu", "cuda") and set(record["recall"]) == set(CLASSES)
     low, high = record["interval"]
     assert low <= record["accuracy"] <= high
@@ -108,6 +114,8 @@ def test_a_record_of_another_effort_is_made_anew_and_only_where_it_matters(study
     old = json.loads(record.read_text())
     record.write_text(json.dumps(old | {"accuracy": 0.0, "effort": {}}))
     assert run_experiment(study, "colours", 1)["accuracy"] == old["accuracy"]
+    record.write_text(json.dumps(old | {"accuracy": 0.0, "sky": "code of 2026-11-22"}))
+    assert run_experiment(study, "colours", 1)["accuracy"] == old["accuracy"], "a record of another sky is made anew"
 
 
 def test_experiments_come_after_those_they_need(tmp_path: Path) -> None:
@@ -120,6 +128,9 @@ def test_experiments_come_after_those_they_need(tmp_path: Path) -> None:
                 assert place[need, seed] < place[name, seed]
         assert {name for name, _ in items} == set(EXPERIMENTS) - {"real-tables"}
         assert all((name, seed) in place for name in SEEDED for seed in preset.seeds)
+        assert items[0] == ("iicnet", 1) and items[len(preset.seeds)][0].startswith("equal-")
+    assert len(items) == 3 * (len(EXPERIMENTS) - 1), "the preset full has three seeds of everything"
+    assert set(EXPERIMENTS) >= WITHOUT_CHECKPOINTS
     assert ("real-tables", 1) in todo(Study(QUICK, tmp_path, tmp_path, real=tmp_path))
 
 
@@ -161,30 +172,67 @@ def test_the_page_holds_the_papers_numbers_beside_ours(page: str, study: Study) 
     assert "Our sources are simulated" in page and "SIMULATED sky" in page.splitlines()[0]
     assert "reconstruction" in page and "1 epochs for Table 2" in page
     for row, name in zip(section(page, "Table 1"), CLASSES, strict=True):
-        assert row[:4] == [name, *map(str, SPLIT[name])]
-        assert row[4:] == [str(record["split"][s][name]) for s in ("train", "val", "test", "none")]
-    rows = section(page, "Table 2")
-    assert ["all", "accuracy", "95.2"] == rows[-2][:3] and rows[-2][3].startswith(percent(record["accuracy"]))
-    printed = {(kind, what): paper for kind, what, paper, _ in rows}
-    assert printed["quasar", "recall"] == percent(IICNET["quasar"]["recall"]) == "97.1"
-    assert printed["star", "class accuracy"] == "96.4" and printed["galaxy", "precision"] == "-"
-    assert rows[1][3] == percent(record["recall"]["galaxy"])
+        assert row[:5] == [name, *(str(SPLIT[name][s]) for s in ("train", "test", "val")), str(TOTALS[name])]
+        assert row[5:] == [str(record["split"][s][name]) for s in ("train", "test", "val", "none")]
+    rows = {(row[0], row[1]): row[2:7] for row in section(page, "Table 2")}
+    for name in CLASSES:
+        assert rows[name, "paper"] == [str(rate) for rate in IICNET[name]]
+        assert rows[name, "ours"][1] == percent(record["recall"][name])
+    assert rows["all", "paper"][-1] == "95.2 (derived: 1 - 104 / 2175)"
+    assert rows["all", "ours"][-1].startswith(percent(record["accuracy"]))
     costs = section(page, "Table 3")
-    assert [row[1:3] for row in costs] == [[COST[n]["macs"], COST[n]["parameters"]] for n in ("iicnet", *BASELINES)]
-    assert all(row[3:] == [MISSING] * 5 for row in costs)
+    assert [tuple(row[1:3]) for row in costs] == [COST[n] for n in ("iicnet", *BASELINES)]
+    assert all(row[3:7] == [MISSING] * 4 for row in costs)
+    samples = {(row[0].partition(",")[0], row[1]): row[2:5] for row in section(page, "Table 4")}
+    assert samples["quasar", "paper"] == ["0.024439", "0.000004", "0.975557"]
+    ours = record["samples"]["star"]["probabilities"]
+    assert samples["star", "ours"] == [f"{ours[name]:.6f}" for name in ("galaxy", "star", "quasar")]
+
+
+def test_the_answers_of_iicnet_are_those_of_its_confusion_matrix(page: str, study: Study) -> None:
+    record = run_experiment(study, "iicnet", 1)
+    matrix, n = np.array(record["confusion"]), record["n_test"]
+    wrong, right = n - np.trace(matrix), np.trace(matrix)
+    assert sum(record["groups"]["counts"]) == wrong
+    unsure = sum(record["unsure"]["counts"].values())
+    assert record["unsure"]["share"] == pytest.approx(unsure / right)
+    rows = section(page, "Figs. 18 and 19")
+    assert rows[0][1:3] == ["104", "2,175 (derived: 730 + 722 + 723)"] and rows[1][1:3] == [str(wrong), str(n)]
+    (first,) = re.findall(r"^\| predicted galaxy \| (.*) \|$", page, flags=re.M)
+    assert first.split(" | ") == [str(count) for count in matrix[:, 0]], "columns are true classes"
+    assert section(page, "Figs. 20 and 21")[1][1] == str(unsure)
+    for name in CLASSES:
+        curve = record["roc"][name]
+        assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(record["auc"][name], abs=0.01)
+
+
+def test_every_row_states_its_effort(page: str, study: Study) -> None:
+    for title in ("Table 2", "Table 3", "Table 4", "Figs. 8", "Fig. 14", "Fig. 15", "Fig. 17", "Figs. 18", "Margins"):
+        for row in section(page, title):
+            ours = [row[-len(EFFORT) :][k] for k in (0, 5)]
+            assert ours in (["1", study.sky], ["-", "-"], [PAPER_EFFORT[0], PAPER_EFFORT[5]]), (title, row)
+    cells = {row[0]: row[-len(EFFORT) :] for row in section(page, "Fig. 17")}
+    n_train = len(study.dataset.split("train"))
+    assert cells["images W1 W2 W3"][2:4] == [f"{n_train}", "below 0.1 %"]
+    assert cells["images W1 W2 W3 + photometry"][2] == f"{2 * n_train}"
+    assert cells["random forest on photometry"][2] == "no images"
+    small = {"experiment": "kernel-3", "seed": 1, "epochs": 3, "train_rows": 4000, "accuracy": 0.5, "interval": [0, 1]}
+    text = document({"kernel-3": [small | {"device": "cpu", "sky": "x"}]}, QUICK)
+    assert "| 1 | 3 | 12,000 | 0.3 % | cpu | x |" in text
 
 
 def test_what_has_no_record_is_said_to_be_missing(page: str, study: Study) -> None:
     rows = {row[0]: row[1:] for row in section(page, "Fig. 17")}
-    assert rows["images W1 W2 W3"][0] == "95.2" and rows["images W1 W2 W3 + photometry"][0] == "96.2"
+    assert rows["images W1 W2 W3"][:2] == ["above 95", "95.2 (derived: 1 - 104 / 2175)"]
+    assert rows["images W1 W2 W3 + photometry"][1] == "96.2 (derived: 0.9522 + 0.01)"
     known = {"images W1 W2 W3", "images W1 W2 W3 + photometry"}
     known |= {"colours W1-W2, W2-W3", "random forest on photometry"}
-    assert {label for label, cells in rows.items() if cells[1] != MISSING} == known
-    assert rows["random forest on photometry"][1].startswith(percent(run_experiment(study, "forest", 1)["accuracy"]))
+    assert {label for label, cells in rows.items() if cells[2] != MISSING} == known
+    assert rows["random forest on photometry"][2].startswith(percent(run_experiment(study, "forest", 1)["accuracy"]))
     controls = {row[0]: row[2] for row in section(page, "The mock is no giveaway")}
     assert [value != MISSING for value in controls.values()] == [False, False, True]
     sweeps = section(page, "Figs. 8 and 12")
-    assert len(sweeps) == 4 + len(SIZES) and {row[1] for row in sweeps} == {MISSING}
+    assert len(sweeps) == 4 + len(SIZES) and {row[2] for row in sweeps} == {MISSING}
     assert len(section(page, "Margins")) == 6 and len(section(page, "Calibration on a held-out")) == 3
     assert re.search(rf"Real sources, colours only\n\n{MISSING}", page)
 
@@ -193,9 +241,10 @@ def test_a_class_that_is_never_given_has_no_precision_and_the_table_stands(study
     record = run_experiment(study, "iicnet", 1)
     nothing = record | {"precision": dict.fromkeys(CLASSES), "auc": dict.fromkeys(CLASSES)}
     half = record | {"seed": 2, "precision": {"galaxy": 0.5, "quasar": None, "star": 0.25}}
-    ours = {(r[0], r[1]): r[3] for r in section(document({"iicnet": [nothing, half]}, QUICK), "Table 2")}
-    assert [ours[name, "precision"] for name in CLASSES] == ["50.0", "-", "25.0"]
-    assert "2 seeds" in ours["all", "accuracy"]
+    rows = section(document({"iicnet": [nothing, half]}, QUICK), "Table 2")
+    ours = {row[0]: row for row in rows if row[1] == "ours"}
+    assert [ours[name][2] for name in CLASSES] == ["50.0", "-", "25.0"]
+    assert "2 seeds" in ours["all"][6]
 
 
 def test_the_note_on_stretched_images_stands_only_where_records_bear_it_out(study: Study) -> None:
@@ -210,16 +259,17 @@ def test_the_note_on_stretched_images_stands_only_where_records_bear_it_out(stud
 
 
 def test_figures_are_drawn_from_what_is_there(study: Study) -> None:
-    size = {f"size-{px}": [{"accuracy": 0.3 + px / 500, "seed": 1}] for px in SIZES}
+    made = {"seed": 1, "epochs": 1, "train_rows": 60}
+    size = {f"size-{px}": [made | {"experiment": f"size-{px}", "accuracy": 0.3 + px / 500}] for px in SIZES}
     names = {path.stem for path in write_figures(study, load_records(study.results) | size)}
     assert names == {
         "fig02-snr", "fig05-histograms", "fig06-colours", "fig11-feature-maps", "fig12-size", "fig13-training",
-        "fig19-misclassified", "fig20-outliers", "grad-cam",
+        "fig14-roc", "fig15-validation", "fig18-confusion", "fig19-misclassified", "fig20-21-unsure", "grad-cam",
     }  # fmt: skip
     assert all((study.results / "figures" / f"{name}.png").stat().st_size > 5000 for name in names)
 
 
-def test_networks_are_ranked_by_the_interval_of_their_difference() -> None:
+def test_networks_are_ranked_by_the_interval_of_their_difference_over_seeds() -> None:
     right = {"iicnet": "1" * 80 + "0" * 20, "vgg16": "0" * 60 + "1" * 40, "repvgg": "1" * 100}
     costs = {
         "learning_rate": 1e-3,
@@ -233,12 +283,19 @@ def test_networks_are_ranked_by_the_interval_of_their_difference() -> None:
         "seed": 1,
     }
     records = {
-        f"equal-{name}": [costs | {"right": right.get(name, right["iicnet"]), "accuracy": 0.8, "interval": [0.7, 0.9]}]
+        f"equal-{name}": [
+            costs
+            | {"experiment": f"equal-{name}", "right": right.get(name, right["iicnet"]), "seed": seed}
+            | {"accuracy": 0.8, "interval": [0.7, 0.9]}
+            for seed in (1, 2)
+        ]
         for name in ("iicnet", *BASELINES)
     }
     records["equal-vgg16"][0] |= {"learning_rate": 3e-4}
+    one = document({name: group[:1] for name, group in records.items()}, QUICK)
+    assert "ranks no network" in one and "ahead of" not in one
     text = document(records, QUICK)
-    assert "learning rate 0.001, 0.0003 for VGG16. IICnet" in text
+    assert "learning rate 0.001, 0.0003 for VGG16. Over 2 seeds IICnet" in text
     assert re.search(r"ahead of VGG16 \(\+40.0 \+- \d", text)
     assert re.search(r"behind RepVGG.*\(-20.0", text)
     assert re.search(r"not to be told apart from GoogLeNet", text)
@@ -246,9 +303,36 @@ def test_networks_are_ranked_by_the_interval_of_their_difference() -> None:
 
 def test_a_failed_experiment_stops_no_other_and_is_named(study: Study, tmp_path: Path) -> None:
     elsewhere = replace(study, results=tmp_path, work=tmp_path / "nowhere")
+    for name in ("dataset", "natural"):
+        (elsewhere.work / name).mkdir(parents=True)  # damaged
     pool = run_all(elsewhere, ("forest", "iicnet", "natural-mix"), workers=1)
     with pytest.raises(SkyclassError, match=r"3 experiments failed: .*natural-mix, seed 1: needs iicnet"):
         list(pool)
+
+
+# --- the time limit --------------------------------------------------------------------------------
+
+
+def test_a_training_stops_at_the_limit_and_resumes_to_the_same_record(study: Study, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "dataset").symlink_to(study.work / "dataset")
+    elsewhere = replace(study, work=work, results=tmp_path)
+    late = replace(elsewhere, limit=TimeLimit(60, time.time() - 3600))
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="resume"):
+            run_experiment(late, "iicnet", 1)
+    assert not late.record("iicnet", 1).exists() and list((work / "models" / "iicnet-1.checkpoints").glob("*.ckpt"))
+    resumed, plain = (run_experiment(s, "iicnet", 1) for s in (elsewhere, study))
+    for key in ("accuracy", "confusion", "samples", "roc", "validation"):
+        assert resumed[key] == plain[key]
+
+
+def test_at_the_limit_nothing_starts_and_what_is_left_is_told(study: Study, tmp_path: Path) -> None:
+    late = replace(study, results=tmp_path, limit=TimeLimit(60, time.time() - 3600))
+    with pytest.raises(Interrupted, match=r"2 experiments left \(colours, forest\): run the same"):
+        list(run_all(late, ("forest", "colours"), workers=1))
+    assert not list(tmp_path.glob("*.json"))
 
 
 # --- several at a time -----------------------------------------------------------------------------

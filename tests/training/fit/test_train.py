@@ -28,6 +28,7 @@ from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
 from skyclass.training.data.dataset import Dataset, save_dataset
 from skyclass.training.evaluation.evaluate import evaluate
+from skyclass.training.fit import job as job_module
 from skyclass.training.fit.augment import Augmentation, augment, draw_augmentation
 from skyclass.training.fit.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from skyclass.training.fit.ddp import Group, rank_numbers
@@ -37,6 +38,7 @@ from skyclass.training.fit.job import (
     bundle_fields,
     class_weights,
     input_statistics,
+    on_device,
     prepare,
 )
 from skyclass.training.fit.recipe import TrainConfig, rate_factor, train_config
@@ -82,6 +84,31 @@ def test_a_short_training_beats_chance_and_leaves_a_bundle(data: Path, tmp_path:
         train(run, dataset=brighter)
     with pytest.raises(ConfigError, match="has no w4"):
         train(replace(run, out=str(tmp_path / "new"), bands=("w1", "w4")))
+
+
+def test_images_on_the_device_give_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainConfig(out=str(tmp_path / "host"), dataset=str(data), **SMALL | {"epochs": 1})
+    on_host = train(run)
+    seen: list[str] = []
+
+    def on_device(images: Any, device: str) -> torch.Tensor:
+        seen.append(device)
+        return torch.from_numpy(np.array(images))
+
+    monkeypatch.setattr(job_module, "on_device", on_device)
+    as_tensor = train(replace(run, out=str(tmp_path / "device")))
+    assert seen == ["cpu"]
+    weights = load_weights(on_host)
+    assert all(torch.equal(weights[k], v) for k, v in load_weights(as_tensor).items())
+
+
+def test_images_stay_on_the_host_without_a_gpu_that_has_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((2, 3, 8, 8), np.float16)
+    assert on_device(images, "cpu") is images and on_device(None, "cuda") is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (images.nbytes, images.nbytes))
+    assert on_device(images, "cuda") is images
 
 
 @pytest.mark.parametrize("network", ["colour", "fusion"])
