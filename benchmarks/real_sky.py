@@ -14,11 +14,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+import matplotlib
 import numpy as np
 import torch
 from astropy.io import fits
+from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from photutils.detection import DAOStarFinder
 from scipy.optimize import curve_fit
@@ -29,6 +32,8 @@ from skyclass.images.composite import composite
 from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
+
+matplotlib.use("Agg")
 
 Float = NDArray[np.float64]
 BANDS = ("w1", "w2", "w3")
@@ -41,6 +46,7 @@ NEAR_PX = 500
 TILE_CENTRE_PX = 2048
 MATCHES = 5
 N_BOOTSTRAP = 1000
+KINDS = ("pixel statistics", "embedding")
 STATISTICS = (
     "p1", "p10", "median", "p90", "p99", "std", "peak", "concentration", "xx", "yy", "xy", "noise", "ac1", "ac4",
 )  # fmt: skip
@@ -56,6 +62,9 @@ class Detections:
     def take(self, rows: NDArray[np.int64]) -> Detections:
         """Return some of the sources."""
         return Detections(self.cutouts[rows], self.flux[rows])
+
+
+Pair = tuple[Detections, Detections]
 
 
 def lower_scatter(image: Float) -> float:
@@ -270,49 +279,27 @@ def embedding(cutouts: Float, model: str) -> Float:
     return torch.cat(parts).double().numpy()
 
 
-@click.command()
-@click.argument("fields", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--sky", "skies", multiple=True, required=True, metavar="NAME=FOLDER", help="Simulated tile of a field.")
-@click.option("--model", default="iicnet-mock", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results.")
-def main(fields: Path, skies: tuple[str, ...], model: str, out: Path | None) -> None:
-    """Print how well two real fields can be told from the SIMULATED sky at their positions."""
-    names = dict(item.split("=", 1) for item in skies)
-    results: dict[str, object] = {}
-    pairs, pairs_mock = [], []
-    for name, folder in names.items():
-        real_images, tile = read_field(fields, name), read_tile(Path(folder))
-        simulated_images = boxes(
-            tile,
-            real_images.shape[1:],
-            corner_on_tile(fields, name),
-            2 * N_BOXES,
-            seed=1,  # type: ignore[arg-type]
+def picture(pairs: dict[str, Pair], path: Path, n: int = 8) -> None:
+    """Write a picture of n real sources of each field above the simulated source of the closest flux."""
+    figure, axes = plt.subplots(6 * len(pairs), n, figsize=(n * 1.05, 6.6 * len(pairs)), squeeze=False)
+    for block, (field, (real, simulated)) in enumerate(pairs.items()):
+        order = np.argsort(real.flux)[::-1][np.linspace(0, len(real.flux) - 1, n).astype(int)]
+        for column, k in enumerate(order):
+            partner = int(np.argmin(np.abs(np.log(simulated.flux.clip(1e-6) / real.flux[k]))))
+            for b, band in enumerate(BANDS):
+                for row, cutout in enumerate((real.cutouts[k, b], simulated.cutouts[partner, b])):
+                    axis = axes[6 * block + 2 * b + row, column]
+                    noise = pixel_noise(real.cutouts[k, b])
+                    axis.imshow(np.arcsinh(cutout / noise / 3), origin="lower", cmap="gray", vmin=-2, vmax=5)
+                    axis.set(xticks=[], yticks=[])
+                    if column == 0:
+                        axis.set_ylabel(f"{band.upper()}\n{'simulated' if row else 'real'}", fontsize=7)
+        axes[6 * block, 0].set_title(
+            f"{field}: real sources and simulated ones of equal W1 flux", loc="left", fontsize=9
         )
-        real = detect(real_images)
-        each = [detect(np.asarray(box, np.float64)) for box in simulated_images]
-        first, second = (
-            Detections(np.concatenate([d.cutouts for d in half]), np.concatenate([d.flux for d in half]))
-            for half in (each[:N_BOXES], each[N_BOXES:])
-        )
-        simulated = matched(real, first, MATCHES)
-        as_real = matched(real, second, 1)
-        results[name] = {"detections": len(real.flux), "simulated_per_box": len(first.flux) / N_BOXES,
-                         **facts(real_images, simulated_images[:N_BOXES])}  # fmt: skip
-        pairs.append((real, simulated))
-        pairs_mock.append((as_real, matched(as_real, first, MATCHES)))
-    for title, chosen in (("real", pairs), ("simulated", pairs_mock)):
-        statistics = [(pixel_statistics(a.cutouts), pixel_statistics(b.cutouts)) for a, b in chosen]
-        embedded = [(embedding(a.cutouts, model), embedding(b.cutouts, model)) for a, b in chosen]
-        results[f"auc of {title} against simulated"] = {
-            "pixel statistics": auc_across(statistics), "embedding": auc_across(embedded),
-        }  # fmt: skip
-        if title == "real":
-            results["auc of single statistics"] = single_statistics(statistics)
-    text = json.dumps(results, indent=1)
-    click.echo(text)
-    if out:
-        out.write_text(text + "\n", "utf-8")
+    figure.tight_layout(pad=0.4, h_pad=0.3, w_pad=0.2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def single_statistics(features: Sequence[tuple[Float, Float]]) -> dict[str, list[float]]:
@@ -326,6 +313,86 @@ def single_statistics(features: Sequence[tuple[Float, Float]]) -> dict[str, list
             values.append(round(float(roc_auc_score(labels, data[:, 0])), 3))
         table[name] = values
     return dict(sorted(table.items(), key=lambda item: -abs(np.mean(item[1]) - 0.5)))
+
+
+def document(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    lines = ["| AUC | pixel statistics | embedding |", "|---|---|---|"]
+    for title in ("real against simulated", "simulated against simulated"):
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*results["auc"][title][kind]) for kind in KINDS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    n_real = ", ".join(f"{row['detections']} in {field}" for field, row in results["fields"].items())
+    lines += ["", f"Detections: {n_real}; embedding of {results['model']}. Simulated / real in both fields:", ""]
+    lines += [
+        "| field, band | level | noise of a pixel | scatter | axis ratio | FWHM, arcsec |",
+        "|---|---|---|---|---|---|",
+    ]
+    for field, row in results["fields"].items():
+        for band in BANDS:
+            facts_of_band = row[band]
+            ratios = [
+                facts_of_band[f"{name}_simulated"] / facts_of_band[f"{name}_real"]
+                for name in ("level", "pixel_noise", "scatter")
+            ]
+            pairs = [
+                f"{facts_of_band[f'{name}_simulated']:.3f} / {facts_of_band[f'{name}_real']:.3f}"
+                if f"{name}_real" in facts_of_band and f"{name}_simulated" in facts_of_band
+                else "no bright star"
+                for name in ("axis_ratio", "fwhm_arcsec")
+            ]
+            cells = [f"{ratio:.2f}" for ratio in ratios] + pairs
+            lines.append(f"| {field}, {band.upper()} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def compare(fields: Path, skies: dict[str, Path], model: str) -> tuple[dict[str, Any], dict[str, Pair]]:
+    """Return the results, and the real and the simulated sources of each field."""
+    results: dict[str, Any] = {"model": model, "fields": {}, "auc": {}}
+    pairs: dict[str, Pair] = {}
+    simulated_pairs: dict[str, Pair] = {}
+    for name, folder in skies.items():
+        real_images, tile = read_field(fields, name), read_tile(folder)
+        rows, columns = real_images.shape[1:]
+        images = boxes(tile, (rows, columns), corner_on_tile(fields, name), 2 * N_BOXES, seed=1)
+        real = detect(real_images)
+        first, second = (_all_detections(half) for half in (images[:N_BOXES], images[N_BOXES:]))
+        pairs[name] = real, matched(real, first, MATCHES)
+        as_real = matched(real, second, 1)
+        simulated_pairs[name] = as_real, matched(as_real, first, MATCHES)
+        counted = {"detections": len(real.flux), "simulated_per_box": len(first.flux) / N_BOXES}
+        results["fields"][name] = counted | facts(real_images, images[:N_BOXES])
+    for title, chosen in (("real", pairs), ("simulated", simulated_pairs)):
+        statistics = [(pixel_statistics(a.cutouts), pixel_statistics(b.cutouts)) for a, b in chosen.values()]
+        embedded = [(embedding(a.cutouts, model), embedding(b.cutouts, model)) for a, b in chosen.values()]
+        aucs = dict(zip(KINDS, (auc_across(statistics), auc_across(embedded)), strict=True))
+        results["auc"][f"{title} against simulated"] = aucs
+        if title == "real":
+            results["auc of single statistics"] = single_statistics(statistics)
+    return results, pairs
+
+
+def _all_detections(images: Sequence[Float]) -> Detections:
+    """Return the sources of several boxes as one."""
+    each = [detect(np.asarray(box, np.float64)) for box in images]
+    return Detections(np.concatenate([d.cutouts for d in each]), np.concatenate([d.flux for d in each]))
+
+
+@click.command()
+@click.argument("fields", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--sky", "skies", multiple=True, required=True, metavar="NAME=FOLDER", help="Simulated tile of a field.")
+@click.option("--model", default="iicnet-mock", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results; a table is written beside it.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Picture of real and simulated sources.")
+def main(fields: Path, skies: tuple[str, ...], model: str, out: Path | None, figure: Path | None) -> None:
+    """Print how well real fields can be told from the SIMULATED sky at their positions."""
+    folders = {name: Path(folder) for name, folder in (item.split("=", 1) for item in skies)}
+    results, pairs = compare(fields, folders, model)
+    click.echo(document(results))
+    if figure:
+        picture(pairs, figure)
+    if out:
+        out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        out.with_suffix(".md").write_text(document(results), "utf-8")
 
 
 if __name__ == "__main__":

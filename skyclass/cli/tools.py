@@ -81,6 +81,9 @@ def mock(
     if len(centers) == 1:
         say(f"centre RA {ra:.4f} Dec {dec:+.4f}; all of it: --cone {ra:.4f},{dec:.4f},{made.radius_deg:g}deg")
     click.echo(shell_command(["skyclass", "classify", *options, "--out", "classes"]))
+    if outliers_per_deg2:
+        say("the truth has classes of outliers, which no training set takes: use it to test a model")
+        return 0
     labelled = ["--labels", made.truth, *options, "--bands", ",".join(names)]
     click.echo(shell_command(["skyclass", "dataset", *labelled, "--out", "dataset"]))
     return 0

@@ -98,7 +98,7 @@ def _class_index(column: pa.ChunkedArray, path: Path) -> Int64:
     if index.null_count:
         unknown = pc.value_counts(column.cast(pa.string()).filter(pc.is_null(index))).to_pylist()
         counts = ", ".join(f"{entry['values']!r} ({counted(entry['counts'], 'row')})" for entry in unknown[:MAX_NAMED])
-        raise CatalogError(f"labels {path}: class {counts} is unknown; use {', '.join(CLASSES)}")
+        raise CatalogError(f"labels {path}: class {counts} is unknown; use {', '.join(CLASSES)}, or remove these rows")
     labels: Int64 = index.to_numpy().astype(np.int64)
     require_all_classes(labels, f"labels {path}")
     return labels
