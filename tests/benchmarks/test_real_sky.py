@@ -34,8 +34,9 @@ def test_stars_are_detected_with_their_flux():
 
 
 def test_matches_have_the_flux_of_the_real_source(detections):
-    real, simulated = detections[0], detections[1]
-    chosen = real_sky.matched(real, simulated, 1)
+    real, others = detections[0], detections[1:]
+    pool = real_sky.Detections(np.concatenate([d.cutouts for d in others]), np.concatenate([d.flux for d in others]))
+    chosen = real_sky.matched(real, pool, 1)
     assert len(chosen.flux) == len(real.flux) and len(np.unique(chosen.flux)) == len(chosen.flux)
     order = np.sort(real.flux)[::-1]
     assert np.median(np.abs(np.log(chosen.flux / order))) < 0.3
