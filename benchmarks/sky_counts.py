@@ -22,7 +22,7 @@ from astropy.coordinates import SkyCoord
 from skyclass.mock import write_mock
 from skyclass.mock.conditions import expected_coverage
 from skyclass.mock.counts import natural_counts
-from skyclass.mock.field import listed_deg2
+from skyclass.mock.selection import listed_deg2
 
 LATITUDES_DEG = (5.0, 15.0, 30.0, 50.0, 80.0)
 LONGITUDE_DEG = 90.0

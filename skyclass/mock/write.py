@@ -23,22 +23,13 @@ from ..sky.healpix import healpix, separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .artifacts import contamination, parents
 from .conditions import BandSky, band_sky
-from .field import (
-    BORDER_PX,
-    SkyModel,
-    Sources,
-    listable,
-    listed_deg2,
-    owned,
-    plan_sky,
-    selected,
-    sources_near,
-)
+from .field import SkyModel, Sources, sources_near
 from .grid import BLOCK_BYTES, FULL_SIZE_PX, BandFacts, header_bytes, nearest_tiles
 from .measure import Photometry, image_scatter, photometry
 from .population import CLASS_NAMES, MIXES, Mix
 from .render import PAD_PX, render
 from .rows import CATALOGUE_SCHEMA, COMMON_SCHEMA, TRUTH_SCHEMA, catalogue_rows, truth_rows
+from .selection import BORDER_PX, listable, listed_deg2, owned, plan_sky, selected
 
 BALANCED_TILE_SOURCES = 20_000
 MAX_OUTLIERS_PER_DEG2 = 5_000.0

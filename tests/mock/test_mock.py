@@ -20,12 +20,13 @@ from skyclass.errors import ConfigError
 from skyclass.mock import write_mock
 from skyclass.mock.conditions import band_sky, zodiacal_sky_dn
 from skyclass.mock.counts import natural_counts
-from skyclass.mock.field import SkyModel, owned, sources_near
+from skyclass.mock.field import SkyModel, sources_near
 from skyclass.mock.grid import BandFacts, grid, header_bytes, nearest_tiles, tile_name
 from skyclass.mock.measure import image_scatter, lower_scatter, photometry
 from skyclass.mock.population import CLASS_OF_SUBTYPE, COLOURS, SUBTYPES, draw
 from skyclass.mock.psf import atlas_psf
 from skyclass.mock.render import light_image, render
+from skyclass.mock.selection import owned
 from skyclass.sky.healpix import healpix, separation_deg, unit_vectors
 from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
 from skyclass.types import CLASSES, Tile
