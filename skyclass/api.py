@@ -100,7 +100,7 @@ def plan(run: RunConfig) -> PlanReport:
     >>> import skyclass as sc
     >>> report = sc.plan(sc.RunConfig(catalog="sky/catalog", images="sky/images", out="classes"))
     >>> report.n_sources, report.n_tiles
-    (44, 1)
+    (46, 1)
     """
     load_dask()
     from .engine.cluster import check_memory_limit

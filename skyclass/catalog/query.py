@@ -234,7 +234,7 @@ class ClassCatalog:
         --------
         >>> import skyclass as sc
         >>> sc.open_catalog("classes").count()
-        44
+        46
         """
         if self.selection.is_everything:
             return self.manifest.rows
@@ -285,7 +285,7 @@ class ClassCatalog:
         >>> import skyclass as sc
         >>> sc.open_catalog("classes").sql("SELECT count(*) AS n FROM classes")
             n
-        0  44
+        0  46
         """
         return to_pandas(self.sql_arrow(query))
 
@@ -306,7 +306,7 @@ class ClassCatalog:
         --------
         >>> import skyclass as sc
         >>> sc.open_catalog("classes").sql_arrow("SELECT count(*) AS n FROM classes").to_pylist()
-        [{'n': 44}]
+        [{'n': 46}]
         """
         check_query(query, self.manifest.classes)
         with translate_duckdb_errors(query, self.root, self.manifest.classes), connect(self.root) as connection:

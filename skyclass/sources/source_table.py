@@ -111,7 +111,7 @@ class SourceTable(Protocol):
         >>> import skyclass as sc
         >>> frame = sc.open_sources("sky/catalog").to_dask(columns=["ra", "dec", "w1mpro"])
         >>> len(frame)
-        44
+        46
         """
         ...
 

@@ -149,4 +149,6 @@ def test_the_cutouts_of_a_file_get_the_probabilities_of_a_run(
     rows = skyclass.open_catalog(run.out).to_pandas().set_index("source_id")
     rows = rows.loc[names["file"]["source_id"][names["has_image"]]]
     assert len(rows) == rows["class"].notna().sum() > 500
-    np.testing.assert_array_equal(names["probabilities"], rows[["p_galaxy", "p_quasar", "p_star"]].to_numpy(np.float32))
+    # The sums of some processors depend on the size of the batch.
+    expected = rows[["p_galaxy", "p_quasar", "p_star"]].to_numpy(np.float32)
+    np.testing.assert_allclose(names["probabilities"], expected, atol=1e-5)

@@ -38,7 +38,7 @@ def test_the_seed_decides(sample: tuple[np.ndarray, np.ndarray]) -> None:
 @pytest.mark.integration
 def test_natural_mix_has_few_quasars() -> None:
     share = np.bincount(simulate_spectra(1500, 3, mix="natural")[1], minlength=3) / 1500
-    assert share[1] < 0.03 < share[0] < share[2]
+    assert share[1] < 0.03 < 0.2 < min(share[0], share[2])
 
 
 def test_noiseless_spectra_are_positive_and_look_like_their_class() -> None:
