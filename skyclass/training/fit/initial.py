@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -17,6 +19,15 @@ from .recipe import TrainConfig, changed_composite
 def composite_settings(run: TrainConfig) -> CompositeSettings:
     """Return the composite settings of a training: those of Atlas images with the changes of the run."""
     return changed_composite(run.bands, run.composite)
+
+
+def with_start_options(run: TrainConfig) -> TrainConfig:
+    """Return the run with the network options of `start_from` where it has none of its own."""
+    if run.options or not run.start_from:
+        return run
+    derived = (*run.network_options, "features", "colour_hidden")
+    options = read_bundle(run.start_from).network_options
+    return replace(run, options={name: value for name, value in options.items() if name not in derived})
 
 
 def initial_network(run: TrainConfig) -> nn.Module:

@@ -31,7 +31,7 @@ from ..data.classes import label_counts
 from ..data.dataset import Dataset, rows_digest
 from .batchnorm import sync_batchnorm
 from .ddp import Group
-from .initial import freeze, initial_network, make_optimiser
+from .initial import freeze, initial_network, make_optimiser, with_start_options
 from .recipe import TrainConfig
 
 SIGNAL_STEPS = 8
@@ -107,7 +107,7 @@ def prepare(
     run: TrainConfig, dataset: Dataset, images: Float16 | None, settings: CompositeSettings, group: Group | None = None
 ) -> Job:
     """Return a job: the statistics of its input, and its network initialised from the seed or from `start_from`."""
-    group = group or Group()
+    group, run = group or Group(), with_start_options(run)
     train_rows, val_rows = dataset.split("train"), dataset.split("val")
     check_rows(run, dataset, train_rows, val_rows, group)
     precision = resolve_precision(group.device, run.precision)

@@ -134,6 +134,17 @@ def test_training_goes_on_from_the_weights_of_another_model(tmp_path: Path) -> N
         job_of(replace(second, options={"first_kernel": 3}), blobs(100))
 
 
+def test_a_training_takes_the_network_options_of_its_start(tmp_path: Path) -> None:
+    run = TrainConfig(out=str(tmp_path / "first"), dataset="-", options={"bn": "all"}, **SMALL | {"epochs": 1})
+    first = train(run, dataset=blobs(100))
+    second = replace(run, out=str(tmp_path / "second"), start_from=str(tmp_path / "first"), options={})
+    job = job_of(second, blobs(100))
+    assert job.run.options == {"bn": "all"} and job.fingerprint["options"] == {"bn": "all"}
+    assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
+    fusion = replace(second, network="fusion", features=("w1-w2", "w2-w3", "w1"))
+    assert job_of(fusion, blobs(100)).run.network_options == {"bn": "all", "features": 3}
+
+
 def test_a_model_of_a_shipped_name_is_not_taken_for_the_shipped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
