@@ -80,7 +80,10 @@ def pixel_noise(image: Float) -> float:
 
 
 def detect(images: Float) -> Detections:
-    """Return the sources that DAOStarFinder detects in W1, whose box lies on the images (3, rows, columns)."""
+    """Return the sources that DAOStarFinder detects in W1, whose box lies on the images (3, rows, columns).
+
+    A source whose flux above the sky of its border is not positive is left out.
+    """
     w1 = np.nan_to_num(images[0], nan=float(np.nanmedian(images[0]))) - np.nanmedian(images[0])
     finder = DAOStarFinder(threshold=DETECTION_SIGMA * pixel_noise(images[0]), fwhm=FWHM_PX)
     table = finder(w1)
@@ -96,7 +99,8 @@ def detect(images: Float) -> Detections:
     cutouts = cutouts[whole] - _border_sky(cutouts[whole])
     offset = np.arange(-HALF_PX, HALF_PX + 1)
     aperture = np.hypot(offset[:, None], offset[None, :]) <= APERTURE_PX
-    return Detections(cutouts, cutouts[:, 0][:, aperture].sum(1))
+    flux = cutouts[:, 0][:, aperture].sum(1)
+    return Detections(cutouts, flux).take(np.flatnonzero(flux > 0))
 
 
 def _border_sky(cutouts: Float) -> Float:
@@ -135,10 +139,10 @@ def _band_statistics(cutouts: Float) -> Float:
 def matched(real: Detections, simulated: Detections, n: int) -> Detections:
     """Return n simulated sources for each real one: those of the closest W1 flux, each at most once."""
     free = np.ones(len(simulated.flux), np.bool_)
-    log_flux = np.log(simulated.flux.clip(1e-6))
+    log_flux = np.log(simulated.flux)
     rows: list[int] = []
     for flux in np.sort(real.flux)[::-1]:
-        distance = np.where(free, np.abs(log_flux - np.log(max(flux, 1e-6))), np.inf)
+        distance = np.where(free, np.abs(log_flux - np.log(flux)), np.inf)
         closest = np.argsort(distance, kind="stable")[:n]
         free[closest] = False
         rows += closest.tolist()
@@ -279,26 +283,26 @@ def embedding(cutouts: Float, model: str) -> Float:
     return torch.cat(parts).double().numpy()
 
 
-def picture(pairs: dict[str, Pair], path: Path, n: int = 8) -> None:
-    """Write a picture of n real sources of each field above the simulated source of the closest flux."""
-    figure, axes = plt.subplots(6 * len(pairs), n, figsize=(n * 1.05, 6.6 * len(pairs)), squeeze=False)
-    for block, (field, (real, simulated)) in enumerate(pairs.items()):
+def picture(pairs: dict[str, Pair], path: Path, n: int = 6) -> None:
+    """Write a picture of n real sources of each field above the simulated sources of the closest fluxes."""
+    figure = plt.figure(figsize=(12, 6.6))
+    for part, (field, (real, simulated)) in zip(figure.subfigures(1, len(pairs)), pairs.items(), strict=True):
+        part.suptitle(f"{field}: real sources and simulated ones of equal W1 flux", fontsize=9)
+        axes = part.subplots(
+            2 * len(BANDS), n, gridspec_kw={"wspace": 0.04, "hspace": 0.04, "top": 0.94, "bottom": 0.01}
+        )
         order = np.argsort(real.flux)[::-1][np.linspace(0, len(real.flux) - 1, n).astype(int)]
         for column, k in enumerate(order):
-            partner = int(np.argmin(np.abs(np.log(simulated.flux.clip(1e-6) / real.flux[k]))))
+            partner = int(np.argmin(np.abs(np.log(simulated.flux / real.flux[k]))))
             for b, band in enumerate(BANDS):
+                noise = pixel_noise(real.cutouts[k, b])
                 for row, cutout in enumerate((real.cutouts[k, b], simulated.cutouts[partner, b])):
-                    axis = axes[6 * block + 2 * b + row, column]
-                    noise = pixel_noise(real.cutouts[k, b])
+                    axis = axes[2 * b + row, column]
                     axis.imshow(np.arcsinh(cutout / noise / 3), origin="lower", cmap="gray", vmin=-2, vmax=5)
                     axis.set(xticks=[], yticks=[])
                     if column == 0:
                         axis.set_ylabel(f"{band.upper()}\n{'simulated' if row else 'real'}", fontsize=7)
-        axes[6 * block, 0].set_title(
-            f"{field}: real sources and simulated ones of equal W1 flux", loc="left", fontsize=9
-        )
-    figure.tight_layout(pad=0.4, h_pad=0.3, w_pad=0.2)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
