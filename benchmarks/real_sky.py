@@ -3,9 +3,9 @@
     python -m benchmarks.real_sky FIELDS --sky 2010H=sky-a --sky 2010ai=sky-b
 
 FIELDS holds real cutouts NAME-w1.fits, NAME-w2.fits, NAME-w3.fits. A sky is the tile that `skyclass mock --center` made
-at the position of the field. Sources are detected in the same way in the real field and in boxes of its size on the
-simulated tile, and each real one is matched with simulated ones of equal W1 flux. A random forest on pixel statistics
-(or on the embedding of a network) is fitted on one field and tested on the other.
+at the position of the field. Sources are detected in the same way in the real field and in boxes of its size near its
+place on the simulated tile, and each real one is matched with simulated ones of equal W1 flux. A random forest on pixel
+statistics (or on the embedding of a network) is fitted on one field and tested on the other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ HALF_PX = 18
 FWHM_PX = 6.2
 DETECTION_SIGMA = 5.0
 APERTURE_PX = 5.0
-N_BOXES = 24
 NEAR_PX = 500
 TILE_CENTRE_PX = 2048
 MATCHES = 5
@@ -222,13 +221,16 @@ def _fit_gaussian(stamp: Float, level: float) -> tuple[float, float, float] | No
     return (fwhm_arcsec, q, float(np.degrees(angle) % 180)) if residual < 0.02 and fwhm_arcsec < 11.5 else None
 
 
-def boxes(tile: Float, shape: tuple[int, int], corner: tuple[int, int], n: int, seed: int) -> list[Float]:
-    """Return n boxes of a shape of the images (3, rows, columns) of a tile, `NEAR_PX` or less from a corner (y, x)."""
-    rng = np.random.default_rng(seed)
-    limits = [(max(c - NEAR_PX, 0), min(c + NEAR_PX, size - extent)) for c, size, extent in
-              zip(corner, tile.shape[1:], shape, strict=True)]  # fmt: skip
-    corners = [[int(rng.integers(low, high + 1)) for low, high in limits] for _ in range(n)]
-    return [tile[:, y : y + shape[0], x : x + shape[1]] for y, x in corners]
+def boxes(tile: Float, shape: tuple[int, int], corner: tuple[int, int]) -> list[Float]:
+    """Return the boxes of a shape, without overlap, whose corner lies within `NEAR_PX` of a corner (y, x) of a tile.
+
+    `tile` is (3, rows, columns). The boxes are in the order of their columns, so the halves of the list are apart.
+    """
+    starts = [
+        range(max(first - NEAR_PX, 0), min(first + NEAR_PX, size - extent) + 1, extent)
+        for first, size, extent in zip(corner, tile.shape[1:], shape, strict=True)
+    ]
+    return [tile[:, y : y + shape[0], x : x + shape[1]] for x in starts[1] for y in starts[0]]
 
 
 def corner_on_tile(folder: Path, name: str) -> tuple[int, int]:
@@ -357,14 +359,14 @@ def compare(fields: Path, skies: dict[str, Path], model: str) -> tuple[dict[str,
     for name, folder in skies.items():
         real_images, tile = read_field(fields, name), read_tile(folder)
         rows, columns = real_images.shape[1:]
-        images = boxes(tile, (rows, columns), corner_on_tile(fields, name), 2 * N_BOXES, seed=1)
-        real = detect(real_images)
-        first, second = (_all_detections(half) for half in (images[:N_BOXES], images[N_BOXES:]))
-        pairs[name] = real, matched(real, first, MATCHES)
-        as_real = matched(real, second, 1)
-        simulated_pairs[name] = as_real, matched(as_real, first, MATCHES)
-        counted = {"detections": len(real.flux), "simulated_per_box": len(first.flux) / N_BOXES}
-        results["fields"][name] = counted | facts(real_images, images[:N_BOXES])
+        images = boxes(tile, (rows, columns), corner_on_tile(fields, name))
+        real, half = detect(real_images), len(images) // 2
+        simulated, first, second = (_all_detections(part) for part in (images, images[:half], images[half:]))
+        pairs[name] = real, matched(real, simulated, MATCHES)
+        as_real = matched(real, first, 1)
+        simulated_pairs[name] = as_real, matched(as_real, second, MATCHES)
+        counted = {"detections": len(real.flux), "simulated_per_box": len(simulated.flux) / len(images)}
+        results["fields"][name] = counted | {"boxes": len(images)} | facts(real_images, images)
     for title, chosen in (("real", pairs), ("simulated", simulated_pairs)):
         statistics = [(pixel_statistics(a.cutouts), pixel_statistics(b.cutouts)) for a, b in chosen.values()]
         embedded = [(embedding(a.cutouts, model), embedding(b.cutouts, model)) for a, b in chosen.values()]

@@ -65,3 +65,14 @@ def test_star_shapes_are_those_of_the_psf():
     fwhm, ratio, angle = np.median(shapes, axis=0)
     assert fwhm == pytest.approx(8.9, abs=0.3) and ratio == pytest.approx(0.906, abs=0.02)
     assert angle == pytest.approx(np.degrees(1.0) - 31, abs=4)
+
+
+def test_boxes_do_not_overlap_and_lie_near_the_corner():
+    rows, columns = np.mgrid[:2000, :2000]
+    tile = np.array([rows, columns, rows * 2000 + columns])
+    parts = real_sky.boxes(tile, (144, 261), (0, 900))
+    assert len(parts) == 4 * 4 and all(part.shape == (3, 144, 261) for part in parts)
+    pixels = np.concatenate([part[2].ravel() for part in parts])
+    assert len(np.unique(pixels)) == len(pixels)
+    assert max(part[0].min() for part in parts) <= 500 and min(part[1].min() for part in parts) == 400
+    assert max(part[1].max() for part in parts[:8]) < min(part[1].min() for part in parts[8:])
