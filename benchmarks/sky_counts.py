@@ -72,7 +72,8 @@ def depth_rows(size_px: int, seed: int) -> Iterable[str]:
         for band in BANDS:
             limit = rows.loc[rows[f"{band}snr"].between(4.5, 5.5), f"{band}mpro"].median()
             gain = expected_coverage(band, latitude_deg) / expected_coverage(band, ARP_220_LATITUDE_DEG)
-            cells.append(f"{limit:.2f} / {ARP_220_LIMIT_MAG[band] + 1.25 * np.log10(gain):.2f}")
+            simulated = f"{limit:.2f}" if np.isfinite(limit) else "no source so faint"
+            cells.append(f"{simulated} / {ARP_220_LIMIT_MAG[band] + 1.25 * np.log10(gain):.2f}")
         yield f"| {latitude_deg:g} | {expected_coverage('w1', latitude_deg):.0f} | " + " | ".join(cells) + " |"
 
 
