@@ -118,8 +118,8 @@ def _scatter(rng: np.random.Generator, cell: int, n: int) -> tuple[Float64, Floa
 
 def galactic(ra: float, dec: float) -> tuple[float, float]:
     """Return galactic longitude and latitude in degrees."""
-    galactic = SkyCoord(ra, dec, unit="deg").galactic
-    return float(galactic.l.deg), float(galactic.b.deg)
+    position = SkyCoord(ra, dec, unit="deg").galactic
+    return float(position.l.deg), float(position.b.deg)
 
 
 def _clustered(rng: np.random.Generator, drawn: Draw, ra: Float64, dec: Float64) -> tuple[Float64, Float64, Int64]:
@@ -159,7 +159,7 @@ def _drawn(sky: SkyModel, cell: int, layer: int, rng: np.random.Generator) -> Dr
         return draw_outliers(rng, int(sky.outliers_per_deg2 * CELL_DEG2 + rng.random()))
     counts, bright, faint, density = (
         (sky.candidate_counts(*direction), bright, faint, sky.density),
-        (natural, faint, natural.faintest(MAX_POINTS_PER_DEG2), 1.0),
+        (natural, faint, max(faint, natural.faintest(MAX_POINTS_PER_DEG2)), 1.0),
         (natural, *SATURATED_W1, 1.0),
     )[layer]
     density *= float(relative_density(sky.seed, ra0, dec0)[0])

@@ -232,6 +232,15 @@ def test_coma_has_its_members_and_their_light():
     assert natural > 200 and balanced == 0
 
 
+@pytest.mark.parametrize("mix", ["natural", "balanced"])
+@pytest.mark.parametrize("center", [(270.0, -28.0), (281.0, -3.0), (270.0, 66.56), (10.0, 89.0)])
+def test_a_sky_can_be_drawn_in_the_galactic_plane_and_at_the_poles(mix, center):
+    tile = nearest_tiles(center, 1, 256, BANDS)[0]
+    sources = sources_near(SkyModel(1, mix, density=0.05), tile, 0.0)
+    assert (sources.layer == 1).sum() < 150_000 * 0.02 and np.isfinite(sources.mags).all()
+    assert all(band_sky(1, tile, band).sigma > 0 for band in BANDS)
+
+
 @pytest.mark.integration
 def test_outliers_are_classes_of_the_truth_and_quasars_have_their_share(tmp_path):
     sky = write_mock(
