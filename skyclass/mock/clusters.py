@@ -1,6 +1,6 @@
 """The rich clusters of galaxies of the nearby Universe, whose light fills whole fields: Coma, Virgo and others.
 
-The clusters are at their positions on the sky, and their members are random. Positions and redshifts are those of NED.
+The clusters are at their positions on the sky, and their members are random. Positions and distances are rounded.
 Core radii and richness are assumed relative to Coma: 350 members with W1 < 14 within a degree.
 """
 

@@ -52,7 +52,7 @@ STRIPE_WIDTH_PX = 5.0
 STATED_PER_PIXEL = {"w1": 55.0, "w2": 68.0, "w3": 103.0}
 """Stated flux error over noise per pixel: median of the 319 sources around Arp 220 (2.16, 3.01 and 35.7 DN)."""
 CONFUSION_DN = {"w1": 6.0, "w2": 4.0, "w3": 18.0}
-"""Flux error by unresolved sources, measured on simulated tiles at |b| = 45. It is used only to plan a sky."""
+"""Flux error by unresolved sources (assumed). It is used only to plan a sky."""
 
 
 @dataclass(frozen=True)

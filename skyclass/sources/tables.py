@@ -174,7 +174,7 @@ def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
 
 
 def _row_problems(table: pa.Table, texts: Mapping[str, pa.ChunkedArray], unique: bool) -> list[str]:
-    """Return what is wrong with the rows: positions off the sky, missing or repeated identifiers.
+    """Return the faults of the rows: positions off the sky, missing or repeated identifiers.
 
     `texts` holds the text of positions that are no numbers.
     """
