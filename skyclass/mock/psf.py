@@ -4,8 +4,8 @@
 unwise_psf project. "Atlas" PSFs are fitted to the same models, smoothed until a gaussian fit to the core has the FWHM
 measured on AllWISE Atlas images: 8.5, 9.4 and 11.0 arcsec. W4 is a sum of two gaussians with 12.0 and 15.5 arcsec.
 
-Stars of two real fields (`2010H` and `2010ai`, 20 in W1 and 14 in W2) have the axis ratios and angles of `AXIS_RATIO` and
-`ANGLE_FROM_SCAN_DEG`. The widths above are geometric means of both axes.
+Stars of two real fields (`2010H` and `2010ai`, 20 in W1 and 14 in W2) have the axis ratios of `AXIS_RATIO` and the
+angles of `ANGLE_FROM_SCAN_DEG`. The widths above are geometric means of both axes.
 """
 
 from __future__ import annotations
