@@ -20,11 +20,14 @@ from .limit import stop_training
 from .study import Study
 
 CHECKPOINT_MINUTES = 2.0
+COMPILE_FROM = 50
+"""Epochs from which the compilation of a training on a GPU saves more time than it takes."""
 
 
 def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
     """Return the bundle of a network trained on the paper set, or on a change of it; a finished one is not redone."""
     set_threads(1)
+    epochs = changes.get("epochs", study.preset.epochs)
     run = train_config(
         {
             "out": str(study.model(name, seed)),
@@ -33,8 +36,9 @@ def trained(study: Study, name: str, seed: int, dataset: Dataset | None = None, 
             "name": name,
             "label": "trained on a SIMULATED sky only (benchmarks/paper)",
             "recipe": study.preset.recipe,
-            "epochs": study.preset.epochs,
+            "epochs": epochs,
             "device": study.device,
+            "compile": study.device == "cuda" and epochs >= COMPILE_FROM,
             "checkpoint_minutes": CHECKPOINT_MINUTES,
         }
         | changes

@@ -5,6 +5,8 @@ quarter of a minute. The program is kept in a cache and loaded from there later.
 shape, type of processor and release of torch; the name of its file depends on all of these.
 
 On a GPU, torch.compile compiles the network in each process that infers, and the result is captured as a CUDA graph.
+
+A training compiles its network with torch.compile on both kinds of device.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import shutil
 import stat
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import cast
 
 import torch
 from filelock import FileLock
@@ -45,11 +49,53 @@ def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Networ
     `name` identifies weights and precision. Raises `CannotCompile` if there is no compiler, the compilation fails, or a
     probability of a trial batch differs by more than `TOLERANCE`; torch.OutOfMemoryError if a batch does not fit a GPU.
     """
-    # By default torch keeps its programs in /tmp, in a folder that another user may create first.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(inductor_cache()))
+    use_private_cache()
     program = on_gpu(network, example) if example[0].is_cuda else on_cpu(network, example, name)
     check(network, program, example)
     return program
+
+
+def compiled_for_training(network: nn.Module, device: str) -> nn.Module:
+    """Return `network` with forward and backward passes that torch compiles at the first batch of each shape.
+
+    Raises `CannotCompile` if there is no compiler. Steps belong into `compile_errors`.
+    """
+    use_private_cache()
+    if device == "cpu":
+        check_compiler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own code
+        return cast(nn.Module, torch.compile(network, dynamic=False))
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Raise `CannotCompile` for an error of torch.compile during the block."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        reason = str(cause).strip().partition("\n")[0]
+        raise CannotCompile(
+            f"torch cannot compile this network: {type(cause).__name__}: {reason}; set compile = false"
+        ) from error
+
+
+def use_private_cache() -> None:
+    """Let torch keep its programs in the user's cache.
+
+    By default they are in /tmp, in a folder that another user may create first.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder(inductor_cache()))
+
+
+def check_compiler() -> None:
+    """Raise `CannotCompile` if there is no C++ compiler."""
+    compiler = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
+    if not shutil.which(compiler):
+        raise CannotCompile(f"no C++ compiler: {compiler} is not installed (or set CXX)")
 
 
 def on_cpu(network: nn.Module, example: Sequence[Tensor], name: str) -> Network:
@@ -72,9 +118,7 @@ TORCH_FAILS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionErr
 
 def build(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
     """Compile a network into a file; raise `CannotCompile` with the reason of a failure."""
-    compiler = os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")
-    if not shutil.which(compiler):
-        raise CannotCompile(f"no C++ compiler: {compiler} is not installed (or set CXX)")
+    check_compiler()
     unfinished = path.with_suffix(f".{uuid.uuid4().hex}.pt2")
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -339,7 +339,7 @@ def test_cutouts_name_the_faults_of_tiles(sky, tmp_path):
 @pytest.mark.integration
 @pytest.mark.skipif(not ATLAS.is_dir(), reason="the real Atlas cutouts of ../shared are not here")
 def test_the_shipped_model_on_two_real_fields(tmp_path):
-    """The host of 2010H is a galaxy, the point sources around it are not quasars; 2010ai's target overhangs."""
+    """Both host galaxies are galaxies, the point sources are stars; the target of 2010ai overhangs."""
     rows = {}
     for field in ("2010H", "2010ai"):
         out = tmp_path / field
@@ -350,6 +350,11 @@ def test_the_shipped_model_on_two_real_fields(tmp_path):
     host, target = rows["2010H"].loc["2010H-host"], rows["2010ai"].loc["2010ai-target"]
     assert host["class"] == "galaxy" and host["coadd_id"] == "1210p015_ac51" and host["flags"] == 0
     assert (rows["2010H"].drop("2010H-host")["class"] == "star").sum() >= 10
+    assert rows["2010ai"].drop("2010ai-target")["class"].to_dict() == {
+        "2010ai-host": "galaxy",
+        "extended-1": "galaxy",  # half as bright as its peak at 3.7 pixels, point-1 at 2.9
+        "point-1": "star",
+    }
     assert target["flags"] == 1 and abs(target["valid_frac"] - 32 / 37) < 1e-6 and target["class"] is not None
 
 

@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...images.composite import CompositeSettings
 from ...import_path import is_import_path, source_sha256
 from ...model.bundle import Preprocessing, read_bundle
+from ...model.compile import compiled_for_training
 from ...model.devices import resolve_precision
 from ...model.photometry import PhotometrySettings, features, scale_of, standardise
 from ...model.preprocess import Preprocess
@@ -66,7 +67,7 @@ class Job:
     photometry_settings: PhotometrySettings | None
     network: nn.Module
     wrapped: nn.Module
-    """The network with gradients averaged over the ranks."""
+    """The network with gradients averaged over the ranks; compiled if the run says so."""
     class_weights: Tensor
     optimiser: torch.optim.Optimizer
     fingerprint: dict[str, Any]
@@ -133,11 +134,17 @@ def prepare(
         Preprocess(preprocessing).to(group.device),
         photometry_settings,
         network,
-        group.wrap(network),
+        trainable(network, run, group),
         class_weights(dataset.labels[train_rows], run.balanced).to(group.device),
         make_optimiser(run, network),
         fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
+
+
+def trainable(network: nn.Module, run: TrainConfig, group: Group) -> nn.Module:
+    """Return the network with gradients averaged over the ranks, compiled if the run says so."""
+    wrapped = group.wrap(network)
+    return compiled_for_training(wrapped, group.device) if run.compile else wrapped
 
 
 def on_device(images: Float16 | None, device: str) -> Float16 | Tensor | None:

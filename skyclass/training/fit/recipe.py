@@ -195,6 +195,8 @@ class TrainConfig:
     """Device of each rank: auto, cpu or cuda."""
     precision: Precision = "auto"
     """Arithmetic of the network: fp32, bf16, or auto: bf16 where the hardware multiplies it."""
+    compile: bool = False
+    """Compile the network with torch.compile, which takes minutes: for long trainings, mainly on GPUs."""
     cluster: Cluster = "none"
     """none: this process, or the ranks that torchrun or srun start. local: processes on this machine. Else the address
     of a Dask scheduler, such as tcp://127.0.0.1:8786: ranks on its machines."""

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ...errors import ConfigError, Interrupted
 from ...model.bundle import Bundle, read_bundle, save_bundle
 from ...model.bundle_files import check_target
+from ...model.compile import compile_errors
 from ...model.photometry import PHOTOMETRY_COLUMNS, PhotometrySettings, features, standardise
 from ...types import CLASSES, Float32, FloatArray, Int64
 from ..data.composites import composites
@@ -71,6 +72,8 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
     ------
     ConfigError
         Settings and data do not fit each other. Raised before the first step.
+    CannotCompile
+        The run compiles its network, and there is no compiler or torch fails.
     Interrupted
         A signal has requested a stop. The same call resumes.
     """
@@ -78,7 +81,8 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
     dataset = dataset or load_dataset(run.dataset)
     settings = composite_settings(run)
     images = composites(dataset, run.bands, settings) if "images" in run.inputs else None
-    with joined(run.device) as group, deterministic(group.device), stop_signals() as request:
+    compiling = compile_errors() if run.compile else nullcontext()
+    with joined(run.device) as group, deterministic(group.device), stop_signals() as request, compiling:
         job = prepare(run, dataset, images, settings, group)
         if job.group.any(group.is_first and finished_bundle(job) is not None)[0]:
             return read_bundle(folder_of(run))

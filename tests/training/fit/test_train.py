@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyclass.errors import ConfigError, Interrupted, StoreError
+from skyclass.errors import CannotCompile, ConfigError, Interrupted, StoreError
 from skyclass.images.composite import composite
 from skyclass.model.bundle import load_bundle, load_weights, save_bundle
 from skyclass.model.classifier import load_classifier
@@ -102,6 +104,35 @@ def test_images_on_the_device_give_the_same_weights(
     assert seen == ["cpu"]
     weights = load_weights(on_host)
     assert all(torch.equal(weights[k], v) for k, v in load_weights(as_tensor).items())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_a_compiled_training_learns_the_same_and_resumes_to_the_same_bundle(tmp_path: Path) -> None:
+    facts = {"network": "colour", "features": ("w1-w2", "w2-w3"), "dataset": "-", "compile": True, "precision": "fp32"}
+    data, run = blobs(100), TrainConfig(out=str(tmp_path / "compiled"), **SMALL | facts)
+    compiled = train(run, dataset=data)
+    plain = train(replace(run, out=str(tmp_path / "plain"), compile=False), dataset=data)
+    assert compiled.training["val_loss"] == pytest.approx(plain.training["val_loss"], abs=0.01)
+    assert load_weights(compiled).keys() == load_weights(plain).keys()
+    stopped = replace(run, out=str(tmp_path / "stopped"))
+    with pytest.raises(Interrupted):
+        train(stopped, stop_at(3), dataset=data)
+    with pytest.raises(ConfigError, match="compile"):
+        train(replace(stopped, compile=False), dataset=data)
+    assert train(stopped, dataset=data).digest == compiled.digest
+
+
+def test_a_network_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainConfig(out=str(tmp_path / "m"), dataset="-", compile=True, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(CannotCompile, match="no C\\+\\+ compiler: no-such-compiler is not installed"):
+            train(run, dataset=blobs(60))
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "false"), "force_disable_caches": True}):
+        with pytest.raises(CannotCompile, match="torch cannot compile this network: .*; set compile = false"):
+            train(run, dataset=blobs(60))
 
 
 def test_images_stay_on_the_host_without_a_gpu_that_has_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
