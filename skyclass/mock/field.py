@@ -2,7 +2,7 @@
 
 Each cell has its own random stream, which depends on the seed and the number of the cell, so neither the order of tiles
 nor threads change a source. The sky has these layers: candidates for the catalogue, faint sources below its limit
-(confusion), very bright stars that saturate, and optional outliers.
+(confusion), very bright stars that saturate, optional outliers, and the diffuse light of nearby clusters of galaxies.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ GALAXIES_PER_CLUSTER = 60
 ENVELOPE_FAINTER_MAG, ENVELOPE_RADIUS_ARCSEC = 1.0, 40.0
 """Light between the galaxies of a cluster: magnitudes fainter than its brightest galaxy, and half-light radius."""
 DENSITY_AMPLITUDE = 0.05
+CANDIDATE, FAINT, SATURATED, OUTLIER, DIFFUSE = range(5)
+"""The layers of the sky. Their numbers are part of the seeds of their random streams."""
+DRAWN_LAYERS = (CANDIDATE, FAINT, SATURATED, OUTLIER)
+"""The layers that are drawn by cell."""
 
 
 @dataclass(frozen=True)
 class Sources(Draw):
     """N sources on the sky: `Draw` and their positions in degrees.
 
-    `layer` (N,) is 0 for a candidate, 1 for a faint and 2 for a saturated source. `rank` (N,) is uniform, for thinning.
+    `layer` (N,) is CANDIDATE (also for an outlier), FAINT, SATURATED or DIFFUSE. `rank` (N,) is uniform, for thinning.
     `jitter` (N, 2) has normal deviates for the position errors of the catalogue.
     """
 
@@ -144,7 +148,7 @@ def _envelopes(sources: Sources, centres: Int64) -> Sources:
     light = sources.take(centres)
     n = len(light)
     return replace(
-        light, mags=light.mags + ENVELOPE_FAINTER_MAG, layer=np.ones(n, np.int64), sersic_index=np.ones(n),
+        light, mags=light.mags + ENVELOPE_FAINTER_MAG, layer=np.full(n, FAINT), sersic_index=np.ones(n),
         radius_arcsec=np.full(n, ENVELOPE_RADIUS_ARCSEC),
     )  # fmt: skip
 
@@ -155,7 +159,7 @@ def _drawn(sky: SkyModel, cell: int, layer: int, rng: np.random.Generator) -> Dr
     direction = galactic(float(ra0[0]), float(dec0[0]))
     natural = natural_counts(*direction)
     bright, faint = sky.candidate_limits(*direction)
-    if layer == 3:
+    if layer == OUTLIER:
         return draw_outliers(rng, int(sky.outliers_per_deg2 * CELL_DEG2 + rng.random()))
     counts, bright, faint, density = (
         (sky.candidate_counts(*direction), bright, faint, sky.density),
@@ -169,20 +173,19 @@ def _drawn(sky: SkyModel, cell: int, layer: int, rng: np.random.Generator) -> Dr
 
 
 def _draw_layer(sky: SkyModel, cell: int, layer: int) -> Sources:
-    """Return the sources of one layer in one cell; outliers, layer 3, are candidates too."""
+    """Return the sources of one layer in one cell; outliers are candidates too."""
     rng = np.random.default_rng([sky.seed, 200 + layer, cell])
     drawn = _drawn(sky, cell, layer, rng)
     n = len(drawn.subtype)
     ra, dec = _scatter(rng, cell, n)
     centres = np.zeros(0, np.int64)
-    if layer == 0:
+    if layer == CANDIDATE:
         ra, dec, centres = _clustered(rng, drawn, ra, dec)
     # Only candidates are thinned: rank 0 is always kept.
-    rank = rng.random(n) if layer == 0 else np.zeros(n)
+    rank = rng.random(n) if layer == CANDIDATE else np.zeros(n)
     columns = {f.name: getattr(drawn, f.name) for f in fields(Draw)}
-    sources = Sources(
-        **columns, ra=ra, dec=dec, layer=np.full(n, layer % 3), rank=rank, jitter=rng.standard_normal((n, 2))
-    )
+    layers = np.full(n, CANDIDATE if layer == OUTLIER else layer)
+    sources = Sources(**columns, ra=ra, dec=dec, layer=layers, rank=rank, jitter=rng.standard_normal((n, 2)))
     return concatenate([sources, _envelopes(sources, centres)]) if len(centres) else sources
 
 
@@ -196,8 +199,8 @@ def _cluster_sources(sky: SkyModel, tile: Tile, margin_deg: float) -> list[Sourc
         rng = np.random.default_rng([sky.seed, 400, index])
         drawn = members(cluster, rng)
         n = len(drawn.ra)
-        layer = np.zeros(n, np.int64)
-        layer[-1] = 1
+        layer = np.full(n, CANDIDATE)
+        layer[-1] = DIFFUSE
         columns = {f.name: getattr(drawn.galaxies, f.name) for f in fields(Draw)}
         jitter = rng.standard_normal((n, 2))
         parts.append(Sources(**columns, ra=drawn.ra, dec=drawn.dec, layer=layer, rank=np.zeros(n), jitter=jitter))
@@ -210,13 +213,17 @@ def cells_near(tile: Tile, margin_deg: float) -> Int64:
     return Cone(*tile.crval_deg, float(reach)).cover(CELL_ORDER)
 
 
-def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = (0, 1, 2, 3)) -> Sources:
-    """Return the sources of the layers within a tile or `margin_px` outside it, in the order of their cells."""
+def sources_near(sky: SkyModel, tile: Tile, margin_px: float, layers: Sequence[int] = DRAWN_LAYERS) -> Sources:
+    """Return the sources of the layers within a tile or `margin_px` outside it, in the order of their cells.
+
+    Diffuse light is returned wherever its centre lies.
+    """
     margin_deg = margin_px * abs(tile.cdelt_deg[1]) + 3 * CLUSTER_SIGMA_DEG
     parts = [_draw_layer(sky, int(c), layer) for c in cells_near(tile, margin_deg) for layer in layers]
-    if sky.mix == "natural" and 0 in layers:
+    if sky.mix == "natural" and CANDIDATE in layers:
         parts += _cluster_sources(sky, tile, margin_deg)
     sources = concatenate(parts)
     kept = sources.rank < sky.kept_share
     x, y = tile_pixels(tile, sources.ra, sources.dec)
-    return sources.take(kept & (edge_distance_px(tile, x, y) > -margin_px))
+    near = (edge_distance_px(tile, x, y) > -margin_px) | (sources.layer == DIFFUSE)
+    return sources.take(kept & near)

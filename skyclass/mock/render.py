@@ -1,7 +1,8 @@
 """Pixels of one simulated Atlas band: sources, sky, noise, holes.
 
-All light consists of points; a galaxy is a spiral of points of equal flux. Points are deposited with cubic B-splines,
-and one Fourier transform convolves them with the PSF, exactly at any subpixel position.
+Stars are points, and a galaxy is a spiral of points of equal flux. Points are deposited with cubic B-splines, and one
+Fourier transform convolves them with the PSF, exactly at any subpixel position. The diffuse light of clusters, which is
+smooth on the scale of the PSF, is computed for each pixel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Float32, Float64, Tile
 from ..sky.tile_wcs import tile_pixels
 from .artifacts import Points, artifact_points, parents
 from .conditions import BandSky, ScanProfile, cross_scan_px, scan_profile
-from .field import Sources
+from .field import DIFFUSE, Sources
 from .grid import FULL_SIZE_PX, ZERO_POINT_MAG
 from .psf import Psf, atlas_psf, raw_psf
 
@@ -90,6 +91,24 @@ def light_points(sources: Sources, tile: Tile, band: str, scan_rad: float) -> Po
     stars = sources.take(is_point)
     parts.append(artifact_points(parents(band, scan_rad, x[is_point], y[is_point], stars.mags[:, BANDS.index(band)])))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+def diffuse_light(sources: Sources, tile: Tile, band: str) -> Float32:
+    """Return the image in DN of round sources with exponential profiles, which are much larger than the PSF.
+
+    The surface brightness of a flux F and a half-light radius R is F (b / R)^2 / (2 pi) exp(-b r / R), where b solves
+    gamma(2, b) = 1/2 (Graham & Driver 2005, PASA 22, 118).
+    """
+    image = np.zeros(tile.shape, np.float32)
+    b = gammaincinv(2.0, 0.5)
+    x, y = (p - 1 for p in tile_pixels(tile, sources.ra, sources.dec))
+    flux = 10 ** (0.4 * (ZERO_POINT_MAG[band] - sources.mags[:, BANDS.index(band)]))
+    rows, columns = (np.arange(n, dtype=np.float32) for n in tile.shape)
+    for xi, yi, fi, radius_arcsec in zip(x, y, flux, sources.radius_arcsec, strict=True):
+        scale_px = radius_arcsec / PIXEL_SCALE_ARCSEC / b
+        distance = np.hypot((columns - xi)[None, :], (rows - yi)[:, None])
+        image += (fi / (2 * np.pi * scale_px**2) * np.exp(-distance / scale_px)).astype(np.float32)
+    return image
 
 
 def _spline(t: Float64) -> tuple[Float64, Float64, Float64, Float64]:
@@ -193,13 +212,15 @@ def _blank_holes(image: Float32, sky: BandSky) -> None:
 
 def render(sky: BandSky, sources: Sources, tile: Tile) -> Float32:
     """Return one band of a simulated tile: (rows, columns) float32 DN, NaN in holes and saturated cores."""
-    profile = scan_profile(sky)
+    profile, is_diffuse = scan_profile(sky), sources.layer == DIFFUSE
+    sources, diffuse = sources.take(~is_diffuse), sources.take(is_diffuse)
     points = light_points(sources, tile, sky.band, sky.scan_rad)
     spectrum = _light_spectrum(atlas_psf(sky.band, sky.scan_rad), points, tile.shape)
     spectrum += _noise_spectrum(sky, profile, tile.shape)
     image = _inverse(spectrum, _frequencies(tile.shape)[0], tile.shape)
     del spectrum
     _add_background(image, sky, profile)
+    image += diffuse_light(diffuse, tile, sky.band)
     _blank_saturated(image, sources, tile, sky.band)
     _blank_holes(image, sky)
     return image

@@ -14,7 +14,7 @@ from skyclass.types import BANDS, PIXEL_SCALE_ARCSEC, Bool, Float64, Tile
 from ..sky.healpix import separation_deg
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .conditions import expected_flux_sigma
-from .field import SkyModel, galactic, sources_near
+from .field import CANDIDATE, OUTLIER, SkyModel, galactic, sources_near
 from .grid import ZERO_POINT_MAG
 from .population import Mix
 
@@ -64,8 +64,8 @@ def _expected_rows(sky: SkyModel, tiles: Sequence[Tile]) -> Float64:
     ranks = []
     zero = np.array([ZERO_POINT_MAG[b] for b in BANDS[:3]])
     for tile in tiles:
-        sources = sources_near(sky, tile, 8.0, (0, 3))
-        sources = sources.take(sources.layer == 0)
+        sources = sources_near(sky, tile, 8.0, (CANDIDATE, OUTLIER))
+        sources = sources.take(sources.layer == CANDIDATE)
         x, y = tile_pixels(tile, sources.ra, sources.dec)
         sigma = np.array([expected_flux_sigma(sky.seed, tile, b) for b in BANDS[:3]])
         flux = 10 ** (0.4 * (zero - sources.mags[:, :3]))

@@ -23,7 +23,7 @@ from ..sky.healpix import healpix, separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .artifacts import contamination, parents
 from .conditions import BandSky, band_sky
-from .field import SkyModel, Sources, sources_near
+from .field import CANDIDATE, SATURATED, SkyModel, Sources, sources_near
 from .grid import BLOCK_BYTES, FULL_SIZE_PX, BandFacts, header_bytes, nearest_tiles
 from .measure import Photometry, image_scatter, photometry
 from .population import CLASS_NAMES, MIXES, Mix
@@ -141,7 +141,7 @@ def _shifted(sources: Sources, sigma_arcsec: Float64) -> tuple[Float64, Float64]
 
 def _fitted(tile: Tile, sources: Sources) -> Sources:
     """Return the sources that an extractor separates on this tile: candidates and saturated stars."""
-    known = sources.take(sources.layer != 1)
+    known = sources.take((sources.layer == CANDIDATE) | (sources.layer == SATURATED))
     x, y = tile_pixels(tile, known.ra, known.dec)
     on_tile = edge_distance_px(tile, x, y) > 0
     return known.take(on_tile & (listable(x, y, known.mags[:, 0])))
@@ -151,7 +151,7 @@ def _n_near(tile: Tile, sources: Sources, x: Float64, y: Float64) -> Int64:
     """Return for each position the number of other candidates within 10 arcsec."""
     if not len(x):
         return np.zeros(0, np.int64)
-    near = sources.take(sources.layer == 0)
+    near = sources.take(sources.layer == CANDIDATE)
     tree = cKDTree(np.column_stack(tile_pixels(tile, near.ra, near.dec)))
     count = tree.query_ball_point(np.column_stack([x, y]), 10 / PIXEL_SCALE_ARCSEC, return_length=True)
     return cast(Int64, np.maximum(count - 1, 0))
@@ -191,7 +191,7 @@ def _make_tile(sky: SkyModel, tile: Tile, tiles: list[Tile], images: Path, done:
     rows = selected(
         sky.mix, *(np.array([getattr(p, name) for p in bands.values()]) for name in ("snr", "detection_snr"))
     )
-    rows &= (listed.layer == 0) & owned(tile, tiles, listed.ra, listed.dec)
+    rows &= (listed.layer == CANDIDATE) & owned(tile, tiles, listed.ra, listed.dec)
     for axis in (x, y):
         rows &= (axis >= BORDER_PX) & (axis <= size - BORDER_PX)
     measured = {band: _take(p, rows) for band, p in bands.items()}

@@ -1,5 +1,7 @@
 """Counts, conditions, PSF, artifacts and clusters of the simulated sky against published and measured numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,12 +21,12 @@ from skyclass.mock.conditions import (
     zodiacal_sky_dn,
 )
 from skyclass.mock.counts import EDGES_W1, balanced_counts, natural_counts, with_quasars
-from skyclass.mock.field import SkyModel, sources_near
+from skyclass.mock.field import DIFFUSE, SkyModel, sources_near
 from skyclass.mock.grid import ZERO_POINT_MAG, nearest_tiles
 from skyclass.mock.population import CLASS_OF_SUBTYPE, OUTLIERS, SUBTYPES
 from skyclass.mock.psf import ATLAS, AXIS_RATIO, Psf, atlas_psf
-from skyclass.mock.render import light_image
-from skyclass.types import CLASSES
+from skyclass.mock.render import diffuse_light, light_image
+from skyclass.types import CLASSES, PIXEL_SCALE_ARCSEC
 from tests.support.paths import SHARED
 
 ARP_220 = SHARED / "data" / "archive" / "gator_arp220_allsky.tbl"
@@ -230,6 +232,31 @@ def test_coma_has_its_members_and_their_light():
         len(sources_near(SkyModel(1, mix, density=0.0), tile, 0.0, (0,))) for mix in ("natural", "balanced")
     )
     assert natural > 200 and balanced == 0
+
+
+def test_the_light_of_a_cluster_goes_on_beyond_the_tile_of_its_centre():
+    virgo = next(cluster for cluster in NEARBY_CLUSTERS if cluster.name == "Virgo")
+    peak_dn = []
+    for tile in nearest_tiles((virgo.ra, virgo.dec), 5, 256, ("w1",)):
+        sources = sources_near(SkyModel(5, "natural"), tile, 64)
+        diffuse = sources.take(sources.layer == DIFFUSE)
+        assert (diffuse.ra, diffuse.dec) == ([virgo.ra], [virgo.dec])
+        peak_dn.append(diffuse_light(diffuse, tile, "w1").max())
+    assert np.all(np.diff(peak_dn) < 0) and peak_dn[-1] > 0.02 * peak_dn[0]
+
+
+def test_half_of_the_diffuse_light_lies_within_the_half_light_radius():
+    tile = nearest_tiles((194.95, 27.98), 1, 1001, ("w1", "w2", "w3"))[0]
+    sources = sources_near(SkyModel(5, "natural"), tile, 64)
+    light = sources.take(sources.layer == DIFFUSE).take(np.array([0]))
+    ra, dec = (np.array([value]) for value in tile.crval_deg)
+    radius_px = 40.0
+    centred = replace(light, ra=ra, dec=dec, radius_arcsec=np.array([radius_px * PIXEL_SCALE_ARCSEC]))
+    image = diffuse_light(centred, tile, "w2").astype(float)
+    y, x = np.indices(image.shape) - 500
+    flux_dn = 10 ** (0.4 * (ZERO_POINT_MAG["w2"] - light.mags[0, 1]))
+    assert image.sum() == pytest.approx(flux_dn, rel=0.001)
+    assert image[np.hypot(x, y) < radius_px].sum() == pytest.approx(flux_dn / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("mix", ["natural", "balanced"])
