@@ -169,10 +169,7 @@ def equal(network: str, study: Study, seed: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"network": network}
     if study.preset.recipe == "modern" and network in RATES:
         facts["learning_rate"] = RATES[network]
-    if network == "iicnet" and study.preset.is_equal:
-        bundle = iicnet_model(study, seed)
-    else:
-        bundle = small_run(study, f"equal-{network}", seed, **facts)
+    bundle = small_run(study, f"equal-{network}", seed, **facts)
     print_, test = bundle.training["fingerprint"], study.dataset.split("test")
     guess = probabilities_of(bundle, study.dataset, test, study.device).argmax(1)
     right = "".join("01"[hit] for hit in (guess == study.dataset.labels[test]).astype(int))
@@ -395,7 +392,6 @@ EXPERIMENTS: dict[str, Callable[[Study, int], dict[str, Any]]] = {
 SEEDED = ("iicnet", "fusion", "forest", "svm", "colours", "embedding-svm", "margins", "natural-mix")
 """Run for the `seeds` of the preset; the others for its `other_seeds`."""
 NEEDS = {
-    "equal-iicnet": ("iicnet",),
     "fusion": ("iicnet",),
     "embedding-svm": ("iicnet",),
     "margins": ("iicnet", "fusion"),

@@ -45,11 +45,6 @@ class Preset:
     other_seeds: tuple[int, ...] = (1,)
     """Of all other experiments."""
 
-    @property
-    def is_equal(self) -> bool:
-        """True when IICnet of Table 2 is trained as the networks of Table 3, so that one training serves both."""
-        return self.small_rows is None and self.small_epochs == self.epochs and self.small_batch == 64
-
 
 PAPER_COUNTS = {"galaxy": 7298, "quasar": 7215, "star": 7223}
 PRESETS = {

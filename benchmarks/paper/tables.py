@@ -138,7 +138,10 @@ def table3(records: Records) -> str:
         "counts are not stated; 80 px fits IICnet, 224 px the others. Ours are trained at 80 px. MACs are "
         "multiply-accumulates of convolutions and linear layers; the paper's counter adds biases, BatchNorm, ReLU and "
         f"pools (IICnet: {published.COST['iicnet'][0]}), and `tests/networks/test_networks.py` reproduces its figures. "
-        "One recipe for all, tuned for none" + rates(records) + ". " + ranking(records)
+        "One recipe for all, tuned for none, and weights of He et al. 2015 at the start"
+        + rates(records)
+        + ". "
+        + ranking(records)
     )
     return f"## Table 3: networks at equal epochs\n\n{table([*head, *EFFORT], rows)}\n{note}\n"
 

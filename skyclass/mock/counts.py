@@ -6,8 +6,8 @@ All magnitudes are Vega magnitudes. Sources:
 - Galaxies: K counts of Kim et al. 2011 (MNRAS 410, 241), and fainter than K = 19.5 those of COSMOS2020 (Weaver et al.
   2022, ApJS 258, 11, table 2). The shift to W1 reproduces the 319 WISE All-Sky sources within 5 arcmin of Arp 220.
 - Quasars: 61.9 per square degree with W2 < 15.05 (Stern et al. 2012, ApJ 753, 30). 130 by the cut "R90" of Assef et al.
-  2013 (ApJ 772, 26), W2 < 17.11 and W1 - W2 > 0.662 exp(0.232 (W2 - 13.97)^2), taken as those with W2 < 15.73 (assumed):
-  at fainter magnitudes the cut is redder than 1.36, and finds few quasars.
+  2013 (ApJ 772, 26), W2 < 17.11 and W1 - W2 > 0.662 exp(0.232 (W2 - 13.97)^2), taken as those with W2 < 15.73
+  (assumed): for fainter ones the limit is redder than 1.36, which few quasars are.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.paper import experiments
+from benchmarks.paper import experiments, training
 from benchmarks.paper.cells import EFFORT, MISSING, PAPER_EFFORT, percent
 from benchmarks.paper.experiments import EXPERIMENTS, NEEDS, SEEDED, WITHOUT_CHECKPOINTS, run_experiment, todo
 from benchmarks.paper.figures import write_figures
@@ -116,6 +116,18 @@ def test_a_record_of_another_effort_is_made_anew_and_only_where_it_matters(study
     assert run_experiment(study, "colours", 1)["accuracy"] == old["accuracy"]
     record.write_text(json.dumps(old | {"accuracy": 0.0, "sky": "code of 2026-11-22"}))
     assert run_experiment(study, "colours", 1)["accuracy"] == old["accuracy"], "a record of another sky is made anew"
+
+
+def test_networks_of_table_3_start_by_one_rule_and_keep_their_options(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, object] = {}
+    monkeypatch.setattr(training, "trained", lambda *args, **changes: options.update({args[1]: changes["options"]}))
+    for name in ("equal-iicnet", "equal-vgg16"):
+        training.small_run(study, name, 1, network=name.removeprefix("equal-"))
+    training.small_run(study, "kernel-3", 1, options={"first_kernel": 3})
+    assert options["equal-iicnet"] == options["equal-vgg16"] == {"init": "he"}
+    assert options["kernel-3"] == {"init": "he", "first_kernel": 3}
 
 
 def test_experiments_come_after_those_they_need(tmp_path: Path) -> None:
