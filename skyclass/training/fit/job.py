@@ -112,6 +112,11 @@ def prepare(
     train_rows, val_rows = dataset.split("train"), dataset.split("val")
     check_rows(run, dataset, train_rows, val_rows, group)
     precision = resolve_precision(group.device, run.precision)
+    if run.compile and group.device == "cpu" and precision == "bf16":
+        raise ConfigError(
+            "compile = true with bf16 on a CPU is not supported, because a training of iicnet diverged: "
+            'set precision = "fp32", or compile = false'
+        )
     preprocessing = input_statistics(images, train_rows, run)
     raw = features(dataset.rows, run.features) if run.features else None
     photometry_settings = photometry_statistics(raw, train_rows, run.features) if raw is not None else None

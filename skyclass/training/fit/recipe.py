@@ -196,7 +196,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """Arithmetic of the network: fp32, bf16, or auto: bf16 where the hardware multiplies it."""
     compile: bool = False
-    """Compile the network with torch.compile, which takes minutes: for long trainings, mainly on GPUs."""
+    """Compile the network with torch.compile, which takes minutes: for long trainings on GPUs; on CPUs in fp32 only."""
     cluster: Cluster = "none"
     """none: this process, or the ranks that torchrun or srun start. local: processes on this machine. Else the address
     of a Dask scheduler, such as tcp://127.0.0.1:8786: ranks on its machines."""

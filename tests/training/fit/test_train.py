@@ -123,7 +123,9 @@ def test_a_compiled_training_learns_the_same_and_resumes_to_the_same_bundle(tmp_
 
 
 def test_a_network_that_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = TrainConfig(out=str(tmp_path / "m"), dataset="-", compile=True, **SMALL)
+    run = TrainConfig(out=str(tmp_path / "m"), dataset="-", **SMALL | {"compile": True, "precision": "fp32"})
+    with pytest.raises(ConfigError, match="compile = true with bf16 on a CPU is not supported"):
+        train(replace(run, precision="bf16"), dataset=blobs(60))
     with monkeypatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler")
         with pytest.raises(CannotCompile, match="no C\\+\\+ compiler: no-such-compiler is not installed"):
