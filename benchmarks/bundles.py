@@ -27,9 +27,9 @@ from .network_start import markdown
 MIN_ROWS = 20
 """Rows of each class without which a bin has no balanced accuracy."""
 BINS = {
-    "W1 S/N": ("w1snr", (0.0, 10.0, 20.0, 50.0, 100.0, np.inf)),
+    "W1 S/N": ("w1snr", (0.0, 10.0, 20.0, np.inf)),
     "W1 (mag)": ("w1mpro", (0.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0)),
-    "|b| (deg)": ("abs_b_deg", (0.0, 15.0, 30.0, 50.0, 90.0)),
+    "galactic latitude (deg)": ("abs_b_deg", (0.0, 15.0, 30.0, 50.0, 90.0)),
 }
 """Title -> (column, edges of its bins)."""
 Columns = dict[str, NDArray[np.float64]]
@@ -81,7 +81,8 @@ def document(parts: dict[str, Columns], bundles: tuple[str, str]) -> str:
     for title, (column, edges) in BINS.items():
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             text = f"{title} {low:g} to {high:g}" if np.isfinite(high) else f"{title} > {low:g}"
-            rows.append(row(text, both, (both[column] >= low) & (both[column] < high)))
+            inside = (both[column] >= low) & (both[column] < high)
+            rows += [row(text, both, inside)] if inside.any() else []
     for name, part in parts.items():
         rows.append(row(f"{name}, all", part, np.ones(len(part["label"]), bool)))
         rows.append(row(f"{name}, W1 S/N > 20", part, part["w1snr"] > 20))
