@@ -1,14 +1,12 @@
-"""Two model bundles on the same SIMULATED skies: balanced accuracy by S/N, magnitude and galactic latitude.
+"""Balanced accuracy of two bundles on the same skies, by S/N, magnitude and galactic latitude.
 
     python -m benchmarks.bundles OLD NEW DATASET [DATASET ...]
 
-All rows of all datasets count, so the skies must have other seeds than the training of both bundles. The intervals are
-95 % bootstraps over rows, paired: both bundles have the same draws.
+All rows of all datasets count. So simulated skies must have other seeds than those of the training of both bundles. The
+intervals are 95 % bootstraps over rows, paired: both bundles have the same draws.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import click
 import numpy as np
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import read_bundle
-from skyclass.training.data.dataset import load_dataset
+from skyclass.training.data.dataset import Dataset, load_dataset
 from skyclass.training.evaluation.bootstrap import interval, resamples
 from skyclass.training.evaluation.evaluate import galactic_latitude_deg
 from skyclass.training.evaluation.predictions import probabilities_of
@@ -27,7 +25,7 @@ from .network_start import markdown
 MIN_ROWS = 20
 """Rows of each class without which a bin has no balanced accuracy."""
 BINS = {
-    "W1 S/N": ("w1snr", (0.0, 10.0, 20.0, np.inf)),
+    "W1 S/N": ("w1snr", (0.0, 10.0, 20.0)),
     "W1 (mag)": ("w1mpro", (0.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0)),
     "galactic latitude (deg)": ("abs_b_deg", (0.0, 15.0, 30.0, 50.0, 90.0)),
 }
@@ -35,9 +33,8 @@ BINS = {
 Columns = dict[str, NDArray[np.float64]]
 
 
-def columns_of(folder: str, bundles: tuple[str, str], device: str) -> Columns:
+def columns_of(dataset: Dataset, bundles: tuple[str, str], device: str) -> Columns:
     """Return the labels of a dataset, the values of `BINS` and, for each bundle, whether it is right."""
-    dataset = load_dataset(folder)
     rows = np.arange(len(dataset.labels))
     table = {name: np.asarray(dataset.rows[name], float) for name in ("ra", "dec", "w1mpro", "w1snr")}
     right = {
@@ -73,22 +70,21 @@ def row(title: str, columns: Columns, mask: NDArray[np.bool_]) -> list[str]:
     return [title, f"{mask.sum():,}", f"{old:.1f}", f"{new:.1f}", f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"]
 
 
-def document(parts: dict[str, Columns], bundles: tuple[str, str]) -> str:
-    """Return the table of all datasets together by bin, and of each dataset alone."""
+def document(parts: dict[str, Columns], bundles: tuple[str, str], sky: str) -> str:
+    """Return the table of all datasets together by bin, and of each dataset alone; `sky` says what the skies are."""
     names = next(iter(parts.values()))
     both = {name: np.concatenate([part[name] for part in parts.values()]) for name in names}
     rows = [row("all", both, np.ones(len(both["label"]), bool)), row("W1 S/N > 20", both, both["w1snr"] > 20)]
     for title, (column, edges) in BINS.items():
         for low, high in zip(edges[:-1], edges[1:], strict=True):
-            text = f"{title} {low:g} to {high:g}" if np.isfinite(high) else f"{title} > {low:g}"
             inside = (both[column] >= low) & (both[column] < high)
-            rows += [row(text, both, inside)] if inside.any() else []
+            rows += [row(f"{title} {low:g} to {high:g}", both, inside)] if inside.any() else []
     for name, part in parts.items():
         rows.append(row(f"{name}, all", part, np.ones(len(part["label"]), bool)))
         rows.append(row(f"{name}, W1 S/N > 20", part, part["w1snr"] > 20))
     old, new = (read_bundle(bundle).model_id for bundle in bundles)
     return (
-        f"Balanced accuracy in % on SIMULATED skies, old: {old}, new: {new}. "
+        f'Balanced accuracy in % on {sky} skies, old: {old}, new: {new}. "-": a class has fewer than {MIN_ROWS} rows. '
         "Difference with its paired 95 % interval.\n\n" + markdown(["rows", "n", "old", "new", "difference"], rows)
     )
 
@@ -101,8 +97,11 @@ def document(parts: dict[str, Columns], bundles: tuple[str, str]) -> str:
 def main(old: str, new: str, datasets: tuple[str, ...], device: str) -> None:
     """Compare bundles OLD and NEW on all rows of DATASETS, and print a table."""
     try:
-        parts = {Path(folder).name: columns_of(folder, (old, new), device) for folder in datasets}
-        click.echo(document(parts, (old, new)))
+        loaded = {folder: load_dataset(folder) for folder in datasets}
+        parts = {folder: columns_of(dataset, (old, new), device) for folder, dataset in loaded.items()}
+        is_simulated = {bool(dataset.provenance["simulated"]) for dataset in loaded.values()}
+        sky = {(True,): "SIMULATED", (False,): "observed"}.get(tuple(is_simulated), "SIMULATED and observed")
+        click.echo(document(parts, (old, new), sky))
     except SkyclassError as error:
         raise click.ClickException(str(error)) from error
 

@@ -5,7 +5,7 @@ SkyclassError
 │   ├── CatalogError         the catalogue or table cannot be read as one
 │   ├── ArchiveError         the image folder holds nothing usable
 │   └── BundleError          the model bundle is missing, damaged or of another version
-├── CannotCompile            no compiler, or the network does not compile: it runs as it is
+├── CannotCompile            no compiler, or the network does not compile: classify goes on uncompiled, train stops
 ├── InputChanged             a partition was replaced while the run read it         exit code 2
 ├── TileFault                one tile or band is missing or damaged: data, the run goes on
 ├── StoreError               the run folder cannot be written or read               exit code 1

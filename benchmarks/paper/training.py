@@ -91,7 +91,7 @@ def fewer(dataset: Dataset, n: int | None, seed: int) -> Dataset:
 def small_run(study: Study, name: str, seed: int, dataset: Dataset | None = None, **changes: Any) -> Bundle:
     """Return a network trained with the effort of Table 3; `dataset` must have its few rows already.
 
-    All of them start by the same rule: those without BatchNorm do not learn from the initial weights of torch.
+    All of them start by the same rule, which keeps the scale of the activations in networks without BatchNorm.
     """
     dataset = fewer(study.dataset, study.preset.small_rows, seed) if dataset is None else dataset
     effort = {"epochs": study.preset.small_epochs, "batch_size": study.preset.small_batch}

@@ -58,7 +58,7 @@ def compiled(network: nn.Module, example: Sequence[Tensor], name: str) -> Networ
 def compiled_for_training(network: nn.Module, device: str) -> nn.Module:
     """Return `network` with forward and backward passes that torch compiles at the first batch of each shape.
 
-    Raises `CannotCompile` if there is no compiler. Steps belong into `compile_errors`.
+    Raises `CannotCompile` if there is no compiler. Call the result within `compile_errors`.
     """
     use_private_cache()
     if device == "cpu":

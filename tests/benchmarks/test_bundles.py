@@ -34,7 +34,7 @@ def test_the_difference_is_that_of_the_mean_recalls_and_paired():
 
 
 def test_the_table_has_bins_and_datasets_and_no_value_for_few_rows():
-    text = bundles.document({"a": columns(600), "b": columns(30)}, ("iicnet-mock", "iicnet-mock"))
+    text = bundles.document({"a": columns(600), "b": columns(30)}, ("iicnet-mock", "iicnet-mock"), "SIMULATED")
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
     assert "SIMULATED" in text and "| 630 | 100.0 | 83.3 | -16.7 (" in lines["all"]
     assert lines["W1 (mag) 15 to 16"].split(" | ")[1] == "630" and "| 315 |" in lines["W1 S/N > 20"]
