@@ -3,16 +3,18 @@
     python -m benchmarks.real_sky FIELDS --sky 2010H=sky-a --sky 2010ai=sky-b
 
 FIELDS holds real cutouts NAME-w1.fits, NAME-w2.fits, NAME-w3.fits. A sky is the tile that `skyclass mock --center` made
-at the position of the field. Sources are detected in the same way in the real field and in boxes of its size near its
-place on the simulated tile, and each real one is matched with simulated ones of equal W1 flux. A random forest on pixel
-statistics (or on the embedding of a network) is fitted on one field and tested on the other.
+at the position of the field; a field may have several, of different seeds. Sources are detected in the same way in the
+real field and in boxes of its size near its place on the simulated tiles, and each real one is matched with simulated
+ones of equal W1 flux. A random forest on pixel statistics (or on the embedding of a network) is fitted on one field and
+tested on the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from skyclass.images.composite import composite
 from skyclass.model.bundle import load_bundle, load_weights
 from skyclass.model.preprocess import Preprocess
 from skyclass.networks import build
+from skyclass.text import counted
 
 matplotlib.use("Agg")
 
@@ -44,6 +47,7 @@ APERTURE_PX = 5.0
 NEAR_PX = 500
 TILE_CENTRE_PX = 2048
 MATCHES = 5
+FEWEST = 8
 N_BOOTSTRAP = 1000
 KINDS = ("pixel statistics", "embedding")
 STATISTICS = (
@@ -64,6 +68,21 @@ class Detections:
 
 
 Pair = tuple[Detections, Detections]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All simulated sources of a field: features (N, D), W1 fluxes (N,) and the index (N,) of their box."""
+
+    features: Float
+    flux: Float
+    box: NDArray[np.int64]
+
+    def pair(self, rows: NDArray[np.int64]) -> tuple[Float, Float]:
+        """Return the features of rows of one box, and of the sources of other boxes that match them in flux."""
+        others = np.flatnonzero(self.box != self.box[rows[0]])
+        matches = others[matched_rows(self.flux[rows], self.flux[others], MATCHES)]
+        return self.features[rows], self.features[matches]
 
 
 def lower_scatter(image: Float) -> float:
@@ -135,17 +154,17 @@ def _band_statistics(cutouts: Float) -> Float:
     ])  # fmt: skip
 
 
-def matched(real: Detections, simulated: Detections, n: int) -> Detections:
-    """Return n simulated sources for each real one: those of the closest W1 flux, each at most once."""
-    free = np.ones(len(simulated.flux), np.bool_)
-    log_flux = np.log(simulated.flux)
+def matched_rows(flux: Float, simulated_flux: Float, n: int) -> NDArray[np.int64]:
+    """Return the rows of n simulated sources for each flux: those of the closest W1 flux, each at most once."""
+    free = np.ones(len(simulated_flux), np.bool_)
+    log_flux = np.log(simulated_flux)
     rows: list[int] = []
-    for flux in np.sort(real.flux)[::-1]:
-        distance = np.where(free, np.abs(log_flux - np.log(flux)), np.inf)
+    for value in np.sort(flux)[::-1]:
+        distance = np.where(free, np.abs(log_flux - np.log(value)), np.inf)
         closest = np.argsort(distance, kind="stable")[:n]
         free[closest] = False
         rows += closest.tolist()
-    return simulated.take(np.array(rows, np.int64))
+    return np.array(rows, np.int64)
 
 
 def auc_across(fields: Sequence[tuple[Float, Float]], seed: int = 1) -> tuple[float, float, float]:
@@ -154,6 +173,15 @@ def auc_across(fields: Sequence[tuple[Float, Float]], seed: int = 1) -> tuple[fl
     The random forest is fitted on one field and tested on the other. The AUC is the mean of both directions, the
     interval a bootstrap over the tested sources.
     """
+    tested = tested_across(fields, seed)
+    rng = np.random.default_rng(seed)
+    samples = [_mean_auc(tested, rng) for _ in range(N_BOOTSTRAP)]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return _mean_auc(tested, None), float(low), float(high)
+
+
+def tested_across(fields: Sequence[tuple[Float, Float]], seed: int) -> list[tuple[Float, NDArray[np.int64]]]:
+    """Return scores and labels (1 real, 0 simulated) of the sources of each field, by a forest fitted on the other."""
     tested = []
     for train, test in ((0, 1), (1, 0)):
         features, labels = _labelled(*fields[train])
@@ -161,10 +189,22 @@ def auc_across(fields: Sequence[tuple[Float, Float]], seed: int = 1) -> tuple[fl
         forest.fit(features, labels)
         features, labels = _labelled(*fields[test])
         tested.append((forest.predict_proba(features)[:, 1], labels))
-    rng = np.random.default_rng(seed)
-    samples = [_mean_auc(tested, rng) for _ in range(N_BOOTSTRAP)]
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return _mean_auc(tested, None), float(low), float(high)
+    return tested
+
+
+def null_aucs(fields: Sequence[Pool], seed: int = 1) -> list[float]:
+    """Return the AUC with one simulated box of each field in the place of the real field, for each box in turn.
+
+    These are the AUCs that a perfect simulation would have. They scatter more than a bootstrap over the tested sources
+    says, since the forest is fitted on one field of a few dozen sources. Boxes with fewer than `FEWEST` are left out.
+    """
+    aucs = []
+    for k in range(min(int(pool.box.max()) + 1 for pool in fields)):
+        chosen = [np.flatnonzero(pool.box == k) for pool in fields]
+        if min(map(len, chosen)) >= FEWEST:
+            pairs = [pool.pair(rows) for pool, rows in zip(fields, chosen, strict=True)]
+            aucs.append(_mean_auc(tested_across(pairs, seed), None))
+    return aucs
 
 
 def _labelled(real: Float, simulated: Float) -> tuple[Float, NDArray[np.int64]]:
@@ -325,10 +365,14 @@ def document(results: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = ["| AUC | pixel statistics | embedding |", "|---|---|---|"]
     for title in ("real against simulated", "simulated against simulated"):
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*results["auc"][title][kind]) for kind in KINDS]
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*results["auc"][kind][title]) for kind in KINDS]
         lines.append(f"| {title} | {' | '.join(cells)} |")
+    share = "share of boxes at or above the real field"
+    lines.append(f"| {share} | {' | '.join('{:.2f}'.format(results['auc'][kind][share]) for kind in KINDS)} |")
     n_real = ", ".join(f"{row['detections']} in {field}" for field, row in results["fields"].items())
-    lines += ["", f"Detections: {n_real}; embedding of {results['model']}. Simulated / real in both fields:", ""]
+    n_tiles = min(row["tiles"] for row in results["fields"].values())
+    counts = f"Detections: {n_real}; {counted(n_tiles, 'simulated tile')} for each field"
+    lines += ["", f"{counts}; embedding of {results['model']}. Simulated / real in both fields:", ""]
     lines += [
         "| field, band | level | noise of a pixel | scatter | axis ratio | FWHM, arcsec |",
         "|---|---|---|---|---|---|",
@@ -351,47 +395,57 @@ def document(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compare(fields: Path, skies: dict[str, Path], model: str) -> tuple[dict[str, Any], dict[str, Pair]]:
-    """Return the results, and the real and the simulated sources of each field."""
+def compare(fields: Path, skies: dict[str, list[Path]], model: str) -> tuple[dict[str, Any], dict[str, Pair]]:
+    """Return the results, and the real and the matched simulated sources of each field, from all its tiles."""
     results: dict[str, Any] = {"model": model, "fields": {}, "auc": {}}
     pairs: dict[str, Pair] = {}
-    simulated_pairs: dict[str, Pair] = {}
-    for name, folder in skies.items():
-        real_images, tile = read_field(fields, name), read_tile(folder)
+    simulated: dict[str, tuple[Detections, NDArray[np.int64]]] = {}
+    for name, folders in skies.items():
+        real_images, corner = read_field(fields, name), corner_on_tile(fields, name)
         rows, columns = real_images.shape[1:]
-        images = boxes(tile, (rows, columns), corner_on_tile(fields, name))
-        real, half = detect(real_images), len(images) // 2
-        simulated, first, second = (_all_detections(part) for part in (images, images[:half], images[half:]))
-        pairs[name] = real, matched(real, simulated, MATCHES)
-        as_real = matched(real, first, 1)
-        simulated_pairs[name] = as_real, matched(as_real, second, MATCHES)
-        counted = {"detections": len(real.flux), "simulated_per_box": len(simulated.flux) / len(images)}
-        results["fields"][name] = counted | {"boxes": len(images)} | facts(real_images, images)
-    for title, chosen in (("real", pairs), ("simulated", simulated_pairs)):
-        statistics = [(pixel_statistics(a.cutouts), pixel_statistics(b.cutouts)) for a, b in chosen.values()]
-        embedded = [(embedding(a.cutouts, model), embedding(b.cutouts, model)) for a, b in chosen.values()]
-        aucs = dict(zip(KINDS, (auc_across(statistics), auc_across(embedded)), strict=True))
-        results["auc"][f"{title} against simulated"] = aucs
-        if title == "real":
-            results["auc of single statistics"] = single_statistics(statistics)
+        images = [box for folder in folders for box in boxes(read_tile(folder), (rows, columns), corner)]
+        real, (found, box) = detect(real_images), _all_detections(images)
+        pairs[name] = real, found.take(matched_rows(real.flux, found.flux, MATCHES))
+        simulated[name] = found, box
+        numbers = {"detections": len(real.flux), "simulated_per_box": len(found.flux) / len(images)}
+        numbers |= {"tiles": len(folders), "boxes": len(images)}
+        results["fields"][name] = numbers | facts(real_images, images)
+    measures: dict[str, Callable[[Float], Float]] = dict(
+        zip(KINDS, (pixel_statistics, partial(embedding, model=model)), strict=True)
+    )
+    for kind, measure in measures.items():
+        features = [(measure(a.cutouts), measure(b.cutouts)) for a, b in pairs.values()]
+        null = null_aucs([Pool(measure(found.cutouts), found.flux, box) for found, box in simulated.values()])
+        auc = auc_across(features)
+        results["auc"][kind] = {
+            "real against simulated": auc,
+            "simulated against simulated": [float(v) for v in np.percentile(null, [50.0, 2.5, 97.5])],
+            "boxes": len(null),
+            "share of boxes at or above the real field": float(np.mean(np.array(null) >= auc[0])),
+        }
+        if kind == "pixel statistics":
+            results["auc of single statistics"] = single_statistics(features)
     return results, pairs
 
 
-def _all_detections(images: Sequence[Float]) -> Detections:
-    """Return the sources of several boxes as one."""
+def _all_detections(images: Sequence[Float]) -> tuple[Detections, NDArray[np.int64]]:
+    """Return the sources of several boxes as one, and the index of the box of each."""
     each = [detect(np.asarray(box, np.float64)) for box in images]
-    return Detections(np.concatenate([d.cutouts for d in each]), np.concatenate([d.flux for d in each]))
+    box = np.repeat(np.arange(len(each)), [len(d.flux) for d in each])
+    return Detections(np.concatenate([d.cutouts for d in each]), np.concatenate([d.flux for d in each])), box
 
 
 @click.command()
 @click.argument("fields", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--sky", "skies", multiple=True, required=True, metavar="NAME=FOLDER", help="Simulated tile of a field.")
+@click.option("--sky", "skies", multiple=True, required=True, metavar="NAME=FOLDER", help="A simulated tile.")
 @click.option("--model", default="iicnet-mock", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file of the results; a table is written beside it.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Picture of real and simulated sources.")
 def main(fields: Path, skies: tuple[str, ...], model: str, out: Path | None, figure: Path | None) -> None:
     """Print how well real fields can be told from the SIMULATED sky at their positions."""
-    folders = {name: Path(folder) for name, folder in (item.split("=", 1) for item in skies)}
+    folders: dict[str, list[Path]] = {}
+    for name, folder in (item.split("=", 1) for item in skies):
+        folders.setdefault(name, []).append(Path(folder))
     results, pairs = compare(fields, folders, model)
     click.echo(document(results))
     if figure:

@@ -36,7 +36,7 @@ def test_stars_are_detected_with_their_flux():
 def test_matches_have_the_flux_of_the_real_source(detections):
     real, others = detections[0], detections[1:]
     pool = real_sky.Detections(np.concatenate([d.cutouts for d in others]), np.concatenate([d.flux for d in others]))
-    chosen = real_sky.matched(real, pool, 1)
+    chosen = pool.take(real_sky.matched_rows(real.flux, pool.flux, 1))
     assert len(chosen.flux) == len(real.flux) and len(np.unique(chosen.flux)) == len(chosen.flux)
     order = np.sort(real.flux)[::-1]
     assert np.median(np.abs(np.log(chosen.flux / order))) < 0.3
@@ -76,3 +76,19 @@ def test_boxes_do_not_overlap_and_lie_near_the_corner():
     assert len(np.unique(pixels)) == len(pixels)
     assert max(part[0].min() for part in parts) <= 500 and min(part[1].min() for part in parts) == 400
     assert max(part[1].max() for part in parts[:8]) < min(part[1].min() for part in parts[8:])
+
+
+def test_a_box_is_compared_with_the_sources_of_the_other_boxes():
+    pool = real_sky.Pool(np.arange(60.0)[:, None], np.tile(10.0 ** np.arange(2, 12), 6), np.repeat(np.arange(6), 10))
+    features, others = pool.pair(np.arange(10, 20))
+    assert features.ravel().tolist() == list(range(10, 20))
+    assert sorted(others.ravel().tolist()) == [*range(10), *range(20, 60)]
+
+
+def test_aucs_of_equal_boxes_scatter_around_a_half():
+    rng = np.random.default_rng(1)
+    pools = [
+        real_sky.Pool(rng.normal(size=(240, 3)), rng.uniform(1, 2, 240), np.repeat(np.arange(8), 30)) for _ in "ab"
+    ]
+    aucs = real_sky.null_aucs(pools)
+    assert len(aucs) == 8 and min(aucs) < 0.5 < max(aucs) and abs(np.mean(aucs) - 0.5) < 0.1
