@@ -18,7 +18,7 @@ from skyclass.training.data.dataset import Dataset, load_dataset
 from skyclass.training.evaluation.bootstrap import interval, resamples
 from skyclass.training.evaluation.evaluate import galactic_latitude_deg
 from skyclass.training.evaluation.predictions import probabilities_of
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
 from .network_start import markdown
 
@@ -50,7 +50,7 @@ def compared(label: NDArray[np.float64], right: NDArray[np.float64], draws: int 
 
     `right` (n, 2) is 1 where old and new are right. NaN if a class has fewer than `MIN_ROWS` rows.
     """
-    is_class = label[:, None] == np.arange(len(CLASSES))
+    is_class = label[:, None] == np.arange(len(DEFAULT_CLASSES))
     if is_class.sum(0).min() < MIN_ROWS:
         return np.full(5, np.nan)
     terms = np.concatenate([is_class, is_class * right[:, :1], is_class * right[:, 1:]], axis=1)

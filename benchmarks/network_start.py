@@ -140,7 +140,7 @@ def learned(dataset: Dataset, variant: str, seed: int, device: str, work: Path, 
         return facts | {"error": error.message}
     test = dataset.split("test")
     guess = probabilities_of(bundle, dataset, test, device).argmax(1)
-    table = confusion(dataset.labels[test], guess)
+    table = confusion(dataset.labels[test], guess, len(dataset.classes))
     seconds = sum(effort.rows / record["images_per_s"] for record in training_log(bundle))
     found = {"n_test": len(test), "confusion": table.tolist(), "balanced_accuracy": balanced_accuracy(table)}
     found |= {key: bundle.training[key] for key in ("best_epoch", "device", "precision")}

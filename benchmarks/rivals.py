@@ -38,7 +38,7 @@ from skyclass.model.devices import set_threads
 from skyclass.model.malloc import keep_memory
 from skyclass.networks import build, macs
 from skyclass.run.progress import no_progress
-from skyclass.types import CLASSES, Float16, Strip
+from skyclass.types import DEFAULT_CLASSES, Float16, Strip
 
 from .field import DENSE, HALF, MODEL, SIZE_PX, Contestant, Field, field_of, has
 from .null_stages import prepare_strip
@@ -231,7 +231,7 @@ def classify_frame(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     network, names = eager_network(), []
     for start in range(0, len(stamps), 256):
         p = eager_probabilities(network, np.arcsinh(stamps[start : start + 256]).astype(np.float16))
-        names += [CLASSES[i] for i in p.argmax(1).tolist()]
+        names += [DEFAULT_CLASSES[i] for i in p.argmax(1).tolist()]
     return pd.DataFrame({"source_id": frame["source_id"].to_numpy(), "class": names})
 
 

@@ -21,7 +21,7 @@ from distributed import Worker, get_worker
 from skyclass.run.commits import Commit
 from skyclass.run.context import RunContext, strips_of
 from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing
-from skyclass.types import CLASSES, Strip, TilePlan
+from skyclass.types import DEFAULT_CLASSES, Strip, TilePlan
 
 QUIET = {
     "distributed.worker.profile.enabled": False,
@@ -59,7 +59,7 @@ def infer_strip(context: SleepContext, composites: CutStrip) -> StripResult:
     """Return a strip without probabilities, after the time of its inference."""
     strip = composites.strip
     timing = _sleep("infer", (strip.stop - strip.start) / context.infer_rate)
-    known = np.zeros((1, len(CLASSES)), np.float32)
+    known = np.zeros((1, len(DEFAULT_CLASSES)), np.float32)
     timings = (*composites.timings, timing)
     return StripResult(strip, IDS, known, composites.values, None, None, timings)
 
@@ -78,7 +78,9 @@ def commit_strips(
     timing = _sleep("commit", tile.n_sources / context.commit_rate)
     rows = sum(r.strip.stop - r.strip.start for r in results)
     timings = [t for result in results for t in result.timings]
-    commit = Commit(tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {CLASSES[0]: rows}, {})
+    commit = Commit(
+        tile.coadd_id, f"tiles/{tile.coadd_id}.parquet", "0" * 64, 0, rows, 0, {DEFAULT_CLASSES[0]: rows}, {}
+    )
     return commit, (*timings, timing)
 
 

@@ -21,8 +21,8 @@ from skyclass import errors
 from skyclass.cli.main import cli
 from skyclass.cli.templates import template
 from skyclass.cli.tools import TEMPLATES
-from skyclass.schema import CLASS_SCHEMA
-from skyclass.types import Flag
+from skyclass.schema import class_schema
+from skyclass.types import DEFAULT_CLASSES, Flag
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -34,7 +34,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Sources": ("open_sources", "SourceTable"),
     "Class catalogues": ("open_catalog", "ClassCatalog", "verify", "VerifyReport", "Flag"),
     "Models": ("load_classifier",),
-    "Constants": ("BANDS", "CLASSES"),
+    "Constants": ("BANDS",),
 }
 """Subject -> the public names that belong to it; the others are errors."""
 HELP_WIDTH = 80
@@ -49,7 +49,7 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def columns() -> str:
     """Return the columns of the class catalogue with type, unit, UCD and meaning."""
-    return markdown_table(("column", "type", "unit", "UCD", "meaning"), map(_column, CLASS_SCHEMA))
+    return markdown_table(("column", "type", "unit", "UCD", "meaning"), map(_column, class_schema(DEFAULT_CLASSES)))
 
 
 def _column(field: pa.Field) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ _HOME = {
     "BANDS": "types",
     "Box": "sky.regions",
     "BundleError": "errors",
-    "CLASSES": "types",
     "CatalogError": "errors",
     "ClassCatalog": "catalog.query",
     "Cone": "sky.regions",
@@ -58,7 +57,6 @@ __all__ = [
     "BANDS",
     "Box",
     "BundleError",
-    "CLASSES",
     "CatalogError",
     "ClassCatalog",
     "Cone",
@@ -113,7 +111,7 @@ if TYPE_CHECKING:
     from .sky.regions import Box, Cone, Pixels, Polygon
     from .sources.opening import open_sources
     from .sources.source_table import SourceTable
-    from .types import BANDS, CLASSES, Flag
+    from .types import BANDS, Flag
 
 
 def __getattr__(name: str) -> Any:

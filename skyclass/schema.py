@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import CatalogError, ConfigError, StoreError
-from .types import CLASSES, Bool, Flag, Float64, Int32
+from .types import Bool, Flag, Float64, Int32
 
 # --- sources in -------------------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", 
 SORT_KEYS = ("_healpix_29", "source_id")
 FOOTER_KEY = b"skyclass"
 _FLAG_BITS = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
-CLASS_COLUMNS: dict[str, tuple[str, str, str]] = {
+_SOURCE_COLUMNS: dict[str, tuple[str, str, str]] = {
     "_healpix_29": ("", "pos.healpix", "HEALPix NESTED pixel of order 29, the spatial index of HATS"),
     "source_id": ("", "meta.id;meta.main", "Source identifier, unique in this catalogue"),
     "designation": ("", "meta.id", "Name in the input, Jhhmmss.ss+ddmmss.s in AllWISE; null if it has none"),
@@ -220,18 +222,37 @@ CLASS_COLUMNS: dict[str, tuple[str, str, str]] = {
     "w3snr": ("", "stat.snr;em.IR.8-15um", "W3 profile-fit signal to noise, from the input catalogue"),
     "cc_flags": ("", "meta.code.qual", "Contamination and confusion flag per band, from the input catalogue"),
     "ext_flg": ("", "meta.code;src.morph", "Extended source flag, from the input catalogue"),
-    "class": ("", "src.class", "Most probable class: galaxy, quasar, star; null where the model gave no probabilities"),
-    "p_galaxy": ("", "stat.probability;src.class", "Galaxy probability; the three sum to 1; null where class is null"),
-    "p_quasar": ("", "stat.probability;src.class", "Quasar probability; the three sum to 1; null where class is null"),
-    "p_star": ("", "stat.probability;src.class", "Star probability; the three sum to 1; null where class is null"),
-    "margin": ("", "stat.probability", "Highest minus second highest probability"),
-    "entropy": ("", "stat.param", "Entropy of the three probabilities in nats: 0 certain, 1.0986 (ln 3) all equal"),
-    "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
-    "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
-    "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
-    "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),
 }
 """Column -> (unit, UCD, description), in the order of the catalogue; units are VOUnits, UCDs UCD1+."""
+
+
+def class_columns(classes: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
+    """Return (unit, UCD, description) of each column of a catalogue with these classes, in its order."""
+    total = f"the {NUMBER_WORDS.get(len(classes), len(classes))} sum to 1"
+    equal = f"{math.log(len(classes)):.4f} (ln {len(classes)})"
+    names = ", ".join(classes)
+    probabilities = {
+        f"p_{name}": (
+            "",
+            "stat.probability;src.class",
+            f"{name.capitalize()} probability; {total}; null where class is null",
+        )
+        for name in classes
+    }
+    return {
+        **_SOURCE_COLUMNS,
+        "class": ("", "src.class", f"Most probable class: {names}; null where the model gave no probabilities"),
+        **probabilities,
+        "margin": ("", "stat.probability", "Highest minus second highest probability"),
+        "entropy": ("", "stat.param", f"Entropy of the probabilities in nats: 0 certain, {equal} all equal"),
+        "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
+        "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
+        "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
+        "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),
+    }
+
+
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 _TYPES: dict[str, pa.DataType] = {
     **dict.fromkeys(("_healpix_29", "cntr"), pa.int64()),
@@ -242,30 +263,43 @@ _TYPES: dict[str, pa.DataType] = {
 }
 
 
-def _class_schema() -> pa.Schema:
+@cache
+def class_schema(classes: tuple[str, ...]) -> pa.Schema:
+    """Return the schema of a class catalogue of a model with these classes.
+
+    Each field has its unit, UCD and description. The probabilities `p_<class>` have the order of the classes.
+
+    >>> class_schema(("galaxy", "star")).names[15:18]
+    ['class', 'p_galaxy', 'p_star']
+    """
+
     def field(name: str, unit: str, ucd: str, description: str) -> pa.Field:
-        words = {"unit": unit, "ucd": ucd, "description": description}
-        return pa.field(name, _TYPES.get(name, pa.float32()), metadata=words)
+        metadata = {"unit": unit, "ucd": ucd, "description": description}
+        return pa.field(name, _TYPES.get(name, pa.float32()), metadata=metadata)
 
-    return pa.schema([field(name, *words) for name, words in CLASS_COLUMNS.items()])
+    return pa.schema([field(name, *facts) for name, facts in class_columns(classes).items()])
 
 
-CLASS_SCHEMA: pa.Schema = _class_schema()
-"""Schema of a row of the class catalogue; each field carries its unit, UCD and description."""
+def classes_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the classes of a catalogue from its columns `p_<class>`."""
+    return tuple(name[2:] for name in schema.names if name.startswith("p_"))
+
 
 _REQUIRED = ("_healpix_29", "source_id", "ra", "dec", "flags", "run_id")
 
 
 def conform(table: pa.Table) -> pa.Table:
-    """Return the rows as `CLASS_SCHEMA`, sorted by (`_healpix_29`, `source_id`), in one chunk, NaN as null.
+    """Return the rows in the `class_schema` of their classes, in one chunk, NaN as null.
 
-    Raises `StoreError` naming every column that is missing, unknown or of another type, nulls in the
-    columns that need values, and classes that do not exist. Any Arrow string type is a string.
+    The rows are sorted by (`_healpix_29`, `source_id`). Raises `StoreError` naming every column that is missing,
+    unknown or of another type, nulls in the columns that need values, and classes without a column of probabilities.
+    Any Arrow string type is a string.
     """
-    problems = _schema_problems(table.schema)
+    schema = class_schema(classes_of(table.schema))
+    problems = _schema_problems(table.schema, schema)
     if not problems:
-        table = table.select(CLASS_SCHEMA.names).cast(CLASS_SCHEMA)
-        table = pa.table([_without_nan(column) for column in table.columns], schema=CLASS_SCHEMA)
+        table = table.select(schema.names).cast(schema)
+        table = pa.table([_without_nan(column) for column in table.columns], schema=schema)
         problems = _value_problems(table)
     if problems:
         raise StoreError("rows do not fit the class catalogue: " + "; ".join(problems))
@@ -278,11 +312,12 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _schema_problems(schema: pa.Schema) -> list[str]:
-    problems = [f"no column {name}" for name in CLASS_SCHEMA.names if name not in schema.names]
-    problems += [f"unknown column {name}" for name in schema.names if name not in CLASS_COLUMNS]
+def _schema_problems(schema: pa.Schema, expected: pa.Schema) -> list[str]:
+    problems = [] if len(classes_of(schema)) > 1 else ["fewer than two columns p_<class>"]
+    problems += [f"no column {name}" for name in expected.names if name not in schema.names]
+    problems += [f"unknown column {name}" for name in schema.names if name not in expected.names]
     for field in schema:
-        wanted = CLASS_SCHEMA.field(field.name).type if field.name in CLASS_COLUMNS else field.type
+        wanted = expected.field(field.name).type if field.name in expected.names else field.type
         if field.type != wanted and not (is_text(field.type) and is_text(wanted)):
             problems.append(f"{field.name} is {field.type}, must be {wanted}")
     return problems
@@ -290,8 +325,9 @@ def _schema_problems(schema: pa.Schema) -> list[str]:
 
 def _value_problems(table: pa.Table) -> list[str]:
     problems = [f"{name} has {table[name].null_count} nulls" for name in _REQUIRED if table[name].null_count]
-    strange = [name for name in pc.unique(table["class"]).to_pylist() if name not in (None, *CLASSES)]
-    return problems + [f"class {name!r} is none of {', '.join(CLASSES)}" for name in strange]
+    classes = classes_of(table.schema)
+    strange = [name for name in pc.unique(table["class"]).to_pylist() if name not in (None, *classes)]
+    return problems + [f"class {name!r} is none of {', '.join(classes)}" for name in strange]
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -300,10 +336,10 @@ def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
-def class_counts(table: pa.Table) -> dict[str, int]:
-    """Return rows by class: galaxy, quasar, star and unclassified, zeros included."""
+def class_counts(table: pa.Table, classes: Iterable[str]) -> dict[str, int]:
+    """Return rows by class and "unclassified", zeros included."""
     counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(table["class"]).to_pylist()}
-    return {**{name: counts.get(name, 0) for name in CLASSES}, UNCLASSIFIED: counts.get(None, 0)}
+    return {**{name: counts.get(name, 0) for name in classes}, UNCLASSIFIED: counts.get(None, 0)}
 
 
 def flagged(table: pa.Table) -> int:

@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 
 BANDS = ("w1", "w2", "w3", "w4")
 """Bands of WISE, at 3.4, 4.6, 12 and 22 um."""
-CLASSES = ("galaxy", "quasar", "star")
-"""Classes, in the order of the probabilities."""
+DEFAULT_CLASSES = ("galaxy", "quasar", "star")
+"""Classes of IICnet, of the simulated sky and of the labels from SDSS. Every model has its own `bundle.classes`."""
+CLASS_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+"""What the name of a class must match, because the column `p_<class>` has it."""
+MOST_CLASSES = 64
+RESERVED_CLASS_NAMES = ("unclassified", "total")
+"""Names that count rows without a class, or all rows."""
 NO_TILE = "no tile"
 """The `coadd_id` of the plan for sources without a tile. No tile has it: a `coadd_id` holds no blank."""
 FILE_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -38,6 +43,24 @@ Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+
+
+def class_problems(classes: Sequence[str]) -> list[str]:
+    """Return what is wrong with the names of the classes of a model or a dataset.
+
+    >>> class_problems(("galaxy", "QSO", "galaxy"))
+    ["'QSO' is no name of a class (a lower-case letter, then at most 31 of a-z, 0-9, _)", 'galaxy is repeated']
+    """
+    rule = "a lower-case letter, then at most 31 of a-z, 0-9, _"
+    problems = [] if 2 <= len(classes) <= MOST_CLASSES else [f"{len(classes)} classes: give 2 to {MOST_CLASSES}"]
+    for name in dict.fromkeys(classes):
+        if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
+            problems.append(f"{name!r} is no name of a class ({rule})")
+        elif name in RESERVED_CLASS_NAMES or name.endswith("_sky"):
+            problems.append(f"{name} is reserved: choose another name")
+        elif list(classes).count(name) > 1:
+            problems.append(f"{name} is repeated")
+    return problems
 
 
 class Flag(IntFlag):
@@ -229,7 +252,7 @@ class Classifier(Protocol):
     model_id: str
 
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
-        """Return (N, 3) probabilities in the order of `CLASSES` for composites (N, C, S, S).
+        """Return (N, K) probabilities in the order of the model's classes for composites (N, C, S, S).
 
         `photometry` (N, F) are the features of the same sources, for a network that takes them; NaN = unknown.
         """

@@ -13,6 +13,7 @@ from skyclass.model.bundle import Cut, Preprocessing, save_bundle
 from skyclass.model.devices import set_threads
 from skyclass.networks import build
 from skyclass.run.config import RunConfig
+from skyclass.types import DEFAULT_CLASSES
 
 pytest_plugins = ("tests.support.faults", "tests.support.fork_server")
 
@@ -53,6 +54,7 @@ def bundle(tmp_path_factory) -> Path:
         "cut": Cut(37, BANDS),
         "composite": atlas_settings(BANDS),
         "preprocessing": Preprocessing(24, (0.3, 0.3, 0.1), (1.0, 1.0, 1.0)),
+        "classes": DEFAULT_CLASSES,
         "temperature": 1.0,
         "training": {"simulated": True, "label": "random weights, for tests"},
     }

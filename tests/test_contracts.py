@@ -30,8 +30,8 @@ from skyclass.images.remote import _reason, _status
 from skyclass.sky.moc import _rust_panics
 from skyclass.training.data.service import PassingFault, Unreachable, _send
 from skyclass.training.fit.ddp import LOST
-from skyclass.types import CLASSES
 from tests.support.archiveserver import ArchiveServer, Fault, forbidden, hang_up, slow_down, stalled, torn
+from tests.support.class_rows import CLASS_SCHEMA
 
 
 def since(library: str, text: object) -> str:
@@ -115,7 +115,7 @@ def test_contract_duckdb_says_that_a_file_is_gone(tmp_path: Path) -> None:
 
 def test_contract_duckdb_names_a_column_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match=r"\(did you mean p_quasar\?\)\. Columns: "):
-        check_condition("p_quasr > 0.9", CLASSES)
+        check_condition("p_quasr > 0.9", CLASS_SCHEMA)
 
 
 def test_contract_duckdb_names_a_damaged_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import skyclass as sc
 from skyclass.run.progress import no_progress
 
 NAMES = sorted(name for name in sc.__all__ if name != "__version__")
-CONSTANTS = {"BANDS", "CLASSES", "Flag"}
+CONSTANTS = {"BANDS", "Flag"}
 ERRORS = {name for name in NAMES if isinstance(getattr(sc, name), type) and issubclass(getattr(sc, name), Exception)}
 NOT_REQUIRED = {
     "GL01",  # text begins in the line of the quotes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from skyclass.schema import CLASS_SCHEMA, SORT_KEYS, conform
-from tests.support.class_rows import class_rows
+from skyclass.schema import SORT_KEYS, conform
+from tests.support.class_rows import CLASS_SCHEMA, class_rows
 
 
 def test_conform_sorts_rows_and_keeps_each_bit_of_each_value() -> None:

@@ -25,7 +25,7 @@ from skyclass.training.data.dataset import Dataset
 from skyclass.training.evaluation.metrics import roc_curve
 from skyclass.training.evaluation.training_log import read_log
 from skyclass.training.extra import train_extra
-from skyclass.types import CLASSES, Bool, Float16, Float32, Float64, Int64
+from skyclass.types import DEFAULT_CLASSES, Bool, Float16, Float32, Float64, Int64
 
 SNR_LEVELS = (2.0, 3.0, 5.0)
 APERTURE_PX = 3.0
@@ -58,7 +58,10 @@ def snr_statistics(dataset: Dataset, index: Int64 | None = None) -> dict[str, An
         values = {band: measured[:, b].astype(np.float64) for b, band in enumerate(bands)}
         source = "cutouts"
     labels = dataset.labels[chosen]
-    table = {band: {name: _snr_row(snr[labels == k]) for k, name in enumerate(CLASSES)} for band, snr in values.items()}
+    table = {
+        band: {name: _snr_row(snr[labels == k]) for k, name in enumerate(DEFAULT_CLASSES)}
+        for band, snr in values.items()
+    }
     return {"source": source, "levels": list(SNR_LEVELS), "table": table, "values": values, "labels": labels}
 
 
@@ -141,14 +144,14 @@ def rgb_histograms(
         low, high = np.nanpercentile(sample, (0.1, 99.9))
         span = (float(low), float(high))
     edges = np.linspace(*span, bins + 1)
-    counts = np.zeros((len(CLASSES), images.shape[1], bins))
+    counts = np.zeros((len(DEFAULT_CLASSES), images.shape[1], bins))
     for part in _parts(np.arange(len(images))):
         block = np.asarray(images[part], dtype=np.float32)
         for k in np.unique(labels[part]):
             for c in range(images.shape[1]):
                 counts[k, c] += np.histogram(block[labels[part] == k, c], edges)[0]  # NaN falls in no bin
     density = counts / np.maximum(counts.sum(2, keepdims=True), 1) / (edges[1] - edges[0])
-    return {"edges": edges, "density": dict(zip(CLASSES, density, strict=True)), "bands": tuple(bands)}
+    return {"edges": edges, "density": dict(zip(DEFAULT_CLASSES, density, strict=True)), "bands": tuple(bands)}
 
 
 def colour_colour(dataset: Dataset, index: Int64 | None = None) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def colour_colour(dataset: Dataset, index: Int64 | None = None) -> dict[str, Any
     labels = dataset.labels[chosen][good]
     table = {
         name: {"n": int((labels == k).sum())} | {c: _middle(v[labels == k]) for c, v in kept.items()}
-        for k, name in enumerate(CLASSES)
+        for k, name in enumerate(DEFAULT_CLASSES)
     }
     return kept | {"labels": labels, "table": table, "dropped": int((~good).sum())}
 
@@ -230,16 +233,19 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
 def samples(labels: Int64, probabilities: Float32, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the first row of each class, whatever its answer: class -> {name, probabilities: class -> number}."""
-    first = {CLASSES[k]: int(np.flatnonzero(labels == k)[0]) for k in np.unique(labels)}
+    first = {DEFAULT_CLASSES[k]: int(np.flatnonzero(labels == k)[0]) for k in np.unique(labels)}
     return {
-        kind: {"name": names[row], "probabilities": dict(zip(CLASSES, map(float, probabilities[row]), strict=True))}
+        kind: {
+            "name": names[row],
+            "probabilities": dict(zip(DEFAULT_CLASSES, map(float, probabilities[row]), strict=True)),
+        }
         for kind, row in first.items()
     }
 
 
 def roc(labels: Int64, probabilities: Float32) -> dict[str, dict[str, list[float]] | None]:
     """Return `fpr` and `tpr` of each class against the rest, None for a class without rows."""
-    curves = {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)}
+    curves = {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(DEFAULT_CLASSES)}
     return {
         name: curve and {rate: np.round(curve[rate], 4).tolist() for rate in ("fpr", "tpr")}
         for name, curve in curves.items()
@@ -354,11 +360,11 @@ def outliers(labels: Int64, probabilities: Float32, sure: float = SURE) -> dict[
     right = probabilities.argmax(1) == labels
     index = np.flatnonzero(right & (confidence < sure))
     index = index[np.argsort(confidence[index], kind="stable")]
-    counts = np.bincount(labels[index], minlength=len(CLASSES)).tolist()
+    counts = np.bincount(labels[index], minlength=len(DEFAULT_CLASSES)).tolist()
     return {
         "index": index,
         "confidence": confidence[index],
-        "counts": dict(zip(CLASSES, counts, strict=True)),
+        "counts": dict(zip(DEFAULT_CLASSES, counts, strict=True)),
         "share": len(index) / max(1, int(right.sum())),
         "sure": sure,
     }

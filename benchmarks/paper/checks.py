@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
 from .cells import EFFORT, MISSING, Records, effort, over_seeds, percent, table
 
@@ -84,6 +84,8 @@ def real(records: Records) -> str:
         return f"\n## Real sources, colours only\n\n{MISSING}\n"
     r = group[0]
     cells = effort(records, group)
-    rows = [[method, *(percent(r["recall"][method][name]) for name in CLASSES), *cells] for method in r["recall"]]
+    rows = [
+        [method, *(percent(r["recall"][method][name]) for name in DEFAULT_CLASSES), *cells] for method in r["recall"]
+    ]
     caveats = "\n".join(f"- {words}" for words in r["caveats"])
-    return f"\n## Real sources, colours only: recall\n\n{table(['', *CLASSES, *EFFORT], rows)}\n{caveats}\n"
+    return f"\n## Real sources, colours only: recall\n\n{table(['', *DEFAULT_CLASSES, *EFFORT], rows)}\n{caveats}\n"

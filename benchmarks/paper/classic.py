@@ -26,7 +26,7 @@ from skyclass.networks import build, network_inputs
 from skyclass.training.data.composites import composites
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.extra import train_extra
-from skyclass.types import CLASSES, Float16, Float32, Int64
+from skyclass.types import DEFAULT_CLASSES, Float16, Float32, Int64
 
 TREES = 400
 LEAF_ROWS = 3
@@ -40,14 +40,14 @@ FOLDS = 3
 
 @dataclass(frozen=True)
 class Classic:
-    """A fitted classic method: a scikit-learn pipeline whose answers come in the order of `CLASSES`."""
+    """A fitted classic method: a scikit-learn pipeline whose answers come in the order of `DEFAULT_CLASSES`."""
 
     name: str
     pipeline: Any
 
     def predict_proba(self, x: Float32) -> Float32:
         """Return (N, 3) float32 probabilities for features (N, F), NaN = unknown; 0 for a class never seen."""
-        out = np.zeros((len(x), len(CLASSES)), dtype=np.float32)
+        out = np.zeros((len(x), len(DEFAULT_CLASSES)), dtype=np.float32)
         if len(x):
             out[:, self.pipeline.classes_] = self.pipeline.predict_proba(np.asarray(x, dtype=np.float32))
         return out
@@ -179,8 +179,8 @@ def check_rows(x: Float32, y: Int64) -> None:
         problems.append(f"features {x.shape} and labels {y.shape} do not belong together: give (N, F) and (N,)")
     if np.isinf(x).any():
         problems.append("a feature is infinite: give NaN where it is unknown")
-    if not ((y >= 0) & (y < len(CLASSES))).all():
-        problems.append(f"a label is not an index into {CLASSES}")
+    if not ((y >= 0) & (y < len(DEFAULT_CLASSES))).all():
+        problems.append(f"a label is not an index into {DEFAULT_CLASSES}")
     if len(np.unique(y)) < 2:
         problems.append("the labels hold fewer than two classes")
     if problems:

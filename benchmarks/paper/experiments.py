@@ -32,7 +32,7 @@ from skyclass.training.evaluation.metrics import scores
 from skyclass.training.evaluation.predictions import probabilities_of
 from skyclass.training.fit.job import input_statistics
 from skyclass.training.fit.recipe import TrainConfig
-from skyclass.types import Float32, Int64
+from skyclass.types import DEFAULT_CLASSES, Float32, Int64
 
 from . import analyses, classic, selfsup, tabular
 from .spectra import simulate_spectra
@@ -226,7 +226,7 @@ def border(study: Study, seed: int) -> dict[str, Any]:
 
 def rated(labels: Int64, probabilities: Float32, **facts: Any) -> dict[str, Any]:
     """Return the scores of probabilities that no bundle made."""
-    found = scores(labels, probabilities)
+    found = scores(labels, probabilities, DEFAULT_CLASSES)
     drawn = bootstrap(labels, {"it": probabilities})["it"]["accuracy"]
     kept = ("accuracy", "balanced_accuracy", "recall", "precision", "specificity", "f1", "class_accuracy", "auc", "ece")
     ends = interval(found["accuracy"], drawn).tolist()

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from skyclass.training.extra import train_extra
-from skyclass.types import CLASSES, PIXEL_SCALE_ARCSEC, Float16, Float32, Int64
+from skyclass.types import DEFAULT_CLASSES, PIXEL_SCALE_ARCSEC, Float16, Float32, Int64
 
 from .analyses import SNR_LEVELS
 
 INK, FAINT = "#333333", "#999999"
-COLOURS = dict(zip(CLASSES, ("#0072b2", "#d55e00", "#009e73"), strict=True))
+COLOURS = dict(zip(DEFAULT_CLASSES, ("#0072b2", "#d55e00", "#009e73"), strict=True))
 """Blue, vermilion, green of Okabe & Ito: told apart with every kind of colour vision."""
-MARKERS = dict(zip(CLASSES, ("o", "s", "^"), strict=True))
-DASHES = dict(zip(CLASSES, ("-", "--", ":"), strict=True))
+MARKERS = dict(zip(DEFAULT_CLASSES, ("o", "s", "^"), strict=True))
+DASHES = dict(zip(DEFAULT_CLASSES, ("-", "--", ":"), strict=True))
 
 
 def draw_snr(statistics: Mapping[str, Any], *, simulated: bool) -> Any:
     """Return the figure of `snr_statistics`: quartiles by band and class, and shares above the levels."""
     table = statistics["table"]
     figure, (left, right) = _figure(1, 2, (9.5, 3.8), "Signal to noise by band and class", simulated)
-    for k, name in enumerate(CLASSES):
+    for k, name in enumerate(DEFAULT_CLASSES):
         x = np.arange(len(table)) + 0.22 * (k - 1)
         middle, low, high = (np.array([table[b][name][q] for b in table]) for q in ("median", "q25", "q75"))
         style = {"color": COLOURS[name], "marker": MARKERS[name], "linestyle": "none", "label": name}
@@ -54,7 +54,7 @@ def draw_histograms(histograms: Mapping[str, Any], *, simulated: bool) -> Any:
     bands, edges = histograms["bands"], histograms["edges"]
     figure, axes = _figure(1, len(bands), (3.2 * len(bands), 3.2), "Pixel values of the composites", simulated)
     for c, (panel, band) in enumerate(zip(np.atleast_1d(axes), bands, strict=True)):
-        for name in CLASSES:
+        for name in DEFAULT_CLASSES:
             line = {"color": COLOURS[name], "linestyle": DASHES[name], "label": name}
             panel.stairs(histograms["density"][name][c], edges, lw=1.4, **line)
         panel.set_yscale("log")
@@ -69,7 +69,7 @@ def draw_histograms(histograms: Mapping[str, Any], *, simulated: bool) -> Any:
 def draw_colour_colour(data: Mapping[str, Any], *, simulated: bool, points: int = 3000) -> Any:
     """Return the figure of `colour_colour`: up to `points` sources a class, and the two plain cuts."""
     figure, axes = _figure(1, 1, (5.6, 4.8), "Colours", simulated)
-    for k, name in enumerate(CLASSES):
+    for k, name in enumerate(DEFAULT_CLASSES):
         rows = np.flatnonzero(data["labels"] == k)
         rows = rows[:: max(1, math.ceil(len(rows) / points))]
         style = {"s": 7, "alpha": 0.35, "linewidths": 0, "color": COLOURS[name], "marker": MARKERS[name]}
@@ -126,7 +126,7 @@ def draw_training(curves: Mapping[str, Any], *, simulated: bool) -> Any:
 def draw_roc(record: Mapping[str, Any], *, simulated: bool) -> Any:
     """Return the ROC curves of a record with `roc` and `auc`: a line a class, against the rest."""
     figure, axes = _figure(1, 1, (5.2, 4.6), "ROC, each class against the rest", simulated)
-    for name in CLASSES:
+    for name in DEFAULT_CLASSES:
         if curve := record["roc"][name]:
             label = f"{name}, AUC {record['auc'][name]:.4f}"
             axes.plot(curve["fpr"], curve["tpr"], color=COLOURS[name], ls=DASHES[name], label=label)
@@ -168,8 +168,8 @@ def draw_confusion(record: Mapping[str, Any], *, simulated: bool) -> Any:
         words = f"{count:,}\n{100 * share[row, column]:.1f} %"
         colour = "white" if share[row, column] > 0.6 else INK
         axes.text(column, row, words, ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(CLASSES)), CLASSES)
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set_xticks(range(len(DEFAULT_CLASSES)), DEFAULT_CLASSES)
+    axes.set_yticks(range(len(DEFAULT_CLASSES)), DEFAULT_CLASSES)
     axes.set(xlabel="true class", ylabel="predicted class")
     figure.colorbar(shown, ax=axes, label="share of the true class", fraction=0.046)
     return figure
@@ -250,8 +250,8 @@ def draw_outliers(
 ) -> Any:
     """Return the gallery of `outliers`: a row a class, the least sure first."""
     index = found["index"]
-    rows = [index[labels[index] == k][:columns] for k in range(len(CLASSES))]
-    names = [f"{name}\n{found['counts'][name]}" for name in CLASSES]
+    rows = [index[labels[index] == k][:columns] for k in range(len(DEFAULT_CLASSES))]
+    names = [f"{name}\n{found['counts'][name]}" for name in DEFAULT_CLASSES]
     heading = f"Right, with a confidence below {found['sure']:g}: {100 * found['share']:.1f} % of the right answers"
     return gallery(images, rows, names, _words(labels, probabilities), heading, simulated=simulated, columns=columns)
 
@@ -323,7 +323,7 @@ def rgb(images: Float16) -> Float32:
 def _words(labels: Int64, probabilities: Float32) -> list[str]:
     given, confidence = probabilities.argmax(1), probabilities.max(1)
     pairs = zip(labels, given, confidence, strict=True)
-    return [f"{CLASSES[a][0].upper()} > {CLASSES[b][0].upper()}  {p:.2f}" for a, b, p in pairs]
+    return [f"{DEFAULT_CLASSES[a][0].upper()} > {DEFAULT_CLASSES[b][0].upper()}  {p:.2f}" for a, b, p in pairs]
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], title: str, simulated: bool) -> tuple[Any, Any]:

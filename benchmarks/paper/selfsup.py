@@ -147,7 +147,7 @@ def linear_probe(
     """Return probabilities (M, 3) for `test_images` by a logistic regression on frozen embeddings.
 
     It is fitted to the embeddings of `images` (N, C, S, S) with `labels` (N,); the weights in `state` stay as
-    they are. Columns in the order of `CLASSES`. Raises `ConfigError`.
+    they are. Columns in the order of `DEFAULT_CLASSES`. Raises `ConfigError`.
     """
     frozen = transfer(state, _networks(network, options or {}, images.shape[1], seed)[0])
     known, asked = (embed_images(frozen, preprocessing, part, device=device) for part in (images, test_images))

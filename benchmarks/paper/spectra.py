@@ -22,7 +22,7 @@ import numpy as np
 from skyclass.errors import ConfigError
 from skyclass.mock.counts import natural_counts
 from skyclass.mock.population import MIXES, Mix
-from skyclass.types import CLASSES, Float32, Float64, Int64
+from skyclass.types import DEFAULT_CLASSES, Float32, Float64, Int64
 
 LENGTH = 1024
 WAVELENGTH_A: Float64 = np.geomspace(3800.0, 9200.0, LENGTH)
@@ -59,7 +59,7 @@ OXIDE_SIGMA_KM_S = 2600.0
 
 
 def simulate_spectra(n: int, seed: int, mix: Mix = "balanced") -> tuple[Float32, Int64]:
-    """Return SIMULATED spectra (n, 1024) float32 and their labels (n,) int64, indices into `CLASSES`.
+    """Return SIMULATED spectra (n, 1024) float32 and their labels (n,) int64, indices into `DEFAULT_CLASSES`.
 
     Each spectrum has mean 0 and standard deviation 1; its pixels lie at `WAVELENGTH_A`. `mix` is "balanced",
     a third each, or "natural", the simulated sky's shares at `NATURAL_W1_MAG`. The same n, seed and mix
@@ -81,8 +81,8 @@ def simulate_spectra(n: int, seed: int, mix: Mix = "balanced") -> tuple[Float32,
 def _labels(n: int, mix: str, rng: np.random.Generator) -> Int64:
     if mix == "natural":
         shares = natural_counts(*NATURAL_DIRECTION_DEG).fractions([NATURAL_W1_MAG])[0]
-        return rng.choice(len(CLASSES), size=n, p=shares).astype(np.int64)
-    return cast(Int64, rng.permutation(np.arange(n, dtype=np.int64) % len(CLASSES)))
+        return rng.choice(len(DEFAULT_CLASSES), size=n, p=shares).astype(np.int64)
+    return cast(Int64, rng.permutation(np.arange(n, dtype=np.int64) % len(DEFAULT_CLASSES)))
 
 
 def _fluxes(labels: Int64, rng: np.random.Generator) -> Float64:

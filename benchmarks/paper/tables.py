@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
 from . import checks, published
 from .cells import (
@@ -90,7 +90,7 @@ def table1(records: Records) -> str:
     ours = iicnet[0]["split"] if iicnet and "split" in iicnet[0] else None
     sets = published.SETS
     rows = []
-    for name in CLASSES:
+    for name in DEFAULT_CLASSES:
         counts = [str(ours[s][name]) for s in (*sets, "none")] if ours else [MISSING] * 4
         paper = [str(published.SPLIT[name][s]) for s in sets]
         rows.append([name, *paper, str(published.TOTALS[name]), *counts])
@@ -108,7 +108,7 @@ def table2(records: Records) -> str:
     group = records.get("iicnet", [])
     cells, empty = effort(records, group), ["-"] * len(published.RATES[:-1])
     rows = []
-    for kind in CLASSES:
+    for kind in DEFAULT_CLASSES:
         ours = [percent(known_mean(r[name][kind] for r in group)) if group else MISSING for name in published.RATES]
         rows.append([kind, "paper", *map(str, published.IICNET[kind]), *PAPER_EFFORT])
         rows.append([kind, "ours", *ours, *cells])
@@ -225,10 +225,10 @@ def sweeps(records: Records) -> str:
 def fig14(records: Records) -> str:
     """Return the areas under the ROC curves of Fig. 14, mean over seeds."""
     group = records.get("iicnet", [])
-    ours = [f"{area:.4f}" if (area := known_mean(r["auc"][k] for r in group)) else "-" for k in CLASSES]
+    ours = [f"{area:.4f}" if (area := known_mean(r["auc"][k] for r in group)) else "-" for k in DEFAULT_CLASSES]
     rows = [["paper (abstract)", *[f"above {published.AUC_ABOVE}"] * 3, *PAPER_EFFORT]]
     rows.append(["ours", *(ours if group else [MISSING] * 3), *effort(records, group)])
-    head = ["", *(f"AUC of {name}" for name in CLASSES), *EFFORT]
+    head = ["", *(f"AUC of {name}" for name in DEFAULT_CLASSES), *EFFORT]
     return f"\n## Fig. 14: ROC, each class against the rest\n\n{table(head, rows)}"
 
 
@@ -310,8 +310,8 @@ def misclassified(record: dict[str, Any]) -> int:
 def confusion_table(record: dict[str, Any]) -> str:
     """Return the confusion matrix of a record as in the paper: columns are true classes, rows predicted ones."""
     columns = np.array(record["confusion"]).T.tolist()
-    rows = [[f"predicted {name}", *map(str, row)] for name, row in zip(CLASSES, columns, strict=True)]
-    return table([f"seed {record['seed']}", *(f"true {name}" for name in CLASSES)], rows)
+    rows = [[f"predicted {name}", *map(str, row)] for name, row in zip(DEFAULT_CLASSES, columns, strict=True)]
+    return table([f"seed {record['seed']}", *(f"true {name}" for name in DEFAULT_CLASSES)], rows)
 
 
 def fig20(records: Records) -> str:
@@ -321,11 +321,11 @@ def fig20(records: Records) -> str:
     group = [r for r in records.get("iicnet", []) if "unsure" in r]
     for r in group:
         counts, share = r["unsure"]["counts"], r["unsure"]["share"]
-        cells = [str(sum(counts.values())), *(str(counts[name]) for name in CLASSES), f"{100 * share:.1f} %"]
+        cells = [str(sum(counts.values())), *(str(counts[name]) for name in DEFAULT_CLASSES), f"{100 * share:.1f} %"]
         rows.append(["ours", *cells, *effort(records, [r])])
     if not group:
         rows.append(["ours", *[MISSING] * 5, *effort(records, [])])
-    head = ["", "images", *CLASSES, "share of the correct", *EFFORT]
+    head = ["", "images", *DEFAULT_CLASSES, "share of the correct", *EFFORT]
     return f"\n## Figs. 20 and 21: correct with a confidence below {below}\n\n{table(head, rows)}"
 
 

@@ -25,7 +25,7 @@ from skyclass.networks.colour import ColourNet
 from skyclass.training.data.classes import label_counts
 from skyclass.training.evaluation.metrics import colour_cuts, confusion, confusion_scores
 from skyclass.training.fit.job import class_weights
-from skyclass.types import CLASSES, Bool, Float32, Float64, Int64
+from skyclass.types import DEFAULT_CLASSES, Bool, Float32, Float64, Int64
 
 PATIENCE = 12
 """Epochs without a better validation loss after which training ends."""
@@ -67,7 +67,7 @@ def fit_tabular(
     _check(inputs, labels, val, epochs, batch_size)
     place = torch.device(resolve_device(device))
     network.to(place)
-    weights = class_weights(labels, balanced).to(place)
+    weights = class_weights(labels, len(DEFAULT_CLASSES), balanced).to(place)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     generator = np.random.default_rng(seed)
@@ -129,12 +129,12 @@ def real_tables(folder: str | Path, seed: int, *, epochs: int = 60) -> dict[str,
     fit_tabular(network, *sets["train"], val=sets["val"], epochs=epochs, seed=seed)
     true, seen = labels[parts["test"]], colours[parts["test"]]
     given = {"colour_network": logits_of(network, sets["test"][0]).argmax(1), "colour_cuts": _cuts(seen)}
-    tables = {method: confusion(true, guess) for method, guess in given.items()}
+    tables = {method: confusion(true, guess, len(DEFAULT_CLASSES)) for method, guess in given.items()}
     return {
-        "recall": {method: confusion_scores(table)["recall"] for method, table in tables.items()},
+        "recall": {method: confusion_scores(table, DEFAULT_CLASSES)["recall"] for method, table in tables.items()},
         "interval": {method: _intervals(table) for method, table in tables.items()},
         "confusion": {method: table.tolist() for method, table in tables.items()},
-        "rows": {name: label_counts(labels[index]) for name, index in parts.items()},
+        "rows": {name: label_counts(labels[index], DEFAULT_CLASSES) for name, index in parts.items()},
         "dropped": dropped,
         "features": ["w1-w2", "w2-w3"],
         "seed": seed,
@@ -188,13 +188,13 @@ def _cuts(colours: Float32) -> Int64:
     """Return the label index (N,) of the two plain cuts for W1-W2 and W2-W3; they depend on nothing else."""
     w2 = np.zeros(len(colours))
     names = colour_cuts(w2 + colours[:, 0], w2, w2 - colours[:, 1])
-    return np.array([CLASSES.index(name) for name in names], dtype=np.int64)
+    return np.array([DEFAULT_CLASSES.index(name) for name in names], dtype=np.int64)
 
 
 def _intervals(table: Int64) -> dict[str, list[float]]:
     """Return the 95 % interval of each recall of a confusion matrix."""
     ends = binom_conf_interval(np.diagonal(table), table.sum(1), 0.95, interval="wilson")
-    return dict(zip(CLASSES, ends.T.tolist(), strict=True))
+    return dict(zip(DEFAULT_CLASSES, ends.T.tolist(), strict=True))
 
 
 def _epoch(

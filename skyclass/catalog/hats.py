@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import parquet_bytes
-from ..schema import CLASS_COLUMNS, CLASS_SCHEMA, FOOTER_KEY
+from ..schema import FOOTER_KEY, class_columns, class_schema
 from ..sky.healpix import MAX_ORDER
 from ..types import Flag
-from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of
+from .manifest import CATALOG_ORDER, PixelRecord, class_names, label_of, manifest_of
 
 
 def file_metadata(
@@ -110,12 +110,14 @@ _VOTABLE_TYPES = (
 def sidecar_files(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> dict[str, bytes]:
     properties = _properties_text(records, provenance, created).encode()
     pixels = "".join(f"{CATALOG_ORDER},{record.pixel}\n" for record in records)
-    empty = CLASS_SCHEMA.empty_table()
+    schema = class_schema(class_names(provenance))
     return {
         "hats.properties": properties,
         "properties": properties,  # the name that readers of HATS before 0.6 look for
         "partition_info.csv": f"Norder,Npix\n{pixels}".encode(),
-        "dataset/_common_metadata": parquet_bytes(empty, file_metadata(CLASS_SCHEMA, provenance), store_schema=False),
+        "dataset/_common_metadata": parquet_bytes(
+            schema.empty_table(), file_metadata(schema, provenance), store_schema=False
+        ),
         "README.txt": _readme(records, provenance).encode(),
     }
 
@@ -147,7 +149,8 @@ def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> st
     manifest = manifest_of(records, sum(record.rows for record in records), provenance, {}, "")
     counts = "\n".join(f"  {name:<14}{count:>14,}" for name, count in manifest.classes.items())
     columns = "\n".join(
-        f"  {name:<14}{unit or '-':<6}{ucd:<28}{words}" for name, (unit, ucd, words) in CLASS_COLUMNS.items()
+        f"  {name:<14}{unit or '-':<6}{ucd:<28}{text}"
+        for name, (unit, ucd, text) in class_columns(manifest.class_names).items()
     )
     flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{flag.meaning}" for flag in Flag)
     return _README.format(

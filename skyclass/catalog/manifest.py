@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ..errors import StoreError
 from ..files import read_json, write_json
+from ..schema import UNCLASSIFIED, class_schema
 from ..sky.healpix import MAX_ORDER
-from ..types import Json
+from ..types import Json, class_problems
 
 CATALOG_ORDER = 5
 """HEALPix order of a published file: 3.36 square degrees, about 60,000 AllWISE sources."""
@@ -61,6 +64,16 @@ class Manifest:
     files: tuple[PixelRecord, ...]
     sidecars: dict[str, str]
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the model, in the order of the probabilities."""
+        return class_names(self.provenance)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the published files."""
+        return class_schema(self.class_names)
+
 
 MANIFEST_NAME = "manifest.json"
 
@@ -73,7 +86,7 @@ def manifest_of(
     tiles: str,
 ) -> Manifest:
     """Return the manifest of files, with the totals over them."""
-    classes: Counter[str] = Counter()
+    classes = Counter(dict.fromkeys((*class_names(provenance), UNCLASSIFIED), 0))
     for record in records:
         classes.update(record.classes)
     return Manifest(
@@ -99,6 +112,14 @@ def label_of(provenance: Mapping[str, Any]) -> str:
     return " ".join(label.split())
 
 
+def class_names(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes of the model that made the rows; raise `StoreError` where the provenance has none."""
+    names = provenance.get("info", {}).get("model", {}).get("classes")
+    if not isinstance(names, list | tuple) or class_problems(names):
+        raise StoreError(f"the provenance names no classes of the model ({names!r}): publish the run again")
+    return tuple(names)
+
+
 def write_manifest(catalog: Path, manifest: Manifest) -> Path:
     """Write manifest.json and return its path."""
     path = catalog / MANIFEST_NAME
@@ -113,6 +134,8 @@ def read_manifest(catalog: Path) -> Manifest:
         raise StoreError(f"{catalog} is no class catalogue: its {MANIFEST_NAME} is not {MANIFEST_FORMAT!r}")
     try:
         files = tuple(PixelRecord(**record) for record in values.pop("files"))
-        return Manifest(files=files, **values)
+        manifest = Manifest(files=files, **values)
+        class_names(manifest.provenance)
+        return manifest
     except (KeyError, TypeError) as error:
         raise StoreError(f"{catalog / MANIFEST_NAME} is damaged: {error}") from error

@@ -22,11 +22,19 @@ import pyarrow.parquet as pq
 
 from ..errors import RowsLost, StoreError
 from ..files import parquet_bytes, write_bytes
-from ..schema import CLASS_SCHEMA, class_counts, conform, flagged
+from ..schema import class_counts, class_schema, conform, flagged
 from ..text import counted
 from ..types import Json, ParallelMap
 from .hats import file_metadata, sidecar_files, text_sizes
-from .manifest import MANIFEST_NAME, PIXEL_SHIFT, PixelRecord, manifest_of, pixel_path, write_manifest
+from .manifest import (
+    MANIFEST_NAME,
+    PIXEL_SHIFT,
+    PixelRecord,
+    class_names,
+    manifest_of,
+    pixel_path,
+    write_manifest,
+)
 from .verify import quoted, repeated_ids
 from .versions import CURRENT, PUBLICATIONS, begin_publication, make_current, superseded_publications
 
@@ -47,7 +55,7 @@ class CatalogRows:
     tmp : Path
         Scratch folder.
     files : tuple of Path
-        Parquet files in `CLASS_SCHEMA`.
+        Parquet files in the `class_schema` of the model.
     nbytes : int
         Bytes of the files.
     n_rows : int
@@ -127,14 +135,16 @@ def write_pixel(provenance: Json, staging_folder: Path, pixel: int, files: Seque
     """
     low, high = pixel << PIXEL_SHIFT, (pixel + 1) << PIXEL_SHIFT
     inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
-    rows = conform(pa.concat_tables([pq.read_table(path, schema=CLASS_SCHEMA, filters=inside) for path in files]))
-    footer = file_metadata(CLASS_SCHEMA, provenance, text_sizes(rows))
+    classes = class_names(provenance)
+    schema = class_schema(classes)
+    rows = conform(pa.concat_tables([pq.read_table(path, schema=schema, filters=inside) for path in files]))
+    footer = file_metadata(schema, provenance, text_sizes(rows))
     data = parquet_bytes(rows, footer, store_schema=False)
     path = pixel_path(pixel)
     write_bytes(Path(staging_folder) / path, data)
     span = pc.min_max(rows["_healpix_29"]).as_py()
     return PixelRecord(
-        pixel, path, len(rows), sha256(data).hexdigest(), len(data), class_counts(rows),
+        pixel, path, len(rows), sha256(data).hexdigest(), len(data), class_counts(rows, classes),
         flagged(rows), span["min"], span["max"],
     )  # fmt: skip
 

@@ -16,14 +16,14 @@ import pandas as pd
 import pyarrow as pa
 
 from ..errors import ConfigError
-from ..schema import CLASS_SCHEMA, UNCLASSIFIED, listed_names
+from ..schema import UNCLASSIFIED, listed_names
 from ..sky.regions import Cone, Region, region_text
 from ..text import counted, html_table, one_or_many
 from .duckdb import connect
 from .export import export_pieces, to_pandas
 from .manifest import Manifest, read_manifest
 from .selection import Selection
-from .sql import check_condition, check_query, column_list, translate_duckdb_errors
+from .sql import check_condition, check_query, translate_duckdb_errors
 from .versions import find_catalog
 
 
@@ -138,7 +138,7 @@ class ClassCatalog:
         >>> classes.where("class = 'star'").count() == classes.class_counts()["star"]
         True
         """
-        check_condition(expression, self.manifest.classes)
+        check_condition(expression, self.manifest.schema)
         return self._narrowed(predicates=(*self.selection.predicates, expression))
 
     def select(self, columns: Sequence[str]) -> ClassCatalog:
@@ -167,14 +167,15 @@ class ClassCatalog:
         """
         is_name = isinstance(columns, str) and "," not in columns
         names = (str(columns),) if is_name else tuple(listed_names(columns))
-        unknown = [name for name in names if name not in CLASS_SCHEMA.names]
+        known = self.manifest.schema.names
+        unknown = [name for name in names if name not in known]
         if unknown or not names or len(set(names)) < len(names):
             what = (
                 f"unknown {one_or_many(len(unknown), 'column', 'columns')} {unknown}"
                 if unknown
                 else f"columns {list(names)} are none or repeated"
             )
-            raise ConfigError(f"{what}: choose from {column_list()}")
+            raise ConfigError(f"{what}: choose from {', '.join(known)}")
         return self._narrowed(columns=names)
 
     # --- methods that answer ---
@@ -308,8 +309,9 @@ class ClassCatalog:
         >>> sc.open_catalog("classes").sql_arrow("SELECT count(*) AS n FROM classes").to_pylist()
         [{'n': 46}]
         """
-        check_query(query, self.manifest.classes)
-        with translate_duckdb_errors(query, self.root, self.manifest.classes), connect(self.root) as connection:
+        schema = self.manifest.schema
+        check_query(query, schema)
+        with translate_duckdb_errors(query, schema, self.root), connect(self.root) as connection:
             self.selection.make_view(connection)
             return connection.sql(query).to_arrow_table()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ..schema import CLASS_SCHEMA, SORT_KEYS
+from ..schema import SORT_KEYS
 from ..sky.regions import Region
 from ..types import Int64
 from .duckdb import connect, parquet_scan
@@ -52,15 +52,15 @@ class Selection:
     @property
     def schema(self) -> pa.Schema:
         """Schema of the selected columns."""
-        names = self.columns or CLASS_SCHEMA.names
-        return pa.schema([CLASS_SCHEMA.field(name) for name in names])
+        schema = self.manifest.schema
+        return pa.schema([schema.field(name) for name in self.columns or schema.names])
 
     def _needed(self) -> list[str]:
         """Return the columns to read: the selected ones, those of the conditions, and positions for regions."""
         words = {word.lower() for text in self.predicates for word in re.findall(r"\w+", text)}
         words |= {"ra", "dec"} if self.regions else set()
         words |= set(self.schema.names)
-        return [name for name in CLASS_SCHEMA.names if name in words]
+        return [name for name in self.manifest.schema.names if name in words]
 
     def _plan(self) -> tuple[tuple[PixelRecord, ...], list[Int64]]:
         """Return the files that the regions touch and the spans for their row groups; opens nothing."""
@@ -99,7 +99,10 @@ class Selection:
         if not files:
             return
         query = f"{self._selection(files, self._needed())} ORDER BY {', '.join(SORT_KEYS)}"
-        with translate_duckdb_errors(self._condition, self.root), connect(self.root) as connection:
+        with (
+            translate_duckdb_errors(self._condition, self.manifest.schema, self.root),
+            connect(self.root) as connection,
+        ):
             for batch in connection.sql(query).to_arrow_reader(ROWS_AT_ONCE):
                 yield self._inside(pa.Table.from_batches([batch]))
 
@@ -118,7 +121,7 @@ class Selection:
     def _filtered(self, rows: pa.Table) -> pa.Table:
         if not self.predicates or not len(rows):
             return rows
-        with translate_duckdb_errors(self._condition), connect(None) as connection:
+        with translate_duckdb_errors(self._condition, self.manifest.schema), connect(None) as connection:
             connection.register("classes", rows)
             query = f"SELECT * FROM classes WHERE {self._condition}"
             return connection.sql(query).to_arrow_table()

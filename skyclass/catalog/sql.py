@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from ..errors import ConfigError, StoreError
-from ..schema import CLASS_SCHEMA, UNCLASSIFIED
+from ..schema import UNCLASSIFIED, classes_of
 from .duckdb import connect, literal
 
 _EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
@@ -25,29 +25,29 @@ MAX_TREE_DEPTH = 500
 """Levels in the syntax tree of a query, some two for each level of its text. Python's own limit differs by process."""
 
 
-def check_condition(expression: str, classes: Collection[str]) -> None:
-    """Raise `ConfigError` unless `expression` is one condition on the columns, on classes that the catalogue has."""
+def check_condition(expression: str, schema: pa.Schema) -> None:
+    """Raise `ConfigError` unless `expression` is one condition on the columns and classes of a catalogue."""
     _refuse_undecoded(expression)
     if not expression.strip():
         raise ConfigError(f"where takes a condition, such as p_quasar > 0.9; {expression!r} is empty")
     text = f"({expression}\n)"
-    with translate_duckdb_errors(expression, classes=classes), connect(None) as connection:
+    with translate_duckdb_errors(expression, schema), connect(None) as connection:
         # parsed without brackets first: the expression must not close the bracket that it is put into
         statements = duckdb.extract_statements(f"SELECT 1 WHERE {expression}\n")
         if len(statements) != 1:
             raise ConfigError(f"where takes one condition, and {expression!r} holds {len(statements)} statements")
-        connection.register("classes", CLASS_SCHEMA.empty_table())
+        connection.register("classes", schema.empty_table())
         answer = connection.sql(f"SELECT {text} AS condition FROM classes WHERE {text}").to_arrow_table()
     kind = answer.schema.field(0).type
     if not pa.types.is_boolean(kind):
         raise ConfigError(f"where takes a condition, such as p_quasar > 0.9; {expression!r} gives {kind}")
-    _refuse_unknown_classes(_nodes(_condition_query(expression)), classes)
+    _refuse_unknown_classes(_nodes(_condition_query(expression)), classes_of(schema))
 
 
-def check_query(query: str, classes: Collection[str]) -> None:
-    """Raise `ConfigError` unless `query` is one SELECT, on classes that the catalogue has."""
+def check_query(query: str, schema: pa.Schema) -> None:
+    """Raise `ConfigError` unless `query` is one SELECT, on classes of a catalogue."""
     _refuse_undecoded(query)
-    with translate_duckdb_errors(query, classes=classes):
+    with translate_duckdb_errors(query, schema):
         statements = duckdb.extract_statements(query)
     if len(statements) != 1:
         raise ConfigError(f"sql takes one SELECT, and {query!r} holds {len(statements)} statements")
@@ -55,7 +55,7 @@ def check_query(query: str, classes: Collection[str]) -> None:
         raise ConfigError(f"sql takes one SELECT, not {query!r}: catalogues are read, never changed")
     nodes = _nodes(query)
     if not any(str(node.get("alias", "")).lower() == _CLASS_COLUMN for node in nodes):  # else another column
-        _refuse_unknown_classes(nodes, classes)
+        _refuse_unknown_classes(nodes, classes_of(schema))
 
 
 def _refuse_undecoded(text: str) -> None:
@@ -72,11 +72,11 @@ def has_subquery(expression: str) -> bool:
 
 
 @contextmanager
-def translate_duckdb_errors(question: str, root: Path | None = None, classes: Collection[str] = ()) -> Iterator[None]:
+def translate_duckdb_errors(question: str, schema: pa.Schema, root: Path | None = None) -> Iterator[None]:
     """Turn an error of DuckDB into a `ConfigError`, which lists the columns where the question names an unknown one.
 
-    Where it names one of `classes` instead of a column, the message shows the quotes of text. An error about a file
-    of the catalogue at `root` is a `StoreError`.
+    Where it names a class instead of a column, the message shows the quotes of text. An error about a file of the
+    catalogue at `root` is a `StoreError`.
     """
     try:
         yield
@@ -86,25 +86,25 @@ def translate_duckdb_errors(question: str, root: Path | None = None, classes: Co
             raise unreadable(root, "a file of the catalogue is gone") from error
         if root and str(root) in reason and str(root) not in question:
             raise unreadable(root, f"a file of the catalogue is damaged ({reason})") from error
-        remedy = _column_remedy(question, reason, classes)
+        remedy = _column_remedy(question, reason, schema)
         raise ConfigError(f"cannot answer {question!r}: {reason}{remedy}") from error
 
 
-def _column_remedy(question: str, reason: str, classes: Collection[str]) -> str:
+def _column_remedy(question: str, reason: str, schema: pa.Schema) -> str:
     """Return what to write in place of a column where DuckDB says that there is no such column, else ""."""
     unknown = _UNKNOWN_COLUMN.search(reason)
     if not unknown:
         return ""
     name = unknown[1] or unknown[2]
-    for known in classes:
-        if known != UNCLASSIFIED and known.lower() == name.lower():
+    for known in classes_of(schema):
+        if known == name.lower():
             return f". Text is in single quotes: {_CLASS_COLUMN} = {literal(known)}"
-    similar = get_close_matches(name.lower(), CLASS_SCHEMA.names)
+    similar = get_close_matches(name.lower(), schema.names)
     suggestion = f" (did you mean {similar[0]}?)" if similar else ""
     quoted = name.replace('"', '""')
     if f'"{quoted}"' in question:
         return f"{suggestion}. Double quotes name a column. Text is in single quotes: {literal(name)}"
-    return f"{suggestion}. Columns: {column_list()}"
+    return f"{suggestion}. Columns: {', '.join(schema.names)}"
 
 
 def unreadable(root: Path, reason: str) -> StoreError:
@@ -112,11 +112,6 @@ def unreadable(root: Path, reason: str) -> StoreError:
     if not root.exists():
         return StoreError(f"the publication {root} is gone: 'skyclass gc' removed it; open the catalogue again")
     return StoreError(f"{reason}: run 'skyclass verify', then publish the run again")
-
-
-def column_list() -> str:
-    """Return the names of the columns."""
-    return ", ".join(CLASS_SCHEMA.names)
 
 
 # --- the syntax tree ---------------------------------------------------------------------------------
@@ -150,12 +145,11 @@ def _tree_nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_unknown_classes(nodes: Collection[dict[str, Any]], classes: Collection[str]) -> None:
-    known = [name for name in classes if name != UNCLASSIFIED]
     for node in nodes:
         for text in _compared_classes(node):
-            if text not in known:
+            if text not in classes:
                 hint = " (a source without a class: class IS NULL)" if text == UNCLASSIFIED else ""
-                raise ConfigError(f"no source has class {text!r}: the classes are {', '.join(known)}{hint}")
+                raise ConfigError(f"no source has class {text!r}: the classes are {', '.join(classes)}{hint}")
 
 
 def _compared_classes(node: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..files import sha256_of
-from ..schema import CLASS_SCHEMA, SORT_KEYS, class_counts, flagged
+from ..schema import SORT_KEYS, class_counts, flagged
 from ..text import counted, printable
 from .duckdb import connect, parquet_scan
 from .manifest import MANIFEST_NAME, PIXEL_SHIFT, Manifest, PixelRecord, manifest_of, read_manifest
@@ -63,7 +63,7 @@ def verify_publication(root: Path, planned_rows: int | None = None) -> VerifyRep
     problems = _total_problems(manifest, planned_rows) + _stray_problems(root, manifest)
     for name, digest in manifest.sidecars.items():
         problems += _bytes_problems(root / name, name, digest)
-    by_file = {record.path: _file_problems(root, record) for record in manifest.files}
+    by_file = {record.path: _file_problems(root, record, manifest) for record in manifest.files}
     problems += [text for texts in by_file.values() for text in texts]
     repeated = repeated_ids(root, [record for record in manifest.files if not by_file[record.path]])
     problems += [f"source_id is not unique: {quoted(repeated)}"] if repeated else []
@@ -113,28 +113,28 @@ def _bytes_problems(path: Path, name: str, digest: str) -> list[str]:
     return [] if sha256 == digest else [f"{name}: sha256 is {sha256[:12]}, published {digest[:12]}"]
 
 
-def _file_problems(root: Path, record: PixelRecord) -> list[str]:
+def _file_problems(root: Path, record: PixelRecord, manifest: Manifest) -> list[str]:
     path = root / record.path
     problems = _bytes_problems(path, record.path, record.sha256)
     if not path.is_file():
         return problems
     try:
-        if not pq.read_schema(path).equals(CLASS_SCHEMA):
+        if not pq.read_schema(path).equals(manifest.schema):
             return [*problems, f"{record.path}: schema is not that of the class catalogue"]
         rows = pq.ParquetFile(path).read(["_healpix_29", "source_id", "class", "flags"])
     except (OSError, pa.ArrowException) as error:
         return [*problems, f"{record.path}: cannot be read: {error}"]
-    return problems + [f"{record.path}: {text}" for text in _row_problems(rows, record)]
+    return problems + [f"{record.path}: {text}" for text in _row_problems(rows, record, manifest.class_names)]
 
 
-def _row_problems(rows: pa.Table, record: PixelRecord) -> list[str]:
+def _row_problems(rows: pa.Table, record: PixelRecord, classes: Sequence[str]) -> list[str]:
     healpix = rows["_healpix_29"].to_numpy()
     order = pc.sort_indices(rows, sort_keys=[(key, "ascending") for key in SORT_KEYS]).to_numpy()
     checks = {
         f"{counted(len(rows), 'row')}, published {record.rows:,}": len(rows) != record.rows,
         f"rows outside pixel {record.pixel}": bool((healpix >> PIXEL_SHIFT != record.pixel).any()),
         "not sorted by _healpix_29, source_id": bool((order != np.arange(len(rows))).any()),
-        "class counts differ from the manifest": class_counts(rows) != record.classes,
+        "class counts differ from the manifest": class_counts(rows, classes) != record.classes,
         "count of flagged rows differs from the manifest": flagged(rows) != record.n_flagged,
         "range of _healpix_29 differs from the manifest": bool(len(healpix))
         and (int(healpix.min()), int(healpix.max())) != (record.healpix_min, record.healpix_max),

@@ -10,7 +10,7 @@ import click
 from .. import __version__, api
 from ..run.config import RunConfig
 from ..text import counted, one_or_many
-from ..types import CLASSES, Flag
+from ..types import Flag
 from .options import ConfigCommand, config_options, read_config
 from .output import EXIT_QUARANTINED, print_quarantined, say
 
@@ -34,7 +34,7 @@ def _print_report(report: Any, run: RunConfig) -> None:
     lines = [
         f"{counted(report.sources_in, 'source')} in = {report.classified:,} classified "
         f"+ {report.without_class - report.model_faults:,} without an image{faults}; {report.flagged:,} flagged",
-        "classes: " + ", ".join(f"{report.class_counts.get(c, 0):,} {c}" for c in CLASSES),
+        "classes: " + ", ".join(f"{n:,} {name}" for name, n in report.class_counts.items()),
         f"{counted(report.tiles, 'tile')} ({report.tiles_resumed} from an earlier run), "
         f"{report.tile_bytes_read / 1e6:,.0f} MB read of {report.tile_bytes / 1e6:,.0f} MB of tiles",
         _pace(report),

@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from skyclass.types import CLASSES, Float64
+from skyclass.types import DEFAULT_CLASSES, Float64
 
 EDGES_W1 = np.round(np.arange(3.0, 20.01, 0.1), 1)
 """Edges of the W1 bins of all counts."""
@@ -177,8 +177,8 @@ def natural_counts(l_deg: float, b_deg: float) -> Counts:
 def balanced_counts() -> Counts:
     """Return equal counts of the classes with one W1 distribution: 1,000 per square degree and magnitude at W1 = 15."""
     middle = 0.5 * (EDGES_W1[1:] + EDGES_W1[:-1])
-    per_bin = 1000 * 10 ** (BALANCED_SLOPE * (middle - 15.0)) * np.diff(EDGES_W1) / len(CLASSES)
-    return Counts(np.tile(per_bin, (len(CLASSES), 1)))
+    per_bin = 1000 * 10 ** (BALANCED_SLOPE * (middle - 15.0)) * np.diff(EDGES_W1) / len(DEFAULT_CLASSES)
+    return Counts(np.tile(per_bin, (len(DEFAULT_CLASSES), 1)))
 
 
 def with_quasars(counts: Counts, fraction: float, bright: float, faint: float) -> Counts:

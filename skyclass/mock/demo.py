@@ -14,7 +14,7 @@ from ..run.config import RunConfig
 from ..run.finish import verify
 from ..text import counted, shell_command, table_text
 from ..training.evaluation.metrics import colour_cuts
-from ..types import CLASSES
+from ..types import DEFAULT_CLASSES
 from . import MockReport
 
 PrintLine = Callable[[str], None]
@@ -48,7 +48,7 @@ def summary(classes: ClassCatalog, sky: MockReport) -> str:
     columns = ["source_id", "class", "w1mpro", "w2mpro", "w3mpro", "w1snr"]
     rows = classes.select(columns).to_pandas().merge(truth, on="source_id", validate="one_to_one")
     counts = pd.crosstab(rows["truth"], rows["class"].fillna("none"))
-    lines = [counts.reindex(index=list(CLASSES), fill_value=0).to_string(), ""]
+    lines = [counts.reindex(index=list(DEFAULT_CLASSES), fill_value=0).to_string(), ""]
     for name, part in (("all", rows), ("W1 S/N > 20", rows[rows["w1snr"] > 20])):
         cuts = colour_cuts(*(part[c].to_numpy(float) for c in ("w1mpro", "w2mpro", "w3mpro")))
         network, by_cuts = (

@@ -15,7 +15,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy_healpix import healpix_to_lonlat
 
-from skyclass.types import CLASSES, Bool, Float64, Int64, Tile
+from skyclass.types import DEFAULT_CLASSES, Bool, Float64, Int64, Tile
 
 from ..sky.healpix import pixel_centres, separation_deg
 from ..sky.regions import Cone
@@ -128,7 +128,7 @@ def galactic(ra: float, dec: float) -> tuple[float, float]:
 
 def _clustered(rng: np.random.Generator, drawn: Draw, ra: Float64, dec: Float64) -> tuple[Float64, Float64, Int64]:
     """Move some galaxies next to the brightest ones, and return all positions and the centres of the clusters."""
-    galaxies = np.flatnonzero(CLASS_OF_SUBTYPE[drawn.subtype] == CLASSES.index("galaxy"))
+    galaxies = np.flatnonzero(CLASS_OF_SUBTYPE[drawn.subtype] == DEFAULT_CLASSES.index("galaxy"))
     order = np.argsort(drawn.mags[galaxies, 0], kind="stable")
     centres = galaxies[order[: len(galaxies) // GALAXIES_PER_CLUSTER]]
     members = galaxies[order[len(centres) :]]

@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from skyclass.types import CLASSES, Float64, Int64
+from skyclass.types import DEFAULT_CLASSES, Float64, Int64
 
 from .counts import Counts
 
@@ -57,7 +57,7 @@ COLOURS: dict[str, Mixture2] = {
     "planetary nebula": ((1.0, (0.6, 4.0), (0.25, 0.0, 0.64)),),
 }
 SUBTYPES = tuple(COLOURS)
-CLASS_NAMES = (*CLASSES, *OUTLIERS)
+CLASS_NAMES = (*DEFAULT_CLASSES, *OUTLIERS)
 CLASS_OF_SUBTYPE = np.array([0, 0, 1, 1, 2, 2, 2, 2, 3, 4, 5])
 W3_W4: dict[str, tuple[float, float]] = {
     "late": (2.2, 0.4), "early": (1.2, 0.5), "quasar": (2.4, 0.3), "host-diluted quasar": (2.4, 0.4),
@@ -149,7 +149,7 @@ def with_colours(rng: np.random.Generator, w1: Float64, subtype: Int64) -> Draw:
     """Return sources of the given W1 magnitudes and subtypes, with random colours and shapes."""
     n = len(w1)
     colours = _colours(rng, subtype)
-    galaxy = CLASS_OF_SUBTYPE[subtype] == CLASSES.index("galaxy")
+    galaxy = CLASS_OF_SUBTYPE[subtype] == DEFAULT_CLASSES.index("galaxy")
     colours[:, 0] += np.where(galaxy, np.clip(GALAXY_REDDENING_PER_MAG * (w1 - 14.3), -0.18, 0.20), 0.0)
     w2 = w1 - colours[:, 0]
     w3 = w2 - colours[:, 1]

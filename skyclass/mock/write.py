@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from skyclass import __version__
 from skyclass.errors import ConfigError
-from skyclass.types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
+from skyclass.types import BANDS, DEFAULT_CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
 
 from ..sky.healpix import healpix, separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
@@ -322,7 +322,7 @@ def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) ->
 def _class_counts(classes: list[str]) -> dict[str, int]:
     """Return the number of sources of each class, and of each kind of outlier that is present."""
     counts = {name: classes.count(name) for name in CLASS_NAMES}
-    return {name: n for name, n in counts.items() if n or name in CLASSES}
+    return {name: n for name, n in counts.items() if n or name in DEFAULT_CLASSES}
 
 
 def _circle(tiles: list[Tile], catalogue: pa.Table) -> tuple[tuple[float, float], float]:

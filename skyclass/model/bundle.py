@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BundleError, ConfigError
 from ..images.composite import CompositeSettings
 from ..import_path import is_import_path, source_sha256
-from ..types import BANDS, CLASSES, PIXEL_SCALE_ARCSEC
+from ..types import BANDS, PIXEL_SCALE_ARCSEC, class_problems
 from .bundle_files import (
     MODEL_FILE,
     PACKAGED,
@@ -135,10 +135,10 @@ class Bundle:
         SHA-256 of the weights, and of the content of `model.json`.
     classes : tuple of str
         Classes in the order of the logits.
-    photometry : PhotometrySettings or None
-        Features that the network takes; None for a network of images alone.
     bias : tuple of float
         Bias of the calibration for each class.
+    photometry : PhotometrySettings or None
+        Features that the network takes; None for a network of images alone.
     source_sha256 : str
         SHA-256 of the source of the network's module if `network` is an import path, else empty.
 
@@ -159,9 +159,9 @@ class Bundle:
     training: dict[str, Any]
     weights_sha256: str
     digest: str
-    classes: tuple[str, ...] = CLASSES
+    classes: tuple[str, ...]
+    bias: tuple[float, ...]
     photometry: PhotometrySettings | None = None
-    bias: tuple[float, ...] = (0.0,) * len(CLASSES)
     source_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -183,12 +183,12 @@ class Bundle:
 
     def _number_problems(self) -> list[str]:
         problems = []
-        if self.classes != CLASSES:
-            problems.append(f"classes = {list(self.classes)}: this version supports {list(CLASSES)}, in this order")
+        if wrong := class_problems(self.classes):
+            problems.append(f"classes = {list(self.classes)}: {', '.join(wrong)}")
         if not (is_number(self.temperature) and self.temperature > 0):
             problems.append(f"temperature = {self.temperature!r}: must be a positive number")
-        if len(self.bias) != len(CLASSES) or not all(map(is_number, self.bias)):
-            problems.append(f"bias = {list(self.bias)}: give one number for each class ({', '.join(CLASSES)})")
+        if len(self.bias) != len(self.classes) or not all(map(is_number, self.bias)):
+            problems.append(f"bias = {list(self.bias)}: give one number for each class ({', '.join(self.classes)})")
         by_band = {"softening_dn": self.composite.softening_dn, "mean": self.preprocessing.mean}
         for name, values in (by_band | {"std": self.preprocessing.std}).items():
             if len(values) != len(self.bands):
@@ -305,9 +305,9 @@ def load_weights(bundle: Bundle) -> dict[str, Tensor]:
 def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Bundle:
     """Write a bundle to a temporary folder, move it to `path`, and return its description.
 
-    `bundle_fields` are the fields of `Bundle` except `path`, `weights_sha256` and `digest`; fields with a default may
-    be left out. A bundle at `path` is replaced; it stays where the new one cannot be moved there. Raises `BundleError`
-    if anything else is at `path`.
+    `bundle_fields` are the fields of `Bundle` except `path`, `weights_sha256` and `digest`; fields with a default, and
+    a bias of zeros, may be left out. A bundle at `path` is replaced; it stays where the new one cannot be moved there.
+    Raises `BundleError` if anything else is at `path`.
     """
     from safetensors.torch import save
 
@@ -335,7 +335,7 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
 
 def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
     fields = dict(bundle_fields)
-    classes, photometry = fields.get("classes", CLASSES), fields.get("photometry")
+    classes, photometry = fields["classes"], fields.get("photometry")
     plain = {
         **fields,
         "schema": SCHEMA,

@@ -5,8 +5,8 @@
       Preprocess      NaN -> 0, resize, normalise     float32
       standardise     (x - mean) / std, NaN -> 0      float32
       network         fused, channels_last, fp32 or bf16; compiled on request
-      logits                                          float32 (N, 3)
-      softmax(logits / temperature + bias)            float32 (N, 3)
+      logits                                          float32 (N, K)
+      softmax(logits / temperature + bias)            float32 (N, K)
 
 Every micro-batch has the same shape. Therefore the probabilities of a row do not depend on the other rows of a call,
 and the rows of a catalogue do not depend on strips, workers, threads and window sizes. On GPUs this holds as long as
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import BundleError, ConfigError
 from ..networks import channels_last
-from ..types import CLASSES, Float16, Float32, FloatArray
+from ..types import DEFAULT_CLASSES, Float16, Float32, FloatArray
 from .bundle import Bundle, load_bundle
 from .bundle_files import REMEDY
 from .compile import Network, compiled
@@ -50,7 +50,7 @@ INPUT_DTYPES = {"images": torch.float16, "photometry": torch.float32}
 
 
 class InferenceModule(nn.Module):
-    """Logits (N, 3) float32 from a batch in `INPUT_DTYPES`: preprocessing and network in one module to be compiled."""
+    """Logits (N, K) float32 from a batch in `INPUT_DTYPES`: preprocessing and network in one module to be compiled."""
 
     def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
@@ -126,8 +126,8 @@ class NetworkClassifier:
 
         Returns
         -------
-        (N, 3) float32
-            Probabilities in the order of `CLASSES`; each row has the sum 1.
+        (N, K) float32
+            Probabilities in the order of `bundle.classes`; each row has the sum 1.
 
         Raises
         ------
@@ -154,8 +154,8 @@ class NetworkClassifier:
 
         Returns
         -------
-        (N, 3) float32
-            Logits in the order of `CLASSES`.
+        (N, K) float32
+            Logits in the order of `bundle.classes`.
         """
         inputs = self._checked_inputs(images, photometry)
         while True:
@@ -271,11 +271,14 @@ class NullClassifier:
 
     model_id = "null"
 
+    def __init__(self, classes: tuple[str, ...] = DEFAULT_CLASSES) -> None:
+        self.classes = classes
+
     def predict(self, images: Float16, photometry: Float32 | None = None) -> Float32:
-        """Return (N, 3) float32 rows of sum 1, a hash of the bytes of each composite (N, C, S, S)."""
+        """Return (N, K) float32 rows of sum 1, a hash of the bytes of each composite (N, C, S, S)."""
         bits = np.ascontiguousarray(images, dtype=np.float16).view(np.uint16).reshape(len(images), -1)
         total = bits.sum(axis=1, dtype=np.uint64)[:, None]
-        mixed = (total + np.arange(1, 1 + len(CLASSES), dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (total + np.arange(1, 1 + len(self.classes), dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         weights = ((mixed >> np.uint64(40)) + np.uint64(1)).astype(np.float64)
         probabilities: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
         return probabilities

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import BundleError
 from ..images.composite import FLOAT16_MAX
-from ..types import CLASSES, Bool, Float16, Float32
+from ..types import Bool, Float16, Float32
 from .bundle import Bundle
 from .bundle_files import REMEDY
 from .photometry import PhotometrySettings
@@ -39,14 +39,14 @@ def refuse_faulty(bundle: Bundle, predict: Predict) -> None:
     composites = trial_composites(len(bundle.bands), bundle.size_px)
     photometry = trial_photometry(bundle.photometry, len(composites)) if bundle.photometry else None
     probabilities = predict(np.stack(list(composites.values())), photometry)
-    if probabilities.shape[1] != len(CLASSES):
+    if probabilities.shape[1] != len(bundle.classes):
         raise BundleError(
             f"the model bundle at {bundle.path} gives {probabilities.shape[1]} numbers for a composite, not one for "
-            f"each of {', '.join(CLASSES)}: {REMEDY}"
+            f"each of {', '.join(bundle.classes)}: {REMEDY}"
         )
     for name, row in zip(composites, probabilities[:, None], strict=True):
         if not is_distribution(row).all():
-            values = ", ".join(f"{c} {p:g}" for c, p in zip(CLASSES, row[0].tolist(), strict=True))
+            values = ", ".join(f"{c} {p:g}" for c, p in zip(bundle.classes, row[0].tolist(), strict=True))
             raise BundleError(
                 f"the model bundle at {bundle.path} is unusable: for a composite of {name} it gives {values}, which "
                 f"are no probabilities (0 to 1, sum 1): weights or temperature overflow; {REMEDY}"

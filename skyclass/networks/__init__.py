@@ -1,4 +1,4 @@
-"""The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, 3) logits.
+"""The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, K) logits.
 
 `NETWORKS` has the reconstruction of IICnet, the six networks that Zhao et al. 2023 compare it with in table 3, a
 network of colours, and one of images and colours. A name such as "package.module:Class" is the import path of another

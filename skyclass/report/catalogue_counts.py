@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..types import CLASSES, Flag
+from ..types import Flag
 
 if TYPE_CHECKING:
     from ..catalog.query import ClassCatalog
@@ -24,16 +24,11 @@ MOST_CELLS, ROWS_PER_CELL = 64, 10
 ALL_SKY_DEG, ALL_SKY_ORDER = 40.0, 5
 """A catalogue of a larger radius is drawn on the whole sky, by HEALPix pixels of this order."""
 
-_SUMMARY = (
-    "SELECT coalesce(class, 'unclassified') AS class, count(*) AS n, count(*) FILTER (flags = 0) AS clean, "
-    "avg(greatest(p_galaxy, p_quasar, p_star)) AS confidence, "
-    "count(*) FILTER (greatest(p_galaxy, p_quasar, p_star) > 0.9) AS confident, median(w1mpro) AS w1mpro "
-    "FROM classes GROUP BY ALL ORDER BY class"
-)
-
 
 def catalogue_statistics(classes: ClassCatalog) -> dict[str, Any]:
     """Return the counts of a class catalogue by class, magnitude, colour, probability, flag and position."""
+    names = classes.manifest.class_names
+    highest = f"greatest({', '.join(f'p_{name}' for name in names)})"
     training = classes.manifest.provenance.get("info", {}).get("model", {}).get("training", {})
     return {
         "label": classes.manifest.label,
@@ -41,11 +36,12 @@ def catalogue_statistics(classes: ClassCatalog) -> dict[str, Any]:
         "run_id": classes.manifest.run_id,
         "rows": classes.count(),
         "counts": classes.class_counts(),
-        "magnitudes": _rows(classes, _magnitude_query()),
+        "classes": list(names),
+        "magnitudes": _rows(classes, _magnitude_query(highest)),
         "colours": _rows(classes, _colour_query()),
-        "probabilities": {name: _rows(classes, _probability_query(name)) for name in CLASSES},
+        "probabilities": {name: _rows(classes, _probability_query(name)) for name in names},
         "flags": _rows(classes, _flag_query())[0],
-        "summary": _rows(classes, _SUMMARY),
+        "summary": _rows(classes, _summary_query(highest)),
         "sky": _sky(classes),
     }
 
@@ -54,10 +50,18 @@ def _rows(classes: ClassCatalog, query: str) -> list[dict[str, Any]]:
     return list(classes.sql_arrow(query).to_pylist())
 
 
-def _magnitude_query() -> str:
+def _summary_query(highest: str) -> str:
+    return (
+        "SELECT coalesce(class, 'unclassified') AS class, count(*) AS n, count(*) FILTER (flags = 0) AS clean, "
+        f"avg({highest}) AS confidence, count(*) FILTER ({highest} > 0.9) AS confident, median(w1mpro) AS w1mpro "
+        "FROM classes GROUP BY ALL ORDER BY class"
+    )
+
+
+def _magnitude_query(highest: str) -> str:
     return (
         f"SELECT floor(w1mpro / {MAGNITUDE_BIN}) * {MAGNITUDE_BIN} AS low, coalesce(class, 'unclassified') AS class, "
-        "count(*) AS n, avg(greatest(p_galaxy, p_quasar, p_star)) AS confidence "
+        f"count(*) AS n, avg({highest}) AS confidence "
         "FROM classes WHERE w1mpro BETWEEN -5 AND 30 GROUP BY ALL ORDER BY ALL"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 CLASS_COLOURS = {"galaxy": "#0072B2", "quasar": "#D55E00", "star": "#009E73", "unclassified": "#999999"}
-"""Colours of Okabe & Ito (2008), distinct for every kind of colour vision."""
+OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+"""Colours of Okabe & Ito (2008), distinct for every kind of colour vision: of known classes, then of other ones."""
 FEW_ROWS = 5
 """A mean or share of fewer rows is not drawn."""
 DPI = 130
 PANEL_IN = 3.1
 """Side of a small panel in inches."""
+
+
+def class_colours(classes: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each class; other classes than those of the shipped models take the others in turn."""
+    unknown = [name for name in classes if name not in CLASS_COLOURS]
+    return CLASS_COLOURS | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(unknown)}
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

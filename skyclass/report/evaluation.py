@@ -58,7 +58,7 @@ def evaluation_tables(results: Json) -> list[Table]:
     tables = [_overall_table(results), *map(_class_table, models), *map(_confusion_table, models)]
     if results["differences"]:
         tables.append(_difference_table(results["differences"]))
-    tables.append(_sky_precision_table(models))
+    tables += _sky_precision_tables(models)
     return tables + [_stratum_table(column, models) for column in models[0]["strata"]]
 
 
@@ -106,7 +106,10 @@ def _difference_table(differences: Sequence[Json]) -> Table:
     return Table("Differences", ("pair", *labels), tuple(rows), note)
 
 
-def _sky_precision_table(models: Sequence[Json]) -> Table:
+def _sky_precision_tables(models: Sequence[Json]) -> list[Table]:
+    """Return a table of the precision at sky shares; none where the shares of the classes are not known."""
+    if models[0]["precision_at_sky"] is None:
+        return []
     shares = models[0]["precision_at_sky"]["shares"]
     rows = [(m["name"], *(_estimate(m["precision_at_sky"]["precision"][k]) for k in shares)) for m in models]
     assumed = ", ".join(f"{100 * share:g} % {name}" for name, share in shares.items())
@@ -114,7 +117,7 @@ def _sky_precision_table(models: Sequence[Json]) -> Table:
         f"Expected precision of each class on a sky with {assumed} (assumed), from the confusion matrix of this "
         f"sample. {_ZERO_WIDTH_NOTE} At such shares, a few errors among the rows of other classes decide the precision."
     )
-    return Table("Precision at sky shares", ("model", *shares), tuple(rows), note)
+    return [Table("Precision at sky shares", ("model", *shares), tuple(rows), note)]
 
 
 def _stratum_table(column: str, models: Sequence[Json]) -> Table:

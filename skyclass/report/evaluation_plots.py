@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from astropy.stats import binom_conf_interval
 
-from ..types import CLASSES
-from .drawing import CLASS_COLOURS, FEW_ROWS, PANEL_IN, Json, legend, new_figure, new_panels
+from .drawing import FEW_ROWS, PANEL_IN, Json, class_colours, legend, new_figure, new_panels
 from .evaluation_results import METRIC_LABELS, entries, range_label, simulation_warning
 
 if TYPE_CHECKING:
@@ -85,9 +84,10 @@ def confusion_figure(models: Sequence[Json], warning: str = "") -> Figure:
 
 def roc_figure(models: Sequence[Json], warning: str = "") -> Figure:
     """Return the ROC of each class against the rest, a line for each model: linear axes above, logarithmic below."""
-    figure = new_figure(3 * PANEL_IN, 2 * PANEL_IN + 0.3, "ROC, one class against the rest", warning)
-    panels = figure.subplots(2, len(CLASSES), sharey="row")
-    for k, name in enumerate(CLASSES):
+    classes = models[0]["classes"]
+    figure = new_figure(len(classes) * PANEL_IN, 2 * PANEL_IN + 0.3, "ROC, one class against the rest", warning)
+    panels = figure.subplots(2, len(classes), sharey="row")
+    for k, name in enumerate(classes):
         for axes in panels[:, k]:
             for i, model in enumerate(models):
                 if curve := model["roc"][name]:
@@ -112,8 +112,10 @@ def reliability_figure(models: Sequence[Json], warning: str = "") -> Figure:
     panels = figure.subplots(2, columns, sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
     for axes, histogram, model in zip(*panels, models, strict=True):
         axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8, ls="--")
-        for name in CLASSES:
-            _reliability_line(axes, model["reliability"][name], CLASS_COLOURS[name], f"probability of {name}")
+        for name in model["classes"]:
+            _reliability_line(
+                axes, model["reliability"][name], class_colours(model["classes"])[name], f"probability of {name}"
+            )
         bins = model["reliability"]["given"]
         _reliability_points(axes, bins)
         counts = [each["n"] or np.nan for each in bins]
@@ -133,8 +135,10 @@ def reliability_figure(models: Sequence[Json], warning: str = "") -> Figure:
 def strata_figure(models: Sequence[Json], warning: str = "") -> Figure:
     """Return balanced accuracy, recall of each class and rows by S/N, magnitude and galactic latitude."""
     columns = list(models[0]["strata"])
-    rows = ("balanced_accuracy", *CLASSES)
-    figure = new_figure(1.25 * PANEL_IN * len(columns), 9.5, "Rates by brightness and position", warning)
+    rows = ("balanced_accuracy", *models[0]["classes"])
+    figure = new_figure(
+        1.25 * PANEL_IN * len(columns), 1.9 * (len(rows) + 1), "Rates by brightness and position", warning
+    )
     panels = figure.subplots(len(rows) + 1, len(columns), sharey="row", sharex="col", squeeze=False)
     for c, column in enumerate(columns):
         for r, name in enumerate(rows):
@@ -218,9 +222,10 @@ def _rate(stratum: Json, name: str) -> Sequence[Any] | None:
 
 def _stratum_counts(axes: Axes, bins: Sequence[Json]) -> None:
     bottom = np.zeros(len(bins))
-    for name in CLASSES:
+    colours = class_colours(bins[0]["counts"])
+    for name in bins[0]["counts"]:
         counts = np.array([stratum["counts"][name] for stratum in bins])
-        axes.bar(range(len(bins)), counts, bottom=bottom, color=CLASS_COLOURS[name], label=name, width=0.8)
+        axes.bar(range(len(bins)), counts, bottom=bottom, color=colours[name], label=name, width=0.8)
         bottom = bottom + counts
     axes.set_xticks(range(len(bins)), [range_label(stratum) for stratum in bins], rotation=40, ha="right", fontsize=7)
 

@@ -8,23 +8,25 @@ import pyarrow.compute as pc
 
 from ..errors import RowsLost
 from ..images.cutouts import flag_where
-from ..schema import CLASS_SCHEMA, bad_bits
+from ..schema import bad_bits, class_schema
 from ..sky.healpix import healpix29
-from ..types import CLASSES, Flag, Float32, Int64, TilePlan
+from ..types import Flag, Float32, Int64, TilePlan
 from .context import RunContext
 from .strips import SourceValues, StripResult
 from .tile_sources import ids_of, tile_sources
 
 
 def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) -> pa.Table:
-    """Return the rows of a tile in `CLASS_SCHEMA`; raise `RowsLost` unless each source has exactly one result.
+    """Return the rows of a tile in the `class_schema` of the model.
+
+    Raises `RowsLost` unless each source has exactly one result.
 
     A fault of one strip is a fault of the tile, so that rows do not depend on the division into strips.
     """
-    sources = tile_sources(context, tile)
-    probabilities, values = join_results(sources, results, tile)
+    sources, classes = tile_sources(context, tile), context.bundle.classes
+    probabilities, values = join_results(sources, results, tile, len(classes))
     columns = {name: sources[name] for name in sources.column_names}
-    columns |= class_columns(probabilities)
+    columns |= class_columns(probabilities, classes)
     columns |= {
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
         "flags": values.flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
@@ -32,17 +34,20 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
         "model_id": pa.array([context.bundle.model_id] * len(sources)),
         "run_id": pa.array([context.run_id] * len(sources)),
     }
-    return pa.table({name: columns[name] for name in CLASS_SCHEMA.names}, schema=CLASS_SCHEMA)
+    schema = class_schema(classes)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def join_results(sources: pa.Table, results: list[StripResult], tile: TilePlan) -> tuple[Float32, SourceValues]:
+def join_results(
+    sources: pa.Table, results: list[StripResult], tile: TilePlan, n_classes: int
+) -> tuple[Float32, SourceValues]:
     """Return the probabilities and values of the results in the order of the sources, joined by `source_id`."""
     n = len(sources)
     if faulty := next((r for r in results if r.fault), None):
         # Only count the results: a faulty strip is in `source_id` order, so its ids may repeat those of another strip.
         n_classified = sum(len(r.values.flags) for r in results)
         require_one_result_each(tile, n, n_classified, n_classified)
-        return np.full((n, len(CLASSES)), np.nan, np.float32), SourceValues.without_image(n, faulty.values.flags[0])
+        return np.full((n, n_classes), np.nan, np.float32), SourceValues.without_image(n, faulty.values.flags[0])
     index = result_index(sources, results, tile)
     probabilities, *values = (
         np.concatenate(parts)[index] for parts in zip(*((r.probabilities, *r.values) for r in results), strict=True)
@@ -68,13 +73,13 @@ def require_one_result_each(tile: TilePlan, n_read: int, n_classified: int, n_di
         )
 
 
-def class_columns(probabilities: Float32) -> dict[str, pa.Array]:
-    """Return the columns class, p_*, margin and entropy (nats) for (N, 3) probabilities; NaN rows become null."""
+def class_columns(probabilities: Float32, classes: tuple[str, ...]) -> dict[str, pa.Array]:
+    """Return the columns class, p_*, margin and entropy (nats) for (N, K) probabilities; NaN rows become null."""
     p, known = probabilities, ~np.isnan(probabilities.sum(axis=1))
     ranked = np.sort(p, axis=1)
-    numbers = {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)}
+    numbers = {f"p_{name}": p[:, i] for i, name in enumerate(classes)}
     numbers["margin"] = ranked[:, -1] - ranked[:, -2]
     numbers["entropy"] = -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1)
     columns = {name: pa.array(v.astype(np.float32), mask=~known) for name, v in numbers.items()}
-    columns["class"] = pa.array(np.asarray(CLASSES, dtype=object)[p.argmax(axis=1)], pa.string(), mask=~known)
+    columns["class"] = pa.array(np.asarray(classes, dtype=object)[p.argmax(axis=1)], pa.string(), mask=~known)
     return columns

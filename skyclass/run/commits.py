@@ -28,7 +28,7 @@ from ..files import (
 )
 from ..images.identity import FileRecord
 from ..regular import open_regular, regular_opener
-from ..schema import FOOTER_KEY, class_counts, conform, flag_counts, flagged
+from ..schema import FOOTER_KEY, class_counts, classes_of, conform, flag_counts, flagged
 from ..text import counted
 from ..types import Json
 from .folder import RunFolder
@@ -78,7 +78,7 @@ def commit_tile(
     target = folder.tile_path(coadd_id)
     rows = conform(table)
     counts: Json = {"rows": len(rows), "n_flagged": flagged(rows)}
-    counts |= {"classes": class_counts(rows), "flags": flag_counts(rows)}
+    counts |= {"classes": class_counts(rows, classes_of(rows.schema)), "flags": flag_counts(rows)}
     footer: Json = {"coadd_id": coadd_id, **counts, "fault": fault, "bad_values": dict(bad_values or {})}
     footer["images"] = images or {}
     data = parquet_bytes(rows, {FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()})

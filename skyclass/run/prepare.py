@@ -56,7 +56,8 @@ def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | 
     arithmetic = context.precision + (", compiled" if context.is_compiled else "")
     fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
-    info |= {"model": {"id": bundle.model_id, "training": dict(bundle.training)}, "label": bundle.training["label"]}
+    model = {"id": bundle.model_id, "classes": list(bundle.classes), "training": dict(bundle.training)}
+    info |= {"model": model, "label": bundle.training["label"]}
     run_id = start_or_resume(context.folder, fields, info, partition_names(context, plan) if table is None else {})
     if table is not None:
         for path in unfinished(context.folder.sources):  # of a killed driver: the folder is read as a catalogue

@@ -24,7 +24,6 @@ from ..sky.tile_wcs import tile_pixels
 from ..sources.by_tile import count_tiles
 from ..sources.footers import unchanged
 from ..types import (
-    CLASSES,
     FAULT_FLAGS,
     NO_TILE,
     UNCOVERED_FLAGS,
@@ -149,7 +148,7 @@ def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
     """Return the class probabilities of a strip; NaN for sources without an image, or where the model gives none."""
     began = time.perf_counter()
     flags = composites.values.flags
-    probabilities = np.full((len(flags), len(CLASSES)), np.nan, dtype=np.float32)
+    probabilities = np.full((len(flags), len(context.bundle.classes)), np.nan, dtype=np.float32)
     has_image = (flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
         chosen = slice(None) if has_image.all() else has_image  # a slice copies nothing

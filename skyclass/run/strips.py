@@ -62,7 +62,7 @@ class CutStrip:
 
 @dataclass(frozen=True)
 class StripResult:
-    """The result of a strip: `probabilities` (N, 3) float32, NaN for sources without a class."""
+    """The result of a strip: `probabilities` (N, K) float32, NaN for sources without a class."""
 
     strip: Strip
     source_id: pa.Array

@@ -21,8 +21,7 @@ from skyclass.catalog.export import _unused, export_table
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError
 from skyclass.run.finish import publish_run
-from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA
-from tests.support.class_rows import make_run
+from tests.support.class_rows import CLASS_COLUMNS, CLASS_SCHEMA, make_run
 
 NUMBERS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "i8": (pa.int8(), [-128, 127, None, 0]),

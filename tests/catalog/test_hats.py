@@ -12,7 +12,7 @@ from astropy.io.votable import parse
 
 from skyclass.catalog.hats import file_metadata, sidecar_files, text_sizes, votable_header
 from skyclass.catalog.manifest import PixelRecord
-from skyclass.schema import CLASS_SCHEMA
+from tests.support.class_rows import CLASS_SCHEMA
 from tests.support.small_catalog import PROVENANCE
 
 LABEL = "trained on simulated data: 4 mock tiles"

@@ -20,12 +20,13 @@ from skyclass.catalog.manifest import (
     write_manifest,
 )
 from skyclass.errors import NotPublished, StoreError
+from tests.support.class_rows import MODEL
 
 RECORDS = (
     PixelRecord(7, "a.parquet", 3, "aa", 1000, {"star": 1, "galaxy": 2}, 1, 10, 20),
     PixelRecord(9, "b.parquet", 5, "bb", 2000, {"star": 4, "unclassified": 1}, 2, 30, 40),
 )
-PROVENANCE: dict[str, Any] = {"run_id": 12, "info": {"model": {"training": {"label": "SDSS"}}}}
+PROVENANCE: dict[str, Any] = {"run_id": 12, "info": {"model": MODEL | {"training": {"label": "SDSS"}}}}
 
 
 @pytest.fixture
@@ -35,11 +36,13 @@ def manifest() -> Manifest:
 
 def test_totals_are_sums_over_the_files(manifest: Manifest) -> None:
     assert (manifest.rows, manifest.rows_expected, manifest.n_flagged) == (8, 8, 3)
-    assert manifest.classes == {"star": 5, "galaxy": 2, "unclassified": 1}
+    assert manifest.classes == {"galaxy": 2, "quasar": 0, "star": 5, "unclassified": 1}
+    assert list(manifest.classes) == ["galaxy", "quasar", "star", "unclassified"]
     assert (manifest.run_id, manifest.label, manifest.tiles) == ("12", "SDSS", "tiles1")
     assert manifest.files == RECORDS and manifest.sidecars == {"README.txt": "cc"}
     nothing = manifest_of([], 0, PROVENANCE, {}, "")
-    assert (nothing.rows, nothing.classes, nothing.n_flagged, nothing.files) == (0, {}, 0, ())
+    no_rows = {"galaxy": 0, "quasar": 0, "star": 0, "unclassified": 0}
+    assert (nothing.rows, nothing.classes, nothing.n_flagged, nothing.files) == (0, no_rows, 0, ())
 
 
 def test_a_manifest_reads_back_and_names_its_format_first(manifest: Manifest, tmp_path: Path) -> None:

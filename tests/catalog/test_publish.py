@@ -32,9 +32,10 @@ from skyclass.files import parquet_bytes, remove, sha256_of
 from skyclass.run.commits import commit_tile, committed, journal_commit, uncommit
 from skyclass.run.finish import catalog_rows, is_published, publish_run, verify
 from skyclass.run.folder import RunFolder, leftover_files, read_run
-from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA, class_counts
+from skyclass.schema import class_counts
 from skyclass.sky.healpix import healpix
-from tests.support.class_rows import TILES, class_rows, make_run
+from skyclass.types import DEFAULT_CLASSES
+from tests.support.class_rows import CLASS_COLUMNS, CLASS_SCHEMA, TILES, class_rows, make_run
 from tests.support.paths import CHECKOUT
 
 
@@ -66,7 +67,7 @@ def test_every_row_is_published_once_in_its_pixel(published: tuple[RunFolder, pa
         assert (np.diff(part["_healpix_29"].to_numpy()) >= 0).all()
     key = [("source_id", "ascending")]
     assert pa.concat_tables(parts).sort_by(key).equals(rows.sort_by(key))
-    assert manifest.rows == len(rows) and manifest.classes == class_counts(rows)
+    assert manifest.rows == len(rows) and manifest.classes == class_counts(rows, DEFAULT_CLASSES)
     assert verify(folder.path).ok
     assert pixel_path(12287) == "dataset/Norder=5/Dir=10000/Npix=12287.parquet"
 

@@ -25,10 +25,11 @@ from skyclass.catalog.manifest import label_of
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.errors import ConfigError, StoreError
 from skyclass.run.finish import publish_run
-from skyclass.schema import CLASS_SCHEMA, class_counts
+from skyclass.schema import class_counts
 from skyclass.sky.moc import read_moc
 from skyclass.sky.regions import Box, Cone, Pixels, Polygon, Region
-from tests.support.class_rows import TILES, make_run
+from skyclass.types import DEFAULT_CLASSES
+from tests.support.class_rows import CLASS_SCHEMA, TILES, make_run
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_regions_and_conditions_together(rows: pa.Table, catalog: ClassCatalog, 
     inside = region.contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     expected = rows.filter(pa.array(inside)).filter(pc.field("p_quasar") > 0.5)
     assert ids(found.to_arrow()) == ids(expected)
-    assert found.count() == len(expected) and found.class_counts() == class_counts(expected)
+    assert found.count() == len(expected) and found.class_counts() == class_counts(expected, DEFAULT_CLASSES)
     small = catalog.region(region).cone(150, 2, 1.0)
     both = inside & Cone(150, 2, 1.0).contains(rows["ra"].to_numpy(), rows["dec"].to_numpy())
     assert ids(small.to_arrow()) == ids(rows.filter(pa.array(both)))
@@ -143,8 +144,8 @@ def test_sql_sees_the_selection(rows: pa.Table, catalog: ClassCatalog) -> None:
     query = "SELECT class, count(*) AS n FROM classes GROUP BY class ORDER BY class NULLS LAST"
     counts = catalog.sql(query)
     assert counts["class"].tolist()[:3] == ["galaxy", "quasar", "star"]
-    assert counts["n"].tolist() == list(class_counts(rows).values())
-    assert catalog.class_counts() == class_counts(rows) and catalog.count() == len(rows)
+    assert counts["n"].tolist() == list(class_counts(rows, DEFAULT_CLASSES).values())
+    assert catalog.class_counts() == class_counts(rows, DEFAULT_CLASSES) and catalog.count() == len(rows)
     assert catalog.where("p_quasar > 0.9").sql("SELECT min(p_quasar) > 0.9 AS good FROM classes")["good"][0]
     cone = catalog.cone(150, 2, "30arcmin")
     assert cone.sql("SELECT count(*) AS n FROM classes")["n"][0] == cone.count()
@@ -329,7 +330,7 @@ def test_a_class_that_the_catalogue_does_not_have_is_told(catalog: ClassCatalog,
 
 @pytest.mark.integration
 def test_conditions_on_classes_that_exist_are_answered(rows: pa.Table, catalog: ClassCatalog) -> None:
-    counts = class_counts(rows)
+    counts = class_counts(rows, DEFAULT_CLASSES)
     n_quasars = counts["quasar"]
     for condition in ("class = 'quasar'", "class LIKE 'q%'", "upper(class) = 'QUASAR'", "class IN ('quasar')"):
         assert catalog.where(condition).count() == n_quasars > 0

@@ -16,7 +16,7 @@ from skyclass.catalog.duckdb import connect
 from skyclass.catalog.manifest import Manifest, PixelRecord, manifest_of
 from skyclass.catalog.query import ClassCatalog
 from skyclass.catalog.selection import Selection
-from skyclass.schema import CLASS_SCHEMA
+from tests.support.class_rows import CLASS_SCHEMA
 from tests.support.small_catalog import PIXEL, PROVENANCE, catalogue_table, small_catalog
 
 

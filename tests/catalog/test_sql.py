@@ -11,10 +11,10 @@ import pytest
 from skyclass.catalog import sql
 from skyclass.catalog.sql import check_condition, check_query, has_subquery, translate_duckdb_errors, unreadable
 from skyclass.errors import ConfigError, StoreError
-from skyclass.schema import CLASS_SCHEMA
+from skyclass.schema import class_schema
+from tests.support.class_rows import CLASS_SCHEMA
 from tests.support.small_catalog import catalogue_table, small_catalog
 
-CLASSES = ("galaxy", "quasar", "star", "unclassified")
 COLUMNS = ", ".join(CLASS_SCHEMA.names)
 
 
@@ -36,12 +36,12 @@ CONDITIONS = [
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_these_are_conditions(condition: str) -> None:
-    check_condition(condition, CLASSES)
+    check_condition(condition, CLASS_SCHEMA)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_these_are_conditions_of_a_query_too(condition: str) -> None:
-    check_query(f"SELECT * FROM classes WHERE {condition}", CLASSES)
+    check_query(f"SELECT * FROM classes WHERE {condition}", CLASS_SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,22 @@ def test_a_class_that_no_source_has_is_named(condition: str) -> None:
     message = "no source has class 'qso': the classes are galaxy, quasar, star"
     for check, text in ((check_condition, condition), (check_query, f"SELECT 1 FROM classes WHERE {condition}")):
         with pytest.raises(ConfigError) as caught:
-            check(text, CLASSES)
+            check(text, CLASS_SCHEMA)
         assert str(caught.value) == message
 
 
 def test_unclassified_is_no_class() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_condition("class = 'unclassified'", ("star", "unclassified"))
-    words = "no source has class 'unclassified': the classes are star (a source without a class: class IS NULL)"
+        check_condition("class = 'unclassified'", class_schema(("galaxy", "star")))
+    words = "no source has class 'unclassified': the classes are galaxy, star (a source without a class: class IS NULL)"
     assert str(caught.value) == words
 
 
 def test_a_query_that_names_a_column_class_itself_may_compare_it_with_any_text() -> None:
     for alias in ("class", "CLASS"):
-        check_query(f"SELECT 1 FROM (SELECT 'x' AS {alias} FROM classes) WHERE class = 'qso'", CLASSES)
+        check_query(f"SELECT 1 FROM (SELECT 'x' AS {alias} FROM classes) WHERE class = 'qso'", CLASS_SCHEMA)
     with pytest.raises(ConfigError, match="no source has class 'qso'"):
-        check_query("SELECT source_id AS id FROM classes WHERE class = 'qso'", CLASSES)
+        check_query("SELECT source_id AS id FROM classes WHERE class = 'qso'", CLASS_SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_query_that_names_a_column_class_itself_may_compare_it_with_any_text()
 )
 def test_these_are_no_conditions(condition: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_condition(condition, CLASSES)
+        check_condition(condition, CLASS_SCHEMA)
     assert str(caught.value).startswith(message)
 
 
@@ -110,7 +110,7 @@ def test_these_are_no_conditions(condition: str, message: str) -> None:
 )
 def test_these_are_no_queries(query: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_query(query, CLASSES)
+        check_query(query, CLASS_SCHEMA)
     assert str(caught.value).startswith(message)
 
 
@@ -118,12 +118,12 @@ def test_a_misspelt_column_gets_the_most_similar_one() -> None:
     cases = {"p_quaser": "p_quasar", "P_STR": "p_star", "w2mpr": "w2mpro"}
     for wrong, right in cases.items():
         with pytest.raises(ConfigError) as caught:
-            check_condition(f"{wrong} > 0.5", CLASSES)
+            check_condition(f"{wrong} > 0.5", CLASS_SCHEMA)
         reason = f'Binder Error: Referenced column "{wrong}" not found in FROM clause'
         told = f"cannot answer '{wrong} > 0.5': {reason} (did you mean {right}?). Columns: {COLUMNS}"
         assert str(caught.value) == told
     with pytest.raises(ConfigError) as caught:
-        check_condition("nothing_like_it > 0.5", CLASSES)
+        check_condition("nothing_like_it > 0.5", CLASS_SCHEMA)
     assert "did you mean" not in str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_a_misspelt_column_gets_the_most_similar_one() -> None:
 def test_text_without_single_quotes_is_answered_with_them(condition: str, told: str) -> None:
     full = told.replace("#", "Binder Error: Referenced column").replace("@", "Text is in single quotes")
     with pytest.raises(ConfigError) as caught:
-        check_condition(condition, CLASSES)
+        check_condition(condition, CLASS_SCHEMA)
     assert str(caught.value) == f"cannot answer {full}"
 
 
@@ -206,11 +206,11 @@ def test_the_first_line_of_an_error_decides_what_it_is(tmp_path: Path) -> None:
         (f"Bad {inside}", ask, None, ConfigError, f"cannot answer '{ask}': Bad {inside}"),
     ]
     for message, question, root, kind, told in cases:
-        with pytest.raises(kind) as caught, translate_duckdb_errors(question, root):
+        with pytest.raises(kind) as caught, translate_duckdb_errors(question, CLASS_SCHEMA, root):
             raise duckdb.Error(message)
         assert type(caught.value) is kind and str(caught.value) == told
         assert isinstance(caught.value.__cause__, duckdb.Error)
-    with translate_duckdb_errors(ask, tmp_path):
+    with translate_duckdb_errors(ask, CLASS_SCHEMA, tmp_path):
         pass
 
 
@@ -235,4 +235,4 @@ def test_the_tree_of_a_query_has_at_most_500_levels() -> None:
 def test_a_condition_that_is_nested_too_deeply_is_refused() -> None:
     deep = "flags = 0 AND " + "(NOT " * 400 + "flags = 1" + ")" * 400
     with pytest.raises(ConfigError, match=r"^'SELECT 1 FROM classes WHERE \(flags = 0 AND .*'... is nested too deeply"):
-        check_condition(deep, CLASSES)
+        check_condition(deep, CLASS_SCHEMA)

@@ -203,7 +203,7 @@ def test_without_an_event_a_log_has_no_progress(capsys):
 
 BAD_LABELS = {
     "no class": (lambda t: t.drop(columns="class"), ["no column class", "found: "]),
-    "unknown class": (lambda t: t.replace({"class": {"quasar": "QSO"}}), ["'QSO'", "galaxy, quasar, star"]),
+    "unknown class": (lambda t: t.replace({"class": {"quasar": "nova"}}), ["'nova'", "galaxy, quasar, star"]),
     "empty class": (lambda t: t[t["class"] != "quasar"], ["no quasar", "0 quasar"]),
     "outside": (lambda t: t.assign(ra=(t["ra"] + 60) % 360, coadd_id=None), ["none of", "lies on a tile", "they span"]),
     "two labels": (

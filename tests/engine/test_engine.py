@@ -30,7 +30,7 @@ from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
 from skyclass.run.tile_sources import planned_sources
 from skyclass.sky.regions import Cone
-from skyclass.types import CLASSES, Flag, Strip
+from skyclass.types import DEFAULT_CLASSES, Flag, Strip
 from tests.support.engines import split_client
 from tests.support.runs import rows_of, run_on
 
@@ -324,7 +324,7 @@ def test_positions_beside_the_image_keep_their_rows(run, sky, tmp_path):
     found = rows_of(run).to_pandas().set_index("source_id")
     assert report.sources_in == 4 and report.without_class == 1
     assert found.loc[rows.loc[0, "source_id"], "flags"] & Flag.OFF_TILE
-    assert found.loc[rows.loc[1, "source_id"], "class"] in CLASSES
+    assert found.loc[rows.loc[1, "source_id"], "class"] in DEFAULT_CLASSES
 
 
 def test_a_worker_that_dies_while_it_is_told_what_to_do_ends_nothing(plain, run, monkeypatch):

@@ -21,14 +21,14 @@ from skyclass.run import config, pipeline, stages, strips
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
 from skyclass.run.progress import no_progress
-from skyclass.types import CLASSES, FAULT_FLAGS
+from skyclass.types import DEFAULT_CLASSES, FAULT_FLAGS
 from tests.support.bundles import COLOUR, FUSION, PHOTOMETRY, make_bundle
 from tests.support.engines import split_client
 from tests.support.runs import rows_of
 
 pytestmark = pytest.mark.integration
 
-PROBABILITIES = [f"p_{name}" for name in CLASSES]
+PROBABILITIES = [f"p_{name}" for name in DEFAULT_CLASSES]
 
 
 @pytest.fixture(scope="module")

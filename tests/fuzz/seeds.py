@@ -54,6 +54,7 @@ def write_model(folder: Path) -> None:
     from skyclass.images.composite import atlas_settings
     from skyclass.model.bundle import Cut, Preprocessing, save_bundle
     from skyclass.networks import build
+    from skyclass.types import DEFAULT_CLASSES
 
     torch.manual_seed(0)
     fields = {
@@ -63,6 +64,7 @@ def write_model(folder: Path) -> None:
         "cut": Cut(21, BANDS),
         "composite": atlas_settings(BANDS),
         "preprocessing": Preprocessing(32, (0.3, 0.3, 0.1), (1.0, 1.0, 1.0)),
+        "classes": DEFAULT_CLASSES,
         "temperature": 1.0,
         "training": {"simulated": True, "label": "random weights, for tests"},
     }

@@ -29,7 +29,7 @@ from skyclass.mock.render import light_image, render
 from skyclass.mock.selection import owned
 from skyclass.sky.healpix import healpix, separation_deg, unit_vectors
 from skyclass.sky.tile_wcs import edge_distance_px, tile_pixels
-from skyclass.types import CLASSES, Tile
+from skyclass.types import DEFAULT_CLASSES, Tile
 from tests.support.paths import SHARED
 
 DATA = SHARED / "data"
@@ -148,7 +148,7 @@ def test_classes_follow_brightness():
     assert np.allclose(shares.sum(1), 1)
     assert shares[0, 2] > 0.95 and shares[2, 0] > shares[2, 2]
     made = draw(np.random.default_rng(0), 60_000, counts, 8.0, 17.0)
-    quasars = (CLASS_OF_SUBTYPE[made.subtype] == CLASSES.index("quasar")).mean()
+    quasars = (CLASS_OF_SUBTYPE[made.subtype] == DEFAULT_CLASSES.index("quasar")).mean()
     assert 0.005 < quasars < 0.03
     early, late = ((made.subtype == SUBTYPES.index(s)).sum() for s in ("early", "late"))
     assert 0.7 < early / late < 0.95

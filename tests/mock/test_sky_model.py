@@ -26,7 +26,7 @@ from skyclass.mock.grid import ZERO_POINT_MAG, nearest_tiles
 from skyclass.mock.population import CLASS_OF_SUBTYPE, OUTLIERS, SUBTYPES
 from skyclass.mock.psf import ATLAS, AXIS_RATIO, Psf, atlas_psf
 from skyclass.mock.render import diffuse_light, light_image
-from skyclass.types import CLASSES, PIXEL_SCALE_ARCSEC
+from skyclass.types import DEFAULT_CLASSES, PIXEL_SCALE_ARCSEC
 from tests.support.paths import SHARED
 
 ARP_220 = SHARED / "data" / "archive" / "gator_arp220_allsky.tbl"
@@ -52,12 +52,12 @@ def test_counts_are_those_around_arp_220():
     (90.0, 5.0, 15, 15_275), (270.0, -30.0, 14, 851), (180.0, 80.0, 17, 1_224), (330.0, 20.0, 12, 482),
 ])  # fmt: skip
 def test_stars_are_those_of_the_besancon_model(l_deg, b_deg, k_mag, per_deg2):
-    stars = natural_counts(l_deg, b_deg).per_deg2[CLASSES.index("star")]
+    stars = natural_counts(l_deg, b_deg).per_deg2[DEFAULT_CLASSES.index("star")]
     assert stars[EDGES_W1[1:] <= k_mag - 0.05 + 1e-6].sum() == pytest.approx(per_deg2, rel=0.06)
 
 
 def test_quasars_reach_the_published_densities():
-    quasars = natural_counts(90.0, 60.0).per_deg2[CLASSES.index("quasar")]
+    quasars = natural_counts(90.0, 60.0).per_deg2[DEFAULT_CLASSES.index("quasar")]
     assert quasars[EDGES_W1[1:] <= 16.15].sum() == pytest.approx(61.9, rel=0.1)  # W2 < 15.05, Stern et al. 2012
     assert quasars[EDGES_W1[1:] <= 16.85].sum() == pytest.approx(130, rel=0.1)  # W2 < 15.73, Assef et al. 2013
 
@@ -276,9 +276,9 @@ def test_outliers_are_classes_of_the_truth_and_quasars_have_their_share(tmp_path
     )  # fmt: skip
     truth = pd.read_parquet(sky.truth)
     counts = truth["class"].value_counts()
-    assert set(OUTLIERS) <= set(counts.index) and set(CLASSES) <= set(sky.class_counts)
+    assert set(OUTLIERS) <= set(counts.index) and set(DEFAULT_CLASSES) <= set(sky.class_counts)
     assert sky.class_counts["T dwarf"] == counts["T dwarf"] > 5
-    known = counts[list(CLASSES)]
+    known = counts[list(DEFAULT_CLASSES)]
     assert 0.2 < known["quasar"] / known.sum() < 0.4
     assert (
         truth.loc[truth["class"].isin(OUTLIERS), "subtype"] == truth.loc[truth["class"].isin(OUTLIERS), "class"]

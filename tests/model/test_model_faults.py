@@ -28,7 +28,7 @@ from skyclass.run.commits import committed
 from skyclass.run.config import RunConfig
 from skyclass.run.folder import RunFolder
 from skyclass.run.progress import no_progress
-from skyclass.types import CLASSES, Flag
+from skyclass.types import DEFAULT_CLASSES, Flag
 from tests.support.bundles import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle, rewritten
 from tests.support.command_line import skyclass
 from tests.support.networks import lived_in
@@ -157,7 +157,7 @@ def faulty(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, 
 
     def broken(logits: np.ndarray, temperature: float, bias: tuple[float, ...]) -> np.ndarray:
         p = sound(logits, temperature, bias)
-        p[p[:, CLASSES.index("star")] > limit] = NAN
+        p[p[:, DEFAULT_CLASSES.index("star")] > limit] = NAN
         return p
 
     monkeypatch.setattr(infer, "calibrated", broken)
@@ -182,7 +182,7 @@ def test_rows_without_probabilities_are_flagged_and_counted(
     assert given == expected
     n_faults = sum(f & 512 > 0 for _, f in expected.values())
     assert 0.3 * len(rows) < n_faults < 0.7 * len(rows)
-    for name in (*(f"p_{c}" for c in CLASSES), "margin", "entropy"):
+    for name in (*(f"p_{c}" for c in DEFAULT_CLASSES), "margin", "entropy"):
         assert rows[name].null_count == rows["class"].null_count >= n_faults
     assert report.model_faults == report.flag_counts["MODEL_FAULT"] == n_faults
     assert json.loads(RunFolder(Path(bad.out)).report_path.read_text())["flag_counts"]["MODEL_FAULT"] == n_faults

@@ -27,7 +27,7 @@ from skyclass.report.evaluation_plots import scores_figure
 from skyclass.report.evaluation_results import CLASS_METRIC_LABELS, simulation_warning
 from skyclass.report.page import Table, render
 from skyclass.run.finish import publish_run
-from skyclass.types import CLASSES, Flag
+from skyclass.types import DEFAULT_CLASSES, Flag
 from tests.support.class_rows import make_run
 
 pytestmark = pytest.mark.integration
@@ -69,12 +69,12 @@ def contestant(name: str, seed: int, **more: Any) -> dict[str, Any]:
     """Return one entry of an evaluation, made up."""
     rng = np.random.default_rng(seed)
     value = float(rng.uniform(0.7, 0.95))
-    by_class = dict.fromkeys(CLASSES, value)
+    by_class = dict.fromkeys(DEFAULT_CLASSES, value)
     overall = ("accuracy", "balanced_accuracy", *(f"macro_{n}" for n in CLASS_METRIC_LABELS))
     bins = [
-        {"low": None, "high": 3, "n": 0, "counts": dict.fromkeys(CLASSES, 0)}
+        {"low": None, "high": 3, "n": 0, "counts": dict.fromkeys(DEFAULT_CLASSES, 0)}
         | dict.fromkeys(("accuracy", "balanced_accuracy", "recall")),
-        {"low": 3, "high": None, "n": 30, "counts": dict.fromkeys(CLASSES, 10)}
+        {"low": 3, "high": None, "n": 30, "counts": dict.fromkeys(DEFAULT_CLASSES, 10)}
         | {n: triple(value) for n in ("accuracy", "balanced_accuracy")}
         | {"recall": {"galaxy": triple(value), "quasar": [None] * 3, "star": triple(value)}},
     ]
@@ -83,12 +83,12 @@ def contestant(name: str, seed: int, **more: Any) -> dict[str, Any]:
     found = {
         "name": name,
         "n": 30,
-        "classes": list(CLASSES),
+        "classes": list(DEFAULT_CLASSES),
         "confusion": rng.integers(0, 20, (3, 3)).tolist(),
         **dict.fromkeys(names, value),
         **dict.fromkeys(rates, by_class),
         "intervals": {n: triple(value)[1:] for n in names}
-        | {n: {k: triple(value)[1:] for k in CLASSES} for n in rates},
+        | {n: {k: triple(value)[1:] for k in DEFAULT_CLASSES} for n in rates},
         "precision_at_sky": {
             "shares": {"galaxy": 0.4975, "quasar": 0.005, "star": 0.4975},
             "precision": {"galaxy": triple(0.9), "quasar": triple(0.223), "star": [None] * 3},
@@ -107,7 +107,7 @@ def model(name: str, seed: int, simulated: bool = True) -> dict[str, Any]:
     more = {n: 0.1 for n in ("ece", "ece_floor", "classwise_ece", "nll", "brier")}
     found = contestant(name, seed, **more) | {
         "roc": {"galaxy": curve, "quasar": None, "star": curve},
-        "reliability": dict.fromkeys(("given", *CLASSES), given),
+        "reliability": dict.fromkeys(("given", *DEFAULT_CLASSES), given),
         "model_id": f"{name}-0123456789ab",
         "network": "iicnet",
         "training": {"simulated": simulated, "label": "a <b>label</b>"},
@@ -126,7 +126,7 @@ def results(simulated: bool = True) -> dict[str, Any]:
         "skyclass": "0.1.0",
         "split": "test",
         "n": 30,
-        "dataset": {"path": "", "counts": dict.fromkeys(CLASSES, 10), "provenance": {"simulated": simulated}},
+        "dataset": {"path": "", "counts": dict.fromkeys(DEFAULT_CLASSES, 10), "provenance": {"simulated": simulated}},
         "simulated_data": simulated,
         "bootstrap": {"draws": 100, "seed": 0, "level": 0.95},
         "caveats": ["Not the purity of a catalogue."],
@@ -267,7 +267,7 @@ def test_statistics_of_a_catalogue_count_every_row(catalogue: tuple[Path, pa.Tab
     assert found["rows"] == len(rows) == 2300 and found["simulated"]
     assert {r["class"]: r["n"] for r in found["summary"]} == found["counts"]
     quasars = rows[rows["class"] == "quasar"]
-    highest = rows[[f"p_{name}" for name in CLASSES]].max(axis=1)
+    highest = rows[[f"p_{name}" for name in DEFAULT_CLASSES]].max(axis=1)
     entry = next(r for r in found["summary"] if r["class"] == "quasar")
     assert entry["confident"] == (highest[quasars.index] > 0.9).sum()
     assert entry["confidence"] == pytest.approx(highest[quasars.index].mean(), abs=1e-5)
@@ -296,7 +296,7 @@ def test_the_middle_of_a_field_across_ra_zero_and_of_the_whole_sky(tmp_path: Pat
     publish_run(folder)
     wide = catalogue_statistics(open_catalog(folder.path))["sky"]
     assert wide["kind"] == "all" and sum(r["n"] for r in wide["cells"]) == 600
-    assert png(all_sky_figure(wide)).startswith(PNG)
+    assert png(all_sky_figure(wide, DEFAULT_CLASSES)).startswith(PNG)
 
 
 def test_one_page_holds_a_catalogue(catalogue: tuple[Path, pa.Table], tmp_path: Path) -> None:

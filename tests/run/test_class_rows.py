@@ -13,9 +13,10 @@ from skyclass.errors import RowsLost, TileFault
 from skyclass.run import class_rows as module
 from skyclass.run.class_rows import class_rows, join_results
 from skyclass.run.strips import SourceValues, StripResult
-from skyclass.schema import BAD_NAME, CLASS_SCHEMA, SOURCE_SCHEMA
+from skyclass.schema import BAD_NAME, SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix29
-from skyclass.types import Flag, Strip, TilePlan
+from skyclass.types import DEFAULT_CLASSES, Flag, Strip, TilePlan
+from tests.support.class_rows import CLASS_SCHEMA
 
 TILE = TilePlan("1500p015_ac51", 4, (0,))
 SOURCES = pa.table({"source_id": ["d", "a", "c", "b"]})
@@ -33,7 +34,7 @@ def result(ids: str, start: int, fault: TileFault | None = None) -> StripResult:
 
 
 def test_each_source_has_the_values_of_its_own_result() -> None:
-    probabilities, values = join_results(SOURCES, [result("ba", 0), result("dc", 2)], TILE)
+    probabilities, values = join_results(SOURCES, [result("ba", 0), result("dc", 2)], TILE, 3)
     np.testing.assert_allclose(probabilities[:, 0], [0.3, 0.0, 0.2, 0.1], atol=1e-6)
     assert values.flags.tolist() == [3, 0, 2, 1] and values.valid_frac.tolist() == [0.75, 0.0, 0.5, 0.25]
 
@@ -49,17 +50,17 @@ def test_each_source_has_the_values_of_its_own_result() -> None:
 )
 def test_a_missing_a_repeated_and_a_foreign_result_are_refused(strips: list[str], numbers: str) -> None:
     with pytest.raises(RowsLost, match=f"tile 1500p015_ac51: 4 sources planned, {numbers}"):
-        join_results(SOURCES, [result(ids, 0) for ids in strips], TILE)
+        join_results(SOURCES, [result(ids, 0) for ids in strips], TILE, 3)
 
 
 def test_the_fault_of_one_strip_is_that_of_all_sources() -> None:
     fault: Any = TileFault(TILE.coadd_id, "truncated", "w2")
-    probabilities, values = join_results(SOURCES, [result("ba", 0), result("ab", 2, fault)], TILE)
+    probabilities, values = join_results(SOURCES, [result("ba", 0), result("ab", 2, fault)], TILE, 3)
     assert np.isnan(probabilities).all() and probabilities.shape == (4, 3)
     assert values.flags.tolist() == [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 4 and not values.valid_frac.any()
     with pytest.raises(RowsLost, match="4 sources planned, 4 read, 3 classified"):
-        join_results(SOURCES, [result("b", 0), result("ab", 2, fault)], TILE)
-    _, values = join_results(SOURCES, [result("bac", 0), result("d", 3, fault)], TILE)
+        join_results(SOURCES, [result("b", 0), result("ab", 2, fault)], TILE, 3)
+    _, values = join_results(SOURCES, [result("bac", 0), result("d", 3, fault)], TILE, 3)
     assert values.flags.tolist() == [int(Flag.TILE_BAD | Flag.NO_IMAGE)] * 4
 
 
@@ -70,7 +71,7 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     nulls = {field.name: pa.nulls(2, field.type) for field in SOURCE_SCHEMA}
     sources = pa.table(nulls | columns).select(SOURCE_SCHEMA.names).cast(SOURCE_SCHEMA)
     monkeypatch.setattr(module, "tile_sources", lambda context, tile: sources)
-    context: Any = SimpleNamespace(bundle=SimpleNamespace(model_id="m-1"), run_id="r-1")
+    context: Any = SimpleNamespace(bundle=SimpleNamespace(model_id="m-1", classes=DEFAULT_CLASSES), run_id="r-1")
     rows = class_rows(context, TilePlan(TILE.coadd_id, 2, (0,)), [result("ad", 0)])
     assert rows.schema == CLASS_SCHEMA
     assert rows["flags"].to_pylist() == [3, 0 | Flag.BAD_VALUE] and rows["valid_frac"].to_pylist() == [0.75, 0.0]

@@ -23,7 +23,7 @@ from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.run.next_step import classify_command
 from skyclass.sky.moc import read_moc
 from skyclass.sky.regions import Box, Cone, Pixels, Polygon, region_identity
-from tests.support.class_rows import FINGERPRINT, TILES, class_rows, make_run
+from tests.support.class_rows import FINGERPRINT, MODEL, TILES, class_rows, make_run
 
 TRIANGLE = Polygon(((0, 0), (2, 0), (1, 2)))
 VERBS = ("verify", "query", "report")
@@ -47,7 +47,7 @@ def unfinished(tmp_path: Path) -> RunFolder:
     """A run of two tiles, of which one is committed, in a folder whose name needs quotes."""
     folder = RunFolder(tmp_path / "my run")
     run = RunConfig("sky/catalog", "sky images", "o", region=Cone(150.1, 2.2, "30arcmin"), cluster="none", workers=3)
-    info = {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2}
+    info = {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2, "model": MODEL}
     start_or_resume(folder, FINGERPRINT, info)
     journal_commit(folder, commit_tile(folder, TILES[0][0], class_rows(TILES[0][0], 20, 150, 1.5)))
     return folder
@@ -110,7 +110,7 @@ def test_a_run_whose_moc_file_has_vanished_still_gets_a_hint(tmp_path: Path) -> 
     (tmp_path / "field.moc").write_text("5/1-3")
     folder = RunFolder(tmp_path / "run")
     run = RunConfig("sky/catalog", "images", "o", region=read_moc(tmp_path / "field.moc"))
-    start_or_resume(folder, FINGERPRINT, {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2})
+    start_or_resume(folder, FINGERPRINT, {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2, "model": MODEL})
     assert message("verify", folder.path).endswith(f"--out {folder.path} --moc {tmp_path}/field.moc")
     (tmp_path / "field.moc").unlink()
     hint = f"To finish it: the command that started it; its settings are in {folder.run_path}"
@@ -171,7 +171,7 @@ def test_cutouts_and_reports_overwrite_on_request_only(sky: Any, tmp_path: Path,
 
 def test_query_prints_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(tmp_path)
-    start_or_resume(folder, FINGERPRINT, {"n_sources": 2, "model": {}})
+    start_or_resume(folder, FINGERPRINT, {"n_sources": 2, "model": MODEL})
     rows = class_rows("1500p015_ac51", 2, 150, 1.5)
     ids = pa.array(["\x1b[2Jevil", "two\nlines"])
     commit_tile(folder, "1500p015_ac51", rows.set_column(1, rows.schema.field("source_id"), ids))

@@ -37,7 +37,7 @@ from skyclass.run.stages import (
 from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing
 from skyclass.run.tile_sources import planned_sources, read_unchanged, tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
-from skyclass.types import NO_TILE, Flag, Strip, Tile, TilePlan
+from skyclass.types import DEFAULT_CLASSES, NO_TILE, Flag, Strip, Tile, TilePlan
 
 NAME = "1500p015_ac51"
 PLAN = TilePlan(NAME, 4, (0,))
@@ -75,7 +75,7 @@ class Doubles:
 
 
 def worker(classifier: Any) -> Any:
-    return SimpleNamespace(classifier=classifier)
+    return SimpleNamespace(classifier=classifier, bundle=SimpleNamespace(classes=DEFAULT_CLASSES))
 
 
 def cut_of(flags: list[int], **changes: Any) -> CutStrip:

@@ -14,7 +14,7 @@ from skyclass.run.class_rows import class_columns
 from skyclass.run.pipeline import classify
 from skyclass.run.progress import no_progress
 from skyclass.run.stages import cut_and_composite
-from skyclass.types import Flag, RowRange, Tile
+from skyclass.types import DEFAULT_CLASSES, Flag, RowRange, Tile
 from tests.support.runs import rows_of
 
 HAND = [
@@ -28,7 +28,7 @@ HAND = [
 
 
 def test_class_margin_and_entropy_equal_numbers_by_hand() -> None:
-    columns = class_columns(np.array([row[:3] for row in HAND], np.float32))
+    columns = class_columns(np.array([row[:3] for row in HAND], np.float32), DEFAULT_CLASSES)
     assert columns["class"].to_pylist() == [row[3] for row in HAND]
     assert columns["margin"].to_pylist() == pytest.approx([row[4] for row in HAND], abs=1e-7)
     assert columns["entropy"].to_pylist() == pytest.approx([row[5] for row in HAND], abs=1e-6)
@@ -37,7 +37,7 @@ def test_class_margin_and_entropy_equal_numbers_by_hand() -> None:
 
 
 def test_a_source_without_probabilities_has_null_in_each_column_of_its_class() -> None:
-    columns = class_columns(np.array([[np.nan] * 3, [0.7, 0.2, 0.1]], np.float32))
+    columns = class_columns(np.array([[np.nan] * 3, [0.7, 0.2, 0.1]], np.float32), DEFAULT_CLASSES)
     assert all(values.is_null().to_pylist() == [True, False] for values in columns.values())
 
 

@@ -34,9 +34,9 @@ from skyclass.run.commits import (
     retry_quarantined,
 )
 from skyclass.run.folder import RunFolder, expected_rows, leftover_files, read_run, start_or_resume
-from skyclass.schema import CLASS_COLUMNS, CLASS_SCHEMA, FOOTER_KEY, SORT_KEYS
+from skyclass.schema import FOOTER_KEY, SORT_KEYS
 from skyclass.types import Flag
-from tests.support.class_rows import FINGERPRINT, class_rows, make_run
+from tests.support.class_rows import CLASS_COLUMNS, CLASS_SCHEMA, FINGERPRINT, class_rows, make_run
 from tests.support.paths import CHECKOUT
 
 TILE = "1500p015_ac51"

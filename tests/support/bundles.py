@@ -18,6 +18,7 @@ from skyclass.model.bundle import (
 from skyclass.model.bundle_files import MODEL_FILE, digest_of, render
 from skyclass.model.photometry import PhotometrySettings
 from skyclass.networks import build
+from skyclass.types import DEFAULT_CLASSES
 from tests.support.networks import lived_in
 
 BANDS = ("w1", "w2", "w3")
@@ -31,6 +32,7 @@ FIELDS: dict[str, Any] = {
     "composite": atlas_settings(BANDS),
     "preprocessing": Preprocessing(64, (0.1, 0.2, 0.3), (1.0, 1.1, 0.9)),
     "temperature": 1.25,
+    "classes": DEFAULT_CLASSES,
     "training": {"simulated": True, "label": "random weights"},
 }
 

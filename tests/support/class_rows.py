@@ -9,10 +9,14 @@ import pyarrow as pa
 
 from skyclass.run.commits import commit_tile, journal_commit
 from skyclass.run.folder import RunFolder, start_or_resume
-from skyclass.schema import CLASS_SCHEMA
+from skyclass.schema import class_columns, class_schema
 from skyclass.sky.healpix import healpix29
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
+CLASS_COLUMNS = class_columns(DEFAULT_CLASSES)
+CLASS_SCHEMA = class_schema(DEFAULT_CLASSES)
+MODEL = {"classes": list(DEFAULT_CLASSES)}
+"""Of the provenance of a run."""
 FINGERPRINT = {"model": "a1", "plan": "b2", "code": "0.1.0"}
 
 
@@ -26,7 +30,7 @@ def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2
     missing = rng.random(n) < 0.1
     ranked = np.sort(p, axis=1)
     numbers = {
-        **{f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)},
+        **{f"p_{name}": p[:, i] for i, name in enumerate(DEFAULT_CLASSES)},
         "margin": ranked[:, 2] - ranked[:, 1],
         "entropy": -(p * np.log(p)).sum(axis=1),
     }
@@ -43,7 +47,7 @@ def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2
         "coadd_id": pa.array([coadd_id] * n),
         "cc_flags": pa.array(["0000"] * n),
         "ext_flg": pa.array([None if i % 7 == 0 else i % 6 for i in range(n)], pa.int32()),
-        "class": pa.array(np.asarray(CLASSES, object)[p.argmax(axis=1)], pa.string(), mask=missing),
+        "class": pa.array(np.asarray(DEFAULT_CLASSES, object)[p.argmax(axis=1)], pa.string(), mask=missing),
         "flags": pa.array(np.where(missing, 128, 0), pa.int32()),
         "valid_frac": pa.array(np.where(missing, 0.0, 1.0), pa.float32()),
         "model_id": pa.array(["m1"] * n),
@@ -65,7 +69,7 @@ def make_run(path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILE
     """Return a run folder whose tiles are committed and journaled, and all their rows."""
     folder = RunFolder(path)
     training = {"simulated": True, "label": "trained on the simulated sky"}
-    info = {"n_sources": sum(tile[1] for tile in tiles), "model": {"id": "m1", "training": training}}
+    info = {"n_sources": sum(tile[1] for tile in tiles), "model": MODEL | {"id": "m1", "training": training}}
     start_or_resume(folder, FINGERPRINT, info)
     tables = [class_rows(name, n, ra, dec, seed=i) for i, (name, n, ra, dec) in enumerate(tiles)]
     for tile, table in zip(tiles, tables, strict=True):

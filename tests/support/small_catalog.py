@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 from skyclass.catalog.publish import CatalogRows, publish_catalog
 from skyclass.catalog.query import ClassCatalog, open_catalog
 from skyclass.files import parquet_bytes
-from skyclass.schema import CLASS_SCHEMA
 from skyclass.sky.healpix import healpix29
+from skyclass.types import DEFAULT_CLASSES
+from tests.support.class_rows import CLASS_SCHEMA
 
 PROVENANCE: dict[str, Any] = {
     "run_id": "r1",
-    "info": {"model": {"training": {"simulated": True, "label": "4 mock tiles"}}},
+    "info": {"model": {"classes": list(DEFAULT_CLASSES), "training": {"simulated": True, "label": "4 mock tiles"}}},
 }
 
 

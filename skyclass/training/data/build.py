@@ -14,7 +14,7 @@ from ...images.cutouts import flag_where
 from ...locations import absolute
 from ...model.bundle import Cut
 from ...schema import bad_bits, bad_value_counts
-from ...types import CLASSES, Flag
+from ...types import Flag
 from ...version import code_version
 from ..progress import Progress, no_progress
 from .classes import label_counts, require_all_classes
@@ -49,23 +49,25 @@ def build_dataset(config: DatasetConfig, client: Any = None, progress: Progress 
         rows = selection.table.take(pa.array(result.row_index))
         flags = result.flags | flag_where(bad_bits(rows) != 0, Flag.BAD_VALUE)
         labels = rows["label"].to_numpy()
-        require_all_classes(labels, f"{config.labels} on {config.images}: after cutting")
+        require_all_classes(labels, config.classes, f"{config.labels} on {config.images}: after cutting")
         provenance = _provenance(config, selection, result, rows)
         rows = rows.append_column("flags", pa.array(flags)).drop_columns("label")
         pixels = np.load(folder / PIXELS, mmap_mode="r")
         cut, zero_point_mag = Cut(config.size_px, config.bands), zero_points(config.bands)
-        save_rows_and_settings(folder, Dataset(pixels, labels, rows, cut, zero_point_mag, provenance))
+        save_rows_and_settings(
+            folder, Dataset(pixels, labels, rows, cut, zero_point_mag, provenance, classes=config.classes)
+        )
     return load_dataset(config.out)
 
 
 def _provenance(config: DatasetConfig, selection: Selection, result: CutResult, rows: pa.Table) -> dict[str, Any]:
     """Return the origin of a dataset, without time and folder name: equal input gives equal bytes."""
     labels, split = rows["label"].to_numpy(), selection.split
-    counts = split_table(labels, rows["split"].to_pylist())
+    counts = split_table(labels, rows["split"].to_pylist(), config.classes)
     empty = [
         f"no {class_name} in {name}: evaluation or early stopping on it will miss that class"
         for name, share in zip(SPLITS, config.split, strict=True)
-        for class_name in CLASSES
+        for class_name in config.classes
         if share and not counts[name][class_name]
     ]
     return {
@@ -81,7 +83,7 @@ def _provenance(config: DatasetConfig, selection: Selection, result: CutResult, 
         },
         "code": code_version(),
         "settings": {key: value for key, value in asdict(config).items() if key not in LOCATIONS},
-        "counts": label_counts(labels),
+        "counts": label_counts(labels, config.classes),
         "dropped": result.dropped,
         "bad_values": bad_value_counts(bad_bits(rows)),
         "n_faults": len(result.faults),

@@ -58,15 +58,15 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
         n_labels = len(labels.table)
         raise CatalogError(f"catalogue {location}: none of {n_labels:,} labelled sources is in it by {how}{remedy}")
     matched = one_to_one(pairs.label_row, pairs.source, pairs.arcsec)
-    _refuse_distant(labels.table, pairs.take(matched), radius_arcsec, location)
-    _refuse_conflicts(labels.table, pairs, matched, location)
+    _refuse_distant(labels, pairs.take(matched), radius_arcsec, location)
+    _refuse_conflicts(labels, pairs, matched, location)
     label_rows = pairs.label_row[matched]
     table = candidates.take(matched).append_column("label", labels.table["label"].take(label_rows))
     n_known = len(np.unique(pairs.label_row))
     dropped = {"not_in_catalog": len(labels.table) - n_known, "source_of_a_nearer_label": n_known - len(matched)}
     simulated = labels.simulated or marked_simulated(Path(catalog.partitions[0].path))
     dropped = labels.dropped | dropped
-    return Labels(in_canonical_order(table), has_source_id=True, simulated=simulated, dropped=dropped)
+    return Labels(in_canonical_order(table), True, labels.classes, simulated, dropped)
 
 
 def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float) -> tuple[pa.Table, Pairs]:
@@ -86,14 +86,14 @@ def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float)
     return candidates, Pairs(np.concatenate(label_rows), source, np.concatenate(arcsec))
 
 
-def _refuse_distant(table: pa.Table, matches: Pairs, radius_arcsec: float, location: str) -> None:
+def _refuse_distant(labels: Labels, matches: Pairs, radius_arcsec: float, location: str) -> None:
     """Raise `CatalogError` for labels with the `source_id` of a source at another position: one of the two is wrong."""
     distant = np.flatnonzero(matches.arcsec > radius_arcsec)
     if not len(distant):
         return
     worst = distant[np.argsort(-matches.arcsec[distant], kind="stable")][:MAX_NAMED]
     examples = "; ".join(
-        f"{describe_row(table, int(matches.label_row[i]))} is {matches.arcsec[i]:,.1f} arcsec from its source"
+        f"{describe_row(labels, int(matches.label_row[i]))} is {matches.arcsec[i]:,.1f} arcsec from its source"
         for i in worst
     )
     lie = one_or_many(len(distant), "lies", "lie")
@@ -104,7 +104,7 @@ def _refuse_distant(table: pa.Table, matches: Pairs, radius_arcsec: float, locat
     )
 
 
-def _refuse_conflicts(table: pa.Table, pairs: Pairs, matched: Int64, location: str) -> None:
+def _refuse_conflicts(labels: Labels, pairs: Pairs, matched: Int64, location: str) -> None:
     """Raise `CatalogError` where labels of different classes claim one source, as nearest source or as match.
 
     A label with a nearer source of its own does not claim the source of its neighbour.
@@ -113,7 +113,7 @@ def _refuse_conflicts(table: pa.Table, pairs: Pairs, matched: Int64, location: s
     nearest = order[np.unique(pairs.label_row[order], return_index=True)[1]]
     claims = pairs.take(np.union1d(nearest, matched))
     claims = claims.take(np.lexsort((claims.label_row, claims.arcsec, claims.source)))
-    label = table["label"].to_numpy()[claims.label_row]
+    label = labels.table["label"].to_numpy()[claims.label_row]
     sources, first, group = np.unique(claims.source, return_index=True, return_inverse=True)
     conflicts = np.flatnonzero(label != label[first][group])
     if not len(conflicts):
@@ -121,8 +121,8 @@ def _refuse_conflicts(table: pa.Table, pairs: Pairs, matched: Int64, location: s
     examples = [(int(claims.label_row[first[group[i]]]), int(claims.label_row[i])) for i in conflicts[:MAX_NAMED]]
     raise CatalogError(
         f"catalogue {location}: on {len(np.unique(group[conflicts])):,} of {counted(len(sources), 'source')} labels of "
-        f"different classes meet: {describe_pairs(table, examples)}; decide on one label for each, remove them, or set "
-        "a smaller match_radius_arcsec"
+        f"different classes meet: {describe_pairs(labels, examples)}; decide on one label for each, remove them, or "
+        "set a smaller match_radius_arcsec"
     )
 
 

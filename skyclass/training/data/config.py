@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from ...run.config import check_folder
 from ...settings import FROM_LIST, FROM_MAPPING, MAX_INTEGER, build, configuration
 from ...sky.regions import Box, Region
-from ...types import BANDS, CLASSES
+from ...types import BANDS, DEFAULT_CLASSES, class_problems
 
 MAX_CUTOUT_PX = 1024
 MAX_MATCH_ARCSEC = 60.0
@@ -62,11 +62,25 @@ def _check_bands(bands: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_counts(counts: dict[str, int] | None, info: ValidationInfo) -> dict[str, int] | None:
-    if unknown := set(counts or ()) - set(CLASSES):
-        raise ValueError(f"{', '.join(sorted(unknown))} is no class: choose from {', '.join(CLASSES)}")
+    classes = info.data.get("classes", DEFAULT_CLASSES)
+    if unknown := set(counts or ()) - set(classes):
+        raise ValueError(f"{', '.join(sorted(unknown))} is no class: choose from {', '.join(classes)}")
     if counts and info.data.get("preset"):
         raise ValueError("preset and counts exclude each other: choose one of them")
     return counts
+
+
+def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if problems := class_problems(classes):
+        raise ValueError("; ".join(problems))
+    return classes
+
+
+def _check_preset(preset: str | None, info: ValidationInfo) -> str | None:
+    needed, classes = PRESETS.get(preset or "", {}).get("counts", {}), info.data.get("classes", DEFAULT_CLASSES)
+    if missing := set(needed) - set(classes):
+        raise ValueError(f"the preset {preset} needs the classes {', '.join(sorted(missing))} among `classes`")
+    return preset
 
 
 def _check_shares(shares: tuple[float, ...]) -> tuple[float, ...]:
@@ -125,7 +139,7 @@ class LabelsConfig:
 
 @configuration(
     "dataset",
-    {"out": "Input and output", "bands": "Cutouts", "preset": "Sources", "simulated": "Statements about the input"},
+    {"out": "Input and output", "bands": "Cutouts", "classes": "Sources", "simulated": "Statements about the input"},
 )
 class DatasetConfig:
     """One training set: the keys of DATASET.toml, and with dashes the options of `skyclass dataset`."""
@@ -143,7 +157,9 @@ class DatasetConfig:
     """Bands of the cutouts."""
     size_px: Annotated[int, Field(ge=1, le=MAX_CUTOUT_PX)] = 37
     """Native pixels on a side of a cutout: 37 pixels are 51 arcsec."""
-    preset: Annotated[Literal["paper"] | None, Field(examples=["paper"])] = None
+    classes: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_classes)] = DEFAULT_CLASSES
+    """Classes in the order of the probabilities. In the label table, qso is quasar, and blanks and dashes are _."""
+    preset: Annotated[Literal["paper"] | None, Field(examples=["paper"]), AfterValidator(_check_preset)] = None
     """paper: 7,298 galaxies, 7,215 quasars and 7,223 stars with W1 and W2 S/N above 5 where known."""
     counts: Annotated[
         dict[str, Annotated[int, Field(ge=1, le=MAX_INTEGER)]] | None,

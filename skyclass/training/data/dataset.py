@@ -26,14 +26,14 @@ from ...errors import ConfigError
 from ...files import sha256_of, translate_write_errors, write_json
 from ...model.bundle import Cut
 from ...schema import bad_values_text
-from ...types import CLASSES, Bool, Float32, Int64
+from ...types import DEFAULT_CLASSES, Bool, Float32, Int64
 from ..locks import file_lock
 from .splits import NO_SPLIT, SPLITS, split_table
 
 PIXELS, ROWS, SETTINGS = "pixels.npy", "rows.parquet", "dataset.json"
 VERIFIED = ".checked.json"
 """Size and time of the pixels when their digest was right, so that they are read whole once and not at every start."""
-FORMAT = "skyclass training set 2"
+FORMAT = "skyclass training set 3"
 LOCK = ".lock"
 BLOCK = 2048
 """Cutouts in memory at a time."""
@@ -44,7 +44,7 @@ class Dataset:
     """Cutouts and what is known of each.
 
     `pixels` (N, B, S, S) float32 DN at `zero_point_mag` (B,), NaN = missing; `labels` (N,) int64 index into
-    `CLASSES`; `rows` the columns of `SOURCE_SCHEMA`, `flags` and `split` ("train", "val", "test", or "none" for a
+    `classes`; `rows` the columns of `SOURCE_SCHEMA`, `flags` and `split` ("train", "val", "test", or "none" for a
     source near another split); `provenance` the origin of all, with the key `simulated`. `path` is the folder, None for
     a dataset in memory.
     """
@@ -56,6 +56,7 @@ class Dataset:
     zero_point_mag: tuple[float, ...]
     provenance: dict[str, Any]
     path: Path | None = None
+    classes: tuple[str, ...] = DEFAULT_CLASSES
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,12 +90,13 @@ def pixels_digest(dataset: Dataset) -> str | None:
 
 def summary(dataset: Dataset) -> str:
     """Return a table of class by split, and the dropped sources by reason."""
-    table = split_table(dataset.labels, dataset.rows["split"].to_pylist())
+    table = split_table(dataset.labels, dataset.rows["split"].to_pylist(), dataset.classes)
     splits = (*SPLITS, NO_SPLIT)
-    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in splits) + f"{'total':>9}"]
-    for row in (*CLASSES, "total"):
+    width = 1 + max(map(len, (*dataset.classes, "galaxy")))
+    lines = [" " * width + "".join(f"{name:>9}" for name in splits) + f"{'total':>9}"]
+    for row in (*dataset.classes, "total"):
         counts = [sum(table[split].values()) if row == "total" else table[split][row] for split in splits]
-        lines.append(f"{row:8}" + "".join(f"{n:9,}" for n in (*counts, sum(counts))))
+        lines.append(f"{row:{width}}" + "".join(f"{n:9,}" for n in (*counts, sum(counts))))
     size, origin = dataset.cut.size_px, "SIMULATED" if dataset.provenance.get("simulated") else "real"
     lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {origin} images")
     if dropped := {reason: n for reason, n in dataset.provenance.get("dropped", {}).items() if n}:
@@ -122,6 +124,7 @@ def load_dataset(path: str | Path) -> Dataset:
         pixels = np.load(folder / PIXELS, mmap_mode="r")
         cut = Cut(**settings["cut"] | {"bands": tuple(settings["cut"]["bands"])})
         zero_point_mag = tuple(float(z) for z in settings["zero_point_mag"])
+        classes = tuple(settings["classes"])
         labels = rows["label"].to_numpy().astype(np.int64)
         splits = set(pc.unique(rows["split"]).to_pylist())
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -130,11 +133,11 @@ def load_dataset(path: str | Path) -> Dataset:
     if pixels.shape != shape or pixels.dtype != np.float32 or len(zero_point_mag) != shape[1]:
         mismatch = f"{PIXELS} is {pixels.dtype} {pixels.shape}, {ROWS} and {SETTINGS} ask for float32 {shape}"
         raise ConfigError(f"{folder}: damaged dataset ({mismatch}): make it again")
-    if not splits <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES)):
+    if not splits <= {*SPLITS, NO_SPLIT} or (len(labels) and not 0 <= labels.min() <= labels.max() < len(classes)):
         raise ConfigError(f"{folder}: damaged dataset (unknown labels or splits): make it again")
     _verify_digests(folder, settings["files"])
     rows = rows.drop_columns("label")
-    return Dataset(pixels, labels, rows, cut, zero_point_mag, settings["provenance"], folder)
+    return Dataset(pixels, labels, rows, cut, zero_point_mag, settings["provenance"], folder, classes)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -196,6 +199,7 @@ def save_rows_and_settings(folder: Path, dataset: Dataset) -> None:
         "files": {name: sha256_of(folder / name) for name in (PIXELS, ROWS)},
         "cut": asdict(dataset.cut),
         "zero_point_mag": dataset.zero_point_mag,
+        "classes": dataset.classes,
         "provenance": dataset.provenance,
     }
     write_json(folder / SETTINGS, settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ...sky.healpix import unit_vectors
 from ...sources.columns import TEXT
 from ...sources.tables import read_table, standardise
 from ...text import counted, one_or_many
-from ...types import CLASSES, Bool, Int64
+from ...types import Bool, Int64
 from .classes import require_all_classes
 from .splits import chord_length
 
@@ -38,7 +38,7 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled sources: `table` in `SOURCE_SCHEMA` with `label` (int64, index into `CLASSES`).
+    """Labelled sources: `table` in `SOURCE_SCHEMA` with `label` (int64, index into `classes`).
 
     `has_source_id` is True where the file has a column `source_id`; `dropped` counts the dropped rows by reason;
     `simulated` is True where a file says that it is simulated, None where nothing is known.
@@ -46,6 +46,7 @@ class Labels:
 
     table: pa.Table
     has_source_id: bool
+    classes: tuple[str, ...]
     simulated: bool | None = None
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ def keep_rows(labels: Labels, selected: Bool, reason: str) -> Labels:
     """Return the selected rows; the others are counted under `reason`."""
     n_dropped = int(len(selected) - selected.sum())
     dropped = labels.dropped | ({reason: labels.dropped.get(reason, 0) + n_dropped} if n_dropped else {})
-    return Labels(labels.table.filter(pa.array(selected)), labels.has_source_id, labels.simulated, dropped)
+    return replace(labels, table=labels.table.filter(pa.array(selected)), dropped=dropped)
 
 
 def min_snr(labels: Labels, column: str, threshold: float | None) -> Labels:
@@ -68,12 +69,12 @@ def min_snr(labels: Labels, column: str, threshold: float | None) -> Labels:
 # --- the label table -------------------------------------------------------------------------------
 
 
-def read_labels(location: str, allow_truncated: bool = False) -> Labels:
+def read_labels(location: str, classes: tuple[str, ...], allow_truncated: bool = False) -> Labels:
     """Return the labelled sources of a table file, in any format of `read_table`, which recognises it by content.
 
     The table needs `ra`, `dec` (decimal degrees, or with a unit) and `class`, and may have columns of `SOURCE_SCHEMA`.
-    Column and class names may be in any case. Raises `CatalogError`: no such table, empty, a column missing, positions
-    off the sky, unknown classes, a class without a row.
+    Column and class names may be in any case, and `class_name` reads class names. Raises `CatalogError`: no such table,
+    empty, a column missing, positions off the sky, unknown classes, a class without a row.
     """
     path = user_path(location)
     if not path.is_file():
@@ -86,21 +87,29 @@ def read_labels(location: str, allow_truncated: bool = False) -> Labels:
             "in degrees and class"
         )
     table = standardise(raw, f"labels {path}", unique=False)
-    label = _class_index(table["class"], path)
+    label = _class_index(table["class"], classes, path)
     table = table.drop_columns("class").append_column("label", pa.array(label))
-    return Labels(in_canonical_order(table), "source_id" in raw.column_names, marked_simulated(path))
+    return Labels(in_canonical_order(table), "source_id" in raw.column_names, classes, marked_simulated(path))
 
 
-def _class_index(column: pa.ChunkedArray, path: Path) -> Int64:
-    """Return the class of each row as an index into `CLASSES`."""
+def class_names(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the names of classes in the form of columns: "QSO" is quasar, "T dwarf" is t_dwarf; null is ""."""
     names = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), "")))
-    index = pc.index_in(names, pa.array(CLASSES))
+    names = pc.replace_substring_regex(names, "[ -]+", "_")
+    return pc.if_else(pc.equal(names, "qso"), "quasar", names)
+
+
+def _class_index(column: pa.ChunkedArray, classes: tuple[str, ...], path: Path) -> Int64:
+    """Return the class of each row as an index into `classes`."""
+    index = pc.index_in(class_names(column), pa.array(classes))
     if index.null_count:
         unknown = pc.value_counts(column.cast(pa.string()).filter(pc.is_null(index))).to_pylist()
         counts = ", ".join(f"{entry['values']!r} ({counted(entry['counts'], 'row')})" for entry in unknown[:MAX_NAMED])
-        raise CatalogError(f"labels {path}: class {counts} is unknown; use {', '.join(CLASSES)}, or remove these rows")
+        raise CatalogError(
+            f"labels {path}: class {counts} is unknown; use {', '.join(classes)}, remove these rows, or set `classes`"
+        )
     labels: Int64 = index.to_numpy().astype(np.int64)
-    require_all_classes(labels, f"labels {path}")
+    require_all_classes(labels, classes, f"labels {path}")
     return labels
 
 
@@ -171,11 +180,11 @@ def without_duplicates(labels: Labels) -> Labels:
         pairs = [(int(first[source[row]]), int(row)) for row in disputed[:MAX_NAMED]]
         raise CatalogError(
             f"labels: {counted(n, 'source')} {one_or_many(n, 'has', 'have')} more than one class: "
-            f"{describe_pairs(table, pairs)}; decide on one label for each, or remove them"
+            f"{describe_pairs(labels, pairs)}; decide on one label for each, or remove them"
         )
     unique = table.take(np.sort(first))
     dropped = labels.dropped | {"duplicate": len(table) - len(unique)}
-    return Labels(unique, labels.has_source_id, labels.simulated, dropped)
+    return replace(labels, table=unique, dropped=dropped)
 
 
 def _source_of_row(table: pa.Table, by_source_id: bool) -> Int64:
@@ -196,12 +205,12 @@ def _source_of_row(table: pa.Table, by_source_id: bool) -> Int64:
     return component
 
 
-def describe_row(table: pa.Table, row: int) -> str:
+def describe_row(labels: Labels, row: int) -> str:
     """Return name, position and class of a labelled source for a message."""
-    name, ra, dec = (table[column][row].as_py() for column in ("source_id", "ra", "dec"))
-    return f"{name} at {ra:.5f} {dec:+.5f} {CLASSES[table['label'][row].as_py()]}"
+    name, ra, dec, label = (labels.table[column][row].as_py() for column in ("source_id", "ra", "dec", "label"))
+    return f"{name} at {ra:.5f} {dec:+.5f} {labels.classes[label]}"
 
 
-def describe_pairs(table: pa.Table, pairs: Sequence[tuple[int, int]]) -> str:
+def describe_pairs(labels: Labels, pairs: Sequence[tuple[int, int]]) -> str:
     """Return the description of pairs of labelled sources for a message."""
-    return "; ".join(f"{describe_row(table, first)} and {describe_row(table, second)}" for first, second in pairs)
+    return "; ".join(" and ".join(describe_row(labels, row) for row in pair) for pair in pairs)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...schema import SOURCE_SCHEMA, bad_value_counts, without_bad_values
-from ...types import CLASSES, Int32
+from ...types import DEFAULT_CLASSES, Int32
 from .allwise import PHOTOMETRY
 from .sdss import SDSS_CLASSES
 
@@ -36,7 +36,9 @@ def clean_spectra(spectra: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     sdss_names = pa.array(list(SDSS_CLASSES.values()))
     class_index = pc.index_in(pc.utf8_upper(pc.utf8_trim_whitespace(spectra["class"])), sdss_names)
     counts["of_another_class"] = class_index.null_count
-    classified = spectra.set_column(1, "class", pa.array(CLASSES).take(class_index)).filter(pc.is_valid(class_index))
+    classified = spectra.set_column(1, "class", pa.array(DEFAULT_CLASSES).take(class_index)).filter(
+        pc.is_valid(class_index)
+    )
     classified, bad_bits = without_bad_values(classified)
     counts |= _bad_counts(bad_bits, "sdss")
     cleaned, n_conflicting = nearest_of_each(classified, "cntr", "match_dist")
@@ -65,7 +67,7 @@ def label_table(
     counts["conflicting_class_in_allwise"] = n_conflicting
     counts["sharing_an_allwise_source"] = len(measured) - n_conflicting - len(labels)
     per_class = Counter(labels["class"].to_pylist())
-    return labels, counts | {"labels": len(labels)} | {name: per_class[name] for name in CLASSES}
+    return labels, counts | {"labels": len(labels)} | {name: per_class[name] for name in DEFAULT_CLASSES}
 
 
 def _bad_counts(bad_bits: Int32, service: str) -> dict[str, int]:
@@ -82,7 +84,7 @@ def nearest_of_each(table: pa.Table, key: str, distance: str) -> tuple[pa.Table,
     if not len(table):
         return table, 0
     group = pc.dictionary_encode(table[key].combine_chunks()).indices.to_numpy()
-    label = pc.index_in(table["class"], pa.array(CLASSES)).to_numpy()
+    label = pc.index_in(table["class"], pa.array(DEFAULT_CLASSES)).to_numpy()
     order = np.lexsort((table["specobjid"].to_numpy(), table[distance].to_numpy(), group))
     first = np.flatnonzero(np.r_[True, np.diff(group[order]) > 0])
     size = np.diff(np.r_[first, len(order)])

@@ -27,7 +27,7 @@ from ...errors import CatalogError, ConfigError, SkyclassError
 from ...files import replacing, write_json
 from ...sky.regions import Box
 from ...sources.opening import open_sources
-from ...types import CLASSES
+from ...types import DEFAULT_CLASSES
 from ..progress import Progress, no_progress
 from .allwise import MATCH_SCHEMA, match_offline, nearest_sources
 from .config import LabelsConfig
@@ -97,9 +97,9 @@ def _retry_policy(config: LabelsConfig) -> RetryPolicy:
 def _download(config: LabelsConfig, folder: Path, progress: Progress) -> pa.Table:
     """Return all spectra (`SPECTRUM_SCHEMA`): the pages in the folder, and the missing ones from SkyServer."""
     server = SkyServer(sdss_address(config.sdss_url), config.data_release, _retry_policy(config))
-    for class_name in CLASSES:
+    for class_name in DEFAULT_CLASSES:
         _download_class(config, server, class_name, folder, progress)
-    pages = [_read_page(path) for class_name in CLASSES for path in _page_paths(folder, class_name)]
+    pages = [_read_page(path) for class_name in DEFAULT_CLASSES for path in _page_paths(folder, class_name)]
     return pa.concat_tables(pages, promote_options="none") if pages else SPECTRUM_SCHEMA.empty_table()
 
 
@@ -146,7 +146,7 @@ def _page_folder(config: LabelsConfig, out: Path) -> Path:
     """Return the folder of pages, created if absent; `ConfigError` when its pages answer another query."""
     folder = out.with_name(out.name + ".pages")
     settings = {key: value for key, value in _plain_config(config).items() if key not in RESUMABLE}
-    settings["query"] = _spectrum_query(config).sql(CLASSES[0], n_rows=1)
+    settings["query"] = _spectrum_query(config).sql(DEFAULT_CLASSES[0], n_rows=1)
     record = folder / "query.json"
     if not record.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _provenance(config: LabelsConfig, counts: Mapping[str, int]) -> dict[str, An
         "skyclass": __version__,
         "data_release": config.data_release,
         "sdss": sdss_address(config.sdss_url),
-        "sdss_query": {name: query.sql(name, config.page_rows) for name in CLASSES},
+        "sdss_query": {name: query.sql(name, config.page_rows) for name in DEFAULT_CLASSES},
         "allwise": config.catalog or irsa_address(config.tap_url),
         "allwise_query": None if config.catalog else candidate_query(config.max_match_arcsec),
         "cuts": {key: settings[key] for key in cuts} | {"zWarning": 0},

@@ -45,7 +45,7 @@ def select_sources(config: DatasetConfig) -> Selection:
     """
     archive = _open_archive(config.images, config.bands)
     warn_of_refused_files(archive, config.images)
-    labels = without_duplicates(read_labels(config.labels, config.allow_truncated))
+    labels = without_duplicates(read_labels(config.labels, config.classes, config.allow_truncated))
     labels_digest, catalog_digest = sha256_of(user_path(config.labels))[:16], ""
     if config.catalog:
         labels = match_catalog(labels, config.catalog, config.match_radius_arcsec, config.allow_truncated)
@@ -92,17 +92,19 @@ def _draw(labels: Labels, config: DatasetConfig) -> Labels:
     counts: dict[str, int] = config.counts or PRESETS.get(config.preset or "", {}).get("counts", {})
     label = labels.table["label"].to_numpy()
     drops = _drops_text(labels.dropped)
-    require_all_classes(label, f"labels {config.labels} on {config.images}: of what is left{drops}")
-    available = label_counts(label)
+    require_all_classes(label, labels.classes, f"labels {config.labels} on {config.images}: of what is left{drops}")
+    available = label_counts(label, labels.classes)
     if any(available[name] < n for name, n in counts.items()):
         needed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
         setting = f"preset {config.preset}" if config.preset else "counts"
         raise CatalogError(
-            f"labels {config.labels}: {setting} needs {needed}; there are {label_counts_text(label)}{drops}; label "
+            f"labels {config.labels}: {setting} needs {needed}; there are "
+            f"{label_counts_text(label, labels.classes)}{drops}; label "
             "more sources, or set counts"
         )
     ra, dec = (labels.table[name].to_numpy() for name in ("ra", "dec"))
-    return keep_rows(labels, draw_sources(ra, dec, label, counts, config.seed), "not_drawn")
+    n_drawn = {labels.classes.index(name): n for name, n in counts.items()}
+    return keep_rows(labels, draw_sources(ra, dec, label, n_drawn, config.seed), "not_drawn")
 
 
 def _drops_text(dropped: dict[str, int]) -> str:
@@ -111,7 +113,7 @@ def _drops_text(dropped: dict[str, int]) -> str:
 
 
 def _require_training_classes(label: Int64, split: Split, config: DatasetConfig) -> None:
-    counts = split_table(label, split.names)["train"]
+    counts = split_table(label, split.names, config.classes)["train"]
     if empty := [name for name, n in counts.items() if not n]:
         raise ConfigError(
             f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {config.labels} lie in only "

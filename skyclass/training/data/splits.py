@@ -7,6 +7,7 @@ pixels with a source of another split, across a border, is set aside as "none".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ...sky.healpix import healpix, healpix29, unit_vectors
-from ...types import CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float64, Int64
+from ...types import PIXEL_SCALE_ARCSEC, Bool, Float64, Int64
+from .classes import label_counts
 
 SPLITS = ("train", "val", "test")
 NO_SPLIT = "none"
@@ -55,7 +57,7 @@ def split_sky(ra: Float64, dec: Float64, labels: Int64, fractions: tuple[float, 
     reach_arcsec = cutout_reach_arcsec(size_px)
     order = split_order(ra, dec, reach_arcsec)
     pixels, pixel_of_row = np.unique(healpix(order, ra, dec), return_inverse=True)
-    counts = np.zeros((len(pixels), len(CLASSES)))
+    counts = np.zeros((len(pixels), labels.max(initial=0) + 1))
     np.add.at(counts, (pixel_of_row, labels), 1)
     pixel_splits = assign_splits(counts, fractions, np.argsort(uniform_hash(pixels, seed), kind="stable"))
     row_splits = pixel_splits[pixel_of_row]
@@ -138,23 +140,20 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def draw_sources(ra: Float64, dec: Float64, labels: Int64, counts: dict[str, int], seed: int) -> Bool:
-    """Return which rows are drawn: the given number of each class in `counts`, all rows of the other classes.
+def draw_sources(ra: Float64, dec: Float64, labels: Int64, counts: dict[int, int], seed: int) -> Bool:
+    """Return which rows are drawn: the given number of each label in `counts`, all rows of the other labels.
 
     The draw depends on position and seed, not on the order of the rows.
     """
     rank = uniform_hash(healpix29(ra, dec), seed)
     drawn = np.ones(len(labels), bool)
-    for name, n in counts.items():
-        rows = np.flatnonzero(labels == CLASSES.index(name))
+    for label, n in counts.items():
+        rows = np.flatnonzero(labels == label)
         drawn[rows[np.argsort(rank[rows], kind="stable")[n:]]] = False
     return drawn
 
 
-def split_table(labels: Int64, names: Any) -> dict[str, dict[str, int]]:
+def split_table(labels: Int64, names: Any, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return {split: {class: rows}} for labels and split names."""
     names = np.asarray(names)
-    return {
-        split: dict(zip(CLASSES, np.bincount(labels[names == split], minlength=len(CLASSES)).tolist(), strict=True))
-        for split in (*SPLITS, NO_SPLIT)
-    }
+    return {split: label_counts(labels[names == split], classes) for split in (*SPLITS, NO_SPLIT)}

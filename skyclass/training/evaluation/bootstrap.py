@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...types import CLASSES, Float32, Float64, Int64
+from ...types import Float32, Float64, Int64
 from .metrics import (
     confusion,
     metric_terms,
@@ -37,7 +37,7 @@ BIASED_METRICS = ("ece", "classwise_ece")
 def bootstrap(
     labels: Int64, probabilities: Mapping[str, Float32], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, dict[str, Float64]]:
-    """Return `draws` resampled values of every metric of every model: (draws,) or, by class, (draws, 3).
+    """Return `draws` resampled values of every metric of every model: (draws,) or, by class, (draws, K).
 
     Rows are drawn with replacement, the same for all models, and not stratified, so the class counts vary as they would
     in another sample.
@@ -84,7 +84,10 @@ def _quantiles(drawn: Float64, levels: tuple[float, float]) -> tuple[Float64, Fl
 
 
 def differences(
-    labels: Int64, probabilities: Mapping[str, Float32], drawn: Mapping[str, Mapping[str, Float64]]
+    labels: Int64,
+    probabilities: Mapping[str, Float32],
+    drawn: Mapping[str, Mapping[str, Float64]],
+    classes: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return for each pair (a, b) of models the difference b - a of every metric that both have, paired row by row.
 
@@ -96,13 +99,19 @@ def differences(
         shared = [metric for metric in drawn[a] if metric in drawn[b]]
         gaps = {metric: metrics[b][metric] - metrics[a][metric] for metric in shared}
         bounds = {metric: interval(gaps[metric], drawn[b][metric] - drawn[a][metric], metric) for metric in shared}
-        numbers = {metric: with_interval(gaps[metric], bounds[metric]) for metric in shared}
+        numbers = {metric: with_interval(gaps[metric], bounds[metric], classes) for metric in shared}
         pairs.append({"a": a, "b": b, "numbers": numbers})
     return pairs
 
 
 def strata(
-    labels: Int64, predicted: Int64, values: Float64, edges: Sequence[float], draws: int = DRAWS, seed: int = 0
+    labels: Int64,
+    predicted: Int64,
+    values: Float64,
+    edges: Sequence[float],
+    classes: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return the rates of the rows in each bin of `values` (N,), one entry for each bin, None where a bin is empty.
 
@@ -113,37 +122,43 @@ def strata(
     rng, bins = np.random.default_rng(seed), []
     for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         inside = (bin_of_row == i) & ~np.isnan(values)
-        table = confusion(labels[inside], predicted[inside])
+        table = confusion(labels[inside], predicted[inside], len(classes))
         bounds = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
-        counts = dict(zip(CLASSES, table.sum(1).tolist(), strict=True))
-        bins.append(bounds | {"n": int(table.sum()), "counts": counts} | _rates_with_intervals(table, draws, rng))
+        counts = dict(zip(classes, table.sum(1).tolist(), strict=True))
+        rates = _rates_with_intervals(table, classes, draws, rng)
+        bins.append(bounds | {"n": int(table.sum()), "counts": counts} | rates)
     return bins
 
 
-def _rates_with_intervals(table: Int64, draws: int, rng: np.random.Generator) -> dict[str, Any]:
+def _rates_with_intervals(table: Int64, classes: Sequence[str], draws: int, rng: np.random.Generator) -> dict[str, Any]:
     names = ("accuracy", "balanced_accuracy", "recall")
     if not table.sum():
         return dict.fromkeys(names)
     rates, drawn = table_rates(table[None]), table_rates(_resampled_tables(table, draws, rng))
-    return {name: with_interval(rates[name][0], interval(rates[name][0], drawn[name])) for name in names}
+    return {name: with_interval(rates[name][0], interval(rates[name][0], drawn[name]), classes) for name in names}
 
 
-def precision_at_sky(table: Int64, draws: int, seed: int) -> dict[str, Any]:
-    """Return the expected precision [value, low, high] of each class at `SKY_SHARES`, from a confusion matrix."""
-    shares = np.array([SKY_SHARES[name] for name in CLASSES])
+def precision_at_sky(table: Int64, classes: Sequence[str], draws: int, seed: int) -> dict[str, Any] | None:
+    """Return the expected precision [value, low, high] of each class at `SKY_SHARES`, from a confusion matrix.
+
+    None for other classes than those of `SKY_SHARES`.
+    """
+    if set(classes) != set(SKY_SHARES):
+        return None
+    shares = np.array([SKY_SHARES[name] for name in classes])
     value = precisions_at(table[None], shares)[0]
     drawn = precisions_at(_resampled_tables(table, draws, np.random.default_rng(seed)), shares)
-    return {"shares": SKY_SHARES, "precision": with_interval(value, interval(value, drawn))}
+    return {"shares": SKY_SHARES, "precision": with_interval(value, interval(value, drawn), classes)}
 
 
 def _resampled_tables(table: Int64, draws: int, rng: np.random.Generator) -> Int64:
-    """Return confusion matrices (D, 3, 3) of resampled rows."""
+    """Return confusion matrices (D, K, K) of resampled rows."""
     cells = table.ravel()
     drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=draws)
     return drawn.reshape(draws, *table.shape)
 
 
-def with_interval(value: ArrayLike, bounds: Float64) -> Any:
-    """Return [value, low, high] as JSON, and a dict of these by class for values (3,)."""
+def with_interval(value: ArrayLike, bounds: Float64, classes: Sequence[str]) -> Any:
+    """Return [value, low, high] as JSON, and a dict of these by class for values (K,)."""
     rows = np.concatenate([np.asarray(value, np.float64)[..., None], bounds], axis=-1)
-    return dict(zip(CLASSES, nan_to_none(rows), strict=True)) if np.ndim(value) else nan_to_none(rows)
+    return dict(zip(classes, nan_to_none(rows), strict=True)) if np.ndim(value) else nan_to_none(rows)

@@ -18,7 +18,8 @@ from scipy import optimize, special
 from ...errors import ConfigError
 from ...model.bundle import Bundle, load_weights, save_bundle
 from ...model.bundle_files import check_target
-from ...types import CLASSES, Float64, Int64
+from ...text import named
+from ...types import Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, pixels_digest
 from .caveats import is_simulated
@@ -57,9 +58,9 @@ def fit_bias_and_temperature(
     Shrikumar 2020, ICML). Raises `ConfigError` when a class has no rows: its bias would be minus infinity.
     """
     y = np.asarray(labels, np.int64)
-    counts = np.bincount(y, minlength=len(CLASSES))
-    if absent := [name for name, n in zip(CLASSES, counts, strict=True) if not n]:
-        raise ConfigError(f"no {', '.join(absent)} among the {len(y):,} rows: a bias cannot be fitted; use temperature")
+    counts = np.bincount(y, minlength=np.shape(logits)[1])
+    if absent := [str(k) for k in np.flatnonzero(counts == 0)]:
+        raise ConfigError(f"no {named('label', absent)} among the {len(y):,} rows: a bias cannot be fitted")
     temperature, bias = _minimise_loss(logits, y, weights, with_bias=True)
     return temperature, tuple(np.round(bias, 6).tolist())
 
@@ -132,13 +133,18 @@ def calibrate(
     """
     _check(kind, prior)
     check_target(out)
-    index = rows_of(dataset, split)
+    index, n_classes = rows_of(dataset, split), len(bundle.classes)
     logits, labels = logits_of(bundle, dataset, index, device, precision), dataset.labels[index]
-    weights = np.ones(len(CLASSES)) if prior == "sample" else _equal_weights(labels)
+    weights = np.ones(n_classes) if prior == "sample" else _equal_weights(labels, n_classes)
     if kind == "bias":
+        if absent := [name for name, n in label_counts(labels, bundle.classes).items() if not n]:
+            raise ConfigError(
+                f"no {', '.join(absent)} among the {len(labels):,} rows of split {split}: a bias cannot be fitted; use "
+                "temperature"
+            )
         temperature, bias = fit_bias_and_temperature(logits, labels, weights)
     else:
-        temperature, bias = fit_temperature(logits, labels, weights), (0.0,) * len(CLASSES)
+        temperature, bias = fit_temperature(logits, labels, weights), (0.0,) * n_classes
     before = logits / np.float64(bundle.temperature) + np.asarray(bundle.bias)
     after = logits / np.float64(temperature) + np.asarray(bias)
     record = {
@@ -148,7 +154,7 @@ def calibrate(
         "pixels": pixels_digest(dataset),
         "of": bundle.model_id,
         "simulated": is_simulated(dataset),
-        "counts": label_counts(labels),
+        "counts": label_counts(labels, bundle.classes),
         "loss_before": round(negative_log_likelihood(before, labels, weights), 6),
         "loss_after": round(negative_log_likelihood(after, labels, weights), 6),
     }
@@ -170,9 +176,9 @@ def _check(kind: str, prior: str) -> None:
         raise ConfigError("calibration: " + "; ".join(problems))
 
 
-def _equal_weights(labels: Int64) -> Float64:
+def _equal_weights(labels: Int64, n_classes: int) -> Float64:
     """Return the weight of each class (K,) that makes the classes of a sample count equally."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
+    counts = np.bincount(labels, minlength=n_classes)
     return np.where(counts > 0, len(labels) / np.maximum(counts, 1), 0.0)
 
 

@@ -20,13 +20,22 @@ from ...errors import ConfigError
 from ...files import write_bytes
 from ...model.bundle import Bundle, load_bundle
 from ...model.photometry import numbers as floats
-from ...types import CLASSES, Float32, Float64, Int64
+from ...types import Float32, Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset
 from ..extra import train_extra
 from .bootstrap import DRAWS, LEVEL, bootstrap, differences, interval, precision_at_sky, strata
 from .caveats import caveats, is_simulated
-from .metrics import RATE_METRICS, colour_cuts, confusion, confusion_scores, metrics_of, per_class, scores
+from .metrics import (
+    CUT_CLASSES,
+    RATE_METRICS,
+    colour_cuts,
+    confusion,
+    confusion_scores,
+    metrics_of,
+    nan_to_none,
+    scores,
+)
 from .predictions import check_fit, probabilities_of, rows_of
 from .training_log import read_log
 
@@ -84,7 +93,7 @@ def evaluate_models(
         for name, bundle in zip(_unique_names(models), models, strict=True)
     }
     labels = dataset.labels[index]
-    comparison = compare(labels, dataset.rows.take(pa.array(index)), probabilities, draws, seed)
+    comparison = compare(labels, dataset.rows.take(pa.array(index)), probabilities, dataset.classes, draws, seed)
     provenance = [_model_provenance(bundle) for bundle in models]
     comparison["models"] = [facts | model for facts, model in zip(provenance, comparison["models"], strict=True)]
     return {
@@ -131,39 +140,45 @@ def training_log(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _dataset_provenance(dataset: Dataset, labels: Int64) -> dict[str, Any]:
     provenance = json.loads(json.dumps(dataset.provenance, default=str))
-    return {"path": str(dataset.path or ""), "counts": label_counts(labels), "provenance": provenance}
+    return {"path": str(dataset.path or ""), "counts": label_counts(labels, dataset.classes), "provenance": provenance}
 
 
 # --- one set of rows, several predictions ----------------------------------------------------------
 
 
 def compare(
-    labels: Int64, rows: pa.Table, probabilities: Mapping[str, Float32], draws: int, seed: int
+    labels: Int64,
+    rows: pa.Table,
+    probabilities: Mapping[str, Float32],
+    classes: Sequence[str],
+    draws: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the scores of each model's probabilities and of the colour cuts, and their paired differences."""
-    cuts = _predicted_by_cuts(rows)
-    one_hot = {} if cuts is None else {COLOUR_CUTS: np.eye(len(CLASSES), dtype=np.float32)[cuts]}
+    cuts = _predicted_by_cuts(rows, classes)
+    one_hot = {} if cuts is None else {COLOUR_CUTS: np.eye(len(classes), dtype=np.float32)[cuts]}
     all_probabilities = {**probabilities, **one_hot}
     drawn = bootstrap(labels, all_probabilities, draws, seed)
     if cuts is not None:
         drawn[COLOUR_CUTS] = {metric: drawn[COLOUR_CUTS][metric] for metric in RATE_METRICS}
     values = _strata_values(rows)
     scored = {
-        name: {"name": name} | _scored(labels, p, drawn[name], values, name == COLOUR_CUTS, draws, seed)
+        name: {"name": name} | _scored(labels, p, classes, drawn[name], values, name == COLOUR_CUTS, draws, seed)
         for name, p in all_probabilities.items()
     }
     return {
         "n": len(labels),
-        "classes": list(CLASSES),
+        "classes": list(classes),
         "models": [scored[name] for name in probabilities],
         "colour_cuts": scored.get(COLOUR_CUTS),
-        "differences": differences(labels, all_probabilities, drawn),
+        "differences": differences(labels, all_probabilities, drawn, classes),
     }
 
 
 def _scored(
     labels: Int64,
     probabilities: Float32,
+    classes: Sequence[str],
     drawn: Mapping[str, Float64],
     values: Mapping[str, Float64],
     rates_only: bool,
@@ -171,29 +186,36 @@ def _scored(
     seed: int,
 ) -> dict[str, Any]:
     predicted = probabilities.argmax(1)
-    table = confusion(labels, predicted)
-    scored = confusion_scores(table) if rates_only else scores(labels, probabilities)
+    table = confusion(labels, predicted, len(classes))
+    scored = confusion_scores(table, classes) if rates_only else scores(labels, probabilities, classes)
     metrics = metrics_of(labels, probabilities)
-    scored["intervals"] = {metric: per_class(interval(metrics[metric], drawn[metric], metric)) for metric in drawn}
-    scored["precision_at_sky"] = precision_at_sky(table, draws, seed)
+    intervals = {metric: interval(metrics[metric], drawn[metric], metric) for metric in drawn}
+    scored["intervals"] = {
+        metric: dict(zip(classes, nan_to_none(bounds), strict=True)) if bounds.ndim > 1 else nan_to_none(bounds)
+        for metric, bounds in intervals.items()
+    }
+    scored["precision_at_sky"] = precision_at_sky(table, classes, draws, seed)
     scored["strata"] = {
         column: {"label": label, "unknown": int(np.isnan(values[column]).sum())}
-        | {"bins": strata(labels, predicted, values[column], edges, draws, seed)}
+        | {"bins": strata(labels, predicted, values[column], edges, classes, draws, seed)}
         for column, (label, edges) in STRATA.items()
         if column in values
     }
     return scored
 
 
-def _predicted_by_cuts(rows: pa.Table) -> Int64 | None:
-    """Return the class (N,) that the colour cuts give, an index into `CLASSES`; None where no row has W1-W2."""
+def _predicted_by_cuts(rows: pa.Table, classes: Sequence[str]) -> Int64 | None:
+    """Return the class (N,) that the colour cuts give, an index into `classes`.
+
+    None for other classes than those of the cuts, and where no row has W1-W2.
+    """
     names = ("w1mpro", "w2mpro", "w3mpro")
-    if not set(names) <= set(rows.column_names):
+    if set(classes) != set(CUT_CLASSES) or not set(names) <= set(rows.column_names):
         return None
     magnitudes = [floats(rows[name]) for name in names]
     if not np.isfinite(magnitudes[0] - magnitudes[1]).any():
         return None
-    return np.array([CLASSES.index(name) for name in colour_cuts(*magnitudes).tolist()], dtype=np.int64)
+    return np.array([classes.index(name) for name in colour_cuts(*magnitudes).tolist()], dtype=np.int64)
 
 
 def _strata_values(rows: pa.Table) -> dict[str, Float64]:

@@ -9,7 +9,7 @@ of 1 give the value, and the counts of a resampled draw give one draw of the boo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ConfigError
-from ...types import CLASSES, Float32, Float64, Int64
+from ...types import Float32, Float64, Int64
 
 BINS = 15
 """Bins of the calibration error and of the reliability diagram (Guo et al. 2017)."""
@@ -28,40 +28,40 @@ RATE_METRICS = ("accuracy", "balanced_accuracy", *CLASS_RATES, *(f"macro_{name}"
 """Metrics of predicted classes, without probabilities: the colour cuts have only these."""
 
 
-def scores(labels: Int64, probabilities: Float32) -> dict[str, Any]:
-    """Return the scores of (N, 3) probabilities as a dict that JSON can hold.
+def scores(labels: Int64, probabilities: Float32, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of probabilities (N, K) of `classes` as a dict that JSON can hold.
 
     It has the keys of `confusion_scores`, the rates among them, and: `auc` by class, `macro_auc`, `roc`, `ece` (15
     equal bins of the predicted class), `ece_floor` (the mean ECE of a perfectly calibrated model with as many rows),
     `classwise_ece`, `nll`, `brier` (sum over classes, 0 to 2), `reliability` (table by bin). A score that a missing
     class leaves undefined is None.
     """
-    metrics = {name: per_class(value) for name, value in metrics_of(labels, probabilities).items()}
-    return confusion_scores(confusion(labels, probabilities.argmax(1))) | {
+    metrics = {name: per_class(value, classes) for name, value in metrics_of(labels, probabilities).items()}
+    return confusion_scores(confusion(labels, probabilities.argmax(1), len(classes)), classes) | {
         **{name: value for name, value in metrics.items() if name not in RATE_METRICS},
         "ece_floor": calibration_floor(probabilities),
-        "reliability": reliability(labels, probabilities),
-        "roc": {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)},
+        "reliability": reliability(labels, probabilities, classes),
+        "roc": {name: roc_curve(labels == k, probabilities[:, k]) for k, name in enumerate(classes)},
     }
 
 
-def confusion(labels: Int64, predicted: NDArray[np.integer]) -> Int64:
-    """Return the counts (3, 3): rows are true classes, columns are predicted ones, in the order of `CLASSES`."""
-    n = len(CLASSES)
+def confusion(labels: Int64, predicted: NDArray[np.integer], n_classes: int) -> Int64:
+    """Return the counts (K, K): rows are true classes, columns are predicted ones."""
+    n = n_classes
     return np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
-def confusion_scores(table: Int64) -> dict[str, Any]:
+def confusion_scores(table: Int64, classes: Sequence[str]) -> dict[str, Any]:
     """Return `n`, `classes`, `confusion`, and the rates of `table_rates` by class and overall, as JSON.
 
     `precision` is valid for the class shares of this sample only; a rate without rows is None.
     """
-    rates = {name: per_class(value[0]) for name, value in table_rates(table[None]).items()}
-    return {"n": int(table.sum()), "classes": list(CLASSES), "confusion": table.tolist()} | rates
+    rates = {name: per_class(value[0], classes) for name, value in table_rates(table[None]).items()}
+    return {"n": int(table.sum()), "classes": list(classes), "confusion": table.tolist()} | rates
 
 
 def table_rates(tables: NDArray[Any]) -> dict[str, Float64]:
-    """Return the rates of confusion matrices (D, 3, 3): (D, 3) by class, (D,) overall, NaN where undefined.
+    """Return the rates of confusion matrices (D, K, K): (D, K) by class, (D,) overall, NaN where undefined.
 
     Each class against the rest, as in Table 2 of Zhao et al. 2023 (RAA 23, 085010): precision TP / (TP + FP), recall
     TP / (TP + FN), specificity TN / (TN + FP), `f1` the harmonic mean of precision and recall, `class_accuracy`
@@ -90,17 +90,19 @@ def balanced_accuracy(table: Int64) -> float:
 def precision_at(table: ArrayLike, shares: Mapping[str, float]) -> dict[str, float | None]:
     """Return the expected precision of each class in a sample with these class `shares`, from a confusion matrix.
 
+    The order of `shares` is that of the classes in the matrix.
+
     share_k recall_k / sum_j share_j P(predicted k | true j): Bayes' theorem with the rates of this sample, which must
     have the depth and the kinds of sources of the other. None where the sample has no rows of a class.
     """
-    if set(shares) != set(CLASSES) or min(shares.values()) < 0:
-        raise ConfigError(f"shares {dict(shares)}: set one number >= 0 for each of {', '.join(CLASSES)}")
-    value = precisions_at(np.asarray(table)[None], np.array([shares[name] for name in CLASSES]))[0]
-    return dict(zip(CLASSES, nan_to_none(value), strict=True))
+    if len(shares) != len(np.asarray(table)) or min(shares.values()) < 0:
+        raise ConfigError(f"shares {dict(shares)}: set one number >= 0 for each of {len(np.asarray(table))} classes")
+    value = precisions_at(np.asarray(table)[None], np.array(list(shares.values())))[0]
+    return dict(zip(shares, nan_to_none(value), strict=True))
 
 
 def precisions_at(tables: NDArray[Any], shares: Float64) -> Float64:
-    """Return the expected precisions (D, 3) at class shares (3,), from confusion matrices (D, 3, 3)."""
+    """Return the expected precisions (D, K) at class shares (K,), from confusion matrices (D, K, K)."""
     t = np.asarray(tables, np.float64)
     joint = shares[:, None] * ratio(t, t.sum(2, keepdims=True))  # P(true j and predicted k)
     return ratio(np.einsum("dkk->dk", joint), joint.sum(1))
@@ -124,14 +126,16 @@ def calibration_floor(probabilities: Float32, bins: int = BINS) -> float:
     return float(np.sqrt(2 / np.pi * np.maximum(variance, 0)).sum() / max(1, len(probabilities)))
 
 
-def reliability(labels: Int64, probabilities: Float32, bins: int = BINS) -> dict[str, list[dict[str, Any]]]:
+def reliability(
+    labels: Int64, probabilities: Float32, classes: Sequence[str], bins: int = BINS
+) -> dict[str, list[dict[str, Any]]]:
     """Return the reliability table of the predicted class ("given") and of each class, one entry for each bin.
 
     An entry has `low`, `high`, `n`, `confidence` (mean probability) and `share` (of the rows of that class); None in an
     empty bin.
     """
     predicted = (probabilities.max(1), probabilities.argmax(1) == labels)
-    pairs = {"given": predicted} | {name: (probabilities[:, k], labels == k) for k, name in enumerate(CLASSES)}
+    pairs = {"given": predicted} | {name: (probabilities[:, k], labels == k) for k, name in enumerate(classes)}
     return {name: _reliability_bins(p.astype(np.float64), true, bins) for name, (p, true) in pairs.items()}
 
 
@@ -164,6 +168,10 @@ def roc_curve(positive: NDArray[np.bool_], score: ArrayLike, points: int = ROC_P
     return {name: value[index].tolist() for name, value in curve.items()}
 
 
+CUT_CLASSES = ("galaxy", "quasar", "star")
+"""The classes of `colour_cuts`."""
+
+
 def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]:
     """Return class names by two cuts in Vega mag: W1-W2 > 0.8 quasar, else W2-W3 > 1.5 galaxy, else star.
 
@@ -182,20 +190,26 @@ def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]
 
 @dataclass(frozen=True)
 class MetricTerms:
-    """The contribution of each row to the metrics: `sums` (N, 77), to be added by weight, and `auc` (3,).
+    """The contribution of each row to the metrics: `sums` (N, D), to be added by weight, and `auc` (K,).
 
-    Columns of `sums`: 9 cells of the confusion matrix, -log p, squared error, 15 bins of (correct - confidence),
-    3 x 15 bins of (is of the class - probability), and by class the share of the other rows that a row of the class
-    outranks, then the share of the rows of the class that outrank another row (DeLong et al. 1988, Biometrics 44, 837).
+    The D columns of `sums` (77 for three classes): K x K cells of the confusion matrix, -log p, squared error, 15 bins
+    of (correct - confidence), K x 15 bins of (is of the class - probability), and by class the share of the other rows
+    that a row of the class outranks, then the share of the rows of the class that outrank another row (DeLong et al.
+    1988, Biometrics 44, 837).
     """
 
     sums: Float64
     auc: Float64
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.auc)
+
 
 def metric_terms(labels: Int64, probabilities: Float32) -> MetricTerms:
-    """Return the terms of `metrics_from_weights` for (N,) labels and (N, 3) probabilities."""
-    n, k = len(labels), len(CLASSES)
+    """Return the terms of `metrics_from_weights` for (N,) labels and (N, K) probabilities."""
+    n, k = probabilities.shape
     p = probabilities.astype(np.float64)
     one_hot = np.eye(k)[labels]
     predicted, confidence = probabilities.argmax(1), p.max(1)
@@ -227,12 +241,12 @@ def rank_shares(positive: NDArray[np.bool_], score: Float64) -> tuple[Float64, F
 
 
 def metrics_from_weights(terms: MetricTerms, weights: Float64) -> dict[str, Float64]:
-    """Return every metric for weights (D, N) of the rows: (D,) or, by class, (D, 3); NaN where undefined.
+    """Return every metric for weights (D, N) of the rows: (D,) or, by class, (D, K); NaN where undefined.
 
     All metrics are exact but the AUC. It is exact for equal weights and first order in them otherwise: its error is
     1 / N where the draws scatter by 1 / sqrt(N).
     """
-    n, k = weights.sum(1), len(CLASSES)
+    n, k = weights.sum(1), terms.n_classes
     edges = np.cumsum([k * k, 1, 1, (1 + k) * BINS, k])
     cells, loss, brier, gaps, of_positives, of_negatives = np.split(weights @ terms.sums, edges, axis=1)
     tables = cells.reshape(-1, k, k)
@@ -250,7 +264,7 @@ def metrics_from_weights(terms: MetricTerms, weights: Float64) -> dict[str, Floa
 
 
 def metrics_of(labels: Int64, probabilities: Float32) -> dict[str, Float64]:
-    """Return every metric of unweighted rows: scalars, or (3,) by class."""
+    """Return every metric of unweighted rows: scalars, or (K,) by class."""
     metrics = metrics_from_weights(metric_terms(labels, probabilities), np.ones((1, len(labels))))
     return {name: value[0] for name, value in metrics.items()}
 
@@ -289,7 +303,6 @@ def nan_to_none(values: Any) -> Any:
     return None if np.isnan(values) else float(values)
 
 
-def per_class(values: Float64) -> Any:
-    """Return JSON of a metric () or its interval (2,), and a dict by class of metrics (3,) and intervals (3, 2)."""
-    by_class = np.shape(values)[:1] == (len(CLASSES),)
-    return dict(zip(CLASSES, nan_to_none(values), strict=True)) if by_class else nan_to_none(values)
+def per_class(values: Float64, classes: Sequence[str]) -> Any:
+    """Return JSON of a metric (), and a dict by class of metrics (K,)."""
+    return dict(zip(classes, nan_to_none(values), strict=True)) if np.ndim(values) else nan_to_none(values)

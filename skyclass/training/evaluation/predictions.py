@@ -30,7 +30,7 @@ def probabilities_of(
     device: str = "auto",
     precision: str = "auto",
 ) -> Float32:
-    """Return the calibrated probabilities (N, 3) of a bundle for the rows at `index` (all when None)."""
+    """Return the calibrated probabilities (N, K) of a bundle for the rows at `index` (all when None)."""
     classifier = load_classifier(bundle, device, precision)
     return _predict(classifier.predict, bundle, dataset, index)
 
@@ -42,7 +42,7 @@ def logits_of(
     device: str = "auto",
     precision: str = "auto",
 ) -> Float32:
-    """Return the logits (N, 3), before temperature and bias, for the rows at `index` (all when None)."""
+    """Return the logits (N, K), before temperature and bias, for the rows at `index` (all when None)."""
     classifier = load_classifier(bundle, device, precision)
     return _predict(classifier.logits, bundle, dataset, index)
 
@@ -68,6 +68,8 @@ def check_fit(bundles: Sequence[Bundle], dataset: Dataset) -> None:
 
 
 def _fit_problems(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
+    if bundle.classes != dataset.classes:
+        yield f"its classes are {', '.join(bundle.classes)}, those of the dataset {', '.join(dataset.classes)}"
     inputs = inputs_of_bundle(bundle)
     needed, available = bundle.cut, dataset.cut
     if "images" in inputs:

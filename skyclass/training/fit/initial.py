@@ -25,21 +25,26 @@ def with_start_options(run: TrainConfig) -> TrainConfig:
     """Return the run with the network options of `start_from` where it has none of its own."""
     if run.options or not run.start_from:
         return run
-    derived = (*run.network_options, "features", "colour_hidden")
+    derived = ("in_channels", "classes", "features", "colour_hidden")
     options = read_bundle(run.start_from).network_options
     return replace(run, options={name: value for name, value in options.items() if name not in derived})
 
 
-def initial_network(run: TrainConfig) -> nn.Module:
+def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
     """Return the network before the first step, with random weights or those of `start_from`."""
+    options = run.network_options(len(classes))
     try:
-        network = build(run.network, **run.network_options)
+        network = build(run.network, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"options = {run.options} do not make a {run.network}: {error}") from error
     if not run.start_from:
         return network
     start = read_bundle(run.start_from)
-    options = run.network_options
+    if start.classes != classes:
+        raise ConfigError(
+            f"start_from = {run.start_from!r} has the classes {', '.join(start.classes)}, the dataset has "
+            f"{', '.join(classes)}: make a dataset with the classes of the model, or train without start_from"
+        )
     if isinstance(network, FusionNet) and start.network == "iicnet":
         options = {k: v for k, v in options.items() if k not in ("features", "colour_hidden")}
     elif start.network != run.network:

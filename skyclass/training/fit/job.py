@@ -27,7 +27,7 @@ from ...model.photometry import PhotometrySettings, features, scale_of, standard
 from ...model.preprocess import Preprocess
 from ...networks import channels_last
 from ...text import counted, one_or_many
-from ...types import CLASSES, Float16, Float32, Int64
+from ...types import Float16, Float32, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, rows_digest
 from .batchnorm import sync_batchnorm
@@ -122,7 +122,7 @@ def prepare(
     photometry_settings = photometry_statistics(raw, train_rows, run.features) if raw is not None else None
     photometry = standardise(raw, photometry_settings) if raw is not None and photometry_settings else None
     torch.manual_seed(run.seed)
-    network = initial_network(run)
+    network = initial_network(run, dataset.classes)
     freeze(network, run.frozen)
     network = channels_last(sync_batchnorm(network, group).to(group.device))
     return Job(
@@ -140,7 +140,7 @@ def prepare(
         photometry_settings,
         network,
         trainable(network, run, group),
-        class_weights(dataset.labels[train_rows], run.balanced).to(group.device),
+        class_weights(dataset.labels[train_rows], len(dataset.classes), run.balanced).to(group.device),
         make_optimiser(run, network),
         fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
@@ -166,7 +166,7 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
     """Raise `ConfigError` with all problems unless every class has training and validation rows."""
     problems = []
     for split, rows in (("train", train_rows), ("val", val_rows)):
-        missing = [name for name, n in label_counts(dataset.labels[rows]).items() if not n]
+        missing = [name for name, n in label_counts(dataset.labels[rows], dataset.classes).items() if not n]
         if missing:
             problems.append(
                 f"no {', '.join(missing)} in its split {split!r} ({counted(len(rows), 'row')}): label more of the sky"
@@ -198,6 +198,7 @@ def fingerprint(
     content = settings_of_weights | {
         "start": read_bundle(run.start_from).model_id if run.start_from else "",
         "precision": precision,
+        "classes": list(dataset.classes),
         "rows": rows_digest(dataset),
         "pixels": dataset.provenance.get("digests", {}).get("pixels", "in memory"),
         "cut": asdict(dataset.cut),
@@ -244,11 +245,11 @@ def photometry_statistics(values: Float32, rows: Int64, names: tuple[str, ...]) 
     return PhotometrySettings(names, mean, std)
 
 
-def class_weights(labels: Int64, balanced: bool) -> Tensor:
-    """Return the weight (3,) of each class in the loss: inverse to its number of rows if `balanced`, otherwise 1."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
+def class_weights(labels: Int64, n_classes: int, balanced: bool) -> Tensor:
+    """Return the weight (K,) of each class in the loss: inverse to its number of rows if `balanced`, otherwise 1."""
+    counts = np.bincount(labels, minlength=n_classes)
     if not balanced:
-        return torch.ones(len(CLASSES))
+        return torch.ones(n_classes)
     weights = np.divide(len(labels), counts * np.count_nonzero(counts), out=np.zeros(len(counts)), where=counts > 0)
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -259,12 +260,13 @@ def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": run.name,
         "network": run.network,
-        "network_options": run.network_options,
+        "network_options": run.network_options(len(job.dataset.classes)),
         "source_sha256": job.fingerprint.get("source", ""),
         "cut": replace(job.dataset.cut, bands=run.bands),
         "composite": job.settings,
         "preprocessing": job.preprocessing,
         "photometry": job.photometry_settings,
+        "classes": job.dataset.classes,
         "temperature": record["temperature"],
         "training": provenance(job, record),
     }
@@ -273,12 +275,13 @@ def bundle_fields(job: Job, record: dict[str, Any]) -> dict[str, Any]:
 def provenance(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     """Return the provenance of the weights, with the mark of simulated data."""
     run, simulated = job.run, bool(job.dataset.provenance["simulated"])
+    labels, classes = job.dataset.labels, job.dataset.classes
     return {
         "simulated": simulated,
         "label": run.label or ("trained on a SIMULATED sky only" if simulated else "observed images"),
         "fingerprint": job.fingerprint,
-        "train_counts": label_counts(job.dataset.labels[job.train_rows]),
-        "val_counts": label_counts(job.dataset.labels[job.val_rows]),
+        "train_counts": label_counts(labels[job.train_rows], classes),
+        "val_counts": label_counts(labels[job.val_rows], classes),
         "best_epoch": record["epoch"],
         **{k: round(record[k], 6) for k in ("loss", "val_loss", "val_balanced_accuracy", "val_ece")},
         "prior": "equal classes" if run.balanced else "classes as counted",

@@ -217,10 +217,12 @@ class TrainConfig:
         """True when training changes the images that it shows."""
         return bool(self.flips or self.rotate_deg or self.shift_px or self.noise)
 
-    @property
-    def network_options(self) -> dict[str, Any]:
-        """The options of the network, and those derived from `bands` and `features`."""
-        derived: dict[str, Any] = {}
+    def network_options(self, n_classes: int) -> dict[str, Any]:
+        """Return the options of the network, and those derived from `bands`, `features` and the number of classes.
+
+        Networks have three bands and three classes by default, so other networks need not have these options.
+        """
+        derived: dict[str, Any] = {} if n_classes == 3 else {"classes": n_classes}
         if "images" in self.inputs and len(self.bands) != 3:
             derived["in_channels"] = len(self.bands)
         if "photometry" in self.inputs:

@@ -27,7 +27,7 @@ from ...model.bundle import Bundle, read_bundle, save_bundle
 from ...model.bundle_files import check_target
 from ...model.compile import compile_errors
 from ...model.photometry import PHOTOMETRY_COLUMNS, PhotometrySettings, features, standardise
-from ...types import CLASSES, Float32, FloatArray, Int64
+from ...types import Float32, FloatArray, Int64
 from ..data.composites import composites
 from ..data.dataset import Dataset, load_dataset
 from ..evaluation.calibration import fit_temperature
@@ -217,7 +217,7 @@ def take_step(job: Job, rows: Int64, inputs: list[Tensor], augmentation: Augment
 
 
 def logits_of(job: Job, network: nn.Module, inputs: list[Tensor], augmentation: Augmentation | None = None) -> Tensor:
-    """Return logits (N, 3) float32. The preprocessing is in float32, even if the network runs in bf16."""
+    """Return logits (N, K) float32. The preprocessing is in float32, even if the network runs in bf16."""
     device = job.group.device
     tensors = dict(zip(job.run.inputs, (x.to(device, non_blocking=True) for x in inputs), strict=True))
     if "images" in tensors:
@@ -235,7 +235,7 @@ def validate(job: Job) -> dict[str, Any]:
     share = job.group.share(len(job.val_rows))
     rank_rows = job.val_rows[share]
     parts = np.array_split(rank_rows, math.ceil(len(rank_rows) / VALIDATION_BATCH)) if len(rank_rows) else []
-    logits = torch.zeros((len(job.val_rows), len(CLASSES)), device=job.group.device)
+    logits = torch.zeros((len(job.val_rows), len(job.dataset.classes)), device=job.group.device)
     if parts:
         logits[share] = torch.cat([logits_of(job, job.network, inputs_of(job, rows)) for rows in parts])
     z = job.group.sum(logits).cpu()  # exact, because all other ranks have zeros in the rows of a rank
@@ -247,7 +247,7 @@ def validate(job: Job) -> dict[str, Any]:
     probabilities: Float32 = torch.softmax(z / temperature, 1).numpy()
     return {
         "val_loss": float(F.cross_entropy(z / temperature, y, weight=weights)),
-        "val_balanced_accuracy": balanced_accuracy(confusion(labels, probabilities.argmax(1))),
+        "val_balanced_accuracy": balanced_accuracy(confusion(labels, probabilities.argmax(1), probabilities.shape[1])),
         "val_ece": calibration_error(labels, probabilities),
         "temperature": temperature,
     }

@@ -18,7 +18,7 @@ from skyclass.model.bundle import Cut
 from skyclass.networks import build
 from skyclass.report import save_figure
 from skyclass.training.data.dataset import Dataset
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
 BANDS = ("w1", "w2", "w3", "w4")
 SIZE = 37
@@ -207,7 +207,7 @@ def test_histograms_count_each_class_and_channel_apart():
     images[:, 1] = 3.5
     images[0, 0, 0] = np.nan
     found = analyses.rgb_histograms(images, np.arange(6) % 3, BANDS[:3], bins=4, span=(0, 4))
-    for name in CLASSES:
+    for name in DEFAULT_CLASSES:
         np.testing.assert_allclose(found["density"][name], [[0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]])
 
 
@@ -261,7 +261,8 @@ def test_every_figure_is_drawn_and_says_that_the_data_are_simulated(tmp_path):
         "sweep": pictures.draw_sweep(curve, "input size [px]", paper={64: 0.94, 80: 0.95}, **simulated),
         "training": pictures.draw_training(analyses.training_curves(log), **simulated),
         "roc": pictures.draw_roc(
-            {"roc": analyses.roc(dataset.labels, probabilities), "auc": dict.fromkeys(CLASSES, 0.5)}, **simulated
+            {"roc": analyses.roc(dataset.labels, probabilities), "auc": dict.fromkeys(DEFAULT_CLASSES, 0.5)},
+            **simulated,
         ),
         "validation": pictures.draw_validation({"IICnet": [0.8, 0.9], "VGG16": [0.7, 0.8]}, {}, **simulated),
         "confusion": pictures.draw_confusion({"confusion": np.eye(3, dtype=int).tolist()}, **simulated),

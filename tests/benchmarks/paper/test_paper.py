@@ -32,7 +32,7 @@ from benchmarks.paper.study import (
 from benchmarks.paper.tables import STRETCHED, document, load_records
 from benchmarks.paper.training import fewer
 from skyclass.errors import Interrupted, SkyclassError
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 from tests.support.paths import CHECKOUT
 
 pytestmark = pytest.mark.integration
@@ -79,7 +79,9 @@ def test_a_record_says_what_was_measured_on_what(study: Study) -> None:
     assert record["n_test"] == n_test == sum(map(sum, record["confusion"]))
     assert record["train_rows"] == len(study.dataset.split("train"))
     assert record["sky"] == study.sky and len(record["validation"]) == 1
-    assert record["epochs"] == 1 and record["device"] in ("cpu", "cuda") and set(record["recall"]) == set(CLASSES)
+    assert (
+        record["epochs"] == 1 and record["device"] in ("cpu", "cuda") and set(record["recall"]) == set(DEFAULT_CLASSES)
+    )
     low, high = record["interval"]
     assert low <= record["accuracy"] <= high
     gaps = run_experiment(study, "margins", 1)
@@ -183,11 +185,11 @@ def test_the_page_holds_the_papers_numbers_beside_ours(page: str, study: Study) 
     record = run_experiment(study, "iicnet", 1)
     assert "Our sources are simulated" in page and "SIMULATED sky" in page.splitlines()[0]
     assert "reconstruction" in page and "1 epochs for Table 2" in page
-    for row, name in zip(section(page, "Table 1"), CLASSES, strict=True):
+    for row, name in zip(section(page, "Table 1"), DEFAULT_CLASSES, strict=True):
         assert row[:5] == [name, *(str(SPLIT[name][s]) for s in ("train", "test", "val")), str(TOTALS[name])]
         assert row[5:] == [str(record["split"][s][name]) for s in ("train", "test", "val", "none")]
     rows = {(row[0], row[1]): row[2:7] for row in section(page, "Table 2")}
-    for name in CLASSES:
+    for name in DEFAULT_CLASSES:
         assert rows[name, "paper"] == [str(rate) for rate in IICNET[name]]
         assert rows[name, "ours"][1] == percent(record["recall"][name])
     assert rows["all", "paper"][-1] == "95.2 (derived: 1 - 104 / 2175)"
@@ -213,7 +215,7 @@ def test_the_answers_of_iicnet_are_those_of_its_confusion_matrix(page: str, stud
     (first,) = re.findall(r"^\| predicted galaxy \| (.*) \|$", page, flags=re.M)
     assert first.split(" | ") == [str(count) for count in matrix[:, 0]], "columns are true classes"
     assert section(page, "Figs. 20 and 21")[1][1] == str(unsure)
-    for name in CLASSES:
+    for name in DEFAULT_CLASSES:
         curve = record["roc"][name]
         assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(record["auc"][name], abs=0.01)
 
@@ -251,11 +253,11 @@ def test_what_has_no_record_is_said_to_be_missing(page: str, study: Study) -> No
 
 def test_a_class_that_is_never_given_has_no_precision_and_the_table_stands(study: Study) -> None:
     record = run_experiment(study, "iicnet", 1)
-    nothing = record | {"precision": dict.fromkeys(CLASSES), "auc": dict.fromkeys(CLASSES)}
+    nothing = record | {"precision": dict.fromkeys(DEFAULT_CLASSES), "auc": dict.fromkeys(DEFAULT_CLASSES)}
     half = record | {"seed": 2, "precision": {"galaxy": 0.5, "quasar": None, "star": 0.25}}
     rows = section(document({"iicnet": [nothing, half]}, QUICK), "Table 2")
     ours = {row[0]: row for row in rows if row[1] == "ours"}
-    assert [ours[name][2] for name in CLASSES] == ["50.0", "-", "25.0"]
+    assert [ours[name][2] for name in DEFAULT_CLASSES] == ["50.0", "-", "25.0"]
     assert "2 seeds" in ours["all"][6]
 
 

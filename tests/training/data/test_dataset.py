@@ -43,7 +43,7 @@ from skyclass.training.data.config import DatasetConfig, dataset_config
 from skyclass.training.data.dataset import Dataset, load_dataset, save_dataset, summary
 from skyclass.training.data.examples import Labels
 from skyclass.training.data.select import select_sources
-from skyclass.types import BANDS, CLASSES, Flag, Tile
+from skyclass.types import BANDS, DEFAULT_CLASSES, Flag, Tile
 
 SIZE = 13
 
@@ -90,7 +90,7 @@ def test_pixels_are_the_engines_cutouts_and_rows_belong_to_them(run, sky4):
     assert told[-1]["done"] == told[-1]["total"] and told[-1]["kept"] == len(data)
     assert len(data) + sum(data.provenance["dropped"].values()) == sky4.n_sources
     rows = data.rows.to_pandas().merge(truth(sky4)[["source_id", "class"]], on="source_id", how="left")
-    assert rows["class"].tolist() == [CLASSES[k] for k in data.labels]
+    assert rows["class"].tolist() == [DEFAULT_CLASSES[k] for k in data.labels]
     assert set(SOURCE_SCHEMA.names) | {"split", "flags"} == set(data.rows.column_names)
     assert rows["w1mpro"].notna().all()
     archive = open_archive(str(sky4.images), BANDS)
@@ -192,7 +192,7 @@ def test_labels_without_names_are_matched_by_position_one_to_one(run, sky4, tmp_
     data = build_dataset(labelled(run, pd.concat([shifted, lost, rival])))
     rows = data.rows.to_pandas().merge(truth(sky4), on="source_id", suffixes=("", "_true"))
     assert len(rows) == len(data) == len(table) and (rows["ra"] == rows["ra_true"]).all()
-    assert rows["class"].tolist() == [CLASSES[k] for k in data.labels]
+    assert rows["class"].tolist() == [DEFAULT_CLASSES[k] for k in data.labels]
     assert data.provenance["dropped"] == {"duplicate": 0, "not_in_catalog": 1, "source_of_a_nearer_label": 1}
     with pytest.raises(CatalogError, match=r"none of \d+ labelled sources is in it by position within 0.1 arcsec"):
         build_dataset(labelled(replace(run, out=run.out + "2"), shifted, match_radius_arcsec=0.1))
@@ -218,13 +218,13 @@ def test_neighbours_of_different_classes_keep_their_own_sources(tmp_path):
     (tmp_path / "catalog").mkdir()
     pq.write_table(pa.table(rows, schema=SOURCE_SCHEMA), tmp_path / "catalog" / "part0.parquet")
     at = table.set_column(0, "source_id", pa.array(["x", "y"])).append_column("label", pa.array([0, 2]))
-    found = match_catalog(Labels(at, False), str(tmp_path / "catalog"), 2.0)
+    found = match_catalog(Labels(at, False, DEFAULT_CLASSES), str(tmp_path / "catalog"), 2.0)
     assert dict(zip(found.table["source_id"].to_pylist(), found.table["label"].to_pylist(), strict=True)) == {
         "a": 0, "b": 2,
     }  # fmt: skip
     nearer = at.set_column(2, "dec", pa.array([0.0, 0.7 / 3600]))
     with pytest.raises(CatalogError, match=r"on 1 of 2 sources .*x at 10.00000 \+0.00000 galaxy and y at .* star"):
-        match_catalog(Labels(nearer, False), str(tmp_path / "catalog"), 2.0)
+        match_catalog(Labels(nearer, False, DEFAULT_CLASSES), str(tmp_path / "catalog"), 2.0)
 
 
 def test_a_name_whose_source_lies_elsewhere_is_refused(run, sky4):
@@ -311,7 +311,10 @@ BAD_LABELS = {
     ),
     "no position": (lambda t: t.drop(columns=["ra", "dec"]), "no columns ra and dec"),
     "no rows": (lambda t: t.iloc[:0], "no rows"),
-    "strange class": (lambda t: spoil(t, **{"class": "qso"}), r"'qso' \(1 row\) is unknown; use galaxy, quasar, star"),
+    "strange class": (
+        lambda t: spoil(t, **{"class": "nova"}),
+        r"'nova' \(1 row\) is unknown; use galaxy, quasar, star",
+    ),
     "empty class": (lambda t: spoil(t, **{"class": None}), "is unknown"),
     "one class": (lambda t: t[t["class"] != "quasar"], r"no quasar \(.* 0 quasar"),
     "off the sky": (lambda t: spoil(t, dec=-91.0), r"1 of .* rows has no position on the sky, such as row 1 \(ra"),
@@ -653,7 +656,7 @@ def composites_sum(path: str, bands: tuple[str, ...], stretch) -> float:
 
 
 def test_edge_cutouts_are_kept_and_flagged(run, sky4):
-    data = build_dataset(replace(run, size_px=101, counts=dict.fromkeys(CLASSES, 60)))
+    data = build_dataset(replace(run, size_px=101, counts=dict.fromkeys(DEFAULT_CLASSES, 60)))
     flags = data.rows["flags"].to_numpy()
     edge = (flags & int(Flag.EDGE)) != 0
     assert edge.any() and np.isnan(data.pixels[edge]).any(axis=(1, 2, 3)).all()

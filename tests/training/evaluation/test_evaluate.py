@@ -52,7 +52,7 @@ from skyclass.training.evaluation.metrics import (
     table_rates,
 )
 from skyclass.training.evaluation.predictions import logits_of, probabilities_of, rows_of
-from skyclass.types import CLASSES
+from skyclass.types import DEFAULT_CLASSES
 
 BANDS = ("w1", "w2", "w3")
 
@@ -78,10 +78,10 @@ def test_rates_are_those_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is in the extra `train`")
     labels, p = drawn(500, 1)
     guess = p.argmax(1)
-    found = scores(labels, p)
+    found = scores(labels, p, DEFAULT_CLASSES)
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, guess)
     tables = metrics.multilabel_confusion_matrix(labels, guess).astype(float)
-    for k, name in enumerate(CLASSES):
+    for k, name in enumerate(DEFAULT_CLASSES):
         (tn, fp), (fn, tp) = tables[k]
         rates = (precision[k], recall[k], tn / (tn + fp), f1[k], (tp + tn) / 500)
         names = ("precision", "recall", "specificity", "f1", "class_accuracy")
@@ -89,7 +89,7 @@ def test_rates_are_those_of_scikit_learn() -> None:
     assert found["confusion"] == metrics.confusion_matrix(labels, guess).tolist()
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, guess))
     assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, guess))
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy(confusion(labels, guess)))
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy(confusion(labels, guess, 3)))
     assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, guess, average="macro"))
     assert found["macro_specificity"] == pytest.approx(np.mean(list(found["specificity"].values())))
     double = p.astype(np.float64) / p.astype(np.float64).sum(1, keepdims=True)
@@ -120,13 +120,13 @@ def test_roc_and_auc_are_those_of_scikit_learn(digits: int) -> None:
 def test_what_a_missing_class_leaves_undefined_is_none() -> None:
     labels = np.array([0, 0, 2, 2])
     p = np.array([[0.8, 0.1, 0.1], [0.6, 0.1, 0.3], [0.2, 0.1, 0.7], [0.5, 0.1, 0.4]], np.float32)
-    found = scores(labels, p)
+    found = scores(labels, p, DEFAULT_CLASSES)
     assert found["recall"] == {"galaxy": 1.0, "quasar": None, "star": 0.5}
     assert found["precision"]["quasar"] is None and found["auc"]["quasar"] is None and found["roc"]["quasar"] is None
     assert (found["balanced_accuracy"], found["accuracy"]) == (0.75, 0.75)
     assert found["auc"]["galaxy"] == 1.0
     json.dumps(found, allow_nan=False)
-    assert confusion_scores(np.zeros((3, 3), np.int64))["accuracy"] is None
+    assert confusion_scores(np.zeros((3, 3), np.int64), DEFAULT_CLASSES)["accuracy"] is None
     only = bootstrap(labels, {"m": p}, draws=50)["m"]["auc"]
     assert np.isnan(only[:, 1]).all()
 
@@ -137,9 +137,9 @@ def test_calibration_error_of_known_cases() -> None:
     assert calibration_error(labels, sure) == pytest.approx(0, abs=1e-6)
     proud = np.tile(np.array([[0.95, 0.03, 0.02]], np.float32), (100, 1))
     assert calibration_error(labels, proud) == pytest.approx(0.25, abs=1e-6)
-    assert scores(labels, proud)["ece"] == pytest.approx(0.25, abs=1e-6)
-    assert scores(labels, proud)["classwise_ece"] == pytest.approx((0.25 + 0.27 + 0.02) / 3, abs=1e-6)
-    table = reliability(labels, proud)["given"]
+    assert scores(labels, proud, DEFAULT_CLASSES)["ece"] == pytest.approx(0.25, abs=1e-6)
+    assert scores(labels, proud, DEFAULT_CLASSES)["classwise_ece"] == pytest.approx((0.25 + 0.27 + 0.02) / 3, abs=1e-6)
+    table = reliability(labels, proud, DEFAULT_CLASSES)["given"]
     assert len(table) == 15 and [part["n"] for part in table if part["n"]] == [100]
     assert table[14] | {"confidence": None} == {"low": 14 / 15, "high": 1, "n": 100, "confidence": None, "share": 0.7}
     assert table[0]["share"] is None
@@ -163,8 +163,8 @@ def test_the_published_rates_leave_a_fifth_of_the_quasars_pure() -> None:
     assert precision_at(table, {"galaxy": 0.5, "quasar": 0.005, "star": 0.495})["quasar"] == pytest.approx(
         0.22, abs=0.01
     )
-    same = {name: n / 3 for name, n in zip(CLASSES, (1, 1, 1), strict=True)}
-    assert precision_at(table, same) == pytest.approx(confusion_scores(table)["precision"])
+    same = {name: n / 3 for name, n in zip(DEFAULT_CLASSES, (1, 1, 1), strict=True)}
+    assert precision_at(table, same) == pytest.approx(confusion_scores(table, DEFAULT_CLASSES)["precision"])
     assert precision_at([[5, 1, 0], [0, 0, 0], [0, 1, 5]], same)["quasar"] is None
     with pytest.raises(ConfigError, match="one number >= 0"):
         precision_at(table, {"quasar": 0.005})
@@ -195,7 +195,7 @@ def test_draws_are_the_numbers_of_resampled_rows() -> None:
     found = bootstrap(labels, {"m": p}, draws=40, seed=7)["m"]
     for d in (0, 13, 39):
         rows = np.repeat(np.arange(300), weights[d].astype(int))
-        again = scores(labels[rows], p[rows])
+        again = scores(labels[rows], p[rows], DEFAULT_CLASSES)
         for name in ("accuracy", "balanced_accuracy", "ece", "classwise_ece", "nll", "brier"):
             assert found[name][d] == pytest.approx(again[name], abs=1e-9)
         assert found["recall"][d] == pytest.approx(list(again["recall"].values()))
@@ -208,7 +208,7 @@ def test_pairing_makes_a_small_difference_certain() -> None:
     spoilt = np.flatnonzero(p.argmax(1) == labels)[::60]
     worse[spoilt] = np.roll(p[spoilt], 1, axis=1)
     given = {"good": p, "worse": worse}
-    (pair,) = differences(labels, given, bootstrap(labels, given, draws=400))
+    (pair,) = differences(labels, given, bootstrap(labels, given, draws=400), DEFAULT_CLASSES)
     assert (pair["a"], pair["b"]) == ("good", "worse")
     value, low, high = pair["numbers"]["accuracy"]
     assert value == pytest.approx(-len(spoilt) / 1500) and low < value < high < 0
@@ -220,7 +220,7 @@ def test_the_interval_of_a_difference_of_calibration_errors_is_moved_to_its_valu
     labels, logits = drawn_logits(400, 12)
     given = {"fair": softmax(logits).astype(np.float32), "proud": softmax(logits * 4).astype(np.float32)}
     made = bootstrap(labels, given, draws=600)
-    found = differences(labels, given, made)[0]["numbers"]
+    found = differences(labels, given, made, DEFAULT_CLASSES)[0]["numbers"]
     for name in ("ece", "classwise_ece"):
         value, low, high = found[name]
         raw = made["proud"][name] - made["fair"][name]
@@ -244,10 +244,10 @@ def test_strata_add_up_and_an_empty_bin_is_none() -> None:
     value = np.random.default_rng(0).uniform(0, 30, 900)
     value[:5] = np.nan
     value[5] = 10.0
-    found = strata(labels, p.argmax(1), value, (-np.inf, 0, 10, 20, 30), draws=100)
+    found = strata(labels, p.argmax(1), value, (-np.inf, 0, 10, 20, 30), DEFAULT_CLASSES, draws=100)
     assert [(part["low"], part["high"]) for part in found] == [(None, 0), (0, 10), (10, 20), (20, 30)]
     nothing = dict.fromkeys(("accuracy", "balanced_accuracy", "recall"))
-    assert found[0] == {"low": None, "high": 0, "n": 0, "counts": dict.fromkeys(CLASSES, 0)} | nothing
+    assert found[0] == {"low": None, "high": 0, "n": 0, "counts": dict.fromkeys(DEFAULT_CLASSES, 0)} | nothing
     assert sum(part["n"] for part in found) == 895 and found[2]["n"] == ((value >= 10) & (value < 20)).sum()
     for part in found[1:]:
         for rate in (part["accuracy"], part["balanced_accuracy"], *part["recall"].values()):
@@ -258,7 +258,7 @@ def test_rates_of_many_tables_at_once() -> None:
     tables = np.random.default_rng(0).integers(0, 50, (20, 3, 3))
     together = table_rates(tables)
     for d in (0, 7):
-        alone = confusion_scores(tables[d])
+        alone = confusion_scores(tables[d], DEFAULT_CLASSES)
         assert together["f1"][d] == pytest.approx(list(alone["f1"].values()))
         assert together["macro_class_accuracy"][d] == pytest.approx(alone["macro_class_accuracy"])
 
@@ -321,7 +321,7 @@ def test_temperatures_stay_in_range() -> None:
     perfect, upside_down = np.eye(3)[labels] / 2, -np.eye(3)[labels] / 2
     assert fit_bias_and_temperature(perfect, labels)[0] == pytest.approx(0.05)
     assert fit_bias_and_temperature(upside_down, labels)[0] == pytest.approx(20)
-    with pytest.raises(ConfigError, match="no quasar"):
+    with pytest.raises(ConfigError, match="no label 1 among"):
         fit_bias_and_temperature(perfect[labels != 1], labels[labels != 1])
 
 
@@ -378,6 +378,7 @@ def colour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "composite": atlas_settings(BANDS),
         "preprocessing": Preprocessing(80, (0.0,) * 3, (1.0,) * 3),
         "photometry": PhotometrySettings(("w1-w2", "w2-w3"), (0.5, 2.0), (0.5, 1.0)),
+        "classes": DEFAULT_CLASSES,
         "temperature": 2.0,
         "training": {"simulated": True, "label": "random weights, for tests"},
     }
@@ -399,7 +400,7 @@ def test_an_evaluation_of_two_models_says_all_it_should(bundle: Path, colour_bun
     assert found["colour_cuts"]["balanced_accuracy"] > 0.9 and "ece" not in found["colour_cuts"]
     assert set(found["models"][0]["strata"]) == {"w1snr", "w1mpro", "abs_b_deg"}
     test = rows_of(data, "test")
-    expected = scores(data.labels[test], probabilities_of(colour_bundle, data, test, "cpu", "fp32"))
+    expected = scores(data.labels[test], probabilities_of(colour_bundle, data, test, "cpu", "fp32"), DEFAULT_CLASSES)
     alone = evaluate(colour_bundle, data, device="cpu", precision="fp32", draws=60)
     for name in ("accuracy", "recall", "ece", "confusion"):
         assert found["models"][1][name] == expected[name] == alone[name]
@@ -497,7 +498,7 @@ def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle:
     assert sum(made.bias) == pytest.approx(0, abs=1e-5)
     val = rows_of(data, "val")
     p = probabilities_of(made, data, val, "cpu", "fp32")
-    assert scores(data.labels[val], p)["nll"] == pytest.approx(record["loss_after"], abs=1e-4)
+    assert scores(data.labels[val], p, DEFAULT_CLASSES)["nll"] == pytest.approx(record["loss_after"], abs=1e-4)
     plain = calibrate(colour_bundle, data, out=tmp_path / "plain", prior="equal", device="cpu", precision="fp32")
     assert plain.bias == (0, 0, 0) and plain.training["prior"] == "equal classes"
     pair = evaluate_models([made, plain], data, device="cpu", draws=20)

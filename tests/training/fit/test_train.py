@@ -175,7 +175,7 @@ def test_a_training_takes_the_network_options_of_its_start(tmp_path: Path) -> No
     assert job.run.options == {"bn": "all"} and job.fingerprint["options"] == {"bn": "all"}
     assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
     fusion = replace(second, network="fusion", features=("w1-w2", "w2-w3", "w1"))
-    assert job_of(fusion, blobs(100)).run.network_options == {"bn": "all", "features": 3}
+    assert job_of(fusion, blobs(100)).run.network_options(3) == {"bn": "all", "features": 3}
 
 
 def test_a_model_of_a_shipped_name_is_not_taken_for_the_shipped_one(
@@ -468,8 +468,8 @@ def ranks_of(parent: int) -> list[int]:
 
 
 def test_scores_and_weights_by_hand() -> None:
-    assert class_weights(np.array([0, 0, 0, 1]), True).tolist() == pytest.approx([2 / 3, 2, 0])
-    assert class_weights(np.array([0, 0, 0, 1]), False).tolist() == [1, 1, 1]
+    assert class_weights(np.array([0, 0, 0, 1]), 3, True).tolist() == pytest.approx([2 / 3, 2, 0])
+    assert class_weights(np.array([0, 0, 0, 1]), 3, False).tolist() == [1, 1, 1]
 
 
 def test_schedules_and_recipes() -> None:
