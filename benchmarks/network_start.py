@@ -373,7 +373,7 @@ def numbers(context: click.Context, parameter: click.Parameter, text: str) -> tu
 )
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Variant, repeatable.  [default: all]")
 @click.option("--seeds", default="1,2,3", show_default=True, callback=numbers)
-@click.option("--steps", default="744,2976", show_default=True, callback=numbers, help="Efforts in steps.")
+@click.option("--steps", default="64,744", show_default=True, callback=numbers, help="Efforts in steps.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
     "--work",

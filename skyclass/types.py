@@ -49,7 +49,7 @@ def class_problems(classes: Sequence[str]) -> list[str]:
     """Return what is wrong with the names of the classes of a model or a dataset.
 
     >>> class_problems(("galaxy", "QSO", "galaxy"))
-    ["'QSO' is no name of a class (a lower-case letter, then at most 31 of a-z, 0-9, _)", 'galaxy is repeated']
+    ['galaxy is repeated', "'QSO' is no name of a class (a lower-case letter, then at most 31 of a-z, 0-9, _)"]
     """
     rule = "a lower-case letter, then at most 31 of a-z, 0-9, _"
     problems = [] if 2 <= len(classes) <= MOST_CLASSES else [f"{len(classes)} classes: give 2 to {MOST_CLASSES}"]

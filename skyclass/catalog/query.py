@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,8 @@ class ClassCatalog:
                 if unknown
                 else f"columns {list(names)} are none or repeated"
             )
+            similar = [match for name in unknown for match in get_close_matches(str(name).lower(), known, 1)]
+            what += f" (did you mean {', '.join(similar)}?)" if similar else ""
             raise ConfigError(f"{what}: choose from {', '.join(known)}")
         return self._narrowed(columns=names)
 

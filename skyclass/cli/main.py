@@ -41,7 +41,7 @@ def main() -> None:
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt) as stop:  # click turns the one into the other
-        _fail(Interrupted(stopped_text(stop)))
+        _fail(Interrupted(stopped_text(stop, sys.argv[1:])))
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
@@ -51,7 +51,7 @@ def main() -> None:
         _fail(error)
     except OSError as error:
         if was_stopped():
-            _fail(Interrupted(STOPPED))
+            _fail(Interrupted(stopped_text(None, sys.argv[1:])))
         _fail((ConfigError if error.errno in UNUSABLE_PATHS else SkyclassError)(describe(error)))
 
 
@@ -68,13 +68,19 @@ def _show_warning(
     say(f"skyclass: warning: {place}{message}", err=True)
 
 
-STOPPED = "stopped; what a run or a training has committed is kept: the same command resumes it"
+RESUMED = ("classify", "train", "labels")
+"""Commands that keep what they have done when they are stopped."""
+STOPPED = "stopped; what is committed is kept: the same command resumes"
+STOPPED_WHOLE = "stopped; this command keeps nothing: the same command begins anew"
 
 
-def stopped_text(stop: BaseException) -> str:
-    """Return the message for a command that was stopped, with what a run has noted about its commits."""
-    notes = getattr(stop.__cause__ or stop, "__notes__", [])
-    return f"stopped; {notes[0]}: the same command resumes the run" if notes else STOPPED
+def stopped_text(stop: BaseException | None, words: Sequence[str]) -> str:
+    """Return the message for a command line that was stopped, with what a run has noted about its commits."""
+    notes = getattr(stop and (stop.__cause__ or stop), "__notes__", [])
+    if notes:
+        return f"stopped; {notes[0]}: the same command resumes the run"
+    command = next((word for word in words if word in cli.commands), "")
+    return STOPPED if command in RESUMED else STOPPED_WHOLE
 
 
 def describe(error: OSError) -> str:

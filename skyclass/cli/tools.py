@@ -27,7 +27,7 @@ from .templates import template
     type=int,
     help="[default: the published counts at --center; balanced: 20000 on a full tile, that density on a smaller one]",
 )
-@click.option("--size", default=4095, show_default=True, help="Pixels on a side of a tile.")
+@click.option("--size", default=4095, show_default=True, help="Pixels on a side; below 4095 the middle of a tile.")
 @click.option("--mix", type=click.Choice(["natural", "balanced"]), default="natural", show_default=True)
 @click.option("--bands", default="w1,w2,w3", show_default=True, help="Images to make; w4 may be added.")
 @click.option(
@@ -37,10 +37,13 @@ from .templates import template
     default=["150.1,2.2"],
     show_default=True,
     metavar="RA,DEC",
-    help="Position in degrees; may be repeated. It sets star counts, sky level, coverage, noise and scan direction.",
+    help="Position in degrees; may be repeated. It chooses the tiles, with their star counts, sky level, coverage, "
+    "noise and scan direction.",
 )
 @click.option(
-    "--quasar-fraction", type=float, help="Share of quasars.  [default: published counts; a third if balanced]"
+    "--quasar-fraction",
+    type=float,
+    help="Share of quasars among the candidates.  [default: published counts; a third if balanced]",
 )
 @click.option(
     "--outliers-per-deg2",
@@ -67,7 +70,7 @@ def mock(
     from ..mock import write_mock
 
     names = tuple(sorted({band.strip() for band in bands.lower().split(",")}))
-    replaced = (Path(directory) / "mock.json").exists()
+    replaced = all((Path(directory) / name).exists() for name in ("mock.json", "truth.parquet"))
     made = write_mock(
         directory, tiles, seed, sources_per_tile, size, mix, [parse_position(text) for text in centers], bands=names,
         quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2,

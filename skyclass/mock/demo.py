@@ -17,6 +17,9 @@ from ..training.evaluation.metrics import colour_cuts
 from ..types import DEFAULT_CLASSES
 from . import MockReport
 
+SHOWN_ROWS = 12
+"""Rows of the example query that the demo prints."""
+
 PrintLine = Callable[[str], None]
 
 
@@ -67,10 +70,11 @@ def balanced_accuracy(truth: pd.Series, predicted: pd.Series) -> float:
 def example_query(classes: ClassCatalog, catalogue: Path) -> str:
     """Return an example query: its command and its output."""
     centre = classes.select(["ra", "dec"]).to_pandas().median()
-    cone = f"{centre['ra']:.2f},{centre['dec']:.2f},15arcmin"
+    ra, dec = round(float(centre["ra"]), 2), round(float(centre["dec"]), 2)
     condition = "p_quasar > 0.8 AND w1snr > 20"
     columns = ["designation", "ra", "dec", "w1mpro", "class", "p_quasar", "flags"]
-    rows = classes.cone(centre["ra"], centre["dec"], "15arcmin").where(condition).select(columns).to_pandas()
-    options = ["--cone", cone, "--where", condition, "--columns", ",".join(columns)]
+    rows = classes.cone(ra, dec, "15arcmin").where(condition).select(columns).to_pandas()
+    options = ["--cone", f"{ra:.2f},{dec:.2f},15arcmin", "--where", condition, "--columns", ",".join(columns)]
     command = shell_command(["skyclass", "query", catalogue, *options])
-    return f"5. {command}\n{table_text(rows.head(8))}\n   {counted(len(rows), 'row')}"
+    shown = f", the first {SHOWN_ROWS} shown" if len(rows) > SHOWN_ROWS else ""
+    return f"5. {command}\n{table_text(rows.head(SHOWN_ROWS))}\n   {counted(len(rows), 'row')}{shown}"

@@ -19,6 +19,7 @@ from skyclass import __version__
 from skyclass.errors import ConfigError
 from skyclass.types import BANDS, DEFAULT_CLASSES, PIXEL_SCALE_ARCSEC, Bool, Float32, Float64, Int64, Tile
 
+from ..files import translate_write_errors
 from ..sky.healpix import healpix, separation_deg, unit_vectors
 from ..sky.tile_wcs import edge_distance_px, tile_pixels
 from .artifacts import contamination, parents
@@ -39,6 +40,10 @@ MAX_TILES = 18_240
 MAX_SOURCES_PER_DEG2 = 100_000
 """At a higher density a beam has about one source, and a catalogue cannot separate the sources."""
 W1_CENTROID_ARCSEC = 3.4
+
+SKY_FILES = ("catalog", "images", "truth.parquet")
+NOTE = "mock.json"
+"""File with the arguments of a simulated sky, which marks its folder."""
 
 Progress = Callable[[int, int], None]
 
@@ -78,36 +83,47 @@ def _check(arguments: dict[str, Any]) -> None:
     is_size = MIN_SIZE_PX <= size_px <= FULL_SIZE_PX
     most_sources = int(MAX_SOURCES_PER_DEG2 * listed_deg2(size_px)) if is_size else 0
     if not 1 <= n_tiles <= MAX_TILES:
-        problems.append(f"n_tiles is {n_tiles}: it must lie in 1..{MAX_TILES}")
+        problems.append(f"tiles = {n_tiles}: choose 1 to {MAX_TILES:,}")
     if not 0 <= seed < 2**63:
-        problems.append(f"seed is {seed}: it must lie in 0..2^63-1")
+        problems.append(f"seed = {seed}: choose 0 to 2^63 - 1")
     if not is_size:
-        problems.append(f"size_px is {size_px}: it must lie in {MIN_SIZE_PX}..{FULL_SIZE_PX} (a full tile)")
+        problems.append(f"size = {size_px} px: choose {MIN_SIZE_PX} to {FULL_SIZE_PX} (a full tile)")
     elif sources_per_tile is not None and not 1 <= sources_per_tile <= most_sources:
-        problems.append(f"sources_per_tile is {sources_per_tile}: {size_px} px hold 1..{most_sources}")
+        problems.append(f"sources per tile = {sources_per_tile}: a tile of {size_px} px holds 1 to {most_sources:,}")
     if mix not in MIXES:
-        problems.append(f"mix is {mix!r}: it must be one of {', '.join(MIXES)}")
+        problems.append(f"mix = {mix!r}: choose {' or '.join(MIXES)}")
     if bands not in (BANDS[:3], BANDS):
-        problems.append(f"bands are {', '.join(bands)}: w1, w2, w3 are needed, in this order, and w4 may be added")
+        problems.append(f"bands = {','.join(bands)!r}: write w1,w2,w3 or w1,w2,w3,w4")
     for ra, dec in arguments["centers"]:
         if not (0 <= ra <= 360 and -90 <= dec <= 90):
-            problems.append(f"a center is {ra:g}, {dec:g}: RA must lie in 0..360 and Dec in -90..90 degrees")
+            add = ", so add 360 to a negative RA" if -360 <= ra < 0 else ""
+            problems.append(f"center = {ra:g},{dec:g}: RA lies in 0 to 360 and Dec in -90 to 90 degrees{add}")
     if quasars is not None and not 0 <= quasars <= 1:
-        problems.append(f"quasar_fraction is {quasars:g}: it must lie in 0..1")
+        problems.append(f"quasar fraction = {quasars:g}: choose 0 to 1")
     if not 0 <= outliers <= MAX_OUTLIERS_PER_DEG2:
-        problems.append(f"outliers_per_deg2 is {outliers:g}: it must lie in 0..{MAX_OUTLIERS_PER_DEG2:g}")
+        problems.append(f"outliers per deg2 = {outliers:g}: choose 0 to {MAX_OUTLIERS_PER_DEG2:,.0f}")
     if problems:
         raise ConfigError("the simulated sky cannot be made: " + "; ".join(problems))
 
 
+def _check_folder(directory: Path) -> None:
+    """Raise `ConfigError` for a folder with other files, and for one inside another simulated sky."""
+    if str(directory) in ("", "."):
+        raise ConfigError("a simulated sky needs a folder of its own: name one, such as sky")
+    paths = [directory / name for name in SKY_FILES if (directory / name).exists()]
+    if paths and not (directory / NOTE).exists():
+        raise ConfigError(f"{paths[0]} exists and is not part of a simulated sky: choose another folder")
+    if sky := next((folder for folder in directory.absolute().parents if (folder / NOTE).exists()), None):
+        raise ConfigError(f"{directory} lies in the simulated sky {sky}: choose a folder outside of it")
+
+
 def _clear(directory: Path) -> None:
-    """Remove an earlier mock; `ConfigError` if files of the same names are not of a mock."""
-    paths = (directory / name for name in ("catalog", "images", "truth.parquet"))
-    existing = [path for path in paths if path.exists()]
-    if existing and not (directory / "mock.json").exists():
-        raise ConfigError(f"{existing[0]} exists and is not part of a simulated sky: choose another folder")
-    for path in existing:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Make the folder, without the files of an earlier simulated sky."""
+    for path in (directory / name for name in SKY_FILES):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
 
 
@@ -283,26 +299,32 @@ def write_mock(
         "quasar_fraction": quasar_fraction, "outliers_per_deg2": outliers_per_deg2,
     }  # fmt: skip
     _check(arguments)
-    _clear(directory)
-    _write_note(directory / "mock.json", arguments, None)
+    _check_folder(directory)
     tiles = list({t.coadd_id: t for c in centers for t in nearest_tiles(c, n_tiles, size_px, bands)}.values())
     sky = SkyModel(seed, mix, quasar_fraction=quasar_fraction, outliers_per_deg2=outliers_per_deg2)
     if sources_per_tile is None and mix == "balanced":
         sources_per_tile = max(20, round(BALANCED_TILE_SOURCES * listed_deg2(size_px) / listed_deg2(FULL_SIZE_PX)))
-    if sources_per_tile is not None:
-        sky = plan_sky(sky, tiles, round(1.02 * len(tiles) * sources_per_tile))
-    finished = 0
+    with translate_write_errors(directory):
+        _clear(directory)
+        _write_note(directory / NOTE, arguments, None)
+        if sources_per_tile is not None:
+            sky = plan_sky(sky, tiles, round(1.02 * len(tiles) * sources_per_tile))
+        report = _write_tables(directory, tiles, _make_tiles(sky, tiles, directory / "images", progress))
+        _write_note(directory / NOTE, arguments, report)
+    return report
+
+
+def _make_tiles(sky: SkyModel, tiles: list[Tile], images: Path, progress: Progress | None) -> list[_TileRows]:
+    """Write the images of all tiles, and return their rows."""
+    n_images, finished = sum(len(tile.bands) for tile in tiles), 0
 
     def done() -> None:
         nonlocal finished
         finished += 1
         if progress:
-            progress(finished, len(tiles) * len(bands))
+            progress(finished, n_images)
 
-    parts = [_make_tile(sky, tile, tiles, directory / "images", done) for tile in tiles]
-    report = _write_tables(directory, tiles, parts)
-    _write_note(directory / "mock.json", arguments, report)
-    return report
+    return [_make_tile(sky, tile, tiles, images, done) for tile in tiles]
 
 
 def _write_tables(directory: Path, tiles: list[Tile], parts: list[_TileRows]) -> MockReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from ..model.compile_policy import CompileMode
 from ..settings import FROM_MAPPING, MAX_INTEGER, build, configuration
@@ -24,6 +24,13 @@ def _check_cluster(cluster: str) -> str:
     if cluster not in ("local", "none") and "://" not in cluster:
         raise ValueError("choose local, none or an address such as tcp://HOST:8786")
     return cluster
+
+
+def _check_needs_local_cluster(number: int | None, info: ValidationInfo) -> int | None:
+    cluster = info.data.get("cluster", "local")
+    if number is not None and cluster != "local":
+        raise ValueError(f"the number of workers is that of a local cluster, and cluster is {cluster!r}: leave it out")
+    return number
 
 
 def check_folder(out: str) -> str:
@@ -85,7 +92,9 @@ class RunConfig:
     cluster: Cluster = "local"
     """Where the run is computed. local: a cluster on this machine. none: plain Python, without Dask. Else the address
     of a Dask scheduler, such as tcp://127.0.0.1:8786."""
-    workers: Annotated[int | None, Field(ge=1, le=MAX_WORKERS, examples=[4])] = None
+    workers: Annotated[
+        int | None, Field(ge=1, le=MAX_WORKERS, examples=[4]), AfterValidator(_check_needs_local_cluster)
+    ] = None
     """Number of CPU worker processes of a local cluster; one for each core when absent."""
     memory_limit: str = "3GB"
     """Memory of each worker of a local cluster. Dask restarts a worker that needs more."""

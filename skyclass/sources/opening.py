@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..errors import CatalogError
 from ..sky.regions import Region
+from ..text import one_or_many
 from .hats_layout import list_hats
 from .layouts import Listing, list_hive, list_prepared
 from .listing import ANYWHERE, faults_text, folder_names, local_path
@@ -79,8 +80,8 @@ def _partitioned(listing: Listing, region: Region | None) -> PartitionedSources:
         faults = [fault for fault in faults if touches(fault.order, fault.pixel)]
     if faults:
         raise CatalogError(
-            f"catalogue {listing.root}: {len(faults):,} entries that should hold rows cannot be read: "
-            f"{faults_text(faults)}"
+            f"catalogue {listing.root}: {len(faults):,} {one_or_many(len(faults), 'entry', 'entries')} that should "
+            f"hold rows cannot be read: {faults_text(faults)}"
         )
     sources = PartitionedSources(listing.layout, listing.root, partitions, region, listing.renamed)
     if partitions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from skyclass.cli.main import STOPPED, cli, stopped_text
+from skyclass.cli.main import RESUMED, STOPPED, STOPPED_WHOLE, cli, stopped_text
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,12 @@ def test_a_stopped_command_tells_the_committed_sources(monkeypatch: pytest.Monke
     monkeypatch.setattr(cli.commands["init"], "callback", stopped)
     with pytest.raises(click.exceptions.Abort) as caught:
         cli.main(["init", "run"], standalone_mode=False)
-    assert stopped_text(caught.value) == text
+    assert stopped_text(caught.value, ["classify", "RUN.toml"]) == text
 
 
-def test_a_stop_outside_of_a_command_is_told() -> None:
-    assert stopped_text(KeyboardInterrupt()) == STOPPED
+def test_only_commands_that_resume_promise_it() -> None:
+    assert set(RESUMED) < set(cli.commands)
+    for name in cli.commands:
+        text = stopped_text(KeyboardInterrupt(), [name, "sky"])
+        assert text == (STOPPED if name in RESUMED else STOPPED_WHOLE)
+    assert stopped_text(None, []) == STOPPED_WHOLE

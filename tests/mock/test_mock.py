@@ -16,7 +16,7 @@ from scipy.optimize import curve_fit
 from scipy.spatial import cKDTree
 
 from skyclass.cli.main import cli
-from skyclass.errors import ConfigError
+from skyclass.errors import ConfigError, StoreError
 from skyclass.mock import write_mock
 from skyclass.mock.conditions import band_sky, zodiacal_sky_dn
 from skyclass.mock.counts import natural_counts
@@ -365,17 +365,27 @@ def test_the_command_line_makes_four_bands_and_prints_lines_that_can_follow_it(t
     assert "SIMULATED images" in run(dataset[1:]).output and (tmp_path / "dataset" / "pixels.npy").exists()
     default = [word.replace("three", "four") for word in bare[:-1]]
     assert "in w1, w2, w3, w4" in run([*default, "other"]).output and "--bands w1,w2,w3,w4" in four
-    with pytest.raises(ConfigError, match="bands are w1, w5: w1, w2, w3 are needed"):
+    with pytest.raises(ConfigError, match="bands = 'w1,w5': write w1,w2,w3 or"):
         run(["mock", "no", "--bands", "w5,w1"], catch_exceptions=False)
 
 
 def test_bad_arguments_are_named_together_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)n_tiles is 0.*size_px is 5000.*mix is 'even'"):
+    with pytest.raises(ConfigError, match=r"(?s)tiles = 0.*size = 5000 px.*mix = 'even'"):
         write_mock(tmp_path / "m", n_tiles=0, size_px=5000, mix="even")
-    with pytest.raises(ConfigError, match="sources_per_tile is 900000"):
+    with pytest.raises(ConfigError, match="sources per tile = 900000"):
         write_mock(tmp_path / "m", sources_per_tile=900_000, size_px=500)
     assert not (tmp_path / "m").exists()
+    with pytest.raises(ConfigError, match="center = -10,0: .*add 360 to a negative RA"):
+        write_mock(tmp_path / "m", centers=[(-10, 0)], size_px=256)
+    with pytest.raises(ConfigError, match="needs a folder of its own"):
+        write_mock("", size_px=256)
     (tmp_path / "mine" / "catalog").mkdir(parents=True)
     with pytest.raises(ConfigError, match="choose another folder"):
         write_mock(tmp_path / "mine", size_px=256)
+    (tmp_path / "mine" / "mock.json").write_text("{}")
+    with pytest.raises(ConfigError, match="lies in the simulated sky .*mine: choose a folder outside of it"):
+        write_mock(tmp_path / "mine" / "catalog", size_px=256)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write .*file/m: Not a directory"):
+        write_mock(tmp_path / "file" / "m", size_px=256)
     assert (tmp_path / "mine" / "catalog").exists()

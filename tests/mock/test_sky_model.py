@@ -297,5 +297,5 @@ def test_several_positions_make_one_archive(tmp_path):
 
 
 def test_bad_positions_and_fractions_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)center is 10, 95.*quasar_fraction is 1.5.*outliers_per_deg2 is -1"):
+    with pytest.raises(ConfigError, match=r"(?s)center = 10,95: .*quasar fraction = 1.5.*outliers per deg2 = -1"):
         write_mock(tmp_path / "m", centers=[(10.0, 95.0)], quasar_fraction=1.5, outliers_per_deg2=-1.0)

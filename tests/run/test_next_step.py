@@ -46,7 +46,9 @@ def message(*words: object) -> str:
 def unfinished(tmp_path: Path) -> RunFolder:
     """A run of two tiles, of which one is committed, in a folder whose name needs quotes."""
     folder = RunFolder(tmp_path / "my run")
-    run = RunConfig("sky/catalog", "sky images", "o", region=Cone(150.1, 2.2, "30arcmin"), cluster="none", workers=3)
+    run = RunConfig(
+        "sky/catalog", "sky images", "o", region=Cone(150.1, 2.2, "30arcmin"), cluster="none", strip_sources=99
+    )
     info = {"config": run.to_dict(), "n_sources": 30, "n_tiles": 2, "model": MODEL}
     start_or_resume(folder, FINGERPRINT, info)
     journal_commit(folder, commit_tile(folder, TILES[0][0], class_rows(TILES[0][0], 20, 150, 1.5)))
@@ -57,7 +59,7 @@ def unfinished(tmp_path: Path) -> RunFolder:
 def test_an_unfinished_run_names_the_command_that_finishes_it(unfinished: RunFolder, verb: str) -> None:
     command = (
         f"skyclass classify --catalog sky/catalog --images 'sky images' --out '{unfinished.path}' "
-        "--cone 150.1,2.2,0.5deg --cluster none --workers 3"
+        "--cone 150.1,2.2,0.5deg --cluster none --strip-sources 99"
     )
     for path in (unfinished.path, unfinished.catalog):
         text = message(verb, path)

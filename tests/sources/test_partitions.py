@@ -108,7 +108,7 @@ def test_an_unfinished_download_is_named(tmp_path: Path, name: str) -> None:
     leaf = leaf_of(hive(tmp_path / "c", sources()))
     (leaf / "part0.snappy.parquet").rename(leaf / name)
     message = refusal(tmp_path / "c")
-    assert f"1 entries that should hold rows cannot be read: {leaf / name} is an unfinished download" in message
+    assert f"1 entry that should hold rows cannot be read: {leaf / name} is an unfinished download" in message
 
 
 @pytest.mark.fault(18)

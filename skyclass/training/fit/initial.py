@@ -9,7 +9,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
-from ...model.bundle import load_weights, read_bundle
+from ...model.bundle import Bundle, load_weights, read_bundle
 from ...networks import build
 from ...networks.fusion import FusionNet
 from ...text import named
@@ -22,12 +22,14 @@ def composite_settings(run: TrainConfig) -> CompositeSettings:
 
 
 def with_start_options(run: TrainConfig) -> TrainConfig:
-    """Return the run with the network options of `start_from` where it has none of its own."""
-    if run.options or not run.start_from:
+    """Return the run with the network options of `start_from` beside its own."""
+    if not run.start_from:
         return run
+    start = read_bundle(run.start_from)
+    _check_network(run, start)
     derived = ("in_channels", "classes", "features", "colour_hidden")
-    options = read_bundle(run.start_from).network_options
-    return replace(run, options={name: value for name, value in options.items() if name not in derived})
+    inherited = {name: value for name, value in start.network_options.items() if name not in derived}
+    return replace(run, options=inherited | run.options)
 
 
 def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
@@ -40,15 +42,32 @@ def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
     if not run.start_from:
         return network
     start = read_bundle(run.start_from)
+    _check_network(run, start)
+    _check_start(run, start, classes)
+    if run.network == "fusion" and start.network == "iicnet":
+        assert isinstance(network, FusionNet)
+        network.begin_with(load_weights(start))
+    else:
+        network.load_state_dict(load_weights(start))
+    return network
+
+
+def _check_network(run: TrainConfig, start: Bundle) -> None:
+    """Raise `ConfigError` unless a network can begin with the weights of another."""
+    if start.network != run.network and (start.network, run.network) != ("iicnet", "fusion"):
+        raise ConfigError(
+            f"start_from = {run.start_from!r} holds {start.network}, and this run trains {run.network}: name a model "
+            f"of {run.network}, or set network to {start.network}"
+        )
+
+
+def _check_start(run: TrainConfig, start: Bundle, classes: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless a run has the classes, images, features and options of its start."""
     if start.classes != classes:
         raise ConfigError(
             f"start_from = {run.start_from!r} has the classes {', '.join(start.classes)}, the dataset has "
             f"{', '.join(classes)}: make a dataset with the classes of the model, or train without start_from"
         )
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        options = {k: v for k, v in options.items() if k not in ("features", "colour_hidden")}
-    elif start.network != run.network:
-        raise ConfigError(f"start_from = {run.start_from!r} holds {start.network}, this run trains {run.network}")
     images = (run.bands, composite_settings(run), run.input_px)
     if (start_images := (start.bands, start.composite, start.preprocessing.input_px)) != images:
         raise ConfigError(
@@ -60,13 +79,18 @@ def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
             f"start_from = {run.start_from!r} uses the features {', '.join(start_features)}, "
             f"this run {', '.join(run.features)}"
         )
-    if start.network_options != options:
-        raise ConfigError(f"start_from = {run.start_from!r} has options {start.network_options}, this run {options}")
-    if isinstance(network, FusionNet) and start.network == "iicnet":
-        network.begin_with(load_weights(start))
-    else:
-        network.load_state_dict(load_weights(start))
-    return network
+    options = run.network_options(len(classes))
+    added = ("features", "colour_hidden") if start.network != run.network else ()
+    other = [
+        k
+        for k in sorted({*options, *start.network_options} - {*added})
+        if start.network_options.get(k) != options.get(k)
+    ]
+    if other:
+        raise ConfigError(
+            f"start_from = {run.start_from!r} has the options {start.network_options}, and its weights fit no others: "
+            f"leave out the {named('option', other)}"
+        )
 
 
 def freeze(network: nn.Module, names: tuple[str, ...]) -> None:

@@ -149,7 +149,7 @@ class TrainConfig:
     """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour, fusion, or an import path
     such as package.module:Class."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the network, such as bn = "all"; by default those of start_from, if there is one."""
+    """Options of the network, such as bn = "all". A model of start_from brings its own, which cannot change."""
     bands: Bands = ("w1", "w2", "w3")
     """Bands of the images that the network sees."""
     features: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_features)] = ()

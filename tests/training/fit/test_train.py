@@ -163,8 +163,11 @@ def test_training_goes_on_from_the_weights_of_another_model(tmp_path: Path) -> N
     second = replace(run, out=str(tmp_path / "second"), start_from=str(tmp_path / "first"))
     job = job_of(second, blobs(100))
     assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
-    with pytest.raises(ConfigError, match="start_from"):
-        job_of(replace(second, options={"first_kernel": 3}), blobs(100))
+    for options, name in (({"first_kernel": 3}, "option first_kernel"), ({"init": "he"}, "option init")):
+        with pytest.raises(ConfigError, match=f"start_from = .*its weights fit no others: leave out the {name}$"):
+            job_of(replace(second, options=options), blobs(100))
+    with pytest.raises(ConfigError, match="holds iicnet, and this run trains vgg16: name a model of vgg16, or set net"):
+        job_of(replace(second, network="vgg16"), blobs(100))
 
 
 def test_a_training_takes_the_network_options_of_its_start(tmp_path: Path) -> None:
@@ -176,6 +179,10 @@ def test_a_training_takes_the_network_options_of_its_start(tmp_path: Path) -> No
     assert all(torch.equal(v, load_weights(first)[k]) for k, v in job.network.state_dict().items())
     fusion = replace(second, network="fusion", features=("w1-w2", "w2-w3", "w1"))
     assert job_of(fusion, blobs(100)).run.network_options(3) == {"bn": "all", "features": 3}
+    own = replace(fusion, options={"bn": "all", "colour_hidden": [8]})
+    assert job_of(own, blobs(100)).run.network_options(3) == {"bn": "all", "features": 3, "colour_hidden": [8]}
+    with pytest.raises(ConfigError, match="holds iicnet, and this run trains colour"):
+        job_of(replace(fusion, network="colour"), blobs(100))
 
 
 def test_a_model_of_a_shipped_name_is_not_taken_for_the_shipped_one(
