@@ -1,0 +1,239 @@
+"""Class priors: the class shares to which probabilities refer, and probabilities for other shares. Pure.
+
+    p, W1 -> calibrated_in_bins -> probabilities for the shares of the calibration in the bin of W1
+    these -> adapted -> probabilities for other shares, such as those of a sky (`PriorTable`)
+
+A probability of a class means little without the share of the class in the sample to which it refers: the same image
+is a quasar more often among bright, red sources than among all. A `BinnedCalibration` therefore states the shares for
+each bin of W1, and a `PriorTable` states those of a sky for each bin of W1 and |b|.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from ..errors import ConfigError
+from ..types import Bool, Float64, Int64, class_problems
+
+LEAST_P = 1e-12
+"""Smaller probabilities count as this one: a float32 of the catalogue cannot tell them apart from 0."""
+NO_BIN = -1
+
+Table = tuple[tuple[float, ...], ...]
+"""Rows of numbers, such as one row for each bin and one number for each class."""
+
+
+@dataclass(frozen=True)
+class BinnedCalibration:
+    """The calibration of a model within B bins of W1, and the class shares to which it refers.
+
+    The calibrated probabilities of a source in bin b are softmax(scale[b] * log(p) + bias[b]), where p are the
+    probabilities of the model. They refer to the class shares `shares[b]`: those of the rows of the calibration, each
+    weighted as in the fit.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        K classes in the order of the probabilities.
+    w1_edges : tuple of float
+        B + 1 edges of the bins (Vega mag). A source outside has no calibrated probabilities.
+    scale, bias : (B, K) tuples of float
+        Vector scaling (Guo et al. 2017); equal scales of all classes are an inverse temperature.
+    shares : (B, K) tuples of float
+        Class shares, which sum to 1 in each bin.
+    counts : (B, K) tuples of int
+        Rows of the calibration.
+
+    Raises
+    ------
+    ConfigError
+        For numbers that do not fit together; the message has all problems.
+    """
+
+    classes: tuple[str, ...]
+    w1_edges: tuple[float, ...]
+    scale: Table
+    bias: Table
+    shares: Table
+    counts: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        problems = class_problems(self.classes)
+        problems += edge_problems("w1_edges", self.w1_edges)
+        shape = (len(self.w1_edges) - 1, len(self.classes))
+        for name in ("scale", "bias", "shares", "counts"):
+            values = np.asarray(getattr(self, name), np.float64)
+            if values.shape != shape or not np.isfinite(values).all():
+                problems.append(f"{name}: give a finite number for each of {shape[0]} bins and {shape[1]} classes")
+            elif name != "bias" and (values < 0).any():
+                problems.append(f"{name}: a number is negative")
+            elif name == "shares" and not np.allclose(values.sum(1), 1, atol=1e-4):
+                problems.append("shares: those of a bin do not sum to 1")
+        if problems:
+            raise ConfigError("binned calibration: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> BinnedCalibration:
+        """Return the calibration that `to_dict` wrote; raise `ConfigError` for unknown or missing keys."""
+        names = BinnedCalibration.__dataclass_fields__
+        if set(data) != set(names):
+            raise ConfigError(f"binned calibration: its keys are {', '.join(names)}, not {', '.join(sorted(data))}")
+        return BinnedCalibration(**{name: _tuples(data[name]) for name in names})
+
+
+@dataclass(frozen=True)
+class PriorTable:
+    """The class shares of a sky in bins of W1 and |b|.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        K classes in the order of the probabilities.
+    w1_edges, abs_b_edges : tuple of float
+        B + 1 edges in W1 (Vega mag) and L + 1 edges in |b| (deg).
+    shares : (B, L, K) nested tuples of float or None
+        Class shares of a bin; None where the table says nothing about it.
+    label : str
+        What the shares are, for readers.
+    """
+
+    classes: tuple[str, ...]
+    w1_edges: tuple[float, ...]
+    abs_b_edges: tuple[float, ...]
+    shares: tuple[tuple[tuple[float, ...] | None, ...], ...]
+    label: str
+
+    def __post_init__(self) -> None:
+        problems = class_problems(self.classes)
+        problems += edge_problems("w1_edges", self.w1_edges) + edge_problems("abs_b_edges", self.abs_b_edges)
+        n_w1, n_b = len(self.w1_edges) - 1, len(self.abs_b_edges) - 1
+        if len(self.shares) != n_w1 or any(len(row) != n_b for row in self.shares):
+            problems.append(f"shares: give a list of {n_b} bins of |b| for each of {n_w1} bins of W1")
+        for cell in (cell for row in self.shares for cell in row if cell is not None):
+            if len(cell) != len(self.classes) or min(cell) < 0 or abs(sum(cell) - 1) > 1e-4:
+                problems.append(f"shares {list(cell)}: give {len(self.classes)} numbers >= 0 with the sum 1, or null")
+        if problems:
+            raise ConfigError("prior table: " + "; ".join(dict.fromkeys(problems)))
+
+    @property
+    def prior_id(self) -> str:
+        """Name of the table: "prior-" and a digest of its numbers."""
+        numbers = {k: v for k, v in self.to_dict().items() if k != "label"}
+        return "prior-" + hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:12]
+
+    def shares_of(self, w1: ArrayLike, abs_b_deg: ArrayLike) -> Float64:
+        """Return the class shares (N, K) of sources at W1 and |b|; NaN where the table says nothing."""
+        k = len(self.classes)
+        cells = np.array([[cell or (np.nan,) * k for cell in row] for row in self.shares], np.float64)
+        i, j = bin_of(w1, self.w1_edges), bin_of(abs_b_deg, self.abs_b_edges)
+        shares = cells[i, j]
+        shares[(i == NO_BIN) | (j == NO_BIN)] = np.nan
+        return shares
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> PriorTable:
+        """Return the table that `to_dict` wrote; raise `ConfigError` for unknown or missing keys."""
+        names = PriorTable.__dataclass_fields__
+        if set(data) != set(names):
+            raise ConfigError(f"prior table: its keys are {', '.join(names)}, not {', '.join(sorted(data))}")
+        return PriorTable(**{name: _tuples(data[name]) for name in names})
+
+
+def edge_problems(name: str, edges: Sequence[float]) -> list[str]:
+    """Return what is wrong with the edges of bins; an empty list if nothing is."""
+    values = np.asarray(edges, np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
+        return [f"{name} = {list(edges)}: give two or more rising numbers"]
+    return []
+
+
+def bin_of(values: ArrayLike, edges: Sequence[float]) -> Int64:
+    """Return the bin (N,) of values, [low, high) each and the last one closed; `NO_BIN` outside and for NaN.
+
+    >>> bin_of([8.0, 10.0, 12.0, float("nan"), 13.0], (8.0, 10.0, 12.0)).tolist()
+    [0, 1, 1, -1, -1]
+    """
+    x = np.asarray(values, np.float64)
+    index = np.searchsorted(np.asarray(edges, np.float64), x, side="right") - 1
+    index[x == edges[-1]] = len(edges) - 2
+    return np.where(np.isnan(x) | (index >= len(edges) - 1), NO_BIN, index).astype(np.int64)
+
+
+def calibrated_in_bins(
+    probabilities: ArrayLike, w1: ArrayLike, calibration: BinnedCalibration
+) -> tuple[Float64, Int64]:
+    """Return calibrated probabilities (N, K) and the bin (N,) of W1 of each source.
+
+    The probabilities are NaN, and the bin is `NO_BIN`, where W1 is unknown or outside the bins.
+
+    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), ((1.0, 1.0),), ((0.0, 0.0),), ((0.5, 0.5),), ((9, 9),))
+    >>> p, bins = calibrated_in_bins([[0.25, 0.75], [0.5, 0.5]], [12.0, 18.0], same)
+    >>> p.round(6).tolist(), bins.tolist()
+    ([[0.25, 0.75], [nan, nan]], [0, -1])
+    """
+    index = bin_of(w1, calibration.w1_edges)
+    scale, bias = (np.asarray(table, np.float64)[index] for table in (calibration.scale, calibration.bias))
+    z = scale * np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_P)) + bias
+    p = cast(Float64, special.softmax(z, axis=1))
+    p[index == NO_BIN] = np.nan
+    return p, index
+
+
+def adapted(probabilities: ArrayLike, old_shares: ArrayLike, new_shares: ArrayLike) -> Float64:
+    """Return probabilities (N, K) for the class shares `new_shares`, from those for `old_shares`.
+
+    Shares are (K,) for all sources or (N, K). Bayes' theorem with unchanged densities of the classes (Saerens, Latinne
+    & Decaestecker 2002, Neural Computation 14, 21, equation 4). A source is NaN where a share or a probability is.
+
+    >>> adapted([[0.8, 0.2]], (0.5, 0.5), (0.1, 0.9)).round(4).tolist()
+    [[0.3077, 0.6923]]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weighted = np.asarray(probabilities, np.float64) * (np.asarray(new_shares, np.float64) / np.asarray(old_shares))
+        result = weighted / weighted.sum(1, keepdims=True)
+    return np.where(np.isfinite(result).all(1, keepdims=True), result, np.nan)
+
+
+def sky_probabilities(
+    probabilities: ArrayLike, w1: ArrayLike, abs_b_deg: ArrayLike, calibration: BinnedCalibration, prior: PriorTable
+) -> Float64:
+    """Return the probabilities (N, K) of sources for the class shares of a sky at their W1 and |b|.
+
+    NaN where W1 is unknown or outside the bins of the calibration, and where the prior says nothing.
+    """
+    if prior.classes != calibration.classes:
+        raise ConfigError(
+            f"the prior has the classes {', '.join(prior.classes)}, the model {', '.join(calibration.classes)}: give a "
+            "prior for the classes of the model, in their order"
+        )
+    p, index = calibrated_in_bins(probabilities, w1, calibration)
+    old = np.asarray(calibration.shares, np.float64)[index]
+    return adapted(p, old, prior.shares_of(w1, abs_b_deg))
+
+
+def is_adjusted(probabilities: Float64) -> Bool:
+    """Return which sources (N,) have adjusted probabilities."""
+    return np.asarray(np.isfinite(probabilities).all(axis=1))
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON with tuples in place of lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
