@@ -26,8 +26,6 @@ STEP, LIMIT = 0.25, 8.0
 TOLERANCE = 1e-7
 MAX_STEPS = 5_000
 LEVEL = 0.95
-CONFIDENCE_EDGES = (0.0, 0.5, 0.7, 0.9, 0.97, 1.0)
-"""Bins of the highest probability in the test of the fit."""
 LEAST_P_VALUE, LARGEST_DISTANCE = 1e-3, 0.05
 """A fit is refused where its p-value is smaller and its distance is larger. With many sources, any small difference has
 a small p-value; with few sources, chance makes any distance."""
@@ -155,21 +153,13 @@ class Fit(NamedTuple):
         return self.p_value >= LEAST_P_VALUE or self.distance <= LARGEST_DISTANCE
 
 
-def confidence_counts(probabilities: ArrayLike) -> Int64:
-    """Return the number of sources by predicted class and highest probability (K x 5,), for the test of the fit."""
-    p = np.asarray(probabilities, np.float64)
-    n_bins = len(CONFIDENCE_EDGES) - 1
-    level = np.clip(np.searchsorted(CONFIDENCE_EDGES, p.max(1), side="right") - 1, 0, n_bins - 1)
-    return np.bincount(p.argmax(1) * n_bins + level, minlength=p.shape[1] * n_bins).astype(np.int64)
-
-
 def fit_of(observed: ArrayLike, reference: ArrayLike, shares: ArrayLike) -> Fit:
     """Return how well the counts of a sky fit those of the calibration at the estimated shares.
 
     Parameters
     ----------
     observed : (G,) array
-        `confidence_counts` of the sources of the sky.
+        `skyclass.model.priors.confidence_counts` of the sources of the sky.
     reference : (K, G) array
         `confidence_counts` of the calibration's rows of each class.
     shares : (K,) array

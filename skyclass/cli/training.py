@@ -65,7 +65,11 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option("--overwrite", is_flag=True, help="Replace an evaluation in the output folder.")
 @click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
 @click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
-@click.option("--kind", type=click.Choice(["temperature", "bias"]), help="With --calibrate.  [default: temperature]")
+@click.option(
+    "--kind",
+    type=click.Choice(["temperature", "bias", "w1"]),
+    help="With --calibrate; w1: in bins of W1.  [default: temperature]",
+)
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)

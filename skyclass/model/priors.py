@@ -26,6 +26,8 @@ from ..types import Bool, Float64, Int64, class_problems
 LEAST_P = 1e-12
 """Smaller probabilities count as this one: a float32 of the catalogue cannot tell them apart from 0."""
 NO_BIN = -1
+CONFIDENCE_EDGES = (0.0, 0.5, 0.7, 0.9, 0.97, 1.0)
+"""Bins of the highest probability in the test of the fit."""
 
 Table = tuple[tuple[float, ...], ...]
 """Rows of numbers, such as one row for each bin and one number for each class."""
@@ -51,6 +53,8 @@ class BinnedCalibration:
         Class shares, which sum to 1 in each bin.
     counts : (B, K) tuples of int
         Rows of the calibration.
+    reference : (B, K, G) tuples of int
+        `confidence_counts` of the rows of each class, with which `fit_of` compares the sources of a sky.
 
     Raises
     ------
@@ -64,6 +68,7 @@ class BinnedCalibration:
     bias: Table
     shares: Table
     counts: tuple[tuple[int, ...], ...]
+    reference: tuple[tuple[tuple[int, ...], ...], ...]
 
     def __post_init__(self) -> None:
         problems = class_problems(self.classes)
@@ -77,6 +82,9 @@ class BinnedCalibration:
                 problems.append(f"{name}: a number is negative")
             elif name == "shares" and not np.allclose(values.sum(1), 1, atol=1e-4):
                 problems.append("shares: those of a bin do not sum to 1")
+        cells = (*shape, len(self.classes) * (len(CONFIDENCE_EDGES) - 1))
+        if np.shape(self.reference) != cells or np.min(self.reference) < 0:
+            problems.append(f"reference: give {cells[2]} numbers >= 0 for each bin and class")
         if problems:
             raise ConfigError("binned calibration: " + "; ".join(problems))
 
@@ -184,7 +192,8 @@ def calibrated_in_bins(
 
     The probabilities are NaN, and the bin is `NO_BIN`, where W1 is unknown or outside the bins.
 
-    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), ((1.0, 1.0),), ((0.0, 0.0),), ((0.5, 0.5),), ((9, 9),))
+    >>> one, none = ((1.0, 1.0),), ((0.0, 0.0),)
+    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), one, none, ((0.5, 0.5),), ((9, 9),), (((0,) * 10,) * 2,))
     >>> p, bins = calibrated_in_bins([[0.25, 0.75], [0.5, 0.5]], [12.0, 18.0], same)
     >>> p.round(6).tolist(), bins.tolist()
     ([[0.25, 0.75], [nan, nan]], [0, -1])
@@ -195,6 +204,14 @@ def calibrated_in_bins(
     p = cast(Float64, special.softmax(z, axis=1))
     p[index == NO_BIN] = np.nan
     return p, index
+
+
+def confidence_counts(probabilities: ArrayLike) -> Int64:
+    """Return the number of sources by predicted class and highest probability (K x 5,), for the test of the fit."""
+    p = np.asarray(probabilities, np.float64)
+    n_bins = len(CONFIDENCE_EDGES) - 1
+    level = np.clip(np.searchsorted(CONFIDENCE_EDGES, p.max(1), side="right") - 1, 0, n_bins - 1)
+    return np.bincount(p.argmax(1) * n_bins + level, minlength=p.shape[1] * n_bins).astype(np.int64)
 
 
 def adapted(probabilities: ArrayLike, old_shares: ArrayLike, new_shares: ArrayLike) -> Float64:

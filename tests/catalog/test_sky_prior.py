@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from skyclass.catalog.sky_prior import (
     Cells,
     cells,
-    confidence_counts,
     estimated_shares,
     fit_of,
     log_likelihood,
@@ -28,6 +27,7 @@ from skyclass.model.priors import (
     adapted,
     bin_of,
     calibrated_in_bins,
+    confidence_counts,
     is_adjusted,
     sky_probabilities,
 )
@@ -39,7 +39,7 @@ MEANS = np.array([[0.0, 0.0], [2.2, 0.4], [0.3, 2.4]])
 EQUAL = np.full(3, 1 / 3)
 CALIBRATION = BinnedCalibration(
     CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3, (0.8, 0.9, 1.1)), ((0.0,) * 3, (0.2, -0.1, -0.1)),
-    ((1 / 3,) * 3, (0.5, 0.2, 0.3)), ((900,) * 3, (500, 200, 300)),
+    ((1 / 3,) * 3, (0.5, 0.2, 0.3)), ((900,) * 3, (500, 200, 300)), (((0,) * 15,) * 3,) * 2,
 )  # fmt: skip
 PRIOR = PriorTable(
     CLASSES, (8.0, 15.0, 17.0), (0.0, 30.0, 90.0),
@@ -117,6 +117,8 @@ def test_tables_are_the_same_as_json_and_refuse_what_does_not_fit() -> None:
         replace(CALIBRATION, bias=((0.0,) * 3, (0.0, 0.0, float("nan"))))
     with pytest.raises(ConfigError, match="shares: those of a bin do not sum to 1"):
         replace(CALIBRATION, shares=((0.5,) * 3, (0.5, 0.2, 0.3)))
+    with pytest.raises(ConfigError, match="reference: give 15 numbers >= 0 for each bin and class"):
+        replace(CALIBRATION, reference=(((0,) * 14,) * 3,) * 2)
     with pytest.raises(ConfigError, match="its keys are classes, w1_edges"):
         BinnedCalibration.from_dict({"classes": ["a"]})
     with pytest.raises(ConfigError, match="prior table: its keys are"):

@@ -1,8 +1,8 @@
 """Calibration of probabilities: a temperature, class biases, and class shares that differ between samples.
 
 `fit_temperature` corrects over- and under-confidence and keeps the order of the classes; `fit_bias_and_temperature`
-also fits the class shares of the rows. `estimate_prior` and `adapt` transfer calibrated probabilities to a sample
-whose class shares are unknown. All functions but `calibrate` are float64 arithmetic on logits, without a network.
+also fits the class shares of the rows. All functions but `calibrate` are float64 arithmetic on logits, without a
+network. `binned.py` calibrates within bins of W1.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from scipy import optimize, special
 from ...errors import ConfigError
 from ...model.bundle import Bundle, load_weights, save_bundle
 from ...model.bundle_files import check_target
+from ...model.photometry import numbers
 from ...text import named
 from ...types import Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, pixels_digest
+from .binned import fit_in_bins
 from .caveats import is_simulated
-from .predictions import logits_of, rows_of
+from .predictions import logits_of, probabilities_of, rows_of
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of a fitted temperature. Rows that ask for a value outside are separated perfectly or not at all."""
-KINDS = ("temperature", "bias")
+KINDS = ("temperature", "bias", "w1")
 
 
 def softmax(logits: ArrayLike) -> Float64:
@@ -86,34 +88,6 @@ def _minimise_loss(
     return round(1 / float(point[0]), 6), bias - bias.mean()  # a constant in all biases does not change the loss
 
 
-def estimate_prior(
-    probabilities: ArrayLike, old_prior: ArrayLike, tolerance: float = 1e-9, max_steps: int = 10_000
-) -> Float64:
-    """Return the class shares (K,) of a sample from the probabilities (N, K) of its rows, without labels.
-
-    The probabilities must be calibrated for the shares `old_prior` (K,). The method is the expectation-maximisation
-    of Saerens, Latinne & Decaestecker 2002 (Neural Computation 14, 21); its likelihood has one maximum. It assumes
-    that each class looks the same in both samples, so it is wrong for a sample of another depth.
-    """
-    p, old = np.asarray(probabilities, np.float64), _prior(old_prior)
-    prior = old
-    for _ in range(max_steps):
-        update: Float64 = adapt(p, old, prior).mean(0)
-        if np.abs(update - prior).max() < tolerance:
-            return update
-        prior = update
-    raise ConfigError(f"the class shares do not converge in {max_steps:,} steps: raise tolerance = {tolerance}")
-
-
-def adapt(probabilities: ArrayLike, old_prior: ArrayLike, new_prior: ArrayLike) -> Float64:
-    """Return probabilities (N, K) for class shares `new_prior` (K,), from those for class shares `old_prior` (K,).
-
-    Bayes' theorem with unchanged densities of the classes (Saerens et al. 2002, equation 4).
-    """
-    weighted = np.asarray(probabilities, np.float64) * (_prior(new_prior, minimum=0.0) / _prior(old_prior))
-    return cast(Float64, weighted / weighted.sum(1, keepdims=True))
-
-
 def calibrate(
     bundle: Bundle,
     dataset: Dataset,
@@ -127,12 +101,15 @@ def calibrate(
     """Return `bundle` with a calibration fitted on one split of a dataset, and write it as a new bundle to `out`.
 
     `kind` is "temperature", or "bias" for a temperature and one bias per class. With `prior` "sample" the
-    probabilities are for the class shares of the split, with "equal" for equal shares. The weights are unchanged.
+    probabilities are for the class shares of the split, with "equal" for equal shares. The kind "w1" leaves the
+    probabilities as they are, and adds a `w1_calibration` for the class shares of the split. The weights are unchanged.
     `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
     `BundleError`.
     """
     _check(kind, prior)
     check_target(out)
+    if kind == "w1":
+        return _calibrate_in_bins(bundle, dataset, split, out, device, precision)
     index, n_classes = rows_of(dataset, split), len(bundle.classes)
     logits, labels = logits_of(bundle, dataset, index, device, precision), dataset.labels[index]
     weights = np.ones(n_classes) if prior == "sample" else _equal_weights(labels, n_classes)
@@ -163,6 +140,25 @@ def calibrate(
     return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
 
 
+def _calibrate_in_bins(
+    bundle: Bundle, dataset: Dataset, split: str, out: str | Path, device: str, precision: str
+) -> Bundle:
+    """Return `bundle` with a calibration within bins of W1, and write it to `out`."""
+    index = rows_of(dataset, split)
+    p, labels = probabilities_of(bundle, dataset, index, device, precision), dataset.labels[index]
+    w1 = numbers(dataset.rows["w1mpro"])[index]
+    fitted, losses = fit_in_bins(p, labels, w1, bundle.classes)
+    record = {
+        "split": split,
+        "pixels": pixels_digest(dataset),
+        "of": bundle.model_id,
+        "simulated": is_simulated(dataset),
+        "held_out_loss": {name: round(loss, 6) for name, loss in losses.items()},
+    }
+    changes = {"w1_calibration": fitted, "training": bundle.training | {"w1_calibration": record}}
+    return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
+
+
 def fields_of(bundle: Bundle) -> dict[str, Any]:
     """Return the fields of a bundle that `save_bundle` takes; it computes the others."""
     computed = ("path", "weights_sha256", "digest")
@@ -172,6 +168,8 @@ def fields_of(bundle: Bundle) -> dict[str, Any]:
 def _check(kind: str, prior: str) -> None:
     problems = [] if kind in KINDS else [f"kind = {kind!r}: choose {', '.join(KINDS)}"]
     problems += [] if prior in ("sample", "equal") else [f"prior = {prior!r}: choose sample or equal"]
+    if kind == "w1" and prior != "sample":
+        problems.append("the kind w1 is fitted for the class shares of the sample: leave out the prior")
     if problems:
         raise ConfigError("calibration: " + "; ".join(problems))
 
@@ -186,14 +184,6 @@ def _row_shares(labels: Int64, weights: ArrayLike | None) -> Float64:
     """Return the weight of each row (N,), scaled to a sum of 1."""
     w = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)[labels]
     return cast(Float64, w / w.sum())
-
-
-def _prior(values: ArrayLike, minimum: float = 1e-300) -> Float64:
-    """Return class shares (K,), scaled to a sum of 1."""
-    prior = np.asarray(values, np.float64)
-    if not (np.isfinite(prior).all() and (prior >= minimum).all() and prior.sum() > 0):
-        raise ConfigError(f"class shares {prior.tolist()}: must be positive numbers")
-    return cast(Float64, prior / prior.sum())
 
 
 def _log_softmax(logits: ArrayLike) -> Float64:

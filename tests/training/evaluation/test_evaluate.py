@@ -16,13 +16,13 @@ from skyclass.errors import BundleError, ConfigError
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import Bundle, Cut, Preprocessing, load_bundle, save_bundle
 from skyclass.model.photometry import PhotometrySettings
+from skyclass.model.photometry import numbers as floats
+from skyclass.model.priors import calibrated_in_bins
 from skyclass.networks import build
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.evaluation.bootstrap import bootstrap, differences, interval, resamples, strata
 from skyclass.training.evaluation.calibration import (
-    adapt,
     calibrate,
-    estimate_prior,
     fit_bias_and_temperature,
     fit_temperature,
     negative_log_likelihood,
@@ -325,22 +325,6 @@ def test_temperatures_stay_in_range() -> None:
         fit_bias_and_temperature(perfect[labels != 1], labels[labels != 1])
 
 
-@pytest.mark.integration
-def test_the_prior_of_another_sample_is_found_without_its_labels() -> None:
-    old, new = (0.5, 0.2, 0.3), (0.15, 0.05, 0.8)
-    rng = np.random.default_rng(0)
-    labels, logits = drawn_logits(200_000, 11, shares=old)
-    rows = np.concatenate([rng.choice(np.flatnonzero(labels == k), int(20_000 * new[k])) for k in range(3)])
-    p, y = softmax(logits[rows]), labels[rows]
-    found = estimate_prior(p, old)
-    assert found == pytest.approx(new, abs=0.015)
-    before = negative_log_likelihood(np.log(p), y)
-    assert negative_log_likelihood(np.log(adapt(p, old, found)), y) < before - 0.1
-    assert adapt(p, old, old) == pytest.approx(p)
-    with pytest.raises(ConfigError, match="positive"):
-        adapt(p, (0.5, 0.5, 0.0), new)
-
-
 # --- a model on a dataset --------------------------------------------------------------------------
 
 
@@ -509,6 +493,30 @@ def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle:
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(BundleError, match="not a model bundle"):
         calibrate(colour_bundle, data, out=tmp_path / "full")
+
+
+def test_a_calibration_in_bins_of_w1_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_path: Path) -> None:
+    data = small_dataset(1500)
+    made = calibrate(colour_bundle, data, out=tmp_path / "binned", kind="w1", device="cpu", precision="fp32")
+    again, val = load_bundle(tmp_path / "binned"), rows_of(data, "val")
+    assert again == made and made.model_id != colour_bundle.model_id and made.temperature == colour_bundle.temperature
+    assert made.w1_calibration is not None and made.w1_calibration.classes == made.classes
+    before, p = (probabilities_of(b, data, val, "cpu", "fp32") for b in (colour_bundle, made))
+    np.testing.assert_array_equal(before, p)
+    w1, labels = floats(data.rows["w1mpro"])[val], data.labels[val]
+    fitted, index = calibrated_in_bins(p, w1, made.w1_calibration)
+    known = index >= 0
+    assert np.array(made.w1_calibration.counts).sum() == known.sum() > 0.9 * len(val)
+    assert negative_log_likelihood(np.log(fitted[known]), labels[known]) < negative_log_likelihood(
+        np.log(p[known]), labels[known]
+    )
+    record = made.training["w1_calibration"]
+    assert record["of"] == colour_bundle.model_id and record["split"] == "val" and record["simulated"]
+    assert set(record["held_out_loss"]) == {"temperature", "vector"}
+    with pytest.raises(ConfigError, match="too few rows with W1 for a bin"):
+        calibrate(colour_bundle, small_dataset(30), out=tmp_path / "few", kind="w1", device="cpu")
+    with pytest.raises(ConfigError, match="the kind w1 is fitted for the class shares of the sample: leave out"):
+        calibrate(colour_bundle, data, out=tmp_path / "no", kind="w1", prior="equal", device="cpu")
 
 
 def test_the_training_log_beside_a_bundle_is_read(colour_bundle: Bundle) -> None:

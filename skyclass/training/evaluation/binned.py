@@ -1,0 +1,169 @@
+"""Calibration within bins of W1: by temperature and bias, or by vector scaling where that is better. Pure.
+
+    labels, W1 -> bin_edges
+    probabilities, labels -> fitted_scaling (of each bin) -> fit_in_bins -> BinnedCalibration
+
+Bins are joined until each class has enough rows in each. The kind of scaling is the same in all bins: that of less loss
+on rows that the fit has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, special
+
+from ...errors import ConfigError
+from ...model.priors import LEAST_P, BinnedCalibration, bin_of, confidence_counts
+from ...types import Float64, Int64
+
+Kind = Literal["temperature", "vector"]
+KINDS: tuple[Kind, ...] = ("temperature", "vector")
+
+FINE_EDGES = tuple(np.arange(6.0, 20.01, 0.5).round(2).tolist())
+"""Edges in W1 (Vega mag) from which bins are joined."""
+LEAST_ROWS = 100
+"""Rows that each class needs in each bin."""
+SCALE_LIMITS = (0.05, 20.0)
+RIDGE = 1e-3
+"""Weight of the squared distance of the scales and biases from those that change nothing, for bins of few rows."""
+FOLDS = 5
+
+
+def bin_edges(w1: ArrayLike, labels: Int64, n_classes: int, least: int = LEAST_ROWS) -> tuple[float, ...]:
+    """Return edges in W1 between which each class has `least` rows or more, joined from `FINE_EDGES` at the bright end.
+
+    The outer edges enclose the rows of every class, so that no bin reaches where a class has no rows. Raises
+    `ConfigError` where the rows do not fill one bin.
+
+    >>> w1 = np.tile([10.2, 12.2, 12.7, 15.2], 200)
+    >>> bin_edges(w1, np.tile([0, 1], 400), 2, least=150)
+    (10.0, 12.5, 15.5)
+    """
+    x = np.asarray(w1, np.float64)
+    counts = np.stack([np.histogram(x[labels == k], FINE_EDGES)[0] for k in range(n_classes)], axis=1)
+    filled = np.flatnonzero(counts.sum(1))
+    if not len(filled) or (counts.sum(0) < least).any():
+        short = [f"{n:,} of class {k}" for k, n in enumerate(counts.sum(0).tolist()) if n < least]
+        raise ConfigError(f"too few rows with W1 for a bin ({', '.join(short) or 'none'}): give {least} of each class")
+    edges, total = [FINE_EDGES[filled[-1] + 1]], np.zeros(n_classes, np.int64)
+    for i in range(filled[-1], filled[0] - 1, -1):
+        total += counts[i]
+        if (total >= least).all():
+            edges.append(FINE_EDGES[i])
+            total[:] = 0
+    edges[-1] = FINE_EDGES[filled[0]]  # the brightest rows, too few for a bin, join the one before
+    return tuple(reversed(edges))
+
+
+def fitted_scaling(log_p: Float64, labels: Int64, kind: Kind) -> tuple[Float64, Float64]:
+    """Return the scales (K,) and zero-sum biases (K,) of least loss of softmax(scale * log_p + bias).
+
+    With "temperature" all scales are equal: bias-corrected temperature scaling (Alexandari, Kundaje & Shrikumar 2020).
+    With "vector" each class has its own (Guo et al. 2017, arXiv:1706.04599).
+    """
+    n, k = log_p.shape
+    rows, one_hot = np.arange(n), np.eye(k)[labels]
+    n_scales = k if kind == "vector" else 1
+
+    def loss_and_gradient(point: Float64) -> tuple[float, Float64]:
+        scale, bias = point[:n_scales], point[n_scales:]
+        logs = special.log_softmax(scale * log_p + bias, axis=1)
+        residual = (np.exp(logs) - one_hot) / n
+        by_scale = (residual * log_p).sum(0)
+        gradient = np.r_[by_scale if kind == "vector" else by_scale.sum(), residual.sum(0)]
+        change = np.r_[scale - 1, bias]
+        loss = -float(logs[rows, labels].mean()) + RIDGE * float(change @ change)
+        return loss, gradient + 2 * RIDGE * change
+
+    start = np.r_[np.ones(n_scales), np.zeros(k)]
+    limits = [SCALE_LIMITS] * n_scales + [(None, None)] * k
+    point = optimize.minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=limits).x
+    bias = point[n_scales:]
+    return np.broadcast_to(point[:n_scales], (k,)).copy(), bias - bias.mean()
+
+
+def fit_in_bins(
+    probabilities: ArrayLike, labels: Int64, w1: ArrayLike, classes: Sequence[str], least: int = LEAST_ROWS
+) -> tuple[BinnedCalibration, dict[Kind, float]]:
+    """Return the calibration of a model within bins of W1, and the loss of each kind of scaling on held-out rows.
+
+    Parameters
+    ----------
+    probabilities : (N, K) array
+        Probabilities of the model.
+    labels : (N,) int64
+        True classes, indices into `classes`.
+    w1 : (N,) array
+        W1 in Vega mag; rows without are left out.
+    classes : sequence of str
+        K classes in the order of the probabilities.
+    least : int
+        Rows that each class needs in each bin.
+
+    Returns
+    -------
+    BinnedCalibration
+        Its class shares are those of the rows in each bin.
+    dict
+        "temperature" and "vector" -> mean loss, -log p(true class), over rows that the fit has not seen.
+
+    Raises
+    ------
+    ConfigError
+        If a class has too few rows.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> labels, w1 = np.tile([0, 1], 500), rng.uniform(14, 16, 1000)
+    >>> p = np.where(labels[:, None] == [0, 1], 0.9, 0.1)  # right in each row, and not sure enough
+    >>> calibration, losses = fit_in_bins(p, labels, w1, ("galaxy", "star"))
+    >>> calibration.w1_edges, calibration.scale[0][0] > 1
+    ((14.0, 14.5, 15.0, 15.5, 16.0), True)
+    """
+    edges = bin_edges(w1, labels, len(classes), least)
+    log_p = np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_P))
+    index = bin_of(w1, edges)
+    rows = [np.flatnonzero(index == b) for b in range(len(edges) - 1)]
+    losses: dict[Kind, float] = {kind: held_out_loss(log_p, labels, rows, kind) for kind in KINDS}
+    kind = min(losses, key=lambda name: losses[name])
+    fitted = [fitted_scaling(log_p[some], labels[some], kind) for some in rows]
+    counts = [np.bincount(labels[some], minlength=len(classes)) for some in rows]
+    calibration = BinnedCalibration(
+        tuple(classes),
+        edges,
+        _table([scale for scale, _ in fitted]),
+        _table([bias for _, bias in fitted]),
+        _table([n / n.sum() for n in counts]),
+        tuple(tuple(n.tolist()) for n in counts),
+        tuple(
+            _reference(special.softmax(scale * log_p[some] + bias, axis=1), labels[some], len(classes))
+            for some, (scale, bias) in zip(rows, fitted, strict=True)
+        ),
+    )
+    return calibration, losses
+
+
+def _reference(p: Float64, labels: Int64, n_classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return the `confidence_counts` of the rows of each class."""
+    return tuple(tuple(confidence_counts(p[labels == k]).tolist()) for k in range(n_classes))
+
+
+def held_out_loss(log_p: Float64, labels: Int64, rows: Sequence[Int64], kind: Kind) -> float:
+    """Return the mean loss over the rows of all bins, each predicted by a fit to the other folds of its bin."""
+    total = 0.0
+    for some in rows:
+        for fold in range(FOLDS):
+            out = np.arange(len(some)) % FOLDS == fold
+            scale, bias = fitted_scaling(log_p[some[~out]], labels[some[~out]], kind)
+            logs = special.log_softmax(scale * log_p[some[out]] + bias, axis=1)
+            total -= float(logs[np.arange(out.sum()), labels[some[out]]].sum())
+    return total / max(1, sum(map(len, rows)))
+
+
+def _table(rows: Sequence[Float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(np.round(row, 6).tolist()) for row in rows)
