@@ -1,24 +1,28 @@
 """The class shares of a sky, estimated from the probabilities of its sources without labels. Pure.
 
-    probabilities of a bin -> cells -> estimated_shares -> share_intervals, fit_of
+    sources of a part -> sky_counts -> merged_counts -> estimated_prior -> PriorTable and one BinEstimate for each bin
+    in a bin: Cells -> estimated_shares -> share_intervals, fit_of
 
-The sources of a bin are counted in cells of nearly equal probabilities. The counts of parts of a catalogue add up, so
-that each part is read once, and the estimate takes no second pass. The estimate is the maximum of the likelihood, found
-with the expectation-maximisation of Saerens, Latinne & Decaestecker 2002 (Neural Computation 14, 21). It assumes that
-each class looks the same on the sky and in the calibration, which `fit_of` tests.
+The sources of a bin in W1 and |b| are counted in cells of nearly equal probabilities. The counts of parts of a
+catalogue add up, so that each part is read once, and the estimate takes no second pass. The estimate is the maximum of
+the likelihood, found with the expectation-maximisation of Saerens, Latinne & Decaestecker 2002 (Neural Computation 14,
+21). It assumes that each class looks the same on the sky and in the calibration, which `fit_of` tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..model.priors import LEAST_P
+from ..errors import ConfigError
+from ..model.priors import LEAST_P, NO_BIN, BinnedCalibration, PriorTable, bin_of, calibrated_in_bins, confidence_counts
+from ..text import counted
 from ..types import Float64, Int64
 
 STEP, LIMIT = 0.25, 8.0
@@ -26,6 +30,10 @@ STEP, LIMIT = 0.25, 8.0
 TOLERANCE = 1e-7
 MAX_STEPS = 5_000
 LEVEL = 0.95
+ABS_B_EDGES = (0.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0)
+"""Edges of the bins of |b| in degrees."""
+LEAST_SOURCES = 500
+"""A bin with fewer sources is not estimated."""
 LEAST_P_VALUE, LARGEST_DISTANCE = 1e-3, 0.05
 """A fit is refused where its p-value is smaller and its distance is larger. With many sources, any small difference has
 a small p-value; with few sources, chance makes any distance."""
@@ -180,3 +188,133 @@ def fit_of(observed: ArrayLike, reference: ArrayLike, shares: ArrayLike) -> Fit:
     chi2 = float((((o - expected) ** 2) / np.maximum(scatter, 1e-300))[used].sum())
     degrees = max(int(used.sum()) - len(s), 1)
     return Fit(float(stats.chi2.sf(chi2, degrees)), float(np.abs(o - expected).sum() / (2 * max(n, 1))))
+
+
+# --- all bins of a sky ------------------------------------------------------------------------------
+
+
+class BinCounts(NamedTuple):
+    """The sources of a bin: `cells`, and their `confidence_counts` (G,)."""
+
+    cells: Cells
+    confidence: Int64
+
+
+SkyCounts = dict[tuple[int, int], BinCounts]
+"""(bin of W1, bin of |b|) -> the sources there. Bins without sources are left out."""
+
+
+@dataclass(frozen=True)
+class BinEstimate:
+    """The estimate for a bin in W1 and |b|.
+
+    Attributes
+    ----------
+    w1, abs_b_deg : tuple of float
+        Lower and upper edge.
+    n_sources : int
+        Sources with probabilities.
+    shares, intervals : tuple or None
+        Class shares (K,) and their 95 % intervals (K, 2); None where nothing was estimated.
+    fit : Fit or None
+        How well the sources fit the calibration.
+    refusal : str
+        Why the bin has no shares in the prior table; empty if it has.
+    """
+
+    w1: tuple[float, float]
+    abs_b_deg: tuple[float, float]
+    n_sources: int
+    shares: tuple[float, ...] | None = None
+    intervals: tuple[tuple[float, float], ...] | None = None
+    fit: Fit | None = None
+    refusal: str = ""
+
+
+def sky_counts(
+    probabilities: ArrayLike,
+    w1: ArrayLike,
+    abs_b_deg: ArrayLike,
+    calibration: BinnedCalibration,
+    abs_b_edges: Sequence[float] = ABS_B_EDGES,
+) -> SkyCounts:
+    """Return the counts of sources with probabilities (N, K) of a model, by bins of W1 (Vega mag) and |b| (deg).
+
+    Sources without probabilities or W1, and those outside of the bins of the calibration, do not count.
+    """
+    p, i = calibrated_in_bins(probabilities, w1, calibration)
+    j = bin_of(abs_b_deg, abs_b_edges)
+    used = np.flatnonzero((i != NO_BIN) & (j != NO_BIN) & np.isfinite(p).all(axis=1))
+    n_b = len(abs_b_edges) - 1
+    flat = i[used] * n_b + j[used]
+    return {
+        divmod(key, n_b): BinCounts(cells(some), confidence_counts(some))
+        for key in np.unique(flat).tolist()
+        if len(some := p[used[flat == key]])
+    }
+
+
+def merged_counts(parts: Iterable[SkyCounts]) -> SkyCounts:
+    """Return the counts of several parts of a sky as those of the whole."""
+    by_bin: dict[tuple[int, int], list[BinCounts]] = {}
+    for part in parts:
+        for key, value in part.items():
+            by_bin.setdefault(key, []).append(value)
+    return {
+        key: BinCounts(merged(one.cells for one in some), np.sum([one.confidence for one in some], axis=0))
+        for key, some in sorted(by_bin.items())
+    }
+
+
+def estimated_prior(
+    counts: SkyCounts,
+    calibration: BinnedCalibration,
+    abs_b_edges: Sequence[float] = ABS_B_EDGES,
+    least_sources: int = LEAST_SOURCES,
+) -> tuple[PriorTable, list[BinEstimate]]:
+    """Return the class shares of a sky in bins of W1 and |b|, and what is known of each bin.
+
+    The table has no shares for bins with fewer than `least_sources` sources, and for those whose sources do not fit the
+    calibration. Raises `ConfigError` where no bin has shares.
+    """
+    n_w1, n_b = len(calibration.w1_edges) - 1, len(abs_b_edges) - 1
+    bins = [
+        _bin_estimate(
+            counts.get((i, j)), i, (float(abs_b_edges[j]), float(abs_b_edges[j + 1])), calibration, least_sources
+        )
+        for i in range(n_w1)
+        for j in range(n_b)
+    ]
+    shares = [None if one.refusal else one.shares for one in bins]
+    if not any(shares):
+        most = max(one.n_sources for one in bins)
+        raise ConfigError(
+            f"no bin of W1 and |b| has class shares: the fullest one has {counted(most, 'source')} of the "
+            f"{least_sources:,} needed, or its sources do not fit the calibration; give a prior table, or use none"
+        )
+    rows = tuple(tuple(shares[i * n_b : (i + 1) * n_b]) for i in range(n_w1))
+    edges = tuple(float(edge) for edge in abs_b_edges)
+    label = "estimated from the probabilities of the sources of this catalogue (Saerens et al. 2002)"
+    return PriorTable(calibration.classes, calibration.w1_edges, edges, rows, label), bins
+
+
+def _bin_estimate(
+    sources: BinCounts | None, i: int, abs_b_deg: tuple[float, float], calibration: BinnedCalibration, least: int
+) -> BinEstimate:
+    w1 = (calibration.w1_edges[i], calibration.w1_edges[i + 1])
+    n = int(sources.cells.n.sum()) if sources else 0
+    if sources is None or n < least:
+        return BinEstimate(w1, abs_b_deg, n, refusal=f"{counted(n, 'source')}, fewer than {least:,}")
+    old = calibration.shares[i]
+    shares = estimated_shares(sources.cells, old)
+    fit = fit_of(sources.confidence, calibration.reference[i], shares)
+    ends = share_intervals(sources.cells, old, shares)
+    refusal = (
+        ""
+        if fit.is_good
+        else f"the sources do not fit the calibration (distance {fit.distance:.2f}, p-value {fit.p_value:.0e})"
+    )
+    return BinEstimate(
+        w1, abs_b_deg, n, tuple(np.round(shares / shares.sum(), 8).tolist()),
+        tuple((float(low), float(high)) for low, high in np.round(ends, 8)), fit, refusal,
+    )  # fmt: skip

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from skyclass.catalog.sky_prior import (
     Cells,
     cells,
+    estimated_prior,
     estimated_shares,
     fit_of,
     log_likelihood,
     merged,
+    merged_counts,
     share_intervals,
+    sky_counts,
 )
 from skyclass.errors import ConfigError
 from skyclass.model.priors import (
@@ -187,3 +190,63 @@ def test_few_sources_are_not_refused_by_chance() -> None:
     p = exact(drawn(30, EQUAL, rng)[0], EQUAL)
     assert fit_of(confidence_counts(p), reference, EQUAL).is_good
     assert confidence_counts(np.array([[0.0, 1.0], [0.6, 0.4]])).tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
+
+
+# --- all bins of a sky ------------------------------------------------------------------------------
+
+
+def gaussian_calibration(n: int = 6000) -> BinnedCalibration:
+    """Return a calibration of exact probabilities in two bins of W1, with the same classes in both."""
+    rng = np.random.default_rng(7)
+    x, labels = drawn(n, EQUAL, rng)
+    reference = tuple(tuple(confidence_counts(exact(x[labels == k], EQUAL)).tolist()) for k in range(3))
+    count = tuple(np.bincount(labels).tolist())
+    return BinnedCalibration(
+        CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, (tuple(EQUAL.tolist()),) * 2, (count,) * 2,
+        (reference,) * 2,
+    )  # fmt: skip
+
+
+def test_a_prior_is_estimated_in_each_bin_and_refused_where_it_cannot_be() -> None:
+    calibration, rng = gaussian_calibration(), np.random.default_rng(8)
+    skies = {
+        (10.0, 5.0): np.array([0.1, 0.01, 0.89]),
+        (10.0, 80.0): np.array([0.7, 0.05, 0.25]),
+        (16.0, 80.0): np.array([0.3, 0.6, 0.1]),
+    }
+    parts = []
+    for (w1, b), shares in skies.items():
+        p = exact(drawn(4000, shares, rng)[0], EQUAL)
+        parts += [sky_counts(half, [w1] * 2000, [b] * 2000, calibration) for half in (p[:2000], p[2000:])]
+    parts.append(sky_counts(exact(drawn(300, EQUAL, rng)[0], EQUAL), [16.0] * 300, [5.0] * 300, calibration))
+    strange = exact(0.4 * drawn(3000, EQUAL, rng)[0] + 0.6 * MEANS.mean(0), EQUAL)
+    parts.append(sky_counts(strange, [16.0] * 3000, [25.0] * 3000, calibration))
+    parts.append(
+        sky_counts([[np.nan] * 3, [0.2, 0.3, 0.5], [0.2, 0.3, 0.5]], [16, np.nan, 18.0], [5.0] * 3, calibration)
+    )
+    prior, bins = estimated_prior(merged_counts(parts), calibration)
+    assert len(bins) == 2 * 6 and prior.classes == CLASSES
+    for (w1, b), shares in skies.items():
+        np.testing.assert_allclose(prior.shares_of([w1], [b])[0], shares, atol=0.03)
+    by_place = {(one.w1[0], one.abs_b_deg[0]): one for one in bins}
+    assert by_place[15.0, 0.0].refusal == "300 sources, fewer than 500"
+    assert by_place[15.0, 20.0].refusal.startswith("the sources do not fit the calibration (distance 0.")
+    assert by_place[15.0, 20.0].shares is not None and by_place[8.0, 10.0].refusal == "0 sources, fewer than 500"
+    assert np.isnan(prior.shares_of([16.0, 16.0, 12.0], [5.0, 25.0, 25.0])).all()
+    one = by_place[8.0, 60.0]
+    assert one.n_sources == 4000 and one.shares and one.intervals and not one.refusal
+    assert all(low <= share <= high for share, (low, high) in zip(one.shares, one.intervals, strict=True))
+    with pytest.raises(ConfigError, match="no bin of W1 and .b. has class shares: the fullest one has 300 sources of"):
+        estimated_prior(merged_counts(parts[6:7]), calibration)
+
+
+def test_the_probabilities_of_a_sky_add_up_to_its_classes() -> None:
+    calibration, rng, sky = gaussian_calibration(), np.random.default_rng(9), np.array([0.6, 0.03, 0.37])
+    x, labels = drawn(20_000, sky, rng)
+    p, w1, b = exact(x, EQUAL), np.full(20_000, 12.0), np.full(20_000, 50.0)
+    prior, _ = estimated_prior(sky_counts(p, w1, b, calibration), calibration)
+    found = sky_probabilities(p, w1, b, calibration, prior)
+    np.testing.assert_allclose(found.sum(0), np.bincount(labels, minlength=3), rtol=0.1)
+    assert np.abs(found - exact(x, sky)).mean() < 0.01
+    raw = p.argmax(1) == 1
+    assert (labels[raw] == 1).mean() < 0.5 < (labels[found.argmax(1) == 1] == 1).mean()
