@@ -9,7 +9,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...images.composite import CompositeSettings
-from ...model.bundle import Bundle, load_weights, read_bundle
+from ...model.bundle import Bundle, Cut, load_weights, read_bundle
 from ...networks import build
 from ...networks.fusion import FusionNet
 from ...text import named
@@ -32,8 +32,11 @@ def with_start_options(run: TrainConfig) -> TrainConfig:
     return replace(run, options=inherited | run.options)
 
 
-def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
-    """Return the network before the first step, with random weights or those of `start_from`."""
+def initial_network(run: TrainConfig, classes: tuple[str, ...], cut: Cut) -> nn.Module:
+    """Return the network before the first step, with random weights or those of `start_from`.
+
+    `classes` and `cut` are those of the dataset.
+    """
     options = run.network_options(len(classes))
     try:
         network = build(run.network, **options)
@@ -43,7 +46,7 @@ def initial_network(run: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
         return network
     start = read_bundle(run.start_from)
     _check_network(run, start)
-    _check_start(run, start, classes)
+    _check_start(run, start, classes, cut)
     if run.network == "fusion" and start.network == "iicnet":
         assert isinstance(network, FusionNet)
         network.begin_with(load_weights(start))
@@ -61,12 +64,21 @@ def _check_network(run: TrainConfig, start: Bundle) -> None:
         )
 
 
-def _check_start(run: TrainConfig, start: Bundle, classes: tuple[str, ...]) -> None:
+def _check_start(run: TrainConfig, start: Bundle, classes: tuple[str, ...], cut: Cut) -> None:
     """Raise `ConfigError` unless a run has the classes, images, features and options of its start."""
     if start.classes != classes:
         raise ConfigError(
             f"start_from = {run.start_from!r} has the classes {', '.join(start.classes)}, the dataset has "
             f"{', '.join(classes)}: make a dataset with the classes of the model, or train without start_from"
+        )
+    if "images" in run.inputs and (start.size_px, start.cut.pixel_scale_arcsec) != (
+        cut.size_px,
+        cut.pixel_scale_arcsec,
+    ):
+        raise ConfigError(
+            f"start_from = {run.start_from!r} was trained on cutouts of {_side_text(start.cut)}, and those of the "
+            f"dataset have {_side_text(cut)}: a source would have another size on the input of the network. Make a "
+            f"dataset with --size-px {start.size_px}, or train without start_from"
         )
     images = (run.bands, composite_settings(run), run.input_px)
     if (start_images := (start.bands, start.composite, start.preprocessing.input_px)) != images:
@@ -91,6 +103,11 @@ def _check_start(run: TrainConfig, start: Bundle, classes: tuple[str, ...]) -> N
             f"start_from = {run.start_from!r} has the options {start.network_options}, and its weights fit no others: "
             f"leave out the {named('option', other)}"
         )
+
+
+def _side_text(cut: Cut) -> str:
+    """Return the side of cutouts as text, such as "37 px (50.9 arcsec)"."""
+    return f"{cut.size_px} px ({cut.size_px * cut.pixel_scale_arcsec:.1f} arcsec)"
 
 
 def freeze(network: nn.Module, names: tuple[str, ...]) -> None:

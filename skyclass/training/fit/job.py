@@ -6,6 +6,7 @@ TrainConfig, Dataset -> prepare -> Job -> steps of train.py -> bundle_fields
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +36,10 @@ from .ddp import Group
 from .initial import freeze, initial_network, make_optimiser, with_start_options
 from .recipe import TrainConfig
 
+log = logging.getLogger(__name__)
+
+FEW_VAL_ROWS = 50
+"""With fewer validation rows of a class, its recall is uncertain by 7 percent points or more."""
 SIGNAL_STEPS = 8
 """Steps on GPUs between two checks for signals, which make the GPUs wait."""
 STATISTICS_ROWS = 8192
@@ -111,6 +116,8 @@ def prepare(
     group, run = group or Group(), with_start_options(run)
     train_rows, val_rows = dataset.split("train"), dataset.split("val")
     check_rows(run, dataset, train_rows, val_rows, group)
+    if group.is_first:
+        warn_of_few_rows(dataset, val_rows)
     precision = resolve_precision(group.device, run.precision)
     if run.compile and group.device == "cpu" and precision == "bf16":
         raise ConfigError(
@@ -122,7 +129,7 @@ def prepare(
     photometry_settings = photometry_statistics(raw, train_rows, run.features) if raw is not None else None
     photometry = standardise(raw, photometry_settings) if raw is not None and photometry_settings else None
     torch.manual_seed(run.seed)
-    network = initial_network(run, dataset.classes)
+    network = initial_network(run, dataset.classes, dataset.cut)
     freeze(network, run.frozen)
     network = channels_last(sync_batchnorm(network, group).to(group.device))
     return Job(
@@ -180,6 +187,18 @@ def check_rows(run: TrainConfig, dataset: Dataset, train_rows: Int64, val_rows: 
         )
     if problems:
         raise ConfigError(f"dataset {run.dataset}: " + "; ".join(problems))
+
+
+def warn_of_few_rows(dataset: Dataset, val_rows: Int64) -> None:
+    """Warn of classes with so few validation rows that the best epoch and the temperature are a matter of chance."""
+    counts = label_counts(dataset.labels[val_rows], dataset.classes)
+    if few := [f"{n:,} {name}" for name, n in counts.items() if n < FEW_VAL_ROWS]:
+        log.warning(
+            "few validation rows (%s, fewer than %d of a class): the best epoch and the calibration are uncertain; "
+            "label more sources, or give validation a larger share with --split",
+            ", ".join(few),
+            FEW_VAL_ROWS,
+        )
 
 
 def fingerprint(

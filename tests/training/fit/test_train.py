@@ -170,6 +170,32 @@ def test_training_goes_on_from_the_weights_of_another_model(tmp_path: Path) -> N
         job_of(replace(second, network="vgg16"), blobs(100))
 
 
+def test_a_start_on_cutouts_of_another_angle_is_refused(tmp_path: Path) -> None:
+    first = TrainConfig(out=str(tmp_path / "first"), dataset="-", **SMALL | {"epochs": 1})
+    train(first, dataset=blobs(100))
+    second = replace(first, out=str(tmp_path / "second"), start_from=str(tmp_path / "first"))
+    message = r"trained on cutouts of 21 px \(28.9 arcsec\), and those of the dataset have 31 px \(42.6 arcsec\)"
+    with pytest.raises(ConfigError, match=message + ".* --size-px 21"):
+        job_of(second, blobs(100, size=31))
+    wide = blobs(100)
+    with pytest.raises(
+        ConfigError, match=r"21 px \(28.9 arcsec\), and those of the dataset have 21 px \(57.8 arcsec\)"
+    ):
+        job_of(second, replace(wide, cut=replace(wide.cut, pixel_scale_arcsec=2.75)))
+
+
+def test_few_validation_rows_of_a_class_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = TrainConfig(out=str(tmp_path / "a"), dataset="-", **SMALL)
+    job_of(run, blobs(100))
+    (record,) = caplog.records
+    assert re.search(
+        r"few validation rows \(\d+ galaxy, \d+ quasar, \d+ star, fewer than 50 of a class\)", record.message
+    )
+    caplog.clear()
+    job_of(run, blobs(900))
+    assert not caplog.records
+
+
 def test_a_training_takes_the_network_options_of_its_start(tmp_path: Path) -> None:
     run = TrainConfig(out=str(tmp_path / "first"), dataset="-", options={"bn": "all"}, **SMALL | {"epochs": 1})
     first = train(run, dataset=blobs(100))
