@@ -295,7 +295,10 @@ def conform(table: pa.Table) -> pa.Table:
     unknown or of another type, nulls in the columns that need values, and classes without a column of probabilities.
     Any Arrow string type is a string.
     """
-    schema = class_schema(classes_of(table.schema))
+    classes = classes_of(table.schema)
+    if len(classes) < 2:
+        raise StoreError("rows do not fit the class catalogue: fewer than two columns p_<class>")
+    schema = class_schema(classes)
     problems = _schema_problems(table.schema, schema)
     if not problems:
         table = table.select(schema.names).cast(schema)
@@ -313,8 +316,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _schema_problems(schema: pa.Schema, expected: pa.Schema) -> list[str]:
-    problems = [] if len(classes_of(schema)) > 1 else ["fewer than two columns p_<class>"]
-    problems += [f"no column {name}" for name in expected.names if name not in schema.names]
+    problems = [f"no column {name}" for name in expected.names if name not in schema.names]
     problems += [f"unknown column {name}" for name in schema.names if name not in expected.names]
     for field in schema:
         wanted = expected.field(field.name).type if field.name in expected.names else field.type

@@ -46,13 +46,17 @@ Bool = NDArray[np.bool_]
 
 
 def class_problems(classes: Sequence[str]) -> list[str]:
-    """Return what is wrong with the names of the classes of a model or a dataset.
+    """Return the problems of the class names of a model or a dataset; an empty list if there is none.
 
     >>> class_problems(("galaxy", "QSO", "galaxy"))
     ['galaxy is repeated', "'QSO' is no name of a class (a lower-case letter, then at most 31 of a-z, 0-9, _)"]
     """
     rule = "a lower-case letter, then at most 31 of a-z, 0-9, _"
-    problems = [] if 2 <= len(classes) <= MOST_CLASSES else [f"{len(classes)} classes: give 2 to {MOST_CLASSES}"]
+    problems = (
+        []
+        if 2 <= len(classes) <= MOST_CLASSES
+        else [f"the number of classes is {len(classes)}: give 2 to {MOST_CLASSES}"]
+    )
     for name in dict.fromkeys(classes):
         if not isinstance(name, str) or not CLASS_NAME.fullmatch(name):
             problems.append(f"{name!r} is no name of a class ({rule})")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from skyclass.errors import StoreError
 from skyclass.schema import SORT_KEYS, conform
 from tests.support.class_rows import CLASS_SCHEMA, class_rows
 
@@ -24,3 +26,10 @@ def test_conform_writes_null_for_nan_and_leaves_the_other_values() -> None:
     by_id = dict(zip(conform(rows)["source_id"].to_pylist(), conform(rows)["w1mpro"].to_pylist(), strict=True))
     expected = [None, *map(float, values[1:])]
     assert [by_id[name] for name in rows["source_id"].to_pylist()] == expected
+
+
+def test_rows_without_probabilities_of_classes_are_refused() -> None:
+    rows = class_rows("1500p015_ac51", 3, 150.0, 1.5)
+    for names in (["p_galaxy", "p_quasar", "p_star"], ["p_galaxy", "p_quasar"]):
+        with pytest.raises(StoreError, match="fewer than two columns p_<class>"):
+            conform(rows.drop_columns(names))

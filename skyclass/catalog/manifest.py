@@ -116,7 +116,9 @@ def class_names(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the classes of the model that made the rows; raise `StoreError` where the provenance has none."""
     names = provenance.get("info", {}).get("model", {}).get("classes")
     if not isinstance(names, list | tuple) or class_problems(names):
-        raise StoreError(f"the provenance names no classes of the model ({names!r}): publish the run again")
+        raise StoreError(
+            f"the run does not record the classes of its model ({names!r}): classify again into another folder"
+        )
     return tuple(names)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from .duckdb import connect
 from .export import export_pieces, to_pandas
 from .manifest import Manifest, read_manifest
 from .selection import Selection
-from .sql import check_condition, check_query, translate_duckdb_errors
+from .sql import check_condition, check_query, similar_column, translate_duckdb_errors
 from .versions import find_catalog
 
 
@@ -176,9 +175,8 @@ class ClassCatalog:
                 if unknown
                 else f"columns {list(names)} are none or repeated"
             )
-            similar = [match for name in unknown for match in get_close_matches(str(name).lower(), known, 1)]
-            what += f" (did you mean {', '.join(similar)}?)" if similar else ""
-            raise ConfigError(f"{what}: choose from {', '.join(known)}")
+            similar = similar_column(str(unknown[0]), self.manifest.schema) if unknown else ""
+            raise ConfigError(f"{what}{similar}: choose from {', '.join(known)}")
         return self._narrowed(columns=names)
 
     # --- methods that answer ---

@@ -248,8 +248,7 @@ def sky_counts(
     flat = i[used] * n_b + j[used]
     return {
         divmod(key, n_b): BinCounts(cells(some), confidence_counts(some))
-        for key in np.unique(flat).tolist()
-        if len(some := p[used[flat == key]])
+        for key, some in ((key, p[used[flat == key]]) for key in np.unique(flat).tolist())
     }
 
 
@@ -271,7 +270,7 @@ def estimated_prior(
     abs_b_edges: Sequence[float] = ABS_B_EDGES,
     least_sources: int = LEAST_SOURCES,
 ) -> tuple[PriorTable, list[BinEstimate]]:
-    """Return the class shares of a sky in bins of W1 and |b|, and what is known of each bin.
+    """Return the class shares of a sky in bins of W1 and |b|, and the estimate of each bin.
 
     The table has no shares for bins with fewer than `least_sources` sources, and for those whose sources do not fit the
     calibration. Raises `ConfigError` where no bin has shares.

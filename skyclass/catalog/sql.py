@@ -99,12 +99,17 @@ def _column_remedy(question: str, reason: str, schema: pa.Schema) -> str:
     for known in classes_of(schema):
         if known == name.lower():
             return f". Text is in single quotes: {_CLASS_COLUMN} = {literal(known)}"
-    similar = get_close_matches(name.lower(), schema.names)
-    suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+    suggestion = similar_column(name, schema)
     quoted = name.replace('"', '""')
     if f'"{quoted}"' in question:
         return f"{suggestion}. Double quotes name a column. Text is in single quotes: {literal(name)}"
     return f"{suggestion}. Columns: {', '.join(schema.names)}"
+
+
+def similar_column(name: str, schema: pa.Schema) -> str:
+    """Return a question after the column that is most similar to a name, "" if none is."""
+    similar = get_close_matches(name.lower(), schema.names)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def unreadable(root: Path, reason: str) -> StoreError:

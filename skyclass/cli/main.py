@@ -70,8 +70,8 @@ def _show_warning(
 
 RESUMED = ("classify", "train", "labels")
 """Commands that keep what they have done when they are stopped."""
-STOPPED = "stopped; what is committed is kept: the same command resumes"
-STOPPED_WHOLE = "stopped; this command keeps nothing: the same command begins anew"
+STOPPED = "stopped; finished work is kept: run the same command again to resume"
+NOT_RESUMED = "stopped; nothing is kept: the same command starts again from the beginning"
 
 
 def stopped_text(stop: BaseException | None, words: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def stopped_text(stop: BaseException | None, words: Sequence[str]) -> str:
     if notes:
         return f"stopped; {notes[0]}: the same command resumes the run"
     command = next((word for word in words if word in cli.commands), "")
-    return STOPPED if command in RESUMED else STOPPED_WHOLE
+    return STOPPED if command in RESUMED else NOT_RESUMED
 
 
 def describe(error: OSError) -> str:

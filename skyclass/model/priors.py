@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from ..errors import ConfigError
-from ..types import Bool, Float64, Int64, class_problems
+from ..types import Float64, Int64, class_problems
 
 LEAST_P = 1e-12
 """Smaller probabilities count as this one: a float32 of the catalogue cannot tell them apart from 0."""
@@ -38,8 +38,7 @@ class BinnedCalibration:
     """The calibration of a model within B bins of W1, and the class shares to which it refers.
 
     The calibrated probabilities of a source in bin b are softmax(scale[b] * log(p) + bias[b]), where p are the
-    probabilities of the model. They refer to the class shares `shares[b]`: those of the rows of the calibration, each
-    weighted as in the fit.
+    probabilities of the model. They refer to the class shares `shares[b]`, those of the rows of the calibration.
 
     Attributes
     ----------
@@ -78,6 +77,8 @@ class BinnedCalibration:
             values = np.asarray(getattr(self, name), np.float64)
             if values.shape != shape or not np.isfinite(values).all():
                 problems.append(f"{name}: give a finite number for each of {shape[0]} bins and {shape[1]} classes")
+            elif name == "shares" and (values <= 0).any():
+                problems.append("shares: a class has none, so that probabilities for other shares cannot be computed")
             elif name != "bias" and (values < 0).any():
                 problems.append(f"{name}: a number is negative")
             elif name == "shares" and not np.allclose(values.sum(1), 1, atol=1e-4):
@@ -90,16 +91,12 @@ class BinnedCalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return _plain(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> BinnedCalibration:
         """Return the calibration that `to_dict` wrote; raise `ConfigError` for unknown or missing keys."""
-        names = BinnedCalibration.__dataclass_fields__
-        if set(data) != set(names):
-            raise ConfigError(f"binned calibration: its keys are {', '.join(names)}, not {', '.join(sorted(data))}")
-        return BinnedCalibration(**{name: _tuples(data[name]) for name in names})
+        return BinnedCalibration(**_fields(data, BinnedCalibration, "binned calibration"))
 
 
 @dataclass(frozen=True)
@@ -153,20 +150,16 @@ class PriorTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return _plain(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> PriorTable:
         """Return the table that `to_dict` wrote; raise `ConfigError` for unknown or missing keys."""
-        names = PriorTable.__dataclass_fields__
-        if set(data) != set(names):
-            raise ConfigError(f"prior table: its keys are {', '.join(names)}, not {', '.join(sorted(data))}")
-        return PriorTable(**{name: _tuples(data[name]) for name in names})
+        return PriorTable(**_fields(data, PriorTable, "prior table"))
 
 
 def edge_problems(name: str, edges: Sequence[float]) -> list[str]:
-    """Return what is wrong with the edges of bins; an empty list if nothing is."""
+    """Return the problems of the edges of bins; an empty list for two or more rising numbers."""
     values = np.asarray(edges, np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
         return [f"{name} = {list(edges)}: give two or more rising numbers"]
@@ -246,9 +239,18 @@ def sky_probabilities(
     return adapted(p, old, prior.shares_of(w1, abs_b_deg))
 
 
-def is_adjusted(probabilities: Float64) -> Bool:
-    """Return which sources (N,) have adjusted probabilities."""
-    return np.asarray(np.isfinite(probabilities).all(axis=1))
+def _plain(table: BinnedCalibration | PriorTable) -> dict[str, Any]:
+    """Return the fields of a table as JSON types."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(table)))
+    return plain
+
+
+def _fields(data: Mapping[str, Any], kind: type[BinnedCalibration | PriorTable], name: str) -> dict[str, Any]:
+    """Return the fields of a table from JSON; raise `ConfigError` for unknown or missing keys."""
+    names = kind.__dataclass_fields__
+    if set(data) != set(names):
+        raise ConfigError(f"{name}: its keys are {', '.join(names)}, not {', '.join(sorted(data))}")
+    return {key: _tuples(data[key]) for key in names}
 
 
 def _tuples(value: Any) -> Any:

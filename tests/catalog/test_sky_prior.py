@@ -31,7 +31,6 @@ from skyclass.model.priors import (
     bin_of,
     calibrated_in_bins,
     confidence_counts,
-    is_adjusted,
     sky_probabilities,
 )
 
@@ -69,7 +68,7 @@ def test_bins_are_closed_on_the_left_and_the_last_on_both_sides() -> None:
 def test_calibrated_probabilities_equal_numbers_by_hand() -> None:
     p = np.array([[0.7, 0.2, 0.1]] * 4)
     found, index = calibrated_in_bins(p, [10.0, 16.0, 18.0, np.nan], CALIBRATION)
-    assert index.tolist() == [0, 1, -1, -1] and is_adjusted(found).tolist() == [True, True, False, False]
+    assert index.tolist() == [0, 1, -1, -1] and np.isfinite(found).all(axis=1).tolist() == [True, True, False, False]
     np.testing.assert_allclose(found[0], p[0])
     z = np.exp(np.array([0.8, 0.9, 1.1]) * np.log(p[0]) + [0.2, -0.1, -0.1])
     np.testing.assert_allclose(found[1], z / z.sum())
@@ -98,7 +97,7 @@ def test_the_way_to_other_shares_and_back_is_the_identity(p: list[float], old: l
 def test_the_sky_of_a_source_follows_from_its_magnitude_and_latitude() -> None:
     p = np.array([[0.7, 0.2, 0.1]] * 5)
     found = sky_probabilities(p, [10, 10, 16, 16, 10], [10, 60, 10, 60, np.nan], CALIBRATION, PRIOR)
-    assert is_adjusted(found).tolist() == [True, True, True, False, False]
+    assert np.isfinite(found).all(axis=1).tolist() == [True, True, True, False, False]
     assert found[0, 1] == 0
     weights = p[0] / EQUAL * [0.4, 0.05, 0.55]
     np.testing.assert_allclose(found[1], weights / weights.sum())
@@ -120,6 +119,8 @@ def test_tables_are_the_same_as_json_and_refuse_what_does_not_fit() -> None:
         replace(CALIBRATION, bias=((0.0,) * 3, (0.0, 0.0, float("nan"))))
     with pytest.raises(ConfigError, match="shares: those of a bin do not sum to 1"):
         replace(CALIBRATION, shares=((0.5,) * 3, (0.5, 0.2, 0.3)))
+    with pytest.raises(ConfigError, match="shares: a class has none"):
+        replace(CALIBRATION, shares=((0.5, 0.0, 0.5), (0.5, 0.2, 0.3)))
     with pytest.raises(ConfigError, match="reference: give 15 numbers >= 0 for each bin and class"):
         replace(CALIBRATION, reference=(((0,) * 14,) * 3,) * 2)
     with pytest.raises(ConfigError, match="its keys are classes, w1_edges"):

@@ -159,7 +159,7 @@ def test_names_that_no_column_can_have_are_refused(sky, tmp_path) -> None:
             "dataset", "--labels", sky.truth, "--images", sky.images, "--out", tmp_path / "d",
             "--classes", "star,T dwarf",
         )  # fmt: skip
-    assert class_problems(("star",)) == ["1 classes: give 2 to 64"]
+    assert class_problems(("star",)) == ["the number of classes is 1: give 2 to 64"]
     assert class_problems(("star", "total")) == ["total is reserved: choose another name"]
     assert class_problems(("star", "star_sky")) == ["star_sky is reserved: choose another name"]
     assert class_problems(("a", "b", "a")) == ["a is repeated"]

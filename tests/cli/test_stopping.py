@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from skyclass.cli.main import RESUMED, STOPPED, STOPPED_WHOLE, cli, stopped_text
+from skyclass.cli.main import NOT_RESUMED, RESUMED, STOPPED, cli, stopped_text
 
 
 @pytest.mark.parametrize(
@@ -33,5 +33,5 @@ def test_only_commands_that_resume_promise_it() -> None:
     assert set(RESUMED) < set(cli.commands)
     for name in cli.commands:
         text = stopped_text(KeyboardInterrupt(), [name, "sky"])
-        assert text == (STOPPED if name in RESUMED else STOPPED_WHOLE)
-    assert stopped_text(None, []) == STOPPED_WHOLE
+        assert text == (STOPPED if name in RESUMED else NOT_RESUMED)
+    assert stopped_text(None, []) == NOT_RESUMED

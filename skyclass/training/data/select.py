@@ -92,7 +92,9 @@ def _draw(labels: Labels, config: DatasetConfig) -> Labels:
     counts: dict[str, int] = config.counts or PRESETS.get(config.preset or "", {}).get("counts", {})
     label = labels.table["label"].to_numpy()
     drops = _drops_text(labels.dropped)
-    require_all_classes(label, labels.classes, f"labels {config.labels} on {config.images}: of what is left{drops}")
+    require_all_classes(
+        label, labels.classes, f"labels {config.labels} on {config.images}: of the remaining sources{drops}"
+    )
     available = label_counts(label, labels.classes)
     if any(available[name] < n for name, n in counts.items()):
         needed = ", ".join(f"{n:,} {name}" for name, n in counts.items())

@@ -29,7 +29,7 @@ LEAST_ROWS = 100
 """Rows that each class needs in each bin."""
 SCALE_LIMITS = (0.05, 20.0)
 RIDGE = 1e-3
-"""Weight of the squared distance of the scales and biases from those that change nothing, for bins of few rows."""
+"""Weight of a penalty that pulls scales to 1 and biases to 0, so that they stay moderate in bins of few rows."""
 FOLDS = 5
 
 

@@ -45,7 +45,6 @@ def initial_network(run: TrainConfig, classes: tuple[str, ...], cut: Cut) -> nn.
     if not run.start_from:
         return network
     start = read_bundle(run.start_from)
-    _check_network(run, start)
     _check_start(run, start, classes, cut)
     if run.network == "fusion" and start.network == "iicnet":
         assert isinstance(network, FusionNet)
