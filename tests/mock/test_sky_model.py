@@ -21,7 +21,7 @@ from skyclass.mock.conditions import (
     zodiacal_sky_dn,
 )
 from skyclass.mock.counts import EDGES_W1, balanced_counts, natural_counts, with_quasars
-from skyclass.mock.field import DIFFUSE, SkyModel, sources_near
+from skyclass.mock.field import DIFFUSE, SkyModel, relative_density, sources_near
 from skyclass.mock.grid import ZERO_POINT_MAG, nearest_tiles
 from skyclass.mock.population import CLASS_OF_SUBTYPE, OUTLIERS, SUBTYPES
 from skyclass.mock.psf import ATLAS, AXIS_RATIO, Psf, atlas_psf
@@ -299,3 +299,11 @@ def test_several_positions_make_one_archive(tmp_path):
 def test_bad_positions_and_fractions_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)center = 10,95: .*quasar fraction = 1.5.*outliers per deg2 = -1"):
         write_mock(tmp_path / "m", centers=[(10.0, 95.0)], quasar_fraction=1.5, outliers_per_deg2=-1.0)
+
+
+def test_the_density_of_sources_varies_by_a_tenth():
+    """As docs/simulated-sky.md says."""
+    rng = np.random.default_rng(1)
+    ra, dec = rng.uniform(0, 360, 4000), np.degrees(np.arcsin(rng.uniform(-1, 1, 4000)))
+    density = relative_density(5, ra, dec)
+    assert density.mean() == pytest.approx(1, abs=0.02) and density.std() == pytest.approx(0.10, abs=0.01)
