@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from skyclass.errors import SkyclassError
 from skyclass.model.bundle import read_bundle
+from skyclass.sky.galactic import abs_galactic_latitude_deg
 from skyclass.training.data.dataset import Dataset, load_dataset
 from skyclass.training.evaluation.bootstrap import interval, resamples
-from skyclass.training.evaluation.evaluate import galactic_latitude_deg
 from skyclass.training.evaluation.predictions import probabilities_of
 from skyclass.types import DEFAULT_CLASSES
 
@@ -41,7 +41,7 @@ def columns_of(dataset: Dataset, bundles: tuple[str, str], device: str) -> Colum
         f"right_{key}": probabilities_of(read_bundle(name), dataset, rows, device).argmax(1) == dataset.labels
         for key, name in zip(("old", "new"), bundles, strict=True)
     }
-    latitude = galactic_latitude_deg(table["ra"], table["dec"])
+    latitude = abs_galactic_latitude_deg(table["ra"], table["dec"])
     return {"label": dataset.labels.astype(float), "abs_b_deg": latitude, **table, **right}
 
 

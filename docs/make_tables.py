@@ -32,7 +32,15 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Runs": ("RunConfig", "classify", "plan", "RunReport", "PlanReport", "connect"),
     "Regions": ("Cone", "Box", "Polygon", "Pixels", "Moc", "read_moc"),
     "Sources": ("open_sources", "SourceTable"),
-    "Class catalogues": ("open_catalog", "ClassCatalog", "verify", "VerifyReport", "Flag"),
+    "Class catalogues": (
+        "open_catalog",
+        "ClassCatalog",
+        "verify",
+        "VerifyReport",
+        "recalibrate",
+        "undo_recalibration",
+        "Flag",
+    ),
     "Models": ("load_classifier",),
     "Constants": ("BANDS",),
 }

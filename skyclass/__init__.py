@@ -5,7 +5,7 @@ Importing it loads neither torch nor Dask; each public name is loaded when it is
     classify, plan, RunConfig                run a classification, or predict what it takes
     Cone, Box, Polygon, Pixels, read_moc     regions of the sky
     open_sources                             catalogues to classify, as Dask DataFrames
-    open_catalog, verify                     class catalogues
+    open_catalog, verify, recalibrate        class catalogues
     load_classifier                          a model bundle, for images of your own
     connect                                  a Dask cluster
     SkyclassError and its subclasses         every error that skyclass raises on purpose
@@ -47,7 +47,9 @@ _HOME = {
     "open_catalog": "catalog.query",
     "open_sources": "sources.opening",
     "plan": "api",
+    "recalibrate": "run.recalibrate",
     "read_moc": "sky.moc",
+    "undo_recalibration": "run.recalibrate",
     "verify": "run.finish",
 }
 """Public name -> module below this package that defines it."""
@@ -83,6 +85,8 @@ __all__ = [
     "open_sources",
     "plan",
     "read_moc",
+    "recalibrate",
+    "undo_recalibration",
     "verify",
 ]
 
@@ -106,6 +110,7 @@ if TYPE_CHECKING:
     from .run.config import RunConfig
     from .run.finish import verify
     from .run.plan_report import PlanReport
+    from .run.recalibrate import recalibrate, undo_recalibration
     from .run.report import RunReport
     from .sky.moc import Moc, read_moc
     from .sky.regions import Box, Cone, Pixels, Polygon

@@ -200,7 +200,10 @@ ROW_GROUP_ROWS = 6_000
 UNCLASSIFIED = "unclassified"
 """Name under which rows without a class are counted."""
 
-REPEATING = ("coadd_id", "cc_flags", "ext_flg", "class", "flags", "valid_frac", "model_id", "run_id")
+REPEATING = (
+    *("coadd_id", "cc_flags", "ext_flg", "class", "set_90", "flags", "valid_frac", "model_id", "run_id"),
+    *("class_sky", "prior_id"),
+)
 """Columns worth a dictionary inside a file; on the others it costs a quarter more bytes."""
 
 SORT_KEYS = ("_healpix_29", "source_id")
@@ -226,8 +229,11 @@ _SOURCE_COLUMNS: dict[str, tuple[str, str, str]] = {
 """Column -> (unit, UCD, description), in the order of the catalogue; units are VOUnits, UCDs UCD1+."""
 
 
-def class_columns(classes: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
-    """Return (unit, UCD, description) of each column of a catalogue with these classes, in its order."""
+def class_columns(classes: tuple[str, ...], has_prior: bool = False) -> dict[str, tuple[str, str, str]]:
+    """Return (unit, UCD, description) of each column of a catalogue with these classes, in its order.
+
+    The columns of `sky_columns` come last, where the catalogue was published with a prior.
+    """
     total = f"the {NUMBER_WORDS.get(len(classes), len(classes))} sum to 1"
     equal = f"{math.log(len(classes)):.4f} (ln {len(classes)})"
     names = ", ".join(classes)
@@ -235,7 +241,8 @@ def class_columns(classes: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
         f"p_{name}": (
             "",
             "stat.probability;src.class",
-            f"{name.capitalize()} probability; {total}; null where class is null",
+            f"Probability of {name} for the class shares in the training of the model, not for those of the sky; "
+            f"{total}; null without class",
         )
         for name in classes
     }
@@ -245,10 +252,36 @@ def class_columns(classes: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
         **probabilities,
         "margin": ("", "stat.probability", "Highest minus second highest probability"),
         "entropy": ("", "stat.param", f"Entropy of the probabilities in nats: 0 certain, {equal} all equal"),
+        "set_90": (
+            "",
+            "src.class",
+            "Classes that the source may have, such as galaxy|star. At each W1, 90 % of the sources of a class have "
+            "the class in their set, if they look like those of the calibration. Empty for a source that is unlike "
+            "every class; null without class, W1 or calibration",
+        ),
         "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
         "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
         "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),
         "run_id": ("", "meta.id;meta.dataset", "Run that made the row"),
+        **(sky_columns(classes) if has_prior else {}),
+    }
+
+
+def sky_columns(classes: tuple[str, ...]) -> dict[str, tuple[str, str, str]]:
+    """Return (unit, UCD, description) of the columns that a publication with a prior adds."""
+    prior = "for the class shares that the prior states at its W1 and |b|"
+    return {
+        **{
+            f"p_{name}_sky": (
+                "",
+                "stat.probability;src.class",
+                f"Probability of {name} {prior}; null where the prior says nothing (flag {Flag.EXTRAPOLATED:d}), and "
+                "without class",
+            )
+            for name in classes
+        },
+        "class_sky": ("", "src.class", f"Most probable class {prior}; unsure where flag {Flag.UNSURE:d} is set"),
+        "prior_id": ("", "meta.id", "Prior of the row, see prior.json of the catalogue; null where p_<class>_sky are"),
     }
 
 
@@ -258,14 +291,14 @@ _TYPES: dict[str, pa.DataType] = {
     **dict.fromkeys(("_healpix_29", "cntr"), pa.int64()),
     **dict.fromkeys(("ra", "dec"), pa.float64()),
     **dict.fromkeys(("ext_flg", "flags"), pa.int32()),
-    **dict.fromkeys(("source_id", "designation", "coadd_id", "cc_flags", "class"), pa.string()),
-    **dict.fromkeys(("model_id", "run_id"), pa.string()),
+    **dict.fromkeys(("source_id", "designation", "coadd_id", "cc_flags", "class", "set_90"), pa.string()),
+    **dict.fromkeys(("model_id", "run_id", "class_sky", "prior_id"), pa.string()),
 }
 
 
 @cache
-def class_schema(classes: tuple[str, ...]) -> pa.Schema:
-    """Return the schema of a class catalogue of a model with these classes.
+def class_schema(classes: tuple[str, ...], has_prior: bool = False) -> pa.Schema:
+    """Return the schema of a class catalogue of a model with these classes, published with a prior or without.
 
     Each field has its unit, UCD and description. The probabilities `p_<class>` have the order of the classes.
 
@@ -277,12 +310,12 @@ def class_schema(classes: tuple[str, ...]) -> pa.Schema:
         metadata = {"unit": unit, "ucd": ucd, "description": description}
         return pa.field(name, _TYPES.get(name, pa.float32()), metadata=metadata)
 
-    return pa.schema([field(name, *facts) for name, facts in class_columns(classes).items()])
+    return pa.schema([field(name, *facts) for name, facts in class_columns(classes, has_prior).items()])
 
 
 def classes_of(schema: pa.Schema) -> tuple[str, ...]:
     """Return the classes of a catalogue from its columns `p_<class>`."""
-    return tuple(name[2:] for name in schema.names if name.startswith("p_"))
+    return tuple(name[2:] for name in schema.names if name.startswith("p_") and not name.endswith("_sky"))
 
 
 _REQUIRED = ("_healpix_29", "source_id", "ra", "dec", "flags", "run_id")
@@ -298,7 +331,7 @@ def conform(table: pa.Table) -> pa.Table:
     classes = classes_of(table.schema)
     if len(classes) < 2:
         raise StoreError("rows do not fit the class catalogue: fewer than two columns p_<class>")
-    schema = class_schema(classes)
+    schema = class_schema(classes, "prior_id" in table.column_names)
     problems = _schema_problems(table.schema, schema)
     if not problems:
         table = table.select(schema.names).cast(schema)
@@ -328,8 +361,10 @@ def _schema_problems(schema: pa.Schema, expected: pa.Schema) -> list[str]:
 def _value_problems(table: pa.Table) -> list[str]:
     problems = [f"{name} has {table[name].null_count} nulls" for name in _REQUIRED if table[name].null_count]
     classes = classes_of(table.schema)
-    strange = [name for name in pc.unique(table["class"]).to_pylist() if name not in (None, *classes)]
-    return problems + [f"class {name!r} is none of {', '.join(classes)}" for name in strange]
+    for column in {"class", "class_sky"} & set(table.column_names):
+        strange = [name for name in pc.unique(table[column]).to_pylist() if name not in (None, *classes)]
+        problems += [f"{column} {name!r} is none of {', '.join(classes)}" for name in strange]
+    return problems
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -98,7 +98,12 @@ class Flag(IntFlag):
     NO_IMAGE = 128, "no class was given: some band has no pixel at all; probabilities are null"
     BAD_VALUE = 256, "a value that is no number in its physical range, or a name that no tile has, was read as missing"
     MODEL_FAULT = 512, "no class was given: for this image the model gives no probabilities; they are null"
+    EXTRAPOLATED = 32768, "the prior says nothing of the source's W1 and |b|: `p_<class>_sky` and `class_sky` are null"
+    UNSURE = 65536, "the highest `p_<class>_sky` is below 0.7: do not count on `class_sky`"
 
+
+PRIOR_FLAGS = Flag.EXTRAPOLATED | Flag.UNSURE
+"""Flags that the publication sets, because they depend on the prior."""
 
 FAULT_FLAGS = {
     "missing_tile": Flag.TILE_MISSING | Flag.NO_IMAGE,

@@ -6,16 +6,17 @@ import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import parquet_bytes
-from ..schema import FOOTER_KEY, class_columns, class_schema
+from ..schema import FOOTER_KEY, class_columns
 from ..sky.healpix import MAX_ORDER
 from ..types import Flag
-from .manifest import CATALOG_ORDER, PixelRecord, class_names, label_of, manifest_of
+from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of, schema_of
 
 
 def file_metadata(
@@ -110,7 +111,7 @@ _VOTABLE_TYPES = (
 def sidecar_files(records: Sequence[PixelRecord], provenance: Mapping[str, Any], created: str) -> dict[str, bytes]:
     properties = _properties_text(records, provenance, created).encode()
     pixels = "".join(f"{CATALOG_ORDER},{record.pixel}\n" for record in records)
-    schema = class_schema(class_names(provenance))
+    schema = schema_of(provenance)
     return {
         "hats.properties": properties,
         "properties": properties,  # the name that readers of HATS before 0.6 look for
@@ -145,12 +146,19 @@ def _properties_text(records: Sequence[PixelRecord], provenance: Mapping[str, An
     return "#HATS catalog\n" + "".join(f"{key}={value}\n" for key, value in values.items())
 
 
+def creation_date(root: Path) -> str:
+    """Return the time in `hats.properties` of a published catalogue at which its run began."""
+    lines = (root / "hats.properties").read_text().splitlines()
+    fields = {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
+    return fields.get("hats_creation_date", "")
+
+
 def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> str:
     manifest = manifest_of(records, sum(record.rows for record in records), provenance, {}, "")
     counts = "\n".join(f"  {name:<14}{count:>14,}" for name, count in manifest.classes.items())
     columns = "\n".join(
         f"  {name:<14}{unit or '-':<6}{ucd:<28}{text}"
-        for name, (unit, ucd, text) in class_columns(manifest.class_names).items()
+        for name, (unit, ucd, text) in class_columns(manifest.class_names, "prior" in provenance).items()
     )
     flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{flag.meaning}" for flag in Flag)
     return _README.format(

@@ -22,7 +22,7 @@ CATALOG_ORDER = 5
 PIXEL_SHIFT = 2 * (MAX_ORDER - CATALOG_ORDER)
 """`_healpix_29 >> PIXEL_SHIFT` is the pixel of a published file."""
 
-MANIFEST_FORMAT = "skyclass class catalogue 2"
+MANIFEST_FORMAT = "skyclass class catalogue 3"
 
 
 def pixel_path(pixel: int, order: int = CATALOG_ORDER) -> str:
@@ -72,7 +72,13 @@ class Manifest:
     @property
     def schema(self) -> pa.Schema:
         """Schema of the published files."""
-        return class_schema(self.class_names)
+        return schema_of(self.provenance)
+
+    @property
+    def prior_key(self) -> str | None:
+        """What the prior was asked for as: "estimate", or the `prior_id` of a table; None without a prior."""
+        prior = self.provenance.get("prior")
+        return str(prior["key"]) if prior else None
 
 
 MANIFEST_NAME = "manifest.json"
@@ -120,6 +126,11 @@ def class_names(provenance: Mapping[str, Any]) -> tuple[str, ...]:
             f"the run does not record the classes of its model ({names!r}): classify again into another folder"
         )
     return tuple(names)
+
+
+def schema_of(provenance: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of the published files of rows with this provenance."""
+    return class_schema(class_names(provenance), has_prior="prior" in provenance)
 
 
 def write_manifest(catalog: Path, manifest: Manifest) -> Path:

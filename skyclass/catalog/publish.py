@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import starmap
@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import RowsLost, StoreError
+from ..errors import ConfigError, RowsLost, StoreError
 from ..files import parquet_bytes, write_bytes
+from ..model.priors import BinnedCalibration, PriorTable
 from ..schema import class_counts, class_schema, conform, flagged
 from ..text import counted
 from ..types import Json, ParallelMap
@@ -33,8 +34,12 @@ from .manifest import (
     class_names,
     manifest_of,
     pixel_path,
+    schema_of,
     write_manifest,
 )
+from .prior_files import NO_CALIBRATION, Prior, prior_files
+from .sky_columns import CataloguePrior, counts_of_rows, with_sky_columns, without_prior_flags
+from .sky_prior import BinEstimate, SkyCounts, estimated_prior, merged_counts
 from .verify import quoted, repeated_ids
 from .versions import CURRENT, PUBLICATIONS, begin_publication, make_current, superseded_publications
 
@@ -66,6 +71,11 @@ class CatalogRows:
         `run_id`, `fingerprint` and `info`; equal runs have equal provenance, so no time is in it.
     created : str
         Time at which the run began (ISO 8601).
+    calibration : BinnedCalibration or None
+        Calibration of the model within bins of W1; a file beside the catalogue has it.
+    prior : PriorTable or "estimate" or None
+        Class shares for the columns `p_<class>_sky`: a table, or an estimate from the rows. Without a prior the
+        catalogue does not have these columns.
     """
 
     folder: Path
@@ -76,6 +86,13 @@ class CatalogRows:
     digest: str
     provenance: Json
     created: str
+    calibration: BinnedCalibration | None = None
+    prior: Prior = None
+
+    @property
+    def prior_key(self) -> str | None:
+        """What the prior is asked for as, see `Manifest.prior_key`."""
+        return self.prior.prior_id if isinstance(self.prior, PriorTable) else self.prior
 
 
 def publish_catalog(
@@ -106,16 +123,45 @@ def publish_catalog(
     """
     pixels = files_by_pixel(rows.files)
     check_space(rows, len(pixels))
+    prior, bins = prior_of(rows, parallel_map)
+    if prior:
+        rows = replace(rows, provenance=rows.provenance | {"prior": prior_provenance(rows, prior.table)})
     staging_folder = begin_publication(rows.folder)
     records: list[PixelRecord] = []
-    for record in parallel_map(partial(write_pixel, rows.provenance, staging_folder), pixels):
+    for record in parallel_map(partial(write_pixel, rows.provenance, prior, staging_folder), pixels):
         records.append(record)
         if progress:
             progress(len(records), len(pixels))
-    finish_publication(rows, staging_folder, records)
+    finish_publication(rows, staging_folder, records, prior_files(rows.calibration, prior, bins))
     fence()
     make_current(rows.folder, staging_folder)
     return rows.folder / CURRENT / MANIFEST_NAME
+
+
+def prior_of(rows: CatalogRows, parallel_map: ParallelMap) -> tuple[CataloguePrior | None, list[BinEstimate]]:
+    """Return the prior of a publication, and the bins from which it was estimated.
+
+    Raises `ConfigError` where the model has no calibration within bins of W1.
+    """
+    if rows.prior is None:
+        return None, []
+    if rows.calibration is None:
+        raise ConfigError(NO_CALIBRATION)
+    if isinstance(rows.prior, PriorTable):
+        return CataloguePrior(rows.calibration, rows.prior), []
+    parts = parallel_map(partial(counts_of_file, rows.calibration), [(str(path),) for path in rows.files])
+    table, bins = estimated_prior(merged_counts(parts), rows.calibration)
+    return CataloguePrior(rows.calibration, table), bins
+
+
+def counts_of_file(calibration: BinnedCalibration, path: str) -> SkyCounts:
+    """Return the counts of the rows of a file by bins of W1 and |b|."""
+    return counts_of_rows(pq.read_table(path, schema=class_schema(calibration.classes)), calibration)
+
+
+def prior_provenance(rows: CatalogRows, table: PriorTable) -> Json:
+    """Return what every published file says of its prior."""
+    return {"key": rows.prior_key, "prior_id": table.prior_id, "label": table.label}
 
 
 def files_by_pixel(files: Iterable[Path]) -> list[tuple[int, tuple[str, ...]]]:
@@ -128,16 +174,19 @@ def files_by_pixel(files: Iterable[Path]) -> list[tuple[int, tuple[str, ...]]]:
     return [(pixel, tuple(by_pixel[pixel])) for pixel in sorted(by_pixel)]
 
 
-def write_pixel(provenance: Json, staging_folder: Path, pixel: int, files: Sequence[str]) -> PixelRecord:
+def write_pixel(
+    provenance: Json, prior: CataloguePrior | None, staging_folder: Path, pixel: int, files: Sequence[str]
+) -> PixelRecord:
     """Write the sorted rows of an order-5 pixel to a file of `staging_folder`, and return the record of the file.
 
-    A repeated call writes the same file again.
+    With a prior the rows get its columns. A repeated call writes the same file again.
     """
     low, high = pixel << PIXEL_SHIFT, (pixel + 1) << PIXEL_SHIFT
     inside = (pc.field("_healpix_29") >= low) & (pc.field("_healpix_29") < high)
     classes = class_names(provenance)
-    schema = class_schema(classes)
-    rows = conform(pa.concat_tables([pq.read_table(path, schema=schema, filters=inside) for path in files]))
+    of_model, schema = class_schema(classes), schema_of(provenance)
+    rows = pa.concat_tables([pq.read_table(path, schema=of_model, filters=inside) for path in files])
+    rows = conform(with_sky_columns(rows, prior) if prior else without_prior_flags(rows))
     footer = file_metadata(schema, provenance, text_sizes(rows))
     data = parquet_bytes(rows, footer, store_schema=False)
     path = pixel_path(pixel)
@@ -149,8 +198,10 @@ def write_pixel(provenance: Json, staging_folder: Path, pixel: int, files: Seque
     )  # fmt: skip
 
 
-def finish_publication(rows: CatalogRows, staging_folder: Path, records: Iterable[PixelRecord]) -> None:
-    """Check the files in `staging_folder`, and write the files beside them, the manifest last.
+def finish_publication(
+    rows: CatalogRows, staging_folder: Path, records: Iterable[PixelRecord], more_files: Mapping[str, bytes]
+) -> None:
+    """Check the files in `staging_folder`, and write the files beside them, `more_files` among them, the manifest last.
 
     Raises `RowsLost` unless the files together hold `rows.n_rows`, and `StoreError` where a source id occurs twice.
     """
@@ -163,7 +214,7 @@ def finish_publication(rows: CatalogRows, staging_folder: Path, records: Iterabl
             f"source_id is not unique: {quoted(repeated)} occur more than once; give each source of the input "
             "its own source_id"
         )
-    sidecars = sidecar_files(records, rows.provenance, rows.created)
+    sidecars = {**sidecar_files(records, rows.provenance, rows.created), **more_files}
     for name, data in sidecars.items():
         write_bytes(staging_folder / name, data)
     digests = {name: sha256(data).hexdigest() for name, data in sidecars.items()}

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..errors import ConfigError
 from ..model.priors import LEAST_P, NO_BIN, BinnedCalibration, PriorTable, bin_of, calibrated_in_bins, confidence_counts
 from ..text import counted
 from ..types import Float64, Int64
@@ -273,7 +272,7 @@ def estimated_prior(
     """Return the class shares of a sky in bins of W1 and |b|, and the estimate of each bin.
 
     The table has no shares for bins with fewer than `least_sources` sources, and for those whose sources do not fit the
-    calibration. Raises `ConfigError` where no bin has shares.
+    calibration.
     """
     n_w1, n_b = len(calibration.w1_edges) - 1, len(abs_b_edges) - 1
     bins = [
@@ -284,12 +283,6 @@ def estimated_prior(
         for j in range(n_b)
     ]
     shares = [None if one.refusal else one.shares for one in bins]
-    if not any(shares):
-        most = max(one.n_sources for one in bins)
-        raise ConfigError(
-            f"no bin of W1 and |b| has class shares: the fullest one has {counted(most, 'source')} of the "
-            f"{least_sources:,} needed, or its sources do not fit the calibration; give a prior table, or use none"
-        )
     rows = tuple(tuple(shares[i * n_b : (i + 1) * n_b]) for i in range(n_w1))
     edges = tuple(float(edge) for edge in abs_b_edges)
     label = "estimated from the probabilities of the sources of this catalogue (Saerens et al. 2002)"

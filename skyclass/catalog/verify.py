@@ -82,6 +82,11 @@ def repeated_ids(root: Path, records: Sequence[PixelRecord], tmp: Path | None = 
         return [row[0] for row in connection.execute(query).fetchall()]
 
 
+def changed_files(root: Path, manifest: Manifest) -> list[str]:
+    """Return the files of a publication whose bytes differ from those that were published."""
+    return [record.path for record in manifest.files if _bytes_problems(root / record.path, record.path, record.sha256)]
+
+
 def quoted(names: Sequence[str]) -> str:
     """Return a few names in quotes."""
     return ", ".join(repr(name) for name in names[:SHOWN_IDS])

@@ -31,6 +31,7 @@ PUBLICATIONS = "catalogs"
 BUILDING_SUFFIX = ".building"
 
 _NO_SYMLINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LINKS = {*_NO_SYMLINKS, errno.EXDEV, errno.EMLINK}
 _NUMBER = re.compile(r"\d{6,}")
 _POINTER = re.compile(rf"{PUBLICATIONS}/\d{{6,}}")
 
@@ -157,6 +158,31 @@ def make_current(run: Path, staging_folder: Path) -> Path:
         sync_folder(target.parent)
         _point(run, f"{PUBLICATIONS}/{target.name}")
     return target
+
+
+def restore_previous(run: Path) -> Path:
+    """Publish the publication before the current one again, and return its new folder.
+
+    Its files are linked, or copied where the file system has no links. Raises `NotPublished` where there is none. The
+    caller holds the lease of the run.
+    """
+    current = current_publication(run)
+    earlier = [path for path in publications(run) if current and int(path.name) < int(current.name)]
+    if not earlier:
+        raise NotPublished(f"{run} has no publication before the current one: 'skyclass gc' removes earlier ones")
+    staging_folder = begin_publication(run)
+    with translate_write_errors(staging_folder):
+        shutil.copytree(earlier[-1], staging_folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    return make_current(run, staging_folder)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
 
 
 def restore_link(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands on results: verify, query, report, cutouts."""
+"""Commands on results: verify, recalibrate, query, report, cutouts."""
 
 from __future__ import annotations
 
@@ -58,6 +58,25 @@ def verify(catalogue: str) -> int:
     if not report.ok:
         say("to replace it: `skyclass publish RUN_FOLDER` makes a new publication from the committed tiles of its run")
     return 0 if report.ok else 1
+
+
+@click.command()
+@click.argument("catalogue")
+@click.option("--prior", help="none, estimate, the name of a shipped table, or a JSON file.")
+@click.option("--out", metavar="FOLDER", help="New folder.  [default: a new version in the run folder]")
+@click.option("--undo", is_flag=True, help="Make the version before the current one current again.")
+def recalibrate(catalogue: str, prior: str | None, out: str | None, undo: bool) -> int:
+    """Publish a class catalogue with another prior, from its own rows: no image is read and no network runs."""
+    from ..catalog.prior_files import prior_lines
+    from ..run.recalibrate import recalibrate as publish_with
+    from ..run.recalibrate import undo_recalibration
+
+    if undo == (prior is not None) or (undo and out is not None):
+        raise ConfigError("recalibrate takes either --prior, with or without --out, or --undo")
+    with translate_catalogue_errors(catalogue):
+        folder = undo_recalibration(catalogue) if prior is None else publish_with(catalogue, prior, out)
+    say(*prior_lines(folder), f"published {folder}")
+    return 0
 
 
 @click.command()

@@ -23,7 +23,7 @@ from ..locations import refuse_logins
 from ..signals import leave, was_stopped
 from ..text import printable, shell_command
 from ..version import PACKAGE
-from .catalogue import cutouts, query, report, verify
+from .catalogue import cutouts, query, recalibrate, report, verify
 from .output import say
 from .run import classify, gc, plan, publish
 from .tools import demo, init, mock
@@ -152,7 +152,7 @@ def cli() -> None:
 
 for command in (
     *(classify, plan, publish, gc),
-    *(verify, query, report, cutouts),
+    *(verify, recalibrate, query, report, cutouts),
     *(labels, dataset, train, evaluate),
     *(mock, demo, init),
 ):

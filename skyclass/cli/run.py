@@ -30,6 +30,8 @@ def classify(toml: str | None, **options: Any) -> int:
 
 
 def _print_report(report: Any, run: RunConfig) -> None:
+    from ..catalog.prior_files import prior_lines
+
     faults = f" + {report.model_faults:,} without probabilities" if report.model_faults else ""
     lines = [
         f"{counted(report.sources_in, 'source')} in = {report.classified:,} classified "
@@ -41,6 +43,7 @@ def _print_report(report: Any, run: RunConfig) -> None:
         f"model {report.model_id}" + (": trained on a SIMULATED sky only" if report.simulated_model else ""),
         f"class catalogue: {Path(run.out) / 'catalog'}",
     ]
+    lines[-1:-1] = prior_lines(Path(run.out) / "catalog")
     lines[2:2] = _of_inputs(report)
     say(*lines)
     if report.model_faults:
@@ -80,8 +83,10 @@ def plan(toml: str | None, **options: Any) -> int:
 
 @click.command()
 @click.argument("directory")
-def publish(directory: str) -> int:
+@click.option("--prior", help="As of classify.  [default: the one of the call that started the run]")
+def publish(directory: str, prior: str | None) -> int:
     """Publish the class catalogue of a finished run folder (again)."""
+    from ..catalog.prior_files import prior_lines
     from ..run.finish import publish_run
     from ..run.folder import RunFolder, read_run
     from ..run.lease import hold_lease
@@ -89,7 +94,8 @@ def publish(directory: str) -> int:
     folder = RunFolder(Path(directory))
     read_run(folder)
     with hold_lease(folder) as lease:
-        say(f"published {publish_run(folder, fence=lease.check)}")
+        manifest = publish_run(folder, fence=lease.check, prior=prior)
+    say(*prior_lines(manifest.parent), f"published {manifest}")
     return 0
 
 

@@ -62,7 +62,7 @@ def classify(run: RunConfig, client: Client | None = None, watch: StartProgress 
             state = RunState(context, plan, lease)
             with watch(state.resume(load_committed(run, context))) as state.reporter, state.noting_commits():
                 run_tiles(client, state, state.pending, run.strip_sources, placement)
-            return publish_and_report(context, state, partial(map_unordered, client))
+            return publish_and_report(run, context, state, partial(map_unordered, client))
 
 
 def cluster_of(run: RunConfig) -> AbstractContextManager[Client]:

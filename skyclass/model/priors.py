@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from ..errors import ConfigError
-from ..types import Float64, Int64, class_problems
+from ..types import Bool, Float64, Int64, class_problems
 
 LEAST_P = 1e-12
 """Smaller probabilities count as this one: a float32 of the catalogue cannot tell them apart from 0."""
@@ -54,6 +54,9 @@ class BinnedCalibration:
         Rows of the calibration.
     reference : (B, K, G) tuples of int
         `confidence_counts` of the rows of each class, with which `fit_of` compares the sources of a sky.
+    set_thresholds : (B, K) tuples of float
+        Smallest probability of the model, before this calibration, with which a class is in the set of a source
+        (`in_sets`).
 
     Raises
     ------
@@ -68,12 +71,13 @@ class BinnedCalibration:
     shares: Table
     counts: tuple[tuple[int, ...], ...]
     reference: tuple[tuple[tuple[int, ...], ...], ...]
+    set_thresholds: Table
 
     def __post_init__(self) -> None:
         problems = class_problems(self.classes)
         problems += edge_problems("w1_edges", self.w1_edges)
         shape = (len(self.w1_edges) - 1, len(self.classes))
-        for name in ("scale", "bias", "shares", "counts"):
+        for name in ("scale", "bias", "shares", "counts", "set_thresholds"):
             values = np.asarray(getattr(self, name), np.float64)
             if values.shape != shape or not np.isfinite(values).all():
                 problems.append(f"{name}: give a finite number for each of {shape[0]} bins and {shape[1]} classes")
@@ -186,7 +190,8 @@ def calibrated_in_bins(
     The probabilities are NaN, and the bin is `NO_BIN`, where W1 is unknown or outside the bins.
 
     >>> one, none = ((1.0, 1.0),), ((0.0, 0.0),)
-    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), one, none, ((0.5, 0.5),), ((9, 9),), (((0,) * 10,) * 2,))
+    >>> half, counts = ((0.5, 0.5),), (((0,) * 10,) * 2,)
+    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), one, none, half, ((9, 9),), counts, half)
     >>> p, bins = calibrated_in_bins([[0.25, 0.75], [0.5, 0.5]], [12.0, 18.0], same)
     >>> p.round(6).tolist(), bins.tolist()
     ([[0.25, 0.75], [nan, nan]], [0, -1])
@@ -197,6 +202,19 @@ def calibrated_in_bins(
     p = cast(Float64, special.softmax(z, axis=1))
     p[index == NO_BIN] = np.nan
     return p, index
+
+
+def in_sets(probabilities: ArrayLike, w1: ArrayLike, calibration: BinnedCalibration) -> tuple[Bool, Bool]:
+    """Return which classes (N, K) are in the set of a source, and which sources (N,) have a set.
+
+    `probabilities` (N, K) are those of the model. A class is in the set where its probability is at least the threshold
+    of its bin of W1, which 90 % of the sources of the class reach: a label-conditional conformal set (Vovk,
+    Gammerman & Shafer 2005, section 4.5). It does not depend on the shares of the classes. Sources without
+    probabilities, or with W1 unknown or outside the bins, have no set.
+    """
+    p, index = np.asarray(probabilities, np.float64), bin_of(w1, calibration.w1_edges)
+    has_set = (index != NO_BIN) & np.isfinite(p).all(axis=1)
+    return (p >= np.asarray(calibration.set_thresholds)[index]) & has_set[:, None], has_set
 
 
 def confidence_counts(probabilities: ArrayLike) -> Int64:

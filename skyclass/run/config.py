@@ -59,8 +59,9 @@ class RunConfig:
     """One classification run: the keys of RUN.toml, and with dashes the options of `skyclass classify`.
 
     A configuration is frozen and checked when it is made; `ConfigError` lists every problem. The keys
-    catalog, images, region, model and precision decide the rows, and compile their last digits. The other keys decide
-    where, and how fast, skyclass computes them.
+    catalog, images, region, model and precision decide the rows, and compile their last digits; prior decides the
+    columns p_<class>_sky beside them, and may change when a run is resumed. The other keys decide where, and how fast,
+    skyclass computes them.
 
     Examples
     --------
@@ -83,6 +84,10 @@ class RunConfig:
     ] = None
     """Part of the sky: skyclass classifies the sources inside, and opens no partition outside. All sources when
     absent."""
+    prior: Annotated[str, Field(min_length=1)] = "none"
+    """Class shares of the sky for the columns p_<class>_sky. none: no such columns. estimate: from the sources of the
+    catalogue, in bins of W1 and |b|; use it only for a catalogue that was not selected by colour or class. Else a JSON
+    file, or the name of a shipped table."""
     precision: Precision = "auto"
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"

@@ -9,11 +9,13 @@ from itertools import starmap
 from pathlib import Path
 
 from ..catalog.manifest import read_manifest
+from ..catalog.prior_files import NONE, read_prior
 from ..catalog.publish import CatalogRows, Progress, publish_catalog, require_row_total
 from ..catalog.verify import VerifyReport, verify_publication
 from ..catalog.versions import PUBLICATIONS, current_publication, find_catalog, refuse_foreign_catalog
 from ..errors import RunMismatch, StoreError
 from ..files import unfinished
+from ..model.priors import BinnedCalibration
 from ..text import counted
 from ..types import ParallelMap
 from .commits import Commit, committed, refuse_changed
@@ -27,10 +29,12 @@ def publish_run(
     n_expected: int | None = None,
     parallel_map: ParallelMap = starmap,
     fence: Callable[[], None] = lambda: None,
+    prior: str | None = None,
 ) -> Path:
     """Return the manifest of the class catalogue, published from the committed tiles of a run.
 
     The caller holds the lease of the run. `n_expected` is the number of rows; the default is the count of the plan.
+    `prior` is that of `RunConfig`; the default is the one of the call that started the run.
     The other parameters, and further errors, are those of `publish_catalog`. Raises `NotPublished` where a tile is not
     committed, and `StoreError` where a tile was changed after its commit.
     """
@@ -44,12 +48,17 @@ def publish_run(
     refuse_changed(folder, commits.values())
     check_output_folder(folder)
     folder.make()
-    return publish_catalog(catalog_rows(folder, commits, n_rows), progress, parallel_map, fence)
+    return publish_catalog(catalog_rows(folder, commits, n_rows, prior), progress, parallel_map, fence)
 
 
-def catalog_rows(folder: RunFolder, commits: Mapping[str, Commit], n_rows: int) -> CatalogRows:
+def catalog_rows(
+    folder: RunFolder, commits: Mapping[str, Commit], n_rows: int, prior: str | None = None
+) -> CatalogRows:
     """Return the committed tiles of a run as the rows of a class catalogue."""
     run = read_run(folder)
+    model = dict(run["info"].get("model", {}))
+    calibration = model.pop("w1_calibration", None)  # a file beside the catalogue has it, instead of every file
+    request = prior or run["info"].get("config", {}).get("prior", NONE)
     return CatalogRows(
         folder=folder.path,
         tmp=folder.tmp,
@@ -57,8 +66,10 @@ def catalog_rows(folder: RunFolder, commits: Mapping[str, Commit], n_rows: int) 
         nbytes=sum(commit.nbytes for commit in commits.values()),
         n_rows=n_rows,
         digest=tiles_digest(commits),
-        provenance={name: run[name] for name in ("run_id", "fingerprint", "info")},
+        provenance={name: run[name] for name in ("run_id", "fingerprint")} | {"info": run["info"] | {"model": model}},
         created=str(run["created"]),
+        calibration=BinnedCalibration.from_dict(calibration) if calibration else None,
+        prior=read_prior(request, model.get("classes", ())),
     )
 
 
@@ -68,8 +79,8 @@ def tiles_digest(commits: Mapping[str, Commit]) -> str:
     return sha256(json.dumps(content).encode()).hexdigest()
 
 
-def is_published(folder: RunFolder) -> bool:
-    """Return whether the current publication holds the committed tiles of this run, and all its files are there."""
+def is_published(folder: RunFolder, prior: str = NONE) -> bool:
+    """Return whether the current publication holds the committed tiles of this run with a prior, and is complete."""
     root = current_publication(folder.path)
     if root is None:
         return False
@@ -81,10 +92,12 @@ def is_published(folder: RunFolder) -> bool:
         path = root / record.path
         if not path.is_file() or path.stat().st_size != record.nbytes:
             return False
+    rows = catalog_rows(folder, committed(folder), manifest.rows, prior)
     return (
         manifest.run_id == read_run(folder)["run_id"]
         and manifest.rows == expected_rows(folder)
-        and manifest.tiles == tiles_digest(committed(folder))
+        and manifest.tiles == rows.digest
+        and manifest.prior_key == rows.prior_key
     )
 
 

@@ -32,7 +32,7 @@ def classify(run: RunConfig, watch: StartProgress = no_progress) -> RunReport:
         with watch(state.resume(load_committed(run, context))) as state.reporter, state.noting_commits():
             for tile in state.pending:
                 classify_tile(context, tile, run.strip_sources, state)
-        return publish_and_report(context, state)
+        return publish_and_report(run, context, state)
 
 
 def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state: RunState) -> None:
@@ -52,12 +52,14 @@ def classify_tile(context: RunContext, tile: TilePlan, strip_sources: int, state
     state.record_commit(*commit)
 
 
-def publish_and_report(context: RunContext, state: RunState, parallel_map: ParallelMap = starmap) -> RunReport:
+def publish_and_report(
+    run: RunConfig, context: RunContext, state: RunState, parallel_map: ParallelMap = starmap
+) -> RunReport:
     """Check the rows, publish them if anything is new, and return the report; `parallel_map` writes the files."""
     report = state.report()
     state.lease.check()
-    if state.has_new_commits or not is_published(context.folder):
+    if state.has_new_commits or not is_published(context.folder, run.prior):
         write_json(context.folder.report_path, report.to_dict())
-        publish_run(context.folder, parallel_map=parallel_map, fence=state.lease.check)
+        publish_run(context.folder, parallel_map=parallel_map, fence=state.lease.check, prior=run.prior)
     restore_link(context.folder.path)
     return report

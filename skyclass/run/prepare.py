@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from ..catalog.prior_files import ESTIMATE, NO_CALIBRATION, read_prior
 from ..errors import CannotCompile, CatalogError, ConfigError, RunMismatch
 from ..files import content_digest, parquet_bytes, remove, unfinished, write_bytes
 from ..images.archive import AtlasArchive, open_archive
@@ -57,6 +58,7 @@ def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | 
     fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     model = {"id": bundle.model_id, "classes": list(bundle.classes), "training": dict(bundle.training)}
+    model |= {"w1_calibration": bundle.w1_calibration.to_dict()} if bundle.w1_calibration else {}
     info |= {"model": model, "label": bundle.training["label"]}
     run_id = start_or_resume(context.folder, fields, info, partition_names(context, plan) if table is None else {})
     if table is not None:
@@ -105,6 +107,7 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
     archive = open_archive(run.images, tuple(bundle.bands))
     context = new_context(run, bundle)
     check_output_folder(context.folder)
+    check_prior(run, bundle, sources)
     refuse_faulty_model(context)
     table = None
     if sources.is_partitioned:
@@ -114,6 +117,19 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
     with translate_archive_errors(context.folder):
         preflight(context, archive, plan, table)
     return context, plan, table
+
+
+def check_prior(run: RunConfig, bundle: Bundle, sources: SourceTable) -> None:
+    """Raise `ConfigError` for a prior that cannot be used with a model; warn where an estimate may mislead."""
+    prior = read_prior(run.prior, bundle.classes)
+    if prior is not None and bundle.w1_calibration is None:
+        raise ConfigError(f"prior = {run.prior!r}: {NO_CALIBRATION}")
+    if prior == ESTIMATE and not sources.is_partitioned:
+        log.warning(
+            "prior = 'estimate': the class shares will be those of the table %s; if it was selected by colour or "
+            "class, p_<class>_sky says nothing about other sources",
+            sources.location,
+        )
 
 
 def new_context(run: RunConfig, bundle: Bundle) -> RunContext:

@@ -49,7 +49,7 @@ def test_a_manifest_reads_back_and_names_its_format_first(manifest: Manifest, tm
     path = write_manifest(tmp_path, manifest)
     assert path == tmp_path / "manifest.json" and read_manifest(tmp_path) == manifest
     values = json.loads(path.read_text())
-    assert next(iter(values)) == "format" and values["format"] == "skyclass class catalogue 2"
+    assert next(iter(values)) == "format" and values["format"] == "skyclass class catalogue 3"
     assert values["files"][1] == {
         "pixel": 9,
         "path": "b.parquet",
@@ -69,7 +69,7 @@ def test_a_manifest_that_is_none_is_told(manifest: Manifest, tmp_path: Path) -> 
         read_manifest(tmp_path)
     path = write_manifest(tmp_path, manifest)
     good = json.loads(path.read_text())
-    other = f"{tmp_path} is no class catalogue: its manifest.json is not 'skyclass class catalogue 2'"
+    other = f"{tmp_path} is no class catalogue: its manifest.json is not 'skyclass class catalogue 3'"
     without_files = {name: value for name, value in good.items() if name != "files"}
     cases = [
         ({}, other),

@@ -324,9 +324,9 @@ def test_a_lost_file_is_never_published(copied: Path) -> None:
     folder = RunFolder(copied.parent)
     rows = catalog_rows(folder, committed(folder), 13_500)
     staging_folder = versions.begin_publication(folder.path)
-    records = [write_pixel(rows.provenance, staging_folder, *item) for item in files_by_pixel(rows.files)]
+    records = [write_pixel(rows.provenance, None, staging_folder, *item) for item in files_by_pixel(rows.files)]
     with pytest.raises(RowsLost):
-        finish_publication(rows, staging_folder, records[1:])
+        finish_publication(rows, staging_folder, records[1:], {})
     assert verify(copied).ok
 
 
@@ -392,7 +392,7 @@ def test_verify_finds_rows_dropped_swapped_or_repeated_behind_a_forged_manifest(
 def test_manifest_reads_back_and_damage_is_told(copied: Path) -> None:
     manifest = read_manifest(copied)
     assert Manifest(**{**asdict(manifest), "files": manifest.files}) == manifest
-    (copied / "manifest.json").write_text('{"format": "skyclass class catalogue 2", "files": []}')
+    (copied / "manifest.json").write_text('{"format": "skyclass class catalogue 3", "files": []}')
     with pytest.raises(StoreError, match="damaged"):
         verify(copied)
     with pytest.raises(StoreError, match="no published class catalogue"):

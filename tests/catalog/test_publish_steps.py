@@ -50,7 +50,7 @@ def test_each_pixel_gets_the_files_that_have_rows_in_it(tmp_path: Path) -> None:
 
 def test_a_pixel_holds_the_rows_from_its_first_index_to_its_last(tmp_path: Path) -> None:
     files = [str(path) for path in catalog_rows_of(tmp_path, *TABLES).files]
-    record = write_pixel(PROVENANCE, tmp_path / "new", 7, files)
+    record = write_pixel(PROVENANCE, None, tmp_path / "new", 7, files)
     path = tmp_path / "new/dataset/Norder=5/Dir=0/Npix=7.parquet"
     data, rows = path.read_bytes(), pq.ParquetFile(path).read()
     assert rows["source_id"].to_pylist() == ["a", "aé", "b"]
@@ -62,7 +62,7 @@ def test_a_pixel_holds_the_rows_from_its_first_index_to_its_last(tmp_path: Path)
     footer = pq.read_metadata(path).metadata
     assert footer[b"table::len::source_id"] == b"3" and footer[b"table::len::class"] == b"4"
     assert b"ARROW:schema" not in footer
-    assert write_pixel(PROVENANCE, tmp_path / "new", 7, files) == record and path.read_bytes() == data
+    assert write_pixel(PROVENANCE, None, tmp_path / "new", 7, files) == record and path.read_bytes() == data
 
 
 def test_a_publication_is_checked_written_fenced_and_switched_in_this_order(tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_a_publication_is_checked_written_fenced_and_switched_in_this_order(tmp_
 
 def test_lost_rows_and_repeated_ids_leave_no_manifest(tmp_path: Path) -> None:
     rows = catalog_rows_of(tmp_path, *TABLES)
-    records = [write_pixel(PROVENANCE, tmp_path / "new", *item) for item in files_by_pixel(rows.files)]
+    records = [write_pixel(PROVENANCE, None, tmp_path / "new", *item) for item in files_by_pixel(rows.files)]
     with pytest.raises(RowsLost, match="5 rows planned, 4 in the 2 published files: nothing was published"):
-        finish_publication(rows, tmp_path / "new", records[:0:-1])
+        finish_publication(rows, tmp_path / "new", records[:0:-1], {})
     twin = catalog_rows_of(tmp_path / "twin", TABLES[0], TABLES[0].slice(1, 1))
-    records = [write_pixel(PROVENANCE, tmp_path / "twin/new", *item) for item in files_by_pixel(twin.files)]
+    records = [write_pixel(PROVENANCE, None, tmp_path / "twin/new", *item) for item in files_by_pixel(twin.files)]
     with pytest.raises(StoreError, match="source_id is not unique: 'c' occur more than once"):
-        finish_publication(twin, tmp_path / "twin/new", records)
+        finish_publication(twin, tmp_path / "twin/new", records, {})
     assert not (tmp_path / "new/manifest.json").exists() and not (tmp_path / "twin/new/manifest.json").exists()
 
 

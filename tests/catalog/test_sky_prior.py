@@ -42,6 +42,7 @@ EQUAL = np.full(3, 1 / 3)
 CALIBRATION = BinnedCalibration(
     CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3, (0.8, 0.9, 1.1)), ((0.0,) * 3, (0.2, -0.1, -0.1)),
     ((1 / 3,) * 3, (0.5, 0.2, 0.3)), ((900,) * 3, (500, 200, 300)), (((0,) * 15,) * 3,) * 2,
+    ((0.4, 0.5, 0.6), (0.0, 0.1, 1.0)),
 )  # fmt: skip
 PRIOR = PriorTable(
     CLASSES, (8.0, 15.0, 17.0), (0.0, 30.0, 90.0),
@@ -204,7 +205,7 @@ def gaussian_calibration(n: int = 6000) -> BinnedCalibration:
     count = tuple(np.bincount(labels).tolist())
     return BinnedCalibration(
         CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, (tuple(EQUAL.tolist()),) * 2, (count,) * 2,
-        (reference,) * 2,
+        (reference,) * 2, ((0.5,) * 3,) * 2,
     )  # fmt: skip
 
 
@@ -237,8 +238,8 @@ def test_a_prior_is_estimated_in_each_bin_and_refused_where_it_cannot_be() -> No
     one = by_place[8.0, 60.0]
     assert one.n_sources == 4000 and one.shares and one.intervals and not one.refusal
     assert all(low <= share <= high for share, (low, high) in zip(one.shares, one.intervals, strict=True))
-    with pytest.raises(ConfigError, match="no bin of W1 and .b. has class shares: the fullest one has 300 sources of"):
-        estimated_prior(merged_counts(parts[6:7]), calibration)
+    none, _ = estimated_prior(merged_counts(parts[6:7]), calibration)
+    assert np.isnan(none.shares_of([16.0, 12.0], [5.0, 5.0])).all()
 
 
 def test_the_probabilities_of_a_sky_add_up_to_its_classes() -> None:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from skyclass.errors import RowsLost, TileFault
+from skyclass.model.priors import BinnedCalibration
 from skyclass.run import class_rows as module
-from skyclass.run.class_rows import class_rows, join_results
+from skyclass.run.class_rows import class_rows, class_sets, join_results
 from skyclass.run.strips import SourceValues, StripResult
 from skyclass.schema import BAD_NAME, SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix29
@@ -71,7 +72,9 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     nulls = {field.name: pa.nulls(2, field.type) for field in SOURCE_SCHEMA}
     sources = pa.table(nulls | columns).select(SOURCE_SCHEMA.names).cast(SOURCE_SCHEMA)
     monkeypatch.setattr(module, "tile_sources", lambda context, tile: sources)
-    context: Any = SimpleNamespace(bundle=SimpleNamespace(model_id="m-1", classes=DEFAULT_CLASSES), run_id="r-1")
+    context: Any = SimpleNamespace(
+        bundle=SimpleNamespace(model_id="m-1", classes=DEFAULT_CLASSES, w1_calibration=None), run_id="r-1"
+    )
     rows = class_rows(context, TilePlan(TILE.coadd_id, 2, (0,)), [result("ad", 0)])
     assert rows.schema == CLASS_SCHEMA
     assert rows["flags"].to_pylist() == [3, 0 | Flag.BAD_VALUE] and rows["valid_frac"].to_pylist() == [0.75, 0.0]
@@ -79,3 +82,19 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["model_id"].to_pylist() == ["m-1"] * 2 and rows["run_id"].to_pylist() == ["r-1"] * 2
     assert rows["class"].to_pylist() == ["quasar", "quasar"] and rows["w1mpro"].to_pylist() == [15.5, None]
     assert rows["coadd_id"].to_pylist() == [TILE.coadd_id, None] and rows["source_id"].to_pylist() == ["d", "a"]
+    assert rows["set_90"].to_pylist() == [None, None]
+
+
+def test_the_sets_of_sources_name_the_classes_above_their_thresholds() -> None:
+    """Thresholds by hand: 0.3, 0.2, 0.5 below W1 = 15, and 0.05, 0.1, 0.9 above."""
+    calibration = BinnedCalibration(
+        DEFAULT_CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, ((1 / 3,) * 3,) * 2, ((9,) * 3,) * 2,
+        (((0,) * 15,) * 3,) * 2, ((0.3, 0.2, 0.5), (0.05, 0.1, 0.9)),
+    )  # fmt: skip
+    p = np.array(
+        [[0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.04, 0.06, 0.91], [0.29, 0.19, 0.49], [0.3, 0.3, 0.4]], np.float32
+    )
+    p = np.vstack([p, np.full(3, np.nan, np.float32), p[:1]])
+    w1 = pa.chunked_array([pa.array([10.0, 16.0, 16.0, 10.0, None, 10.0, 18.0], pa.float32())])
+    texts = class_sets(p, w1, calibration, DEFAULT_CLASSES).to_pylist()
+    assert texts == ["galaxy|quasar", "galaxy|quasar", "star", "", None, None, None]

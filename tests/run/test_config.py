@@ -15,9 +15,9 @@ LOCATIONS = {"catalog": "c", "images": "i", "out": "o"}
 
 def test_a_run_needs_three_locations_and_has_these_defaults() -> None:
     assert RunConfig(**LOCATIONS).to_dict() == {
-        **LOCATIONS, "model": "iicnet-mock", "region": None, "precision": "auto", "device": "auto", "compile": "auto",
-        "cluster": "local", "workers": None, "memory_limit": "3GB", "strip_sources": 16_384, "allow_truncated": False,
-        "retry_quarantined": False, "trust_code": False,
+        **LOCATIONS, "model": "iicnet-mock", "region": None, "prior": "none", "precision": "auto", "device": "auto",
+        "compile": "auto", "cluster": "local", "workers": None, "memory_limit": "3GB", "strip_sources": 16_384,
+        "allow_truncated": False, "retry_quarantined": False, "trust_code": False,
     }  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         run_config({})

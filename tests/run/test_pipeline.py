@@ -72,21 +72,22 @@ def test_only_new_commits_and_an_absent_publication_are_published(
     calls: list[str] = []
     folder = RunFolder(tmp_path)
 
-    def publish(published: RunFolder, parallel_map: Any, fence: Any) -> None:
-        assert published == folder and parallel_map is starmap
+    def publish(published: RunFolder, parallel_map: Any, fence: Any, prior: str) -> None:
+        assert published == folder and parallel_map is starmap and prior == "estimate"
         fence()
         calls.append("publish")
 
     def starmap(*_: Any) -> Any: ...
 
-    monkeypatch.setattr(pipeline, "is_published", lambda folder: is_published)
+    monkeypatch.setattr(pipeline, "is_published", lambda folder, prior: is_published)
     monkeypatch.setattr(pipeline, "publish_run", publish)
     monkeypatch.setattr(pipeline, "restore_link", lambda path: calls.append(f"link in {path}"))
     report = SimpleNamespace(to_dict=lambda: {"classified": 3})
     lease = SimpleNamespace(check=lambda: calls.append("check"))
     state: Any = SimpleNamespace(report=lambda: report, lease=lease, has_new_commits=has_new_commits)
     context: Any = SimpleNamespace(folder=folder)
-    assert publish_and_report(context, state, starmap) is report  # type: ignore[comparison-overlap]
+    run: Any = SimpleNamespace(prior="estimate")
+    assert publish_and_report(run, context, state, starmap) is report  # type: ignore[comparison-overlap]
     assert calls == ["check", *(["check", "publish"] if publishes else []), f"link in {tmp_path}"]
     assert folder.report_path.exists() == publishes
     if publishes:

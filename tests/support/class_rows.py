@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from skyclass.model.priors import BinnedCalibration
 from skyclass.run.commits import commit_tile, journal_commit
 from skyclass.run.folder import RunFolder, start_or_resume
 from skyclass.schema import class_columns, class_schema
@@ -49,6 +51,7 @@ def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2
         "ext_flg": pa.array([None if i % 7 == 0 else i % 6 for i in range(n)], pa.int32()),
         "class": pa.array(np.asarray(DEFAULT_CLASSES, object)[p.argmax(axis=1)], pa.string(), mask=missing),
         "flags": pa.array(np.where(missing, 128, 0), pa.int32()),
+        "set_90": pa.array(np.where(p.max(axis=1) > 0.8, "star", "galaxy|star"), pa.string(), mask=missing),
         "valid_frac": pa.array(np.where(missing, 0.0, 1.0), pa.float32()),
         "model_id": pa.array(["m1"] * n),
         "run_id": pa.array(["r1"] * n),
@@ -65,12 +68,18 @@ TILES = (
 """Tiles that overlap, share order-5 pixels, and wrap through RA 0."""
 
 
-def make_run(path: Path, tiles: tuple[tuple[str, int, float, float], ...] = TILES) -> tuple[RunFolder, pa.Table]:
+def make_run(
+    path: Path,
+    tiles: tuple[tuple[str, int, float, float], ...] = TILES,
+    calibration: BinnedCalibration | None = None,
+) -> tuple[RunFolder, pa.Table]:
     """Return a run folder whose tiles are committed and journaled, and all their rows."""
     folder = RunFolder(path)
     training = {"simulated": True, "label": "trained on the simulated sky"}
-    info = {"n_sources": sum(tile[1] for tile in tiles), "model": MODEL | {"id": "m1", "training": training}}
-    start_or_resume(folder, FINGERPRINT, info)
+    model: dict[str, Any] = MODEL | {"id": "m1", "training": training}
+    if calibration:
+        model["w1_calibration"] = calibration.to_dict()
+    start_or_resume(folder, FINGERPRINT, {"n_sources": sum(tile[1] for tile in tiles), "model": model})
     tables = [class_rows(name, n, ra, dec, seed=i) for i, (name, n, ra, dec) in enumerate(tiles)]
     for tile, table in zip(tiles, tables, strict=True):
         journal_commit(folder, commit_tile(folder, tile[0], table))

@@ -9,7 +9,7 @@ on rows that the fit has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,10 @@ SCALE_LIMITS = (0.05, 20.0)
 RIDGE = 1e-3
 """Weight of a penalty that pulls scales to 1 and biases to 0, so that they stay moderate in bins of few rows."""
 FOLDS = 5
+SET_SHARE = 0.9
+"""Share of the sources of a class that have the class in their set."""
+LEAST_SET_ROWS = 500
+"""Rows of a class for the threshold of its sets; neighbouring bins are joined until they have as many."""
 
 
 def bin_edges(w1: ArrayLike, labels: Int64, n_classes: int, least: int = LEAST_ROWS) -> tuple[float, ...]:
@@ -144,8 +148,46 @@ def fit_in_bins(
             _reference(special.softmax(scale * log_p[some] + bias, axis=1), labels[some], len(classes))
             for some, (scale, bias) in zip(rows, fitted, strict=True)
         ),
+        _table(set_thresholds(np.exp(log_p), labels, rows)),
     )
     return calibration, losses
+
+
+def set_thresholds(p: Float64, labels: Int64, rows: Sequence[Int64], least: int = LEAST_SET_ROWS) -> Float64:
+    """Return the smallest probability (B, K) with which a class is in the set of a source, for the rows of each bin.
+
+    It is the k-th smallest probability of the true class, with k = floor((1 - SET_SHARE) (n + 1)) of n rows: a new
+    source of the class has at least this probability in SET_SHARE of cases or more (Vovk, Gammerman & Shafer 2005).
+    Bins with fewer than `least` rows of a class share the threshold of joined bins, from the faint end on.
+    """
+    thresholds = np.empty((len(rows), p.shape[1]))
+    for k in range(p.shape[1]):
+        of_class = [p[some[labels[some] == k], k] for some in rows]
+        for joined in joined_bins([len(values) for values in of_class], least):
+            values = np.sort(np.concatenate([of_class[b] for b in joined]))
+            rank = int((1 - SET_SHARE) * (len(values) + 1))
+            thresholds[list(joined), k] = values[rank - 1] if rank else 0.0
+    return np.floor(thresholds * 1e6) / 1e6  # `_table` would round some of them up
+
+
+def joined_bins(counts: Sequence[int], least: int) -> list[range]:
+    """Return ranges of neighbouring bins that hold `least` rows or more each, joined from the last bin on.
+
+    The first bins, too few for a range of their own, join the range after them.
+
+    >>> joined_bins([100, 300, 600, 200, 450], 500)
+    [range(0, 3), range(3, 5)]
+    """
+    ranges, stop, total = [], len(counts), 0
+    for i in reversed(range(len(counts))):
+        total += counts[i]
+        if total >= least:
+            ranges.append(range(i, stop))
+            stop, total = i, 0
+    if stop:
+        last = ranges.pop() if ranges else range(stop, len(counts))
+        ranges.append(range(last.stop))
+    return ranges[::-1]
 
 
 def _reference(p: Float64, labels: Int64, n_classes: int) -> tuple[tuple[int, ...], ...]:
@@ -165,5 +207,5 @@ def held_out_loss(log_p: Float64, labels: Int64, rows: Sequence[Int64], kind: Ki
     return total / max(1, sum(map(len, rows)))
 
 
-def _table(rows: Sequence[Float64]) -> tuple[tuple[float, ...], ...]:
+def _table(rows: Iterable[Float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(np.round(row, 6).tolist()) for row in rows)

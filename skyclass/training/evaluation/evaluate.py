@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike
 
 from ... import __version__
 from ...errors import ConfigError
 from ...files import write_bytes
 from ...model.bundle import Bundle, load_bundle
 from ...model.photometry import numbers as floats
+from ...sky.galactic import abs_galactic_latitude_deg
 from ...types import Float32, Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset
@@ -220,15 +220,7 @@ def _predicted_by_cuts(rows: pa.Table, classes: Sequence[str]) -> Int64 | None:
 
 def _strata_values(rows: pa.Table) -> dict[str, Float64]:
     values = {name: floats(rows[name]) for name in STRATA if name in rows.column_names}
-    return values | {"abs_b_deg": galactic_latitude_deg(floats(rows["ra"]), floats(rows["dec"]))}
-
-
-def galactic_latitude_deg(ra_deg: ArrayLike, dec_deg: ArrayLike) -> Float64:
-    """Return |b| in degrees of ICRS positions in degrees."""
-    from astropy import units as u  # takes a second to import, and training does not need it
-    from astropy.coordinates import SkyCoord
-
-    return np.abs(np.asarray(SkyCoord(ra_deg * u.deg, dec_deg * u.deg).galactic.b.deg, np.float64))
+    return values | {"abs_b_deg": abs_galactic_latitude_deg(floats(rows["ra"]), floats(rows["dec"]))}
 
 
 # --- writing ---------------------------------------------------------------------------------------

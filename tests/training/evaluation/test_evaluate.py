@@ -31,7 +31,6 @@ from skyclass.training.evaluation.calibration import (
 from skyclass.training.evaluation.evaluate import (
     evaluate,
     evaluate_models,
-    galactic_latitude_deg,
     training_log,
     write_evaluation,
 )
@@ -554,9 +553,3 @@ def test_an_evaluation_is_written_over_an_evaluation_only(
     (tmp_path / "other" / "note").write_text("")
     with pytest.raises(ConfigError, match="no evaluation"):
         write_evaluation(tmp_path / "other", found)
-
-
-def test_galactic_latitude_of_known_places() -> None:
-    """North pole, centre and anticentre of the Galaxy (ICRS)."""
-    latitude = galactic_latitude_deg([192.8595, 266.405, 86.405], [27.1283, -28.936, 28.936])
-    assert latitude == pytest.approx([90, 0, 0], abs=0.01)
