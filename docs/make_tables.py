@@ -1,12 +1,13 @@
 """Write the parts of the documentation that follow from the code or from records of measurements.
 
-`python -m docs.make_tables` writes `docs/generated/` (tables, help texts, templates, public names, benchmarks) and the
-output of the demo in README.md. A test compares the committed files with what the functions here return.
+`python -m docs.make_tables` writes `docs/generated/` (tables, help texts, templates, public names, benchmarks), the
+output of the demo in README.md, and the prior table "counts". A test compares the committed files with what the functions here return.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ import skyclass
 from benchmarks.report import report
 from docs.path import PATH, Step, thing
 from skyclass import errors
+from skyclass.catalog.prior_files import SHIPPED
 from skyclass.cli.main import cli
 from skyclass.cli.templates import template
 from skyclass.cli.tools import TEMPLATES
+from skyclass.mock.counts import counts_prior
 from skyclass.schema import class_schema
 from skyclass.types import DEFAULT_CLASSES, Flag
 
@@ -57,7 +60,9 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def columns() -> str:
     """Return the columns of the class catalogue with type, unit, UCD and meaning."""
-    return markdown_table(("column", "type", "unit", "UCD", "meaning"), map(_column, class_schema(DEFAULT_CLASSES)))
+    return markdown_table(
+        ("column", "type", "unit", "UCD", "meaning"), map(_column, class_schema(DEFAULT_CLASSES, True))
+    )
 
 
 def _column(field: pa.Field) -> tuple[str, ...]:
@@ -148,6 +153,11 @@ def readme() -> str:
     return f"{before}{DEMO_BEGIN}```text\n{output}```\n{DEMO_END}{rest.partition(DEMO_END)[2]}"
 
 
+def prior_of_counts() -> str:
+    """Return the prior table "counts", which ships with skyclass."""
+    return json.dumps(counts_prior().to_dict(), indent=1) + "\n"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "columns.md": columns,
     "flags.md": flags,
@@ -158,7 +168,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     **{f"{kind.upper()}.toml": partial(template, *arguments) for kind, arguments in TEMPLATES.items()},
     **{f"{name}.md": partial(report, RESULTS / f"{name}.jsonl") for name in ("laptop", "rivals", "scale")},
 }
-FILES = {README: readme, **{DOCS / "generated" / name: make for name, make in GENERATED.items()}}
+FILES = {
+    README: readme,
+    SHIPPED / "counts.json": prior_of_counts,
+    **{DOCS / "generated" / name: make for name, make in GENERATED.items()},
+}
 """File -> the function that returns its text."""
 
 

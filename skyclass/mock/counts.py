@@ -19,6 +19,7 @@ from typing import cast
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from skyclass.model.priors import PriorTable
 from skyclass.types import DEFAULT_CLASSES, Float64
 
 EDGES_W1 = np.round(np.arange(3.0, 20.01, 0.1), 1)
@@ -190,3 +191,38 @@ def with_quasars(counts: Counts, fraction: float, bright: float, faint: float) -
     scale = galaxies_stars * ((1 - fraction) * total / (total - quasars))
     scale = scale + (1 - galaxies_stars) * (fraction * total / quasars)
     return Counts(counts.per_deg2 * scale)
+
+
+PRIOR_W1_EDGES = (8.0, 10.0, 12.0, 13.0, 14.0, 14.5, 15.0, 15.5, 16.0, 16.5, 17.0, 17.5, 18.0)
+PRIOR_ABS_B_EDGES = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0)
+PRIOR_LONGITUDES = np.arange(15.0, 360.0, 30.0)
+
+
+def counts_prior() -> PriorTable:
+    """Return the class shares of the published counts in bins of W1 and |b|, means over all galactic longitudes.
+
+    `python -m docs.make_tables` writes it to `skyclass/catalog/priors/counts.json`, the prior "counts".
+    """
+    return PriorTable(
+        DEFAULT_CLASSES,
+        PRIOR_W1_EDGES,
+        PRIOR_ABS_B_EDGES,
+        tuple(
+            tuple(_shares_of_bin(low, high, b) for b in _middle_latitudes())
+            for low, high in zip(PRIOR_W1_EDGES, PRIOR_W1_EDGES[1:], strict=False)
+        ),
+        "published counts of stars, galaxies and quasars, of all sources on the sky, see skyclass/mock/counts.py",
+    )
+
+
+def _middle_latitudes() -> list[float]:
+    """Return the |b| that halves the area of each bin."""
+    sine = np.sin(np.radians(PRIOR_ABS_B_EDGES))
+    return [float(b) for b in np.degrees(np.arcsin((sine[1:] + sine[:-1]) / 2))]
+
+
+def _shares_of_bin(bright: float, faint: float, b_deg: float) -> tuple[float, ...]:
+    """Return the shares of the classes among the sources of all longitudes at a latitude, between two W1 magnitudes."""
+    rows = (EDGES_W1[:-1] >= bright - 0.01) & (EDGES_W1[1:] <= faint + 0.01)
+    counts = sum(natural_counts(l_deg, b_deg).per_deg2[:, rows].sum(1) for l_deg in PRIOR_LONGITUDES.tolist())
+    return tuple(np.round(counts / counts.sum(), 6).tolist())

@@ -86,8 +86,8 @@ class RunConfig:
     absent."""
     prior: Annotated[str, Field(min_length=1)] = "none"
     """Class shares of the sky for the columns p_<class>_sky. none: no such columns. estimate: from the sources of the
-    catalogue, in bins of W1 and |b|; use it only for a catalogue that was not selected by colour or class. Else a JSON
-    file, or the name of a shipped table."""
+    catalogue, in bins of W1 and galactic latitude; use it only for a catalogue that was not selected by colour or
+    class. Else a JSON file, or the name of a shipped table."""
     precision: Precision = "auto"
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"
