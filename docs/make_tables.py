@@ -1,7 +1,8 @@
 """Write the parts of the documentation that follow from the code or from records of measurements.
 
 `python -m docs.make_tables` writes `docs/generated/` (tables, help texts, templates, public names, benchmarks), the
-output of the demo in README.md, and the prior table "counts". A test compares the committed files with what the functions here return.
+output of the demo in README.md, and the prior table "counts". A test compares the committed files with what the
+functions here return.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ STEP, LIMIT = 0.25, 8.0
 TOLERANCE = 1e-7
 MAX_STEPS = 5_000
 LEVEL = 0.95
+SCATTER_DRAWS, SCATTER_STEPS = 100, 300
+PRIOR_COUNT = 0.1
+"""Rows that are added to each cell of the calibration, so that an empty cell has some density."""
 ABS_B_EDGES = (0.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0)
 """Edges of the bins of |b| in degrees."""
 LEAST_SOURCES = 500
@@ -147,6 +150,30 @@ def _end(density: Float64, n: Int64, shares: Float64, k: int, least: float, oute
     return inner
 
 
+def calibration_scatter(observed: ArrayLike, reference: ArrayLike, shares: Float64) -> Float64:
+    """Return the standard deviations (K,) of estimated shares that follow from the finite number of calibration rows.
+
+    Parameters and cells are those of `fit_of`. The shares are estimated again for `SCATTER_DRAWS` random densities of
+    the classes, each a Dirichlet distribution about the counts of the calibration.
+    """
+    o, r = np.asarray(observed, np.float64), np.asarray(reference, np.float64)
+    rng = np.random.default_rng(0)
+    density = np.stack([rng.dirichlet(row + PRIOR_COUNT, SCATTER_DRAWS) for row in r], axis=2)  # (draws, G, K)
+    drawn = np.tile(np.maximum(shares, 1e-9), (SCATTER_DRAWS, 1))
+    weight = o / o.sum()
+    for _ in range(SCATTER_STEPS):
+        mixed = np.maximum(np.einsum("dgk,dk->dg", density, drawn), 1e-300)
+        drawn *= np.einsum("dgk,dg->dk", density, weight / mixed)
+    return np.asarray(drawn.std(axis=0))
+
+
+def widened(ends: Float64, shares: Float64, scatter: Float64) -> Float64:
+    """Return intervals (K, 2) of shares with a further scatter (K,) added in quadrature."""
+    more = stats.norm.ppf((1 + LEVEL) / 2) * scatter
+    half = np.sqrt((ends - shares[:, None]) ** 2 + more[:, None] ** 2)
+    return np.clip(shares[:, None] + half * [-1, 1], 0, 1)
+
+
 class Fit(NamedTuple):
     """How well a sky fits the calibration: p-value of the chi-square test, and total variation distance."""
 
@@ -213,7 +240,8 @@ class BinEstimate:
     n_sources : int
         Sources with probabilities.
     shares, intervals : tuple or None
-        Class shares (K,) and their 95 % intervals (K, 2); None where nothing was estimated.
+        Class shares (K,) and their 95 % intervals (K, 2), with the scatter of the sources and that of the rows of the
+        calibration; None where nothing was estimated.
     fit : Fit or None
         How well the sources fit the calibration.
     refusal : str
@@ -299,7 +327,8 @@ def _bin_estimate(
     old = calibration.shares[i]
     shares = estimated_shares(sources.cells, old)
     fit = fit_of(sources.confidence, calibration.reference[i], shares)
-    ends = share_intervals(sources.cells, old, shares)
+    scatter = calibration_scatter(sources.confidence, calibration.reference[i], shares)
+    ends = widened(share_intervals(sources.cells, old, shares), shares, scatter)
     refusal = (
         ""
         if fit.is_good

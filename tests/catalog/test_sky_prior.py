@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from skyclass.catalog.sky_prior import (
     Cells,
+    calibration_scatter,
     cells,
     estimated_prior,
     estimated_shares,
@@ -22,6 +23,7 @@ from skyclass.catalog.sky_prior import (
     merged_counts,
     share_intervals,
     sky_counts,
+    widened,
 )
 from skyclass.errors import ConfigError
 from skyclass.model.priors import (
@@ -252,3 +254,34 @@ def test_the_probabilities_of_a_sky_add_up_to_its_classes() -> None:
     assert np.abs(found - exact(x, sky)).mean() < 0.01
     raw = p.argmax(1) == 1
     assert (labels[raw] == 1).mean() < 0.5 < (labels[found.argmax(1) == 1] == 1).mean()
+
+
+def test_the_scatter_of_the_calibration_falls_with_its_rows() -> None:
+    """Compared with estimates from many calibrations of the same size."""
+    rng, sky = np.random.default_rng(11), np.array([0.6, 0.05, 0.35])
+    x, _ = drawn(200_000, sky, rng)
+    observed = confidence_counts(exact(x, EQUAL))
+
+    def reference(n: int) -> Float:
+        return np.array([confidence_counts(exact(MEANS[k] + rng.normal(size=(n, 2)), EQUAL)) for k in range(3)])
+
+    for n in (300, 3000):
+        stated = np.mean([calibration_scatter(observed, reference(n), sky) for _ in range(5)], axis=0)
+        estimates = [_estimate(observed, reference(n)) for _ in range(60)]
+        np.testing.assert_allclose(stated, np.std(estimates, axis=0), rtol=0.35)
+
+
+def _estimate(observed: Float, reference: Float) -> Float:
+    """Return the shares of largest likelihood for counts in cells."""
+    density = ((reference + 1e-9) / reference.sum(1, keepdims=True)).T
+    shares = EQUAL.copy()
+    for _ in range(2_000):
+        shares = shares * ((observed / observed.sum()) @ (density / (density @ shares)[:, None]))
+    return shares
+
+
+def test_an_interval_is_widened_by_a_further_scatter() -> None:
+    ends, shares = np.array([[0.2, 0.3], [0.7, 0.8]]), np.array([0.25, 0.75])
+    assert widened(ends, shares, np.zeros(2)) == pytest.approx(ends)
+    wider = widened(ends, shares, np.array([0.05, 0.5]))
+    assert wider[0] == pytest.approx([0.25 - 0.10999, 0.25 + 0.10999], abs=1e-4) and wider[1] == pytest.approx([0, 1])
