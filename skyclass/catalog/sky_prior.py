@@ -171,7 +171,7 @@ def widened(ends: Float64, shares: Float64, scatter: Float64) -> Float64:
     """Return intervals (K, 2) of shares with a further scatter (K,) added in quadrature."""
     more = stats.norm.ppf((1 + LEVEL) / 2) * scatter
     half = np.sqrt((ends - shares[:, None]) ** 2 + more[:, None] ** 2)
-    return np.clip(shares[:, None] + half * [-1, 1], 0, 1)
+    return np.asarray(np.clip(shares[:, None] + half * [-1, 1], 0, 1))
 
 
 class Fit(NamedTuple):
