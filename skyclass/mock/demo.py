@@ -48,12 +48,12 @@ def run_demo(folder: Path, sky: MockReport, print_line: PrintLine) -> bool:
 def summary(classes: ClassCatalog, sky: MockReport) -> str:
     """Return a table by true class, and the balanced accuracies of the network and of two colour cuts."""
     truth = pd.read_parquet(sky.truth)[["source_id", "class"]].rename(columns={"class": "truth"})
-    columns = ["source_id", "class", "w1mpro", "w2mpro", "w3mpro", "w1snr"]
+    columns = ["source_id", "class", "w1mpro", "w2mpro", "w3mpro", "w1snr", "w3snr"]
     rows = classes.select(columns).to_pandas().merge(truth, on="source_id", validate="one_to_one")
     counts = pd.crosstab(rows["truth"], rows["class"].fillna("none"))
     lines = [counts.reindex(index=list(DEFAULT_CLASSES), fill_value=0).to_string(), ""]
     for name, part in (("all", rows), ("W1 S/N > 20", rows[rows["w1snr"] > 20])):
-        cuts = colour_cuts(*(part[c].to_numpy(float) for c in ("w1mpro", "w2mpro", "w3mpro")))
+        cuts = colour_cuts(*(part[c].to_numpy(float) for c in ("w1mpro", "w2mpro", "w3mpro", "w3snr")))
         network, by_cuts = (
             balanced_accuracy(part["truth"], predicted) for predicted in (part["class"], pd.Series(cuts))
         )

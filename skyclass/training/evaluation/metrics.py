@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import ConfigError
+from ...model.photometry import LIMIT_SNR
 from ...types import Float32, Float64, Int64
 
 BINS = 15
@@ -172,16 +173,18 @@ CUT_CLASSES = ("galaxy", "quasar", "star")
 """The classes of `colour_cuts`."""
 
 
-def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike) -> NDArray[np.str_]:
+def colour_cuts(w1: ArrayLike, w2: ArrayLike, w3: ArrayLike, w3_snr: ArrayLike) -> NDArray[np.str_]:
     """Return class names by two cuts in Vega mag: W1-W2 > 0.8 quasar, else W2-W3 > 1.5 galaxy, else star.
 
-    A comparison with NaN is false: without W1 or W2 no row is a quasar, without W2 or W3 none is a galaxy,
-    and a row without any colour is a star. The first cut is that of Stern et al. 2012 (ApJ 753, 30).
+    W3 below `LIMIT_SNR` is an upper limit: W2-W3 can be any smaller number, so the source does not pass the second cut.
+    A comparison with NaN is false: without W1 or W2 no row is a quasar, without W2 or W3 none is a galaxy, and a row
+    without any colour is a star. The first cut is that of Stern et al. 2012 (ApJ 753, 30).
 
-    >>> colour_cuts([16.0, 14.0, 12.0], [14.9, 13.8, 12.0], [11.8, 10.5, float("nan")]).tolist()
+    >>> colour_cuts([16.0, 14.0, 14.0], [14.9, 13.8, 13.8], [11.8, 10.5, 10.5], [5.0, 5.0, 1.0]).tolist()
     ['quasar', 'galaxy', 'star']
     """
-    m1, m2, m3 = (np.asarray(m, dtype=np.float64) for m in (w1, w2, w3))
+    m1, m2, m3, snr = (np.asarray(m, dtype=np.float64) for m in (w1, w2, w3, w3_snr))
+    m3 = np.where(snr < LIMIT_SNR, np.nan, m3)
     return np.where(m1 - m2 > 0.8, "quasar", np.where(m2 - m3 > 1.5, "galaxy", "star"))
 
 

@@ -152,8 +152,14 @@ def test_the_floor_is_the_calibration_error_of_a_perfect_model() -> None:
 
 
 def test_colour_cuts_take_nan_for_no() -> None:
-    given = colour_cuts([16.0, 14.0, 12.0, np.nan], [14.9, 13.8, 12.0, 12.0], [11.8, 10.5, np.nan, 10.0])
+    given = colour_cuts([16.0, 14.0, 12.0, np.nan], [14.9, 13.8, 12.0, 12.0], [11.8, 10.5, np.nan, 10.0], [5.0] * 4)
     assert given.tolist() == ["quasar", "galaxy", "star", "galaxy"]
+
+
+def test_an_upper_limit_of_w3_makes_no_galaxy() -> None:
+    """W2-W3 = 3.3 at most; with an unknown S/N the magnitude counts as measured."""
+    given = colour_cuts([14.0] * 4, [13.8] * 4, [10.5] * 4, [1.99, 2.0, np.nan, -3.0])
+    assert given.tolist() == ["star", "galaxy", "galaxy", "star"]
 
 
 def test_the_published_rates_leave_a_fifth_of_the_quasars_pure() -> None:
