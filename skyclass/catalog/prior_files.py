@@ -86,12 +86,16 @@ def read_calibration(root: Path) -> BinnedCalibration | None:
     return BinnedCalibration.from_dict(read_json(path)) if path.is_file() else None
 
 
+def read_prior_file(root: Path) -> dict[str, Any]:
+    """Return the content of prior.json beside a published catalogue: `prior_id`, `prior` and `bins`."""
+    return read_json(root / PRIOR_FILE)
+
+
 def prior_lines(root: Path) -> list[str]:
     """Return what a user must know of the prior of a published catalogue, in lines; none without a prior."""
-    path = root / PRIOR_FILE
-    if not path.is_file():
+    if not (root / PRIOR_FILE).is_file():
         return []
-    document = read_json(path)
+    document = read_prior_file(root)
     bins = document["bins"]
     lines = [f"prior {document['prior_id']}: {document['prior']['label']}"]
     if bins:

@@ -10,6 +10,7 @@ from ..types import Flag
 from .catalogue_counts import catalogue_statistics
 from .catalogue_plots import CATALOGUE_FIGURES, catalogue_figures
 from .drawing import Json, png
+from .expectations import EXPECTATION_CAPTION, expectation_figure, expectation_tables, expectations
 from .page import Table, format_number, render
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def catalogue_page(classes: ClassCatalog) -> str:
     """Return the page of a published class catalogue."""
-    statistics = catalogue_statistics(classes)
+    statistics, expected = catalogue_statistics(classes), expectations(classes)
     warning = "classes of a model trained on a SIMULATED sky" if statistics["simulated"] else ""
     return render(
         "page.html",
@@ -26,8 +27,9 @@ def catalogue_page(classes: ClassCatalog) -> str:
         warning=warning,
         caveats=[],
         facts=[f"{counted(statistics['rows'], 'source')}, run {statistics['run_id']}", f"Model: {statistics['label']}"],
-        tables=catalogue_tables(statistics),
-        pictures={CATALOGUE_FIGURES[name]: png(figure) for name, figure in catalogue_figures(statistics).items()},
+        tables=[*catalogue_tables(statistics), *(expectation_tables(expected) if expected else [])],
+        pictures={CATALOGUE_FIGURES[name]: png(figure) for name, figure in catalogue_figures(statistics).items()}
+        | ({EXPECTATION_CAPTION: png(expectation_figure(expected, warning))} if expected else {}),
         provenance=json.dumps(dict(classes.manifest.provenance), indent=1, default=str),
     )
 

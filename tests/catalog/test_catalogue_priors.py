@@ -14,6 +14,7 @@ import pytest
 from scipy.special import softmax
 
 import skyclass as sc
+from skyclass.catalog.expected import expected_confusion
 from skyclass.catalog.manifest import read_manifest
 from skyclass.catalog.prior_files import prior_lines, read_prior
 from skyclass.catalog.publish import CatalogRows, publish_catalog
@@ -21,6 +22,8 @@ from skyclass.catalog.sky_columns import UNSURE_BELOW
 from skyclass.catalog.verify import verify_publication
 from skyclass.errors import ConfigError, NotPublished, StoreError
 from skyclass.model.priors import BinnedCalibration, PriorTable, confidence_counts, sky_probabilities
+from skyclass.report import write_html
+from skyclass.report.expectations import confusion_of, expectation_tables, expectations
 from skyclass.run.finish import is_published, publish_run
 from skyclass.sky.galactic import abs_galactic_latitude_deg
 from skyclass.types import DEFAULT_CLASSES, PRIOR_FLAGS, Flag
@@ -209,3 +212,45 @@ def test_the_prior_of_a_catalogue_serves_another_one(tmp_path: Path, prior_file:
     folder, _ = make_run(tmp_path / "run", TILES, CALIBRATION)
     publish_run(folder, prior=str(prior_file))
     assert read_prior(str(folder.catalog / "prior.json"), DEFAULT_CLASSES) == PRIOR
+
+
+def test_the_report_expects_what_the_probabilities_say(tmp_path: Path, prior_file: Path) -> None:
+    folder, _ = make_run(tmp_path / "run", TILES, CALIBRATION)
+    publish_run(folder)
+    assert expectations(sc.open_catalog(folder.path)) is None
+    publish_run(folder, prior=str(prior_file))
+    rows = rows_of(folder.catalog.resolve())
+    rows = rows.filter(pc.is_valid(rows["class_sky"]))
+    p = np.stack([rows[name].to_numpy() for name in SKY], axis=1).astype(float)
+    predicted = np.array([DEFAULT_CLASSES.index(name) for name in rows["class_sky"].to_pylist()])
+    found = expectations(sc.open_catalog(folder.path))
+    assert found is not None
+    table = confusion_of(found["cells"], found["classes"])
+    np.testing.assert_allclose(table, expected_confusion(p, predicted), rtol=1e-5)
+    b = abs_galactic_latitude_deg(rows["ra"].to_numpy(), rows["dec"].to_numpy())
+    cells = {(cell["w1"], cell["b"]) for cell in found["cells"]}
+    w1 = rows["w1mpro"].to_numpy()
+    assert cells == set(zip((w1 >= 15).astype(int).tolist(), (b >= 50).astype(int).tolist(), strict=True))
+    total, by_cell, cuts = expectation_tables(found)
+    purity = table[2, 2] / table[:, 2].sum()
+    assert total.rows[2][:4] == ("star", f"{(predicted == 2).sum():,}", f"{p[:, 2].sum():,.0f}", f"{purity:.3f}")
+    assert len(by_cell.rows) == 3 and len(cuts.rows) == 9
+    condition, n = next(row[2:4] for row in cuts.rows if row[:2] == ("star", "0.9"))
+    chosen = p[:, 2] >= float(condition.split()[-1])
+    assert n == f"{chosen.sum():,}" and p[chosen, 2].mean() >= 0.9
+    page = write_html(folder.path, tmp_path / "report.html").read_text()
+    assert f"Expected for the class shares of {PRIOR.prior_id} (by hand)" in page
+
+
+def test_expected_counts_of_an_estimate_have_an_interval() -> None:
+    """Two bins of 1,000 and 500 sources: 30 + 50 quasars, with half-widths of 10 and 20 added in quadrature."""
+    bins = [
+        {"refusal": "", "n_sources": 1000, "shares": [0.97, 0.03], "intervals": [[0.96, 0.98], [0.02, 0.04]]},
+        {"refusal": "", "n_sources": 500, "shares": [0.9, 0.1], "intervals": [[0.86, 0.94], [0.06, 0.14]]},
+        {"refusal": "does not fit", "n_sources": 500, "shares": None, "intervals": None},
+    ]
+    cells = [{"w1": 0, "b": 0, "class_sky": "star", "n": 1500, "star": 1420.0, "quasar": 80.0}]
+    found = {"classes": ["star", "quasar"], "cells": cells, "bins": bins, "prior_id": "p", "label": "x"}
+    found |= {"w1_edges": [8, 9], "abs_b_edges": [0, 90], "cuts": {"star": [], "quasar": []}}
+    rows = expectation_tables(found)[0].rows
+    assert rows[1][:4] == ("quasar", "0", "80 (58 to 102)", "-") and rows[0][2] == "1,420 (1,398 to 1,442)"

@@ -215,8 +215,8 @@ def _predicted_by_cuts(rows: pa.Table, classes: Sequence[str]) -> Int64 | None:
     magnitudes = [floats(rows[name]) for name in names]
     if not np.isfinite(magnitudes[0] - magnitudes[1]).any():
         return None
-    w3_snr = floats(rows["w3snr"]) if "w3snr" in rows.column_names else np.full(len(rows), np.nan)
-    return np.array([classes.index(name) for name in colour_cuts(*magnitudes, w3_snr).tolist()], dtype=np.int64)
+    magnitudes.append(floats(rows["w3snr"]) if "w3snr" in rows.column_names else np.full(len(rows), np.nan))
+    return np.array([classes.index(name) for name in colour_cuts(*magnitudes).tolist()], dtype=np.int64)
 
 
 def _strata_values(rows: pa.Table) -> dict[str, Float64]:
