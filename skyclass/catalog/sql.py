@@ -19,7 +19,7 @@ from ..schema import UNCLASSIFIED, classes_of
 from .duckdb import connect, literal
 
 _EQUALITIES = {"COMPARE_EQUAL", "COMPARE_NOTEQUAL", "COMPARE_DISTINCT_FROM", "COMPARE_NOT_DISTINCT_FROM", "COMPARE_IN"}
-_CLASS_COLUMN = "class"
+_CLASS_COLUMNS = ("class", "class_sky")
 _UNKNOWN_COLUMN = re.compile(r'olumn "(.+)" (?:in \w+ list )?not found|does not have a column named "(.+)"')
 MAX_TREE_DEPTH = 500
 """Levels in the syntax tree of a query, some two for each level of its text. Python's own limit differs by process."""
@@ -54,7 +54,7 @@ def check_query(query: str, schema: pa.Schema) -> None:
     if statements[0].type != duckdb.StatementType.SELECT:
         raise ConfigError(f"sql takes one SELECT, not {query!r}: catalogues are read, never changed")
     nodes = _nodes(query)
-    if not any(str(node.get("alias", "")).lower() == _CLASS_COLUMN for node in nodes):  # else another column
+    if not any(str(node.get("alias", "")).lower() in _CLASS_COLUMNS for node in nodes):  # else another column
         _refuse_unknown_classes(nodes, classes_of(schema))
 
 
@@ -98,7 +98,7 @@ def _column_remedy(question: str, reason: str, schema: pa.Schema) -> str:
     name = unknown[1] or unknown[2]
     for known in classes_of(schema):
         if known == name.lower():
-            return f". Text is in single quotes: {_CLASS_COLUMN} = {literal(known)}"
+            return f". Text is in single quotes: {_CLASS_COLUMNS[0]} = {literal(known)}"
     suggestion = similar_column(name, schema)
     quoted = name.replace('"', '""')
     if f'"{quoted}"' in question:
@@ -158,7 +158,7 @@ def _refuse_unknown_classes(nodes: Collection[dict[str, Any]], classes: Collecti
 
 
 def _compared_classes(node: dict[str, Any]) -> list[str]:
-    """Return the texts that a node of the tree compares the column `class` with."""
+    """Return the texts that a node of the tree compares the columns `class` and `class_sky` with."""
     operands = [node[side] for side in ("left", "right") if side in node] + node.get("children", [])
     if node.get("function_name") == "contains":  # class IN ['galaxy', 'star']
         operands = [argument["expression"] for argument in node["arguments"]]
@@ -171,7 +171,7 @@ def _compared_classes(node: dict[str, Any]) -> list[str]:
 
 def _is_class_column(node: dict[str, Any]) -> bool:
     names = node.get("column_names") or [""]
-    return bool(node.get("class") == "COLUMN_REF" and names[-1].lower() == _CLASS_COLUMN)
+    return bool(node.get("class") == "COLUMN_REF" and names[-1].lower() in _CLASS_COLUMNS)
 
 
 def _texts(node: dict[str, Any]) -> list[str]:

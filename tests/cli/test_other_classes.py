@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io.votable import parse
 from click.testing import CliRunner
+from distributed import Client
 
 from skyclass import open_catalog, verify
 from skyclass.catalog.manifest import read_manifest
 from skyclass.cli.main import cli
 from skyclass.errors import ConfigError, SkyclassError
-from skyclass.model.bundle import load_bundle
+from skyclass.model.bundle import load_bundle, load_weights, save_bundle
+from skyclass.model.priors import BinnedCalibration, PriorTable
+from skyclass.training.evaluation.calibration import fields_of
 from skyclass.types import class_problems
 
 pytestmark = pytest.mark.integration
@@ -119,7 +122,7 @@ def test_files_describe_the_classes(made) -> None:
     table = parse(io.BytesIO(metadata[b"IVOA.VOTable-Parquet.content"]), verify="exception").get_first_table()
     described = {field.name: field.description for field in table.fields}
     for name in made.classes:
-        assert described[f"p_{name}"].startswith(f"{name.capitalize()} probability")
+        assert described[f"p_{name}"].startswith(f"Probability of {name} for the class shares in the training")
         assert f"p_{name}" in (made.catalog / "README.txt").read_text()
     assert "p_star" in described or made.kind == "two"
 
@@ -171,3 +174,51 @@ def test_a_preset_needs_its_classes(sky, tmp_path) -> None:
             "dataset", "--labels", sky.truth, "--images", sky.images, "--out", tmp_path / "d", "--preset", "paper",
             "--classes", "quasar,other",
         )  # fmt: skip
+
+
+def test_a_prior_is_published_changed_and_undone(made, sky) -> None:
+    """A calibration by hand, because the small dataset has too few rows for a fit in bins of W1."""
+    bundle, k = load_bundle(made.folder / "model"), len(made.classes)
+    one, equal, cells = (1.0,) * k, (1 / k,) * k, (((10,) * (5 * k),) * k,)
+    calibration = BinnedCalibration(
+        made.classes, (5.0, 19.0), (one,), ((0.0,) * k,), (equal,), ((50 * k,) * k,), cells, ((0.2,) * k,)
+    )
+    save_bundle(made.folder / "w1", fields_of(bundle) | {"w1_calibration": calibration}, load_weights(bundle))
+    shares = (0.7, *((0.3 / (k - 1),) * (k - 1)))
+    prior = PriorTable(made.classes, (5.0, 19.0), (0.0, 90.0), ((shares,),), "by hand")
+    (made.folder / "prior.json").write_text(json.dumps(prior.to_dict()))
+    out = made.folder / "with-prior"
+    printed = skyclass(
+        "classify", "--catalog", sky.catalog, "--images", sky.images, "--model", made.folder / "w1", "--out", out,
+        "--precision", "fp32", "--prior", made.folder / "prior.json", "--cluster", "none",
+    )  # fmt: skip
+    assert f"prior {prior.prior_id}: by hand" in printed
+    rows = open_catalog(out).to_pandas().dropna(subset=["class", "w1mpro"])
+    raw, adjusted = (rows[[f"p_{name}{end}" for name in made.classes]].to_numpy(float) for end in ("", "_sky"))
+    expected = raw * shares / (raw * shares).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(adjusted, expected, atol=1e-5)
+    sets = [set(filter(None, text.split("|"))) for text in rows["set_90"]]
+    assert sets == [{name for name, p in zip(made.classes, row, strict=True) if p >= 0.2} for row in raw]
+    name = made.classes[0]
+    n = open_catalog(out).where(f"p_{name}_sky > 0.5 AND class_sky = '{name}'").count()
+    assert n == (adjusted[:, 0] > 0.5).sum()
+    with pytest.raises(ConfigError, match="no source has class 'nova': the classes are"):
+        open_catalog(out).where("class_sky = 'nova'")
+    skyclass("report", out, "-o", made.folder / "prior.html")
+    assert "Expected for the class shares" in (made.folder / "prior.html").read_text()
+    assert "published" in skyclass("recalibrate", out, "--prior", "none")
+    assert "class_sky" not in open_catalog(out).to_pandas() and verify(out).ok
+    assert prior.prior_id in skyclass("recalibrate", out, "--undo") and verify(out).ok
+    assert "class_sky" in open_catalog(out).to_pandas()
+    assert prior.prior_id in skyclass("publish", out)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lsdb_reads_the_probabilities_for_the_sky(made) -> None:
+    lsdb = pytest.importorskip("lsdb")
+    with Client(processes=False, n_workers=1, dashboard_address=None):
+        rows = lsdb.open_catalog(made.folder / "with-prior" / "catalog").compute()
+    expected = open_catalog(made.folder / "with-prior").to_pandas()
+    column = f"p_{made.classes[-1]}_sky"
+    joined = expected.set_index("source_id")[column].reindex(rows["source_id"])
+    np.testing.assert_allclose(rows[column].to_numpy(float), joined.to_numpy(float))
