@@ -7,6 +7,7 @@
     evaluation           its tables, Markdown and page
     catalogue_counts     ClassCatalog -> SQL aggregates
     catalogue_plots      their figures
+    expectations         expected purity and completeness of a catalogue with a prior
     catalogue            their tables and page
 
 Every figure and page of simulated data carries a warning. Figures need matplotlib: `pip install 'skyclass[train]'`.
@@ -19,16 +20,18 @@ from pathlib import Path
 from ..errors import ConfigError
 from .catalogue import catalogue_page
 from .drawing import save_figure
-from .evaluation import evaluation_page, markdown
+from .evaluation import evaluation_page, markdown, selection_csv
 from .evaluation_plots import EVALUATION_FIGURES, evaluation_figures
-from .evaluation_results import RESULTS, read_evaluation
+from .evaluation_results import RESULTS, SELECTION, read_evaluation
 
 __all__ = [
     "EVALUATION_FIGURES",
     "RESULTS",
+    "SELECTION",
     "evaluation_figures",
     "markdown",
     "save_figure",
+    "selection_csv",
     "write_html",
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +60,7 @@ def evaluation_tables(results: Json) -> list[Table]:
     tables = [_overall_table(results), *map(_class_table, models), *map(_confusion_table, models)]
     if results["differences"]:
         tables.append(_difference_table(results["differences"]))
-    tables += _sky_precision_tables(models)
+    tables += [*_sky_precision_tables(models), *(_natural_table(m) for m in models if m["natural"])]
     return tables + [_stratum_table(column, models) for column in models[0]["strata"]]
 
 
@@ -120,6 +122,32 @@ def _sky_precision_tables(models: Sequence[Json]) -> list[Table]:
     return [Table("Precision at sky shares", ("model", *shares), tuple(rows), note)]
 
 
+def _natural_table(model: Json) -> Table:
+    classes = model["classes"]
+    rows = tuple(
+        (
+            f"{entry['w1'][0]:g} to {entry['w1'][1]:g}",
+            f"{entry['abs_b_deg'][0]:g} to {entry['abs_b_deg'][1]:g}",
+            *(f"{100 * entry['shares'][k]:.1f} %" for k in classes),
+            *(_estimate(entry[rate][k]) for k in classes for rate in ("purity", "completeness")),
+        )
+        for entry in model["natural"]
+    )
+    rates = (f"{name} {rate}" for name in classes for rate in ("purity", "completeness"))
+    columns = ("W1 (mag)", "|b| (deg)", *(f"share of {name}" for name in classes), *rates)
+    return Table(f"Purity and completeness on the sky by W1 and |b|: {model['name']}", columns, rows, _NATURAL_NOTE)
+
+
+def selection_csv(results: Json) -> str:
+    """Return the completeness of each model by class, W1, |b| and depth as CSV."""
+    text = io.StringIO()
+    lines = [{"model": model["name"], **entry} for model in entries(results) for entry in model["selection"]]
+    writer = csv.DictWriter(text, list(lines[0]) if lines else ["model"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
 def _stratum_table(column: str, models: Sequence[Json]) -> Table:
     strata = models[0]["strata"][column]
     rows = []
@@ -140,6 +168,10 @@ def _stratum_table(column: str, models: Sequence[Json]) -> Table:
 _ZERO_WIDTH_NOTE = (
     "An interval of zero width means that all of these rows are right, or all are wrong. It does not exclude "
     "errors: among n rows, an error rate of 3/n still has a probability of 5 % to show none."
+)
+_NATURAL_NOTE = (
+    "At the class shares of published counts (the prior table counts), with the rates of confusion of the rows in each "
+    "bin of W1 and |b|; value [95 % interval of resampled rows]. Bins with few rows of a class are left out."
 )
 _ECE_NOTE = "The intervals of the two ECE are corrected for their bias on few rows, and can therefore begin below 0."
 _STRATUM_NOTE = f"A bin with - is empty. {_ZERO_WIDTH_NOTE}"

@@ -10,6 +10,8 @@ from ..errors import ConfigError
 from .drawing import Json
 
 RESULTS = "evaluation.json"
+SELECTION = "selection.csv"
+"""The selection function: completeness by class, W1, |b| and depth."""
 
 METRIC_LABELS: dict[str, str] = {
     "accuracy": "accuracy (share of right rows)",

@@ -53,6 +53,7 @@ Cluster = Annotated[str, AfterValidator(_check_cluster)]
         "device": "Where and how fast it runs",
         "allow_truncated": "Faulty input",
         "trust_code": "Networks outside of skyclass",
+        "prior": "Class shares of the sky",
     },
 )
 class RunConfig:
@@ -84,10 +85,6 @@ class RunConfig:
     ] = None
     """Part of the sky: skyclass classifies the sources inside, and opens no partition outside. All sources when
     absent."""
-    prior: Annotated[str, Field(min_length=1)] = "none"
-    """Class shares of the sky for the columns p_<class>_sky. none: no such columns. estimate: from the sources of the
-    catalogue, in bins of W1 and galactic latitude; use it only for a catalogue that was not selected by colour or
-    class. Else a JSON file, or the name of a shipped table."""
     precision: Precision = "auto"
     """Arithmetic of the network. auto: bf16 where the hardware multiplies it, else fp32."""
     device: Device = "auto"
@@ -111,6 +108,10 @@ class RunConfig:
     """Repeat tiles that an earlier call quarantined, for example after damaged images were downloaded again."""
     trust_code: bool = False
     """Run the network of a model bundle also where it is code outside of skyclass. Read that code first."""
+    prior: Annotated[str, Field(min_length=1)] = "none"
+    """Class shares of the sky for the columns p_<class>_sky. none: no such columns. estimate: from the sources of the
+    catalogue, in bins of W1 and galactic latitude; use it only for a catalogue that was not selected by colour or
+    class. Else a JSON file, or the name of a shipped table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -22,7 +22,7 @@ from skyclass.report.catalogue import catalogue_tables
 from skyclass.report.catalogue_counts import catalogue_statistics
 from skyclass.report.catalogue_plots import CATALOGUE_FIGURES, all_sky_figure, catalogue_figures
 from skyclass.report.drawing import png
-from skyclass.report.evaluation import evaluation_tables
+from skyclass.report.evaluation import evaluation_tables, selection_csv
 from skyclass.report.evaluation_plots import scores_figure
 from skyclass.report.evaluation_results import CLASS_METRIC_LABELS, simulation_warning
 from skyclass.report.page import Table, render
@@ -94,6 +94,17 @@ def contestant(name: str, seed: int, **more: Any) -> dict[str, Any]:
             "precision": {"galaxy": triple(0.9), "quasar": triple(0.223), "star": [None] * 3},
         },
         "strata": {"w1snr": {"label": "W1 S/N", "unknown": 4, "bins": bins}},
+        "natural": [
+            {
+                "w1": [15.0, 15.5],
+                "abs_b_deg": [45.0, 60.0],
+                "n": dict.fromkeys(DEFAULT_CLASSES, 40),
+                "shares": {"galaxy": 0.6, "quasar": 0.02, "star": 0.38},
+                "purity": dict.fromkeys(DEFAULT_CLASSES, [0.5, 0.4, 0.6]),
+                "completeness": dict.fromkeys(DEFAULT_CLASSES, [0.9, 0.85, 0.95]),
+            }
+        ],
+        "selection": [{"class": "galaxy", "w1_low": 15.0, "n": 40, "completeness": 0.9}],
     }
     return found | more
 
@@ -173,6 +184,11 @@ def test_the_tables_of_an_evaluation() -> None:
     empty, full = tables["Balanced accuracy by W1 S/N"].rows
     assert empty == ("< 3", "0", "0", "0", "0", "-", "-", "-") and full[0] == ">= 3"
     assert "4 rows have no value" in tables["Balanced accuracy by W1 S/N"].note
+    natural = tables["Purity and completeness on the sky by W1 and |b|: one"]
+    assert natural.rows[0][:5] == ("15 to 15.5", "45 to 60", "60.0 %", "2.0 %", "38.0 %")
+    assert natural.rows[0][5:7] == ("0.5000 [0.4000, 0.6000]", "0.9000 [0.8500, 0.9500]")
+    lines = selection_csv(results()).splitlines()
+    assert lines[:2] == ["model,class,w1_low,n,completeness", "one,galaxy,15.0,40,0.9"] and len(lines) == 4
     text = markdown(results(), ["scores"])
     assert all(row.count("|") == 5 for row in re.findall(r"(?<=## Overall\n\n)(?:\|.*\n)+", text)[0].splitlines())
     assert "(scores.png)" in text and "SIMULATED" in text.splitlines()[0]

@@ -134,7 +134,7 @@ def _rates_with_intervals(table: Int64, classes: Sequence[str], draws: int, rng:
     names = ("accuracy", "balanced_accuracy", "recall")
     if not table.sum():
         return dict.fromkeys(names)
-    rates, drawn = table_rates(table[None]), table_rates(_resampled_tables(table, draws, rng))
+    rates, drawn = table_rates(table[None]), table_rates(resampled_tables(table, draws, rng))
     return {name: with_interval(rates[name][0], interval(rates[name][0], drawn[name]), classes) for name in names}
 
 
@@ -147,11 +147,11 @@ def precision_at_sky(table: Int64, classes: Sequence[str], draws: int, seed: int
         return None
     shares = np.array([SKY_SHARES[name] for name in classes])
     value = precisions_at(table[None], shares)[0]
-    drawn = precisions_at(_resampled_tables(table, draws, np.random.default_rng(seed)), shares)
+    drawn = precisions_at(resampled_tables(table, draws, np.random.default_rng(seed)), shares)
     return {"shares": SKY_SHARES, "precision": with_interval(value, interval(value, drawn), classes)}
 
 
-def _resampled_tables(table: Int64, draws: int, rng: np.random.Generator) -> Int64:
+def resampled_tables(table: Int64, draws: int, rng: np.random.Generator) -> Int64:
     """Return confusion matrices (D, K, K) of resampled rows."""
     cells = table.ravel()
     drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=draws)

@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from ... import __version__
+from ...catalog.prior_files import read_prior
 from ...errors import ConfigError
 from ...files import write_bytes
 from ...model.bundle import Bundle, load_bundle
 from ...model.photometry import numbers as floats
+from ...model.priors import PriorTable
 from ...sky.galactic import abs_galactic_latitude_deg
-from ...types import Float32, Float64, Int64
+from ...types import DEFAULT_CLASSES, Float32, Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset
 from ..extra import train_extra
@@ -36,11 +38,14 @@ from .metrics import (
     nan_to_none,
     scores,
 )
+from .natural import natural_rates, selection_function, tile_depth_mag
 from .predictions import check_fit, probabilities_of, rows_of
 from .training_log import read_log
 
 COLOUR_CUTS = "colour cuts"
 SCHEMA = "skyclass evaluation 1"
+NATURAL = "counts"
+"""Prior table of the class shares on the sky."""
 STRATA: dict[str, tuple[str, tuple[float, ...]]] = {
     "w1snr": ("W1 S/N", (-math.inf, 3, 5, 10, 20, 50, math.inf)),
     "w1mpro": ("W1 (Vega mag)", (-math.inf, 11, 12, 13, 14, 15, 16, 17, math.inf)),
@@ -161,9 +166,13 @@ def compare(
     drawn = bootstrap(labels, all_probabilities, draws, seed)
     if cuts is not None:
         drawn[COLOUR_CUTS] = {metric: drawn[COLOUR_CUTS][metric] for metric in RATE_METRICS}
-    values = _strata_values(rows)
+    values = _strata_values(rows) | {"depth_mag": tile_depth_mag(rows)}
+    prior = read_prior(NATURAL, classes) if tuple(classes) == DEFAULT_CLASSES else None
+    assert prior is None or isinstance(prior, PriorTable)
     scored = {
-        name: {"name": name} | _scored(labels, p, classes, drawn[name], values, name == COLOUR_CUTS, draws, seed)
+        name: {"name": name}
+        | _scored(labels, p, classes, drawn[name], values, name == COLOUR_CUTS, draws, seed)
+        | _by_magnitude(labels, p.argmax(1), classes, values, prior, draws, seed)
         for name, p in all_probabilities.items()
     }
     return {
@@ -204,6 +213,25 @@ def _scored(
     return scored
 
 
+def _by_magnitude(
+    labels: Int64,
+    predicted: Int64,
+    classes: Sequence[str],
+    values: Mapping[str, Float64],
+    prior: PriorTable | None,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return purity and completeness at the shares of the sky, and the selection function; empty without W1."""
+    if "w1mpro" not in values:
+        return {"natural": [], "selection": []}
+    w1, b = values["w1mpro"], values["abs_b_deg"]
+    return {
+        "natural": natural_rates(labels, predicted, w1, b, prior, draws, seed) if prior else [],
+        "selection": selection_function(labels, predicted, classes, w1, b, values["depth_mag"]),
+    }
+
+
 def _predicted_by_cuts(rows: pa.Table, classes: Sequence[str]) -> Int64 | None:
     """Return the class (N,) that the colour cuts give, an index into `classes`.
 
@@ -228,7 +256,7 @@ def _strata_values(rows: pa.Table) -> dict[str, Float64]:
 
 
 def write_evaluation(folder: str | Path, results: Mapping[str, Any], overwrite: bool = False) -> Path:
-    """Write the results of `evaluate_models` and return the folder: figures, evaluation.md, evaluation.json.
+    """Write the results of `evaluate_models` and return the folder: figures, Markdown, CSV, JSON.
 
     The JSON is written last: a folder that has it is complete. `overwrite` replaces a complete evaluation. Raises
     `ConfigError` for a complete evaluation without `overwrite`, and for a folder with other files.
@@ -239,10 +267,15 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any], overwrite: 
     check_folder(target, overwrite)
     figures = report.evaluation_figures(results)
     target.mkdir(parents=True, exist_ok=True)
-    for old in (target / report.RESULTS, *(target / f"{name}.png" for name in report.EVALUATION_FIGURES)):
+    for old in (
+        target / report.RESULTS,
+        target / report.SELECTION,
+        *(target / f"{name}.png" for name in report.EVALUATION_FIGURES),
+    ):
         old.unlink(missing_ok=True)
     for name, figure in figures.items():
         report.save_figure(figure, target / f"{name}.png")
+    write_bytes(target / report.SELECTION, report.selection_csv(results).encode())
     write_bytes(target / "evaluation.md", report.markdown(results, list(figures)).encode())
     write_bytes(target / report.RESULTS, (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
     return target
@@ -252,7 +285,13 @@ def check_folder(target: Path, overwrite: bool = False) -> None:
     """Raise `ConfigError` unless the folder is absent, empty, or holds an evaluation that is incomplete or replaced."""
     from ... import report
 
-    written = {report.RESULTS, "evaluation.md", "report.html", *(f"{name}.png" for name in report.EVALUATION_FIGURES)}
+    written = {
+        report.RESULTS,
+        report.SELECTION,
+        "evaluation.md",
+        "report.html",
+        *(f"{name}.png" for name in report.EVALUATION_FIGURES),
+    }
     if target.is_dir():
         foreign = {path.name for path in target.iterdir()} - written
     else:
