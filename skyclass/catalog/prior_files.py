@@ -1,7 +1,7 @@
 """The files of priors: the table that a user gives, and the two files beside a published catalogue.
 
-w1_calibration.json   the calibration of the model within bins of W1, where it has one
-prior.json            the prior of the columns p_<class>_sky, and the estimate of each bin of W1 and |b|
+calibration.json   the calibration of the model in bins of W1 and |b|, where it has one
+prior.json         the prior of the columns p_<class>_sky, and the estimate of each bin of W1 and |b|
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ NONE = "none"
 ESTIMATE: Literal["estimate"] = "estimate"
 Prior = PriorTable | Literal["estimate"] | None
 """Class shares of the sky: a table, an estimate from the sources of the catalogue, or none."""
-CALIBRATION_FILE, PRIOR_FILE = "w1_calibration.json", "prior.json"
+CALIBRATION_FILE, PRIOR_FILE = "calibration.json", "prior.json"
 SHIPPED = Path(__file__).parent / "priors"
 """Folder of the prior tables that ship with skyclass."""
 NO_CALIBRATION = (
-    "the model has no calibration within bins of W1, which a prior needs: add one with `skyclass evaluate MODEL "
-    "DATASET --calibrate OUT --kind w1`, and classify with the model OUT; or use the prior none"
+    "the model has no calibration in bins of W1 and |b|, which a prior needs: add one with `skyclass evaluate MODEL "
+    "DATASET --calibrate OUT --kind bins`, and classify with the model OUT; or use the prior none"
 )
 
 

@@ -72,7 +72,7 @@ class CatalogRows:
     created : str
         Time at which the run began (ISO 8601).
     calibration : BinnedCalibration or None
-        Calibration of the model within bins of W1; a file beside the catalogue has it.
+        Calibration of the model in bins of W1 and |b|; a file beside the catalogue has it.
     prior : PriorTable or "estimate" or None
         Class shares for the columns `p_<class>_sky`: a table, or an estimate from the rows. Without a prior the
         catalogue does not have these columns.
@@ -141,7 +141,7 @@ def publish_catalog(
 def prior_of(rows: CatalogRows, parallel_map: ParallelMap) -> tuple[CataloguePrior | None, list[BinEstimate]]:
     """Return the prior of a publication, and the bins from which it was estimated.
 
-    Raises `ConfigError` where the model has no calibration within bins of W1.
+    Raises `ConfigError` where the model has no calibration in bins of W1 and |b|.
     """
     if rows.prior is None:
         return None, []

@@ -27,7 +27,7 @@ NOT_OF_THE_CLASSES = Flag(0)
 
 @dataclass(frozen=True)
 class CataloguePrior:
-    """The prior of a publication, and the calibration of its model within bins of W1."""
+    """The prior of a publication, and the calibration of its model in bins of W1 and |b|."""
 
     calibration: BinnedCalibration
     table: PriorTable

@@ -11,7 +11,7 @@ the likelihood, found with the expectation-maximisation of Saerens, Latinne & De
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..model.priors import LEAST_P, NO_BIN, BinnedCalibration, PriorTable, bin_of, calibrated_in_bins, confidence_counts
+from ..model.priors import (
+    ABS_B_EDGES,
+    LEAST_P,
+    NO_BIN,
+    BinnedCalibration,
+    PriorTable,
+    bin_of,
+    calibrated_in_bins,
+    confidence_counts,
+)
 from ..text import counted
 from ..types import Float64, Int64
 
@@ -28,11 +37,11 @@ STEP, LIMIT = 0.25, 8.0
 TOLERANCE = 1e-7
 MAX_STEPS = 5_000
 LEVEL = 0.95
-SCATTER_DRAWS, SCATTER_STEPS = 100, 300
+SCATTER_DRAWS, SCATTER_STEPS = 60, 300
 PRIOR_COUNT = 0.1
 """Rows that are added to each cell of the calibration, so that an empty cell has some density."""
-ABS_B_EDGES = (0.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0)
-"""Edges of the bins of |b| in degrees."""
+LEAST_TILE_ROWS = 30
+"""Rows of each class on a tile of the calibration for its part in the differences between tiles."""
 LEAST_SOURCES = 500
 """A bin with fewer sources is not estimated."""
 LEAST_P_VALUE, LARGEST_DISTANCE = 1e-3, 0.05
@@ -150,21 +159,54 @@ def _end(density: Float64, n: Int64, shares: Float64, k: int, least: float, oute
     return inner
 
 
-def calibration_scatter(observed: ArrayLike, reference: ArrayLike, shares: Float64) -> Float64:
-    """Return the standard deviations (K,) of estimated shares that follow from the finite number of calibration rows.
+def calibration_scatter(reference: ArrayLike, shares: ArrayLike) -> Float64:
+    """Return the standard deviations (K,) of estimated shares that follow from the calibration.
 
-    Parameters and cells are those of `fit_of`. The shares are estimated again for `SCATTER_DRAWS` random densities of
-    the classes, each a Dirichlet distribution about the counts of the calibration.
+    It has two parts: the finite number of its rows, and the differences between its tiles, because a sky differs from
+    the mean of the tiles as each of them does.
+
+    Parameters
+    ----------
+    reference : (T, K, G) array
+        `confidence_counts` of the calibration's rows of each class on T tiles.
+    shares : (K,) array
+        Estimated class shares of the sky.
     """
-    o, r = np.asarray(observed, np.float64), np.asarray(reference, np.float64)
-    rng = np.random.default_rng(0)
-    density = np.stack([rng.dirichlet(row + PRIOR_COUNT, SCATTER_DRAWS) for row in r], axis=2)  # (draws, G, K)
-    drawn = np.tile(np.maximum(shares, 1e-9), (SCATTER_DRAWS, 1))
-    weight = o / o.sum()
+    r, s = np.asarray(reference, np.float64), np.asarray(shares, np.float64)
+    pooled, rng = r.sum(0), np.random.default_rng(0)
+    observed = s @ _density(pooled)
+    of_rows = _shares_of(observed, _dirichlet(pooled, rng), s).var(axis=0)
+    full = r[(r.sum(2) >= LEAST_TILE_ROWS).all(axis=1)]
+    if len(full) < 2:
+        return np.asarray(np.sqrt(of_rows))
+    density = _density(pooled)
+    skies = np.stack([s @ _density(tile) for tile in full])
+    noise = np.mean([_shares_of(s @ _dirichlet(tile, rng), density, s).var(axis=0) for tile in full], axis=0)
+    of_tiles = np.maximum(_shares_of(skies, density, s).var(axis=0, ddof=1) - noise, 0)
+    return np.asarray(np.sqrt(of_rows + of_tiles * (1 + 1 / len(full))))
+
+
+def _density(counts: Float64) -> Float64:
+    """Return the densities (K, G) of the classes over cells, from counts of rows."""
+    smooth = counts + PRIOR_COUNT
+    return np.asarray(smooth / smooth.sum(-1, keepdims=True))
+
+
+def _dirichlet(counts: Float64, rng: np.random.Generator) -> Float64:
+    """Return random densities (draws, K, G) that counts (K, G) allow."""
+    return np.stack([rng.dirichlet(row + PRIOR_COUNT, SCATTER_DRAWS) for row in counts], axis=1)
+
+
+def _shares_of(observed: Float64, density: Float64, start: Float64) -> Float64:
+    """Return shares (D, K) of largest likelihood for distributions over cells (D, G) or (G,), and densities of classes.
+
+    The densities are (D, K, G) or (K, G).
+    """
+    shares = np.tile(np.maximum(start, 1e-9), (np.broadcast_shapes(observed.shape[:-1], density.shape[:-2])[0], 1))
     for _ in range(SCATTER_STEPS):
-        mixed = np.maximum(np.einsum("dgk,dk->dg", density, drawn), 1e-300)
-        drawn *= np.einsum("dgk,dg->dk", density, weight / mixed)
-    return np.asarray(drawn.std(axis=0))
+        mixed = np.maximum(np.einsum("...kg,...k->...g", density, shares), 1e-300)
+        shares = shares * np.einsum("...kg,...g->...k", density, observed / mixed)
+    return shares
 
 
 def widened(ends: Float64, shares: Float64, scatter: Float64) -> Float64:
@@ -262,16 +304,17 @@ def sky_counts(
     w1: ArrayLike,
     abs_b_deg: ArrayLike,
     calibration: BinnedCalibration,
-    abs_b_edges: Sequence[float] = ABS_B_EDGES,
 ) -> SkyCounts:
     """Return the counts of sources with probabilities (N, K) of a model, by bins of W1 (Vega mag) and |b| (deg).
 
-    Sources without probabilities or W1, and those outside of the bins of the calibration, do not count.
+    Each bin of |b| lies in one bin of the calibration, or outside. Sources without probabilities or W1, and those
+    outside the bins of the calibration, do not count.
     """
-    p, i = calibrated_in_bins(probabilities, w1, calibration)
-    j = bin_of(abs_b_deg, abs_b_edges)
+    p, _ = calibrated_in_bins(probabilities, w1, abs_b_deg, calibration)
+    i = bin_of(w1, calibration.w1_edges)
+    j = bin_of(abs_b_deg, ABS_B_EDGES)
     used = np.flatnonzero((i != NO_BIN) & (j != NO_BIN) & np.isfinite(p).all(axis=1))
-    n_b = len(abs_b_edges) - 1
+    n_b = len(ABS_B_EDGES) - 1
     flat = i[used] * n_b + j[used]
     return {
         divmod(key, n_b): BinCounts(cells(some), confidence_counts(some))
@@ -294,7 +337,6 @@ def merged_counts(parts: Iterable[SkyCounts]) -> SkyCounts:
 def estimated_prior(
     counts: SkyCounts,
     calibration: BinnedCalibration,
-    abs_b_edges: Sequence[float] = ABS_B_EDGES,
     least_sources: int = LEAST_SOURCES,
 ) -> tuple[PriorTable, list[BinEstimate]]:
     """Return the class shares of a sky in bins of W1 and |b|, and the estimate of each bin.
@@ -302,33 +344,39 @@ def estimated_prior(
     The table has no shares for bins with fewer than `least_sources` sources, and for those whose sources do not fit the
     calibration.
     """
-    n_w1, n_b = len(calibration.w1_edges) - 1, len(abs_b_edges) - 1
+    n_w1, n_b = len(calibration.w1_edges) - 1, len(ABS_B_EDGES) - 1
     bins = [
         _bin_estimate(
-            counts.get((i, j)), i, (float(abs_b_edges[j]), float(abs_b_edges[j + 1])), calibration, least_sources
+            counts.get((i, j)),
+            (calibration.w1_edges[i], calibration.w1_edges[i + 1]),
+            (ABS_B_EDGES[j], ABS_B_EDGES[j + 1]),
+            calibration,
+            least_sources,
         )
         for i in range(n_w1)
         for j in range(n_b)
     ]
     shares = [None if one.refusal else one.shares for one in bins]
     rows = tuple(tuple(shares[i * n_b : (i + 1) * n_b]) for i in range(n_w1))
-    edges = tuple(float(edge) for edge in abs_b_edges)
     label = "estimated from the probabilities of the sources of this catalogue (Saerens et al. 2002)"
-    return PriorTable(calibration.classes, calibration.w1_edges, edges, rows, label), bins
+    return PriorTable(calibration.classes, calibration.w1_edges, ABS_B_EDGES, rows, label), bins
 
 
 def _bin_estimate(
-    sources: BinCounts | None, i: int, abs_b_deg: tuple[float, float], calibration: BinnedCalibration, least: int
+    sources: BinCounts | None,
+    w1: tuple[float, float],
+    abs_b_deg: tuple[float, float],
+    calibration: BinnedCalibration,
+    least: int,
 ) -> BinEstimate:
-    w1 = (calibration.w1_edges[i], calibration.w1_edges[i + 1])
     n = int(sources.cells.n.sum()) if sources else 0
     if sources is None or n < least:
         return BinEstimate(w1, abs_b_deg, n, refusal=f"{counted(n, 'source')}, fewer than {least:,}")
-    old = calibration.shares[i]
+    c = int(calibration.bin_of([sum(w1) / 2], [sum(abs_b_deg) / 2])[0])
+    old, reference = np.asarray(calibration.shares[c]), np.asarray(calibration.reference[c])
     shares = estimated_shares(sources.cells, old)
-    fit = fit_of(sources.confidence, calibration.reference[i], shares)
-    scatter = calibration_scatter(sources.confidence, calibration.reference[i], shares)
-    ends = widened(share_intervals(sources.cells, old, shares), shares, scatter)
+    fit = fit_of(sources.confidence, reference.sum(0), shares)
+    ends = widened(share_intervals(sources.cells, old, shares), shares, calibration_scatter(reference, shares))
     refusal = (
         ""
         if fit.is_good

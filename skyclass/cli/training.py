@@ -67,8 +67,8 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
 @click.option(
     "--kind",
-    type=click.Choice(["temperature", "bias", "w1"]),
-    help="With --calibrate; w1: in bins of W1.  [default: temperature]",
+    type=click.Choice(["temperature", "bias", "bins"]),
+    help="With --calibrate; bins: in bins of W1 and |b|.  [default: temperature]",
 )
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)

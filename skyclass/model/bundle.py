@@ -140,9 +140,9 @@ class Bundle:
         Bias of the calibration for each class.
     photometry : PhotometrySettings or None
         Features that the network takes; None for a network of images alone.
-    w1_calibration : BinnedCalibration or None
-        Calibration within bins of W1, and the class shares to which it refers; None where none was fitted. `predict`
-        does not use it.
+    binned_calibration : BinnedCalibration or None
+        Calibration in bins of W1 and |b|, and the class shares to which it refers; None where none was fitted.
+        `predict` does not use it.
     source_sha256 : str
         SHA-256 of the source of the network's module if `network` is an import path, else empty.
 
@@ -166,7 +166,7 @@ class Bundle:
     classes: tuple[str, ...]
     bias: tuple[float, ...]
     photometry: PhotometrySettings | None = None
-    w1_calibration: BinnedCalibration | None = None
+    binned_calibration: BinnedCalibration | None = None
     source_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -190,8 +190,9 @@ class Bundle:
         problems = []
         if wrong := class_problems(self.classes):
             problems.append(f"classes = {list(self.classes)}: {', '.join(wrong)}")
-        if self.w1_calibration and self.w1_calibration.classes != self.classes:
-            problems.append(f"w1_calibration has the classes {', '.join(self.w1_calibration.classes)}, not those of it")
+        binned = self.binned_calibration
+        if binned and binned.classes != self.classes:
+            problems.append(f"binned_calibration has the classes {', '.join(binned.classes)}, not those of the bundle")
         if not (is_number(self.temperature) and self.temperature > 0):
             problems.append(f"temperature = {self.temperature!r}: must be a positive number")
         if len(self.bias) != len(self.classes) or not all(map(is_number, self.bias)):
@@ -342,7 +343,7 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
 
 def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
     fields = dict(bundle_fields)
-    classes, photometry, w1_calibration = fields["classes"], fields.get("photometry"), fields.get("w1_calibration")
+    classes, photometry, binned = fields["classes"], fields.get("photometry"), fields.get("binned_calibration")
     plain = {
         **fields,
         "schema": SCHEMA,
@@ -350,12 +351,12 @@ def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: st
         "composite": fields["composite"].to_dict(),
         "preprocessing": asdict(fields["preprocessing"]),
         "photometry": photometry.to_dict() if photometry else None,
-        "w1_calibration": w1_calibration.to_dict() if w1_calibration else None,
+        "binned_calibration": binned.to_dict() if binned else None,
         "classes": list(classes),
         "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
-    for name in ("source_sha256", "w1_calibration"):
+    for name in ("source_sha256", "binned_calibration"):
         if not plain.get(name):
             plain.pop(name, None)
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read back
@@ -367,7 +368,7 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
     fields = {k: v for k, v in document.items() if k != "schema"}
     try:
         cut, preprocessing, photometry = (fields.pop(name) for name in ("cut", "preprocessing", "photometry"))
-        w1_calibration = fields.pop("w1_calibration", None)
+        binned_calibration = fields.pop("binned_calibration", None)
         return Bundle(
             path=folder,
             cut=Cut(**cut | {"bands": tuple(cut["bands"])}),
@@ -376,7 +377,7 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
                 preprocessing["input_px"], tuple(preprocessing["mean"]), tuple(preprocessing["std"])
             ),
             photometry=PhotometrySettings.from_dict(photometry) if photometry else None,
-            w1_calibration=BinnedCalibration.from_dict(w1_calibration) if w1_calibration else None,
+            binned_calibration=BinnedCalibration.from_dict(binned_calibration) if binned_calibration else None,
             classes=tuple(fields.pop("classes")),
             bias=tuple(fields.pop("bias")),
             **fields,

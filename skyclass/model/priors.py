@@ -1,11 +1,11 @@
 """Class priors: the class shares to which probabilities refer, and probabilities for other shares. Pure.
 
-    p, W1 -> calibrated_in_bins -> probabilities for the shares of the calibration in the bin of W1
+    p, W1, |b| -> calibrated_in_bins -> probabilities for the class shares of the calibration in the bin of W1 and |b|
     these -> adapted -> probabilities for other shares, such as those of a sky (`PriorTable`)
 
 A probability of a class means little without the share of the class in the sample to which it refers: the same image
 is a quasar more often among bright, red sources than among all. A `BinnedCalibration` therefore states the shares for
-each bin of W1, and a `PriorTable` states those of a sky for each bin of W1 and |b|.
+each of its bins, and a `PriorTable` states those of a sky.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ..types import Bool, Float64, Int64, class_problems
 LEAST_P = 1e-12
 """Smaller probabilities count as this one: a float32 of the catalogue cannot tell them apart from 0."""
 NO_BIN = -1
+ABS_B_EDGES = (0.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0)
+"""Edges in |b| (deg) of the bins in which a prior is estimated. Those of a calibration are among them."""
 CONFIDENCE_EDGES = (0.0, 0.5, 0.7, 0.9, 0.97, 1.0)
 """Bins of the highest probability in the test of the fit."""
 
@@ -35,26 +37,28 @@ Table = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class BinnedCalibration:
-    """The calibration of a model within B bins of W1, and the class shares to which it refers.
+    """The calibration of a model in bins of W1 and |b|, and the class shares to which it refers.
 
-    The calibrated probabilities of a source in bin b are softmax(scale[b] * log(p) + bias[b]), where p are the
-    probabilities of the model. They refer to the class shares `shares[b]`, those of the rows of the calibration.
+    There are C = B x L bins, numbered by W1 first: bin `i * L + j` has bin i of W1 and bin j of |b|. The calibrated
+    probabilities of a source in bin c are softmax(scale[c] * log(p) + bias[c]), where p are the probabilities of the
+    model. They refer to the class shares `shares[c]`, those of the rows of the calibration.
 
     Attributes
     ----------
     classes : tuple of str
         K classes in the order of the probabilities.
-    w1_edges : tuple of float
-        B + 1 edges of the bins (Vega mag). A source outside has no calibrated probabilities.
-    scale, bias : (B, K) tuples of float
+    w1_edges, abs_b_edges : tuple of float
+        B + 1 edges in W1 (Vega mag) and L + 1 edges in |b| (deg). A source outside has no calibrated probabilities.
+    scale, bias : (C, K) tuples of float
         Vector scaling (Guo et al. 2017); equal scales of all classes are an inverse temperature.
-    shares : (B, K) tuples of float
+    shares : (C, K) tuples of float
         Class shares, which sum to 1 in each bin.
-    counts : (B, K) tuples of int
+    counts : (C, K) tuples of int
         Rows of the calibration.
-    reference : (B, K, G) tuples of int
-        `confidence_counts` of the rows of each class, with which `fit_of` compares the sources of a sky.
-    set_thresholds : (B, K) tuples of float
+    reference : (C, T, K, G) tuples of int
+        `confidence_counts` of the rows of each class on each of T tiles; T may differ between bins. They tell how much
+        the rows of a class differ from tile to tile, and whether the sources of a sky look like them.
+    set_thresholds : (C, K) tuples of float
         Smallest probability of the model, before this calibration, with which a class is in the set of a source
         (`in_sets`).
 
@@ -66,17 +70,18 @@ class BinnedCalibration:
 
     classes: tuple[str, ...]
     w1_edges: tuple[float, ...]
+    abs_b_edges: tuple[float, ...]
     scale: Table
     bias: Table
     shares: Table
     counts: tuple[tuple[int, ...], ...]
-    reference: tuple[tuple[tuple[int, ...], ...], ...]
+    reference: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
     set_thresholds: Table
 
     def __post_init__(self) -> None:
         problems = class_problems(self.classes)
-        problems += edge_problems("w1_edges", self.w1_edges)
-        shape = (len(self.w1_edges) - 1, len(self.classes))
+        problems += edge_problems("w1_edges", self.w1_edges) + edge_problems("abs_b_edges", self.abs_b_edges)
+        shape = ((len(self.w1_edges) - 1) * (len(self.abs_b_edges) - 1), len(self.classes))
         for name in ("scale", "bias", "shares", "counts", "set_thresholds"):
             values = np.asarray(getattr(self, name), np.float64)
             if values.shape != shape or not np.isfinite(values).all():
@@ -87,11 +92,19 @@ class BinnedCalibration:
                 problems.append(f"{name}: a number is negative")
             elif name == "shares" and not np.allclose(values.sum(1), 1, atol=1e-4):
                 problems.append("shares: those of a bin do not sum to 1")
-        cells = (*shape, len(self.classes) * (len(CONFIDENCE_EDGES) - 1))
-        if np.shape(self.reference) != cells or np.min(self.reference) < 0:
-            problems.append(f"reference: give {cells[2]} numbers >= 0 for each bin and class")
+        of_tile = (shape[1], shape[1] * (len(CONFIDENCE_EDGES) - 1))
+        tiles = [np.shape(tile) for of_bin in self.reference for tile in of_bin]
+        if len(self.reference) != shape[0] or not all(self.reference) or set(tiles) != {of_tile}:
+            problems.append(f"reference: give one or more tiles of {of_tile[0]} x {of_tile[1]} numbers for each bin")
+        elif min(n for of_bin in self.reference for tile in of_bin for row in tile for n in row) < 0:
+            problems.append("reference: a number is negative")
         if problems:
             raise ConfigError("binned calibration: " + "; ".join(problems))
+
+    def bin_of(self, w1: ArrayLike, abs_b_deg: ArrayLike) -> Int64:
+        """Return the bin (N,) of sources at W1 and |b|; `NO_BIN` where W1 is unknown, and outside the bins."""
+        i, j = bin_of(w1, self.w1_edges), bin_of(abs_b_deg, self.abs_b_edges)
+        return np.where((i == NO_BIN) | (j == NO_BIN), NO_BIN, i * (len(self.abs_b_edges) - 1) + j)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -183,20 +196,20 @@ def bin_of(values: ArrayLike, edges: Sequence[float]) -> Int64:
 
 
 def calibrated_in_bins(
-    probabilities: ArrayLike, w1: ArrayLike, calibration: BinnedCalibration
+    probabilities: ArrayLike, w1: ArrayLike, abs_b_deg: ArrayLike, calibration: BinnedCalibration
 ) -> tuple[Float64, Int64]:
-    """Return calibrated probabilities (N, K) and the bin (N,) of W1 of each source.
+    """Return calibrated probabilities (N, K), and the bin (N,) of each source.
 
-    The probabilities are NaN, and the bin is `NO_BIN`, where W1 is unknown or outside the bins.
+    The probabilities are NaN, and the bin is `NO_BIN`, where W1 is unknown, and outside the bins.
 
-    >>> one, none = ((1.0, 1.0),), ((0.0, 0.0),)
-    >>> half, counts = ((0.5, 0.5),), (((0,) * 10,) * 2,)
-    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), one, none, half, ((9, 9),), counts, half)
-    >>> p, bins = calibrated_in_bins([[0.25, 0.75], [0.5, 0.5]], [12.0, 18.0], same)
+    >>> one, none, half = ((1.0, 1.0),), ((0.0, 0.0),), ((0.5, 0.5),)
+    >>> tiles = ((((0,) * 10,) * 2,),)
+    >>> same = BinnedCalibration(("a", "b"), (8.0, 17.0), (0.0, 90.0), one, none, half, ((9, 9),), tiles, half)
+    >>> p, bins = calibrated_in_bins([[0.25, 0.75], [0.5, 0.5]], [12.0, 18.0], [30.0, 30.0], same)
     >>> p.round(6).tolist(), bins.tolist()
     ([[0.25, 0.75], [nan, nan]], [0, -1])
     """
-    index = bin_of(w1, calibration.w1_edges)
+    index = calibration.bin_of(w1, abs_b_deg)
     scale, bias = (np.asarray(table, np.float64)[index] for table in (calibration.scale, calibration.bias))
     z = scale * np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_P)) + bias
     p = cast(Float64, special.softmax(z, axis=1))
@@ -204,15 +217,17 @@ def calibrated_in_bins(
     return p, index
 
 
-def in_sets(probabilities: ArrayLike, w1: ArrayLike, calibration: BinnedCalibration) -> tuple[Bool, Bool]:
+def in_sets(
+    probabilities: ArrayLike, w1: ArrayLike, abs_b_deg: ArrayLike, calibration: BinnedCalibration
+) -> tuple[Bool, Bool]:
     """Return which classes (N, K) are in the set of a source, and which sources (N,) have a set.
 
     `probabilities` (N, K) are those of the model. A class is in the set where its probability is at least the threshold
-    of its bin of W1, which 90 % of the sources of the class reach: a label-conditional conformal set (Vovk,
-    Gammerman & Shafer 2005, section 4.5). It does not depend on the shares of the classes. Sources without
-    probabilities, or with W1 unknown or outside the bins, have no set.
+    of its bin, which 90 % of the sources of the class reach: a label-conditional conformal set (Vovk, Gammerman &
+    Shafer 2005, section 4.5). It does not depend on the shares of the classes. Sources without probabilities or W1, and
+    those outside the bins, have no set.
     """
-    p, index = np.asarray(probabilities, np.float64), bin_of(w1, calibration.w1_edges)
+    p, index = np.asarray(probabilities, np.float64), calibration.bin_of(w1, abs_b_deg)
     has_set = (index != NO_BIN) & np.isfinite(p).all(axis=1)
     return (p >= np.asarray(calibration.set_thresholds)[index]) & has_set[:, None], has_set
 
@@ -245,14 +260,14 @@ def sky_probabilities(
 ) -> Float64:
     """Return the probabilities (N, K) of sources for the class shares of a sky at their W1 and |b|.
 
-    NaN where W1 is unknown or outside the bins of the calibration, and where the prior says nothing.
+    NaN where W1 is unknown, outside the bins of the calibration, and where the prior says nothing.
     """
     if prior.classes != calibration.classes:
         raise ConfigError(
             f"the prior has the classes {', '.join(prior.classes)}, the model {', '.join(calibration.classes)}: give a "
             "prior for the classes of the model, in their order"
         )
-    p, index = calibrated_in_bins(probabilities, w1, calibration)
+    p, index = calibrated_in_bins(probabilities, w1, abs_b_deg, calibration)
     old = np.asarray(calibration.shares, np.float64)[index]
     return adapted(p, old, prior.shares_of(w1, abs_b_deg))
 

@@ -10,6 +10,7 @@ from ..errors import RowsLost
 from ..images.cutouts import flag_where
 from ..model.priors import BinnedCalibration, in_sets
 from ..schema import bad_bits, class_schema
+from ..sky.galactic import abs_galactic_latitude_deg
 from ..sky.healpix import healpix29
 from ..types import Flag, Float32, Int64, TilePlan
 from .context import RunContext
@@ -29,7 +30,7 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities, classes)
     columns |= {
-        "set_90": class_sets(probabilities, sources["w1mpro"], context.bundle.w1_calibration, classes),
+        "set_90": class_sets(probabilities, sources, context.bundle.binned_calibration, classes),
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
         "flags": values.flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
         "valid_frac": values.valid_frac,
@@ -88,7 +89,7 @@ def class_columns(probabilities: Float32, classes: tuple[str, ...]) -> dict[str,
 
 
 def class_sets(
-    probabilities: Float32, w1: pa.ChunkedArray, calibration: BinnedCalibration | None, classes: tuple[str, ...]
+    probabilities: Float32, sources: pa.Table, calibration: BinnedCalibration | None, classes: tuple[str, ...]
 ) -> pa.Array:
     """Return the column set_90: the classes that each source may have, such as "galaxy|star", joined in their order.
 
@@ -96,8 +97,9 @@ def class_sets(
     """
     if calibration is None:
         return pa.nulls(len(probabilities), pa.string())
-    w1_mag = np.asarray(pc.fill_null(w1, np.nan).to_numpy(), np.float64)
-    members, has_set = in_sets(probabilities, w1_mag, calibration)
+    w1 = np.asarray(pc.fill_null(sources["w1mpro"], np.nan).to_numpy(), np.float64)
+    abs_b_deg = abs_galactic_latitude_deg(sources["ra"].to_numpy(), sources["dec"].to_numpy())
+    members, has_set = in_sets(probabilities, w1, abs_b_deg, calibration)
     combinations, index = np.unique(members, axis=0, return_inverse=True)
     texts = ["|".join(name for name, inside in zip(classes, row, strict=True) if inside) for row in combinations]
     return pa.array(np.asarray(texts, dtype=object)[index.ravel()], pa.string(), mask=~has_set)

@@ -57,7 +57,7 @@ def catalog_rows(
     """Return the committed tiles of a run as the rows of a class catalogue."""
     run = read_run(folder)
     model = dict(run["info"].get("model", {}))
-    calibration = model.pop("w1_calibration", None)  # a file beside the catalogue has it, instead of every file
+    calibration = model.pop("binned_calibration", None)  # a file beside the catalogue has it, instead of every file
     request = prior or run["info"].get("config", {}).get("prior", NONE)
     return CatalogRows(
         folder=folder.path,

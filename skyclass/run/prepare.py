@@ -58,7 +58,7 @@ def open_run(run: RunConfig, context: RunContext, plan: Plan, table: pa.Table | 
     fields = fingerprint(plan.catalog, run.region, bundle.digest, arithmetic, plan.digest)
     info = {"config": run.to_dict(), "n_sources": plan.n_sources, "n_tiles": len(plan.on_tiles)}
     model = {"id": bundle.model_id, "classes": list(bundle.classes), "training": dict(bundle.training)}
-    model |= {"w1_calibration": bundle.w1_calibration.to_dict()} if bundle.w1_calibration else {}
+    model |= {"binned_calibration": bundle.binned_calibration.to_dict()} if bundle.binned_calibration else {}
     info |= {"model": model, "label": bundle.training["label"]}
     run_id = start_or_resume(context.folder, fields, info, partition_names(context, plan) if table is None else {})
     if table is not None:
@@ -122,7 +122,7 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
 def check_prior(run: RunConfig, bundle: Bundle, sources: SourceTable) -> None:
     """Raise `ConfigError` for a prior that cannot be used with a model; warn where an estimate may mislead."""
     prior = read_prior(run.prior, bundle.classes)
-    if prior is not None and bundle.w1_calibration is None:
+    if prior is not None and bundle.binned_calibration is None:
         raise ConfigError(f"prior = {run.prior!r}: {NO_CALIBRATION}")
     if prior == ESTIMATE and not sources.is_partitioned:
         log.warning(

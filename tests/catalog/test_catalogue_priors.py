@@ -34,8 +34,8 @@ TILES = (("1500p015_ac51", 3000, 150.0, 1.5), ("0000m015_ac51", 900, 0.0, -1.5))
 """At |b| of about 41 and 62 degrees."""
 EXACT = tuple(np.full(3, 1 / 3).tolist())
 CALIBRATION = BinnedCalibration(
-    DEFAULT_CLASSES, (13.0, 15.0, 16.5), ((0.8,) * 3, (1.2, 1.0, 0.9)), ((0.0,) * 3, (0.2, -0.4, 0.2)),
-    (EXACT, (0.4, 0.2, 0.4)), ((900,) * 3,) * 2, (((60,) * 15,) * 3,) * 2, ((0.2,) * 3,) * 2,
+    DEFAULT_CLASSES, (13.0, 15.0, 16.5), (0.0, 90.0), ((0.8,) * 3, (1.2, 1.0, 0.9)), ((0.0,) * 3, (0.2, -0.4, 0.2)),
+    (EXACT, (0.4, 0.2, 0.4)), ((900,) * 3,) * 2, ((((60,) * 15,) * 3,),) * 2, ((0.2,) * 3,) * 2,
 )  # fmt: skip
 PRIOR = PriorTable(
     DEFAULT_CLASSES, (13.0, 15.0, 16.5), (0.0, 50.0, 90.0),
@@ -105,8 +105,8 @@ def exact_calibration(rng: np.random.Generator) -> BinnedCalibration:
     p, labels = drawn(9000, np.full(3, 1 / 3), rng)
     reference = tuple(tuple(confidence_counts(p[labels == k]).tolist()) for k in range(3))
     return BinnedCalibration(
-        DEFAULT_CLASSES, (13.0, 17.0), ((1.0,) * 3,), ((0.0,) * 3,), (EXACT,), ((3000,) * 3,), (reference,),
-        ((0.2,) * 3,),
+        DEFAULT_CLASSES, (13.0, 17.0), (30.0, 90.0), ((1.0,) * 3,), ((0.0,) * 3,), (EXACT,), ((3000,) * 3,),
+        ((reference,),), ((0.2,) * 3,),
     )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_priors_that_cannot_be_used_are_refused_before_anything_is_written(tmp_p
     folder, _ = make_run(tmp_path / "run", TILES)
     publish_run(folder)
     before = files_of(folder.path)
-    with pytest.raises(ConfigError, match="prior = 'estimate': the model has no calibration within bins of W1"):
+    with pytest.raises(ConfigError, match="prior = 'estimate': the model has no calibration in bins of W1"):
         sc.recalibrate(folder.path, "estimate")
     with pytest.raises(ConfigError, match="prior = 'counts.jsn': .*counts.jsn does not exist.*; choose none, estimate"):
         sc.recalibrate(folder.path, "counts.jsn")

@@ -42,8 +42,8 @@ MEANS = np.array([[0.0, 0.0], [2.2, 0.4], [0.3, 2.4]])
 """Centres of the classes in a plane of two features with unit scatter, so that the true probabilities are known."""
 EQUAL = np.full(3, 1 / 3)
 CALIBRATION = BinnedCalibration(
-    CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3, (0.8, 0.9, 1.1)), ((0.0,) * 3, (0.2, -0.1, -0.1)),
-    ((1 / 3,) * 3, (0.5, 0.2, 0.3)), ((900,) * 3, (500, 200, 300)), (((0,) * 15,) * 3,) * 2,
+    CLASSES, (8.0, 15.0, 17.0), (0.0, 90.0), ((1.0,) * 3, (0.8, 0.9, 1.1)), ((0.0,) * 3, (0.2, -0.1, -0.1)),
+    ((1 / 3,) * 3, (0.5, 0.2, 0.3)), ((900,) * 3, (500, 200, 300)), ((((0,) * 15,) * 3,),) * 2,
     ((0.4, 0.5, 0.6), (0.0, 0.1, 1.0)),
 )  # fmt: skip
 PRIOR = PriorTable(
@@ -70,7 +70,7 @@ def test_bins_are_closed_on_the_left_and_the_last_on_both_sides() -> None:
 
 def test_calibrated_probabilities_equal_numbers_by_hand() -> None:
     p = np.array([[0.7, 0.2, 0.1]] * 4)
-    found, index = calibrated_in_bins(p, [10.0, 16.0, 18.0, np.nan], CALIBRATION)
+    found, index = calibrated_in_bins(p, [10.0, 16.0, 18.0, np.nan], [50.0] * 4, CALIBRATION)
     assert index.tolist() == [0, 1, -1, -1] and np.isfinite(found).all(axis=1).tolist() == [True, True, False, False]
     np.testing.assert_allclose(found[0], p[0])
     z = np.exp(np.array([0.8, 0.9, 1.1]) * np.log(p[0]) + [0.2, -0.1, -0.1])
@@ -124,7 +124,7 @@ def test_tables_are_the_same_as_json_and_refuse_what_does_not_fit() -> None:
         replace(CALIBRATION, shares=((0.5,) * 3, (0.5, 0.2, 0.3)))
     with pytest.raises(ConfigError, match="shares: a class has none"):
         replace(CALIBRATION, shares=((0.5, 0.0, 0.5), (0.5, 0.2, 0.3)))
-    with pytest.raises(ConfigError, match="reference: give 15 numbers >= 0 for each bin and class"):
+    with pytest.raises(ConfigError, match="reference: give one or more tiles of 3 x 15 numbers for each bin"):
         replace(CALIBRATION, reference=(((0,) * 14,) * 3,) * 2)
     with pytest.raises(ConfigError, match="its keys are classes, w1_edges"):
         BinnedCalibration.from_dict({"classes": ["a"]})
@@ -206,8 +206,8 @@ def gaussian_calibration(n: int = 6000) -> BinnedCalibration:
     reference = tuple(tuple(confidence_counts(exact(x[labels == k], EQUAL)).tolist()) for k in range(3))
     count = tuple(np.bincount(labels).tolist())
     return BinnedCalibration(
-        CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, (tuple(EQUAL.tolist()),) * 2, (count,) * 2,
-        (reference,) * 2, ((0.5,) * 3,) * 2,
+        CLASSES, (8.0, 15.0, 17.0), (0.0, 90.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, (tuple(EQUAL.tolist()),) * 2,
+        (count,) * 2, ((reference,),) * 2, ((0.5,) * 3,) * 2,
     )  # fmt: skip
 
 
@@ -256,19 +256,34 @@ def test_the_probabilities_of_a_sky_add_up_to_its_classes() -> None:
     assert (labels[raw] == 1).mean() < 0.5 < (labels[found.argmax(1) == 1] == 1).mean()
 
 
+def reference_of(n: int, shift: Float, rng: np.random.Generator) -> Float:
+    """Return the counts of n rows of each class whose features are shifted."""
+    return np.array([confidence_counts(exact(MEANS[k] + shift + rng.normal(size=(n, 2)), EQUAL)) for k in range(3)])
+
+
 def test_the_scatter_of_the_calibration_falls_with_its_rows() -> None:
     """Compared with estimates from many calibrations of the same size."""
     rng, sky = np.random.default_rng(11), np.array([0.6, 0.05, 0.35])
     x, _ = drawn(200_000, sky, rng)
-    observed = confidence_counts(exact(x, EQUAL))
-
-    def reference(n: int) -> Float:
-        return np.array([confidence_counts(exact(MEANS[k] + rng.normal(size=(n, 2)), EQUAL)) for k in range(3)])
-
+    observed, none = confidence_counts(exact(x, EQUAL)), np.zeros(2)
     for n in (300, 3000):
-        stated = np.mean([calibration_scatter(observed, reference(n), sky) for _ in range(5)], axis=0)
-        estimates = [_estimate(observed, reference(n)) for _ in range(60)]
+        stated = np.mean([calibration_scatter(reference_of(n, none, rng)[None], sky) for _ in range(5)], axis=0)
+        estimates = [_estimate(observed, reference_of(n, none, rng)) for _ in range(60)]
         np.testing.assert_allclose(stated, np.std(estimates, axis=0), rtol=0.35)
+
+
+def test_the_scatter_of_the_calibration_has_the_differences_between_tiles() -> None:
+    """The features of each tile are shifted at random. The scatter is that of estimates for other such tiles."""
+    rng, sky = np.random.default_rng(12), np.array([0.6, 0.05, 0.35])
+    tiles = np.stack([reference_of(4_000, shift, rng) for shift in rng.normal(0, 0.15, (12, 2))])
+    stated = calibration_scatter(tiles, sky)
+    errors = []
+    for shift in rng.normal(0, 0.15, (60, 2)):
+        x, _ = drawn(20_000, sky, rng)
+        errors.append(_estimate(confidence_counts(exact(x + shift, EQUAL)), tiles.sum(0)) - sky)
+    np.testing.assert_allclose(stated, np.sqrt(np.mean(np.square(errors), axis=0)), rtol=0.5)
+    alone = calibration_scatter(tiles.sum(0)[None], sky)
+    assert (alone < 0.3 * stated).all()
 
 
 def _estimate(observed: Float, reference: Float) -> Float:

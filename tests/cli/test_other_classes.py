@@ -179,11 +179,11 @@ def test_a_preset_needs_its_classes(sky, tmp_path) -> None:
 def test_a_prior_is_published_changed_and_undone(made, sky) -> None:
     """A calibration by hand, because the small dataset has too few rows for a fit in bins of W1."""
     bundle, k = load_bundle(made.folder / "model"), len(made.classes)
-    one, equal, cells = (1.0,) * k, (1 / k,) * k, (((10,) * (5 * k),) * k,)
+    one, equal, cells = (1.0,) * k, (1 / k,) * k, ((((10,) * (5 * k),) * k,),)
     calibration = BinnedCalibration(
-        made.classes, (5.0, 19.0), (one,), ((0.0,) * k,), (equal,), ((50 * k,) * k,), cells, ((0.2,) * k,)
+        made.classes, (5.0, 19.0), (0.0, 90.0), (one,), ((0.0,) * k,), (equal,), ((50 * k,) * k,), cells, ((0.2,) * k,)
     )
-    save_bundle(made.folder / "w1", fields_of(bundle) | {"w1_calibration": calibration}, load_weights(bundle))
+    save_bundle(made.folder / "w1", fields_of(bundle) | {"binned_calibration": calibration}, load_weights(bundle))
     shares = (0.7, *((0.3 / (k - 1),) * (k - 1)))
     prior = PriorTable(made.classes, (5.0, 19.0), (0.0, 90.0), ((shares,),), "by hand")
     (made.folder / "prior.json").write_text(json.dumps(prior.to_dict()))

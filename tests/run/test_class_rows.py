@@ -73,7 +73,7 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = pa.table(nulls | columns).select(SOURCE_SCHEMA.names).cast(SOURCE_SCHEMA)
     monkeypatch.setattr(module, "tile_sources", lambda context, tile: sources)
     context: Any = SimpleNamespace(
-        bundle=SimpleNamespace(model_id="m-1", classes=DEFAULT_CLASSES, w1_calibration=None), run_id="r-1"
+        bundle=SimpleNamespace(model_id="m-1", classes=DEFAULT_CLASSES, binned_calibration=None), run_id="r-1"
     )
     rows = class_rows(context, TilePlan(TILE.coadd_id, 2, (0,)), [result("ad", 0)])
     assert rows.schema == CLASS_SCHEMA
@@ -88,13 +88,20 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sets_of_sources_name_the_classes_above_their_thresholds() -> None:
     """Thresholds by hand: 0.3, 0.2, 0.5 below W1 = 15, and 0.05, 0.1, 0.9 above."""
     calibration = BinnedCalibration(
-        DEFAULT_CLASSES, (8.0, 15.0, 17.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, ((1 / 3,) * 3,) * 2, ((9,) * 3,) * 2,
-        (((0,) * 15,) * 3,) * 2, ((0.3, 0.2, 0.5), (0.05, 0.1, 0.9)),
+        DEFAULT_CLASSES, (8.0, 15.0, 17.0), (10.0, 90.0), ((1.0,) * 3,) * 2, ((0.0,) * 3,) * 2, ((1 / 3,) * 3,) * 2,
+        ((9,) * 3,) * 2,
+        ((((0,) * 15,) * 3,),) * 2, ((0.3, 0.2, 0.5), (0.05, 0.1, 0.9)),
     )  # fmt: skip
     p = np.array(
         [[0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.04, 0.06, 0.91], [0.29, 0.19, 0.49], [0.3, 0.3, 0.4]], np.float32
     )
     p = np.vstack([p, np.full(3, np.nan, np.float32), p[:1]])
-    w1 = pa.chunked_array([pa.array([10.0, 16.0, 16.0, 10.0, None, 10.0, 18.0], pa.float32())])
-    texts = class_sets(p, w1, calibration, DEFAULT_CLASSES).to_pylist()
-    assert texts == ["galaxy|quasar", "galaxy|quasar", "star", "", None, None, None]
+    sources = pa.table(
+        {
+            "w1mpro": pa.array([10.0, 16.0, 16.0, 10.0, None, 10.0, 18.0, 10.0], pa.float32()),
+            "ra": [150.0] * 7 + [266.4],
+            "dec": [2.0] * 7 + [-28.9],
+        }
+    )
+    texts = class_sets(np.vstack([p, p[:1]]), sources, calibration, DEFAULT_CLASSES).to_pylist()
+    assert texts == ["galaxy|quasar", "galaxy|quasar", "star", "", None, None, None, None]

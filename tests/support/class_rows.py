@@ -78,7 +78,7 @@ def make_run(
     training = {"simulated": True, "label": "trained on the simulated sky"}
     model: dict[str, Any] = MODEL | {"id": "m1", "training": training}
     if calibration:
-        model["w1_calibration"] = calibration.to_dict()
+        model["binned_calibration"] = calibration.to_dict()
     start_or_resume(folder, FINGERPRINT, {"n_sources": sum(tile[1] for tile in tiles), "model": model})
     tables = [class_rows(name, n, ra, dec, seed=i) for i, (name, n, ra, dec) in enumerate(tiles)]
     for tile, table in zip(tiles, tables, strict=True):

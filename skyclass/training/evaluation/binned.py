@@ -1,6 +1,6 @@
-"""Calibration within bins of W1: by temperature and bias, or by vector scaling where that is better. Pure.
+"""Calibration in bins of W1 and |b|: by temperature and bias, or by vector scaling where that is better. Pure.
 
-    labels, W1 -> bin_edges
+    labels, W1, |b| -> abs_b_edges, w1_edges
     probabilities, labels -> fitted_scaling (of each bin) -> fit_in_bins -> BinnedCalibration
 
 Bins are joined until each class has enough rows in each. The kind of scaling is the same in all bins: that of less loss
@@ -10,14 +10,14 @@ on rows that the fit has not seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from ...errors import ConfigError
-from ...model.priors import LEAST_P, BinnedCalibration, bin_of, confidence_counts
+from ...model.priors import LEAST_P, NO_BIN, BinnedCalibration, bin_of, confidence_counts
 from ...types import Float64, Int64
 
 Kind = Literal["temperature", "vector"]
@@ -25,6 +25,8 @@ KINDS: tuple[Kind, ...] = ("temperature", "vector")
 
 FINE_EDGES = tuple(np.arange(6.0, 20.01, 0.5).round(2).tolist())
 """Edges in W1 (Vega mag) from which bins are joined."""
+COARSE_ABS_B_EDGES = (0.0, 10.0, 20.0, 30.0, 90.0)
+"""Edges in |b| (deg): near the plane sources are crowded, and a class looks different."""
 LEAST_ROWS = 100
 """Rows that each class needs in each bin."""
 SCALE_LIMITS = (0.05, 20.0)
@@ -37,23 +39,45 @@ LEAST_SET_ROWS = 500
 """Rows of a class for the threshold of its sets; neighbouring bins are joined until they have as many."""
 
 
-def bin_edges(w1: ArrayLike, labels: Int64, n_classes: int, least: int = LEAST_ROWS) -> tuple[float, ...]:
-    """Return edges in W1 between which each class has `least` rows or more, joined from `FINE_EDGES` at the bright end.
+def abs_b_edges(abs_b_deg: ArrayLike, labels: Int64, n_classes: int, least: int = LEAST_ROWS) -> tuple[float, ...]:
+    """Return the edges in |b|, among `COARSE_ABS_B_EDGES`, of the bins in which each class has `least` rows or more.
 
-    The outer edges enclose the rows of every class, so that no bin reaches where a class has no rows. Raises
-    `ConfigError` where the rows do not fill one bin.
+    A bin with fewer rows is left out at either end; in the middle it joins the bin before it. Raises `ConfigError`
+    where no bin has enough rows.
+
+    >>> abs_b_edges(np.repeat([15.0, 50.0], 400), np.tile([0, 1], 400), 2, least=150)
+    (10.0, 30.0, 90.0)
+    """
+    b, edges = np.asarray(abs_b_deg, np.float64), COARSE_ABS_B_EDGES
+    counts = np.stack([np.histogram(b[labels == k], edges)[0] for k in range(n_classes)], axis=1)
+    full = np.flatnonzero((counts >= least).all(axis=1))
+    if not len(full):
+        raise ConfigError(f"too few rows for a bin of |b|: give {least} of each class or more")
+    lows = [edges[i] for i in full]
+    return tuple(lows) + (edges[full[-1] + 1],)
+
+
+def w1_edges(
+    w1: ArrayLike, labels: Int64, columns: Int64, n_classes: int, least: int = LEAST_ROWS
+) -> tuple[float, ...]:
+    """Return edges in W1 between which each class has `least` rows or more in each bin of |b|.
+
+    They are joined from `FINE_EDGES`, from the faint end on. `columns` (N,) is the bin of |b| of each row. The outer
+    edges enclose the rows of every class, so that no bin reaches where a class has no rows. Raises `ConfigError` where
+    the rows do not fill one bin.
 
     >>> w1 = np.tile([10.2, 12.2, 12.7, 15.2], 200)
-    >>> bin_edges(w1, np.tile([0, 1], 400), 2, least=150)
+    >>> w1_edges(w1, np.tile([0, 1], 400), np.zeros(800, int), 2, least=150)
     (10.0, 12.5, 15.5)
     """
     x = np.asarray(w1, np.float64)
-    counts = np.stack([np.histogram(x[labels == k], FINE_EDGES)[0] for k in range(n_classes)], axis=1)
+    groups = [labels + n_classes * columns == g for g in range(n_classes * (columns.max() + 1))]
+    counts = np.stack([np.histogram(x[group], FINE_EDGES)[0] for group in groups], axis=1)
     filled = np.flatnonzero(counts.sum(1))
     if not len(filled) or (counts.sum(0) < least).any():
-        short = [f"{n:,} of class {k}" for k, n in enumerate(counts.sum(0).tolist()) if n < least]
+        short = [f"{n:,} of class {g % n_classes}" for g, n in enumerate(counts.sum(0).tolist()) if n < least]
         raise ConfigError(f"too few rows with W1 for a bin ({', '.join(short) or 'none'}): give {least} of each class")
-    edges, total = [FINE_EDGES[filled[-1] + 1]], np.zeros(n_classes, np.int64)
+    edges, total = [FINE_EDGES[filled[-1] + 1]], np.zeros(len(groups), np.int64)
     for i in range(filled[-1], filled[0] - 1, -1):
         total += counts[i]
         if (total >= least).all():
@@ -91,9 +115,15 @@ def fitted_scaling(log_p: Float64, labels: Int64, kind: Kind) -> tuple[Float64, 
 
 
 def fit_in_bins(
-    probabilities: ArrayLike, labels: Int64, w1: ArrayLike, classes: Sequence[str], least: int = LEAST_ROWS
+    probabilities: ArrayLike,
+    labels: Int64,
+    w1: ArrayLike,
+    abs_b_deg: ArrayLike,
+    tile: ArrayLike,
+    classes: Sequence[str],
+    least: int = LEAST_ROWS,
 ) -> tuple[BinnedCalibration, dict[Kind, float]]:
-    """Return the calibration of a model within bins of W1, and the loss of each kind of scaling on held-out rows.
+    """Return the calibration of a model in bins of W1 and |b|, and the loss of each kind of scaling on held-out rows.
 
     Parameters
     ----------
@@ -101,8 +131,10 @@ def fit_in_bins(
         Probabilities of the model.
     labels : (N,) int64
         True classes, indices into `classes`.
-    w1 : (N,) array
-        W1 in Vega mag; rows without are left out.
+    w1, abs_b_deg : (N,) array
+        W1 in Vega mag and |b| in degrees; rows without are left out.
+    tile : (N,) array
+        A number for the tile of each row.
     classes : sequence of str
         K classes in the order of the probabilities.
     least : int
@@ -113,42 +145,52 @@ def fit_in_bins(
     BinnedCalibration
         Its class shares are those of the rows in each bin.
     dict
-        "temperature" and "vector" -> mean loss, -log p(true class), over rows that the fit has not seen.
+        Mean negative log-likelihood of "temperature" and of "vector" in cross-validation. The kind of less loss is
+        fitted in all bins.
 
     Raises
     ------
     ConfigError
-        If a class has too few rows.
+        If the rows do not fill one bin.
 
     Examples
     --------
     >>> rng = np.random.default_rng(1)
-    >>> labels, w1 = np.tile([0, 1], 500), rng.uniform(14, 16, 1000)
-    >>> p = np.where(labels[:, None] == [0, 1], 0.9, 0.1)  # right in each row, and not sure enough
-    >>> calibration, losses = fit_in_bins(p, labels, w1, ("galaxy", "star"))
-    >>> calibration.w1_edges, calibration.scale[0][0] > 1
-    ((14.0, 14.5, 15.0, 15.5, 16.0), True)
+    >>> w1, labels, b = rng.uniform(14, 16, 4000), rng.integers(0, 2, 4000), np.full(4000, 50.0)
+    >>> p = special.softmax((np.eye(2)[labels] + rng.normal(size=(4000, 2))) * 0.5, axis=1)
+    >>> calibration, losses = fit_in_bins(p, labels, w1, b, np.zeros(4000), ("galaxy", "star"))
+    >>> calibration.w1_edges, calibration.abs_b_edges, calibration.scale[0][0] > 1
+    ((14.0, 14.5, 15.0, 15.5, 16.0), (30.0, 90.0), True)
     """
-    edges = bin_edges(w1, labels, len(classes), least)
+    n_classes, b_edges = len(classes), abs_b_edges(abs_b_deg, labels, len(classes), least)
+    column = bin_of(abs_b_deg, b_edges)
+    inside = column != NO_BIN
+    edges = w1_edges(np.asarray(w1)[inside], labels[inside], column[inside], n_classes, least)
     log_p = np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_P))
-    index = bin_of(w1, edges)
-    rows = [np.flatnonzero(index == b) for b in range(len(edges) - 1)]
+    n_columns = len(b_edges) - 1
+    row = bin_of(w1, edges)
+    index = np.where(inside & (row != NO_BIN), row * n_columns + column, NO_BIN)
+    rows = [np.flatnonzero(index == c) for c in range((len(edges) - 1) * n_columns)]
     losses: dict[Kind, float] = {kind: held_out_loss(log_p, labels, rows, kind) for kind in KINDS}
     kind = min(losses, key=lambda name: losses[name])
     fitted = [fitted_scaling(log_p[some], labels[some], kind) for some in rows]
-    counts = [np.bincount(labels[some], minlength=len(classes)) for some in rows]
+    counts = [np.bincount(labels[some], minlength=n_classes) for some in rows]
+    thresholds = np.empty((len(rows), n_classes))
+    for c in range(n_columns):
+        thresholds[c::n_columns] = set_thresholds(np.exp(log_p), labels, rows[c::n_columns])
     calibration = BinnedCalibration(
         tuple(classes),
         edges,
+        b_edges,
         _table([scale for scale, _ in fitted]),
         _table([bias for _, bias in fitted]),
         _table([n / n.sum() for n in counts]),
         tuple(tuple(n.tolist()) for n in counts),
         tuple(
-            _reference(special.softmax(scale * log_p[some] + bias, axis=1), labels[some], len(classes))
+            _reference(special.softmax(scale * log_p[some] + bias, axis=1), labels[some], np.asarray(tile)[some])
             for some, (scale, bias) in zip(rows, fitted, strict=True)
         ),
-        _table(set_thresholds(np.exp(log_p), labels, rows)),
+        _table(thresholds),
     )
     return calibration, losses
 
@@ -165,7 +207,7 @@ def set_thresholds(p: Float64, labels: Int64, rows: Sequence[Int64], least: int 
         of_class = [p[some[labels[some] == k], k] for some in rows]
         for joined in joined_bins([len(values) for values in of_class], least):
             values = np.sort(np.concatenate([of_class[b] for b in joined]))
-            rank = int((1 - SET_SHARE) * (len(values) + 1))
+            rank = int((1 - SET_SHARE) * (len(values) + 1) + 1e-9)  # 0.1 * 600 is 59.99...
             thresholds[list(joined), k] = values[rank - 1] if rank else 0.0
     return np.floor(thresholds * 1e6) / 1e6  # `_table` would round some of them up
 
@@ -190,9 +232,12 @@ def joined_bins(counts: Sequence[int], least: int) -> list[range]:
     return ranges[::-1]
 
 
-def _reference(p: Float64, labels: Int64, n_classes: int) -> tuple[tuple[int, ...], ...]:
-    """Return the `confidence_counts` of the rows of each class."""
-    return tuple(tuple(confidence_counts(p[labels == k]).tolist()) for k in range(n_classes))
+def _reference(p: Float64, labels: Int64, tile: NDArray[Any]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the `confidence_counts` of the rows of each class on each tile."""
+    return tuple(
+        tuple(tuple(confidence_counts(p[(tile == t) & (labels == k)]).tolist()) for k in range(p.shape[1]))
+        for t in np.unique(tile)
+    )
 
 
 def held_out_loss(log_p: Float64, labels: Int64, rows: Sequence[Int64], kind: Kind) -> float:

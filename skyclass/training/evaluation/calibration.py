@@ -2,7 +2,7 @@
 
 `fit_temperature` corrects over- and under-confidence and keeps the order of the classes; `fit_bias_and_temperature`
 also fits the class shares of the rows. All functions but `calibrate` are float64 arithmetic on logits, without a
-network. `binned.py` calibrates within bins of W1.
+network. `binned.py` calibrates in bins of W1 and |b|.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
@@ -19,17 +20,19 @@ from ...errors import ConfigError
 from ...model.bundle import Bundle, load_weights, save_bundle
 from ...model.bundle_files import check_target
 from ...model.photometry import numbers
+from ...sky.galactic import abs_galactic_latitude_deg
 from ...text import named
 from ...types import Float64, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, pixels_digest
 from .binned import fit_in_bins
 from .caveats import is_simulated
+from .natural import tile_numbers
 from .predictions import logits_of, probabilities_of, rows_of
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of a fitted temperature. Rows that ask for a value outside are separated perfectly or not at all."""
-KINDS = ("temperature", "bias", "w1")
+KINDS = ("temperature", "bias", "bins")
 
 
 def softmax(logits: ArrayLike) -> Float64:
@@ -101,14 +104,14 @@ def calibrate(
     """Return `bundle` with a calibration fitted on one split of a dataset, and write it as a new bundle to `out`.
 
     `kind` is "temperature", or "bias" for a temperature and one bias per class. With `prior` "sample" the
-    probabilities are for the class shares of the split, with "equal" for equal shares. The kind "w1" leaves the
-    probabilities as they are, and adds a `w1_calibration` for the class shares of the split. The weights are unchanged.
-    `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
+    probabilities are for the class shares of the split, with "equal" for equal shares. The kind "bins" leaves the
+    probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The weights are
+    unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
     `BundleError`.
     """
     _check(kind, prior)
     check_target(out)
-    if kind == "w1":
+    if kind == "bins":
         return _calibrate_in_bins(bundle, dataset, split, out, device, precision)
     index, n_classes = rows_of(dataset, split), len(bundle.classes)
     logits, labels = logits_of(bundle, dataset, index, device, precision), dataset.labels[index]
@@ -143,11 +146,13 @@ def calibrate(
 def _calibrate_in_bins(
     bundle: Bundle, dataset: Dataset, split: str, out: str | Path, device: str, precision: str
 ) -> Bundle:
-    """Return `bundle` with a calibration within bins of W1, and write it to `out`."""
+    """Return `bundle` with a calibration in bins of W1 and |b|, and write it to `out`."""
     index = rows_of(dataset, split)
     p, labels = probabilities_of(bundle, dataset, index, device, precision), dataset.labels[index]
-    w1 = numbers(dataset.rows["w1mpro"])[index]
-    fitted, losses = fit_in_bins(p, labels, w1, bundle.classes)
+    rows = dataset.rows.take(pa.array(index))
+    b = abs_galactic_latitude_deg(numbers(rows["ra"]), numbers(rows["dec"]))
+    tile = tile_numbers(rows)
+    fitted, losses = fit_in_bins(p, labels, numbers(rows["w1mpro"]), b, tile, bundle.classes)
     record = {
         "split": split,
         "pixels": pixels_digest(dataset),
@@ -155,7 +160,7 @@ def _calibrate_in_bins(
         "simulated": is_simulated(dataset),
         "held_out_loss": {name: round(loss, 6) for name, loss in losses.items()},
     }
-    changes = {"w1_calibration": fitted, "training": bundle.training | {"w1_calibration": record}}
+    changes = {"binned_calibration": fitted, "training": bundle.training | {"binned_calibration": record}}
     return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
 
 
@@ -168,8 +173,8 @@ def fields_of(bundle: Bundle) -> dict[str, Any]:
 def _check(kind: str, prior: str) -> None:
     problems = [] if kind in KINDS else [f"kind = {kind!r}: choose {', '.join(KINDS)}"]
     problems += [] if prior in ("sample", "equal") else [f"prior = {prior!r}: choose sample or equal"]
-    if kind == "w1" and prior != "sample":
-        problems.append("the kind w1 is fitted for the class shares of the sample: leave out the prior")
+    if kind == "bins" and prior != "sample":
+        problems.append("the kind bins is fitted for the class shares of the sample: leave out the prior")
     if problems:
         raise ConfigError("calibration: " + "; ".join(problems))
 

@@ -83,6 +83,6 @@ def _fitted_on(bundle: Bundle) -> list[tuple[str, str | None]]:
     The digest is None where it is not recorded. A dataset of another digest may still hold the same sources.
     """
     pixels = (bundle.training.get("fingerprint") or {}).get("pixels")
-    records = [record for name in ("calibration", "w1_calibration") if (record := bundle.training.get(name))]
+    records = [record for name in ("calibration", "binned_calibration") if (record := bundle.training.get(name))]
     calibrated = [(record["split"], record.get("pixels")) for record in records]
     return [("train", pixels), ("val", pixels), *calibrated]

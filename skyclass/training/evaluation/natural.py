@@ -110,9 +110,17 @@ def tile_depth_mag(rows: pa.Table) -> Float64:
         return depth
     w1, snr = numbers(rows["w1mpro"]), numbers(rows["w1snr"])
     faint = (snr >= FAINT_SNR[0]) & (snr <= FAINT_SNR[1]) & np.isfinite(w1)
-    tile = np.unique(np.array([name or "" for name in rows["coadd_id"].to_pylist()]), return_inverse=True)[1]
+    tile = tile_numbers(rows)
     for number in np.unique(tile[faint]).tolist():
         own = tile == number
         some = own & faint
         depth[own] = np.median(w1[some] + 2.5 * np.log10(snr[some] / 5))
     return depth
+
+
+def tile_numbers(rows: pa.Table) -> Int64:
+    """Return a number (N,) for the tile of each row; rows without a tile have one number."""
+    if "coadd_id" not in rows.column_names:
+        return np.zeros(len(rows), np.int64)
+    names = [name or "" for name in rows["coadd_id"].to_pylist()]
+    return np.asarray(np.unique(names, return_inverse=True)[1], np.int64)

@@ -19,6 +19,7 @@ from skyclass.model.photometry import PhotometrySettings
 from skyclass.model.photometry import numbers as floats
 from skyclass.model.priors import calibrated_in_bins
 from skyclass.networks import build
+from skyclass.sky.galactic import abs_galactic_latitude_deg
 from skyclass.training.data.dataset import Dataset
 from skyclass.training.evaluation.bootstrap import bootstrap, differences, interval, resamples, strata
 from skyclass.training.evaluation.calibration import (
@@ -500,28 +501,29 @@ def test_calibrate_leaves_a_bundle_that_knows_where_it_comes_from(colour_bundle:
         calibrate(colour_bundle, data, out=tmp_path / "full")
 
 
-def test_a_calibration_in_bins_of_w1_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_calibration_in_bins_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_path: Path) -> None:
     data = small_dataset(1500)
-    made = calibrate(colour_bundle, data, out=tmp_path / "binned", kind="w1", device="cpu", precision="fp32")
+    made = calibrate(colour_bundle, data, out=tmp_path / "binned", kind="bins", device="cpu", precision="fp32")
     again, val = load_bundle(tmp_path / "binned"), rows_of(data, "val")
     assert again == made and made.model_id != colour_bundle.model_id and made.temperature == colour_bundle.temperature
-    assert made.w1_calibration is not None and made.w1_calibration.classes == made.classes
+    assert made.binned_calibration is not None and made.binned_calibration.classes == made.classes
     before, p = (probabilities_of(b, data, val, "cpu", "fp32") for b in (colour_bundle, made))
     np.testing.assert_array_equal(before, p)
     w1, labels = floats(data.rows["w1mpro"])[val], data.labels[val]
-    fitted, index = calibrated_in_bins(p, w1, made.w1_calibration)
+    b = abs_galactic_latitude_deg(floats(data.rows["ra"])[val], floats(data.rows["dec"])[val])
+    fitted, index = calibrated_in_bins(p, w1, b, made.binned_calibration)
     known = index >= 0
-    assert np.array(made.w1_calibration.counts).sum() == known.sum() > 0.9 * len(val)
+    assert np.array(made.binned_calibration.counts).sum() == known.sum() > 0.9 * len(val)
     assert negative_log_likelihood(np.log(fitted[known]), labels[known]) < negative_log_likelihood(
         np.log(p[known]), labels[known]
     )
-    record = made.training["w1_calibration"]
+    record = made.training["binned_calibration"]
     assert record["of"] == colour_bundle.model_id and record["split"] == "val" and record["simulated"]
     assert set(record["held_out_loss"]) == {"temperature", "vector"}
     with pytest.raises(ConfigError, match="too few rows with W1 for a bin"):
-        calibrate(colour_bundle, small_dataset(30), out=tmp_path / "few", kind="w1", device="cpu")
-    with pytest.raises(ConfigError, match="the kind w1 is fitted for the class shares of the sample: leave out"):
-        calibrate(colour_bundle, data, out=tmp_path / "no", kind="w1", prior="equal", device="cpu")
+        calibrate(colour_bundle, small_dataset(30), out=tmp_path / "few", kind="bins", device="cpu")
+    with pytest.raises(ConfigError, match="the kind bins is fitted for the class shares of the sample: leave out"):
+        calibrate(colour_bundle, data, out=tmp_path / "no", kind="bins", prior="equal", device="cpu")
 
 
 def test_the_training_log_beside_a_bundle_is_read(colour_bundle: Bundle) -> None:
