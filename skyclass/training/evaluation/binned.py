@@ -40,21 +40,25 @@ LEAST_SET_ROWS = 500
 
 
 def abs_b_edges(abs_b_deg: ArrayLike, labels: Int64, n_classes: int, least: int = LEAST_ROWS) -> tuple[float, ...]:
-    """Return the edges in |b|, among `COARSE_ABS_B_EDGES`, of the bins in which each class has `least` rows or more.
+    """Return edges in |b| between which each class has `least` rows or more, joined from `COARSE_ABS_B_EDGES`.
 
-    A bin with fewer rows is left out at either end; in the middle it joins the bin before it. Raises `ConfigError`
-    where no bin has enough rows.
+    Bins are joined from the poles on. What is left near the plane has too few rows and gets no bin. Raises
+    `ConfigError` where the rows do not fill one bin.
 
-    >>> abs_b_edges(np.repeat([15.0, 50.0], 400), np.tile([0, 1], 400), 2, least=150)
+    >>> abs_b_edges(np.repeat([5.0, 15.0, 25.0, 50.0], [10, 200, 200, 400]), np.tile([0, 1], 405), 2, least=150)
     (10.0, 30.0, 90.0)
     """
-    b, edges = np.asarray(abs_b_deg, np.float64), COARSE_ABS_B_EDGES
-    counts = np.stack([np.histogram(b[labels == k], edges)[0] for k in range(n_classes)], axis=1)
-    full = np.flatnonzero((counts >= least).all(axis=1))
-    if not len(full):
+    b = np.asarray(abs_b_deg, np.float64)
+    counts = np.stack([np.histogram(b[labels == k], COARSE_ABS_B_EDGES)[0] for k in range(n_classes)], axis=1)
+    edges, total = [COARSE_ABS_B_EDGES[-1]], np.zeros(n_classes, np.int64)
+    for i in reversed(range(len(counts))):
+        total += counts[i]
+        if (total >= least).all():
+            edges.append(COARSE_ABS_B_EDGES[i])
+            total[:] = 0
+    if len(edges) < 2:
         raise ConfigError(f"too few rows for a bin of |b|: give {least} of each class or more")
-    lows = [edges[i] for i in full]
-    return tuple(lows) + (edges[full[-1] + 1],)
+    return tuple(reversed(edges))
 
 
 def w1_edges(

@@ -96,14 +96,15 @@ def test_each_bin_of_latitude_needs_the_rows() -> None:
     assert w1_edges(w1, labels, column, 2, 60) == (14.0, 14.5, 16.0)
 
 
-def test_bins_of_latitude_are_those_with_enough_rows_of_each_class() -> None:
+def test_bins_of_latitude_are_joined_from_the_poles_on() -> None:
     b = np.repeat([5.0, 15.0, 25.0, 60.0], 200)
     labels = np.tile([0, 1], 400)
     assert abs_b_edges(b, labels, 2, 100) == (0.0, 10.0, 20.0, 30.0, 90.0)
+    assert abs_b_edges(b, labels, 2, 101) == (0.0, 20.0, 90.0)
     labels[:390] = 0
     assert abs_b_edges(b, labels, 2, 100) == (20.0, 30.0, 90.0)
-    with pytest.raises(ConfigError, match="too few rows for a bin of .b.: give 101 of each class"):
-        abs_b_edges(b, labels, 2, 101)
+    with pytest.raises(ConfigError, match="too few rows for a bin of .b.: give 206 of each class"):
+        abs_b_edges(b, labels, 2, 206)
 
 
 def test_rows_near_the_plane_have_a_calibration_of_their_own() -> None:

@@ -513,14 +513,14 @@ def test_a_calibration_in_bins_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_
     b = abs_galactic_latitude_deg(floats(data.rows["ra"])[val], floats(data.rows["dec"])[val])
     fitted, index = calibrated_in_bins(p, w1, b, made.binned_calibration)
     known = index >= 0
-    assert np.array(made.binned_calibration.counts).sum() == known.sum() > 0.9 * len(val)
+    assert np.array(made.binned_calibration.counts).sum() == known.sum() > 0.5 * len(val)
     assert negative_log_likelihood(np.log(fitted[known]), labels[known]) < negative_log_likelihood(
         np.log(p[known]), labels[known]
     )
     record = made.training["binned_calibration"]
     assert record["of"] == colour_bundle.model_id and record["split"] == "val" and record["simulated"]
     assert set(record["held_out_loss"]) == {"temperature", "vector"}
-    with pytest.raises(ConfigError, match="too few rows with W1 for a bin"):
+    with pytest.raises(ConfigError, match="too few rows for a bin of .b.: give 100"):
         calibrate(colour_bundle, small_dataset(30), out=tmp_path / "few", kind="bins", device="cpu")
     with pytest.raises(ConfigError, match="the kind bins is fitted for the class shares of the sample: leave out"):
         calibrate(colour_bundle, data, out=tmp_path / "no", kind="bins", prior="equal", device="cpu")
