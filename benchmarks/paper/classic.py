@@ -115,7 +115,7 @@ def embeddings(bundle: Bundle, dataset: Dataset, index: Int64, device: str = "au
     if dataset.cut.size_px != bundle.cut.size_px:
         raise ConfigError(
             f"the dataset is cut at {dataset.cut.size_px} px, {bundle.name} expects {bundle.cut.size_px}: "
-            "build the dataset with that size_px"
+            f"make the dataset with --size {bundle.cut.size_px}px"
         )
     images = composites(dataset, bundle.bands, bundle.composite)
     return embed_images(network_of(bundle), bundle.preprocessing, images, index, device)

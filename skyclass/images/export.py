@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +11,15 @@ import pyarrow.compute as pc
 
 from ..errors import ConfigError, TileFault
 from ..files import replacing
-from ..sky.healpix import parse_angle
 from ..sky.tile_wcs import tile_pixels
 from ..sources.assign import with_tiles
 from ..sources.opening import open_sources
 from ..sources.source_table import read_all
 from ..text import counted
-from ..types import FAULT_FLAGS, PIXEL_SCALE_ARCSEC, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
+from ..types import FAULT_FLAGS, UNCOVERED_FLAGS, CutoutBatch, Flag, Float64
 from .archive import AtlasArchive, open_archive
 from .cutouts import cut
+from .size import parse_size
 from .usable import (
     require_position_on_tile,
     require_usable_tile,
@@ -28,7 +27,6 @@ from .usable import (
     warn_of_refused_files,
 )
 
-MAX_PIXELS = 1024
 MAX_BYTES = 8_000_000_000
 """Largest size of all cutouts, which are held in memory until they are written."""
 
@@ -52,7 +50,7 @@ def write_cutouts(
     path = Path(output)
     if path.suffix != ".npz":
         raise ConfigError(f"{output}: cutouts are written as .npz: give a name with this suffix")
-    size_px = parse_size(size)
+    size_px = size_of_option(size)
     archive = open_archive(images, bands)
     warn_of_refused_files(archive, images)
     table = positions(catalog, archive, allow_truncated)
@@ -84,36 +82,12 @@ def write_cutouts(
     return CutoutReport(summary + (f"; without an image in some band: {missing:,}" if missing else ""), faults)
 
 
-def parse_size(size: str) -> int:
-    """Return the side in pixels of a size such as "37px"; for "50arcsec" the nearest odd number of Atlas pixels."""
-    pixels = re.fullmatch(r"\s*([+-]?\d{1,9})\s*(px|pix|pixels)\s*", size)
+def size_of_option(size: str) -> int:
+    """Return the side in pixels of the option --size; the message of `ConfigError` begins with the option."""
     try:
-        side = int(pixels[1]) if pixels else _odd_pixels(parse_angle(size))
+        return parse_size(size)
     except ConfigError as error:
-        raise ConfigError(f"--size {size}: {error.message}; pixels are written as 37px") from error
-    if not 1 <= side <= MAX_PIXELS:
-        raise ConfigError(f"--size {size}: {side} pixels; choose 1 to {MAX_PIXELS}{_missing_unit(size)}")
-    return side
-
-
-def _missing_unit(size: str) -> str:
-    """Return the part of a message about a size without a unit, "" for one with a unit."""
-    number = size.strip()
-    if number[-1:].isalpha():
-        return ""
-    side = _odd_pixels(parse_angle(f"{number}arcsec"))
-    sizes = f"{number}arcsec or {side}px" if 1 <= side <= MAX_PIXELS else "50arcsec or 37px, for example"
-    return f"; {number} without a unit is degrees: write {sizes}"
-
-
-def _odd_pixels(angle_deg: float) -> int:
-    """Return the odd number of Atlas pixels that is nearest to an angle."""
-    return _odd(min(angle_deg, 360.0) * 3600 / PIXEL_SCALE_ARCSEC)
-
-
-def _odd(pixels: float) -> int:
-    """Return the nearest odd number of pixels: a cutout has a central pixel."""
-    return 2 * round((max(pixels, -1e9) - 1) / 2) + 1
+        raise ConfigError(f"--size {size}: {error.message}") from error
 
 
 def positions(catalog: str, archive: AtlasArchive, allow_truncated: bool = False) -> pa.Table:

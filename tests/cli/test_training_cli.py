@@ -229,7 +229,7 @@ def test_labels_that_cannot_be_right_are_refused(sky, tmp_path, case):
 def test_a_dataset_of_other_cutouts_or_bands_is_not_evaluated(made, bundle, sky, tmp_path):
     given = ("--labels", sky.truth, "--catalog", sky.catalog, "--images", sky.images, "--counts", "galaxy=20,star=20")
     small = tmp_path / "small"
-    skyclass("dataset", *given, "--out", small, "--bands", "w1,w2", "--size-px", 21)
+    skyclass("dataset", *given, "--out", small, "--bands", "w1,w2", "--size", "21px")
     out, calibrated = tmp_path / "out", tmp_path / "calibrated"
     message = refusal("evaluate", made.model, bundle, small, "-o", out, "--calibrate", calibrated)
     for model in (made.model, bundle):
@@ -273,11 +273,11 @@ def test_all_mistakes_of_a_file_or_of_flags_come_together(made, tmp_path):
     (tmp_path / "bad.toml").write_text("epochs = \n")
     assert "not valid TOML" in refusal("train", tmp_path / "bad.toml")
     assert "cannot be read" in refusal("train", tmp_path / "none.toml")
-    message = refusal("dataset", "--out", tmp_path / "d", "--bands", "w1,w5", "--size-px", 0, "--images", "x")
+    message = refusal("dataset", "--out", tmp_path / "d", "--bands", "w1,w5", "--size", "0px", "--images", "x")
     assert "labels is required" in message
     message = refusal("dataset", "--out", tmp_path / "d", "--labels", "x", "--images", "x", "--bands", "w1,w5",
-                      "--size-px", 0, "--preset", "papers")  # fmt: skip
-    assert all(words in message for words in ("w5", "size_px = 0", "preset = 'papers'"))
+                      "--size", "0px", "--preset", "papers")  # fmt: skip
+    assert all(words in message for words in ("w5", "size = '0px'", "preset = 'papers'"))
     assert "galaxy=500" in refusal("dataset", "--out", tmp_path / "d", "--counts", "galaxy:5")
 
 

@@ -450,7 +450,7 @@ def options(case: Case) -> Words:
         case.classify(out=odd),
         case.classify(**{case.pick("catalog", "images", "out", "model"): case.pick(*ODD_PLACES)}),
         ["dataset", "--labels", str(seeds / "sky" / "truth.parquet"), "--images", str(seeds / "sky" / "images"),
-         "--catalog", str(seeds / "sky" / "catalog"), "--out", "set", "--size-px", odd],
+         "--catalog", str(seeds / "sky" / "catalog"), "--out", "set", "--size", odd],
         ["dataset", "--labels", str(seeds / "sky" / "truth.parquet"), "--images", str(seeds / "sky" / "images"),
          "--out", "set", case.pick("--min-w1snr", "--min-w2snr", "--seed", "--bands", "--counts"), odd],
         ["labels", "--out", "l.parquet", case.pick("--data-release", "--per-class", "--one-in"), case.pick("x", "0.5")],

@@ -93,7 +93,7 @@ def write_toml(folder: Path) -> None:
     (folder / "region.toml").write_text(lines + options + region)
     (folder / "dataset.toml").write_text(
         'out = "set"\nlabels = "@/sky/truth.parquet"\nimages = "@/sky/images"\ncatalog = "@/sky/catalog"\n'
-        'bands = ["w1", "w2"]\nsize_px = 15\ncounts = {galaxy = 3, star = 4}\nmin_w1snr = 1.0\nseed = 1\n'
+        'bands = ["w1", "w2"]\nsize = "15px"\ncounts = {galaxy = 3, star = 4}\nmin_w1snr = 1.0\nseed = 1\n'
     )
     (folder / "train.toml").write_text(
         'recipe = "modern"\nname = "m"\nlabel = "for tests"\nout = "m"\ndataset = "no-dataset"\nepochs = 1\nseed = 1\n'

@@ -8,7 +8,8 @@ import pytest
 from skyclass.errors import ArchiveError, CatalogError, ConfigError
 from skyclass.images import export
 from skyclass.images.archive import open_archive
-from skyclass.images.export import cut_table, parse_size, positions, write_cutouts
+from skyclass.images.export import cut_table, positions, size_of_option, write_cutouts
+from skyclass.images.size import parse_size
 from skyclass.types import Flag
 from tests.support.atlas_files import COADD_ID, pixels_of, write_layout
 
@@ -47,7 +48,7 @@ def test_a_size_out_of_range_is_told_with_its_pixels():
     ]  # fmt: skip
     for size, side, missing_unit in cases:
         with pytest.raises(ConfigError) as caught:
-            parse_size(size)
+            size_of_option(size)
         assert str(caught.value) == f"--size {size}: {side} pixels; choose 1 to 1024{missing_unit}"
 
 
@@ -55,7 +56,7 @@ def test_a_size_that_is_no_angle_is_told_with_the_option():
     with pytest.raises(
         ConfigError, match="^--size 37 parsec: angle '37 parsec' is not understood: .*; pixels are writ"
     ):
-        parse_size("37 parsec")
+        size_of_option("37 parsec")
 
 
 @pytest.fixture

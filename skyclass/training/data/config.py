@@ -8,12 +8,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
+from ...errors import ConfigError
+from ...images.size import parse_size
+from ...model.bundle import MOST_PX
 from ...run.config import check_folder
 from ...settings import FROM_LIST, FROM_MAPPING, MAX_INTEGER, build, configuration
 from ...sky.regions import Box, Region
 from ...types import BANDS, DEFAULT_CLASSES, class_problems
 
-MAX_CUTOUT_PX = 1024
 MAX_MATCH_ARCSEC = 60.0
 """How far from a label's position its source may be listed, when both carry its `source_id`."""
 FIRST_DATA_RELEASE = 9
@@ -68,6 +70,16 @@ def _check_counts(counts: dict[str, int] | None, info: ValidationInfo) -> dict[s
     if counts and info.data.get("preset"):
         raise ValueError("preset and counts exclude each other: choose one of them")
     return counts
+
+
+def _check_size(size: str) -> str:
+    try:
+        size_px = parse_size(size)
+    except ConfigError as error:
+        raise ValueError(error.message) from error
+    if size_px > MOST_PX:
+        raise ValueError(f"{size_px} pixels are more than a model takes: choose {MOST_PX}px or less")
+    return size
 
 
 def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,8 +167,8 @@ class DatasetConfig:
     where the labels have no source_id. The label table has them when absent."""
     bands: Bands = BANDS
     """Bands of the cutouts."""
-    size_px: Annotated[int, Field(ge=1, le=MAX_CUTOUT_PX)] = 37
-    """Native pixels on a side of a cutout: 37 pixels are 51 arcsec."""
+    size: Annotated[str, AfterValidator(_check_size)] = "37px"
+    """Side of a cutout: native pixels, or an angle such as 50arcsec. 37 pixels are 51 arcsec."""
     classes: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_classes)] = DEFAULT_CLASSES
     """Classes in the order of the probabilities. In the label table, qso is quasar, and blanks and dashes are _."""
     preset: Annotated[Literal["paper"] | None, Field(examples=["paper"]), AfterValidator(_check_preset)] = None
@@ -181,6 +193,11 @@ class DatasetConfig:
     """Whether the images are simulated. Required where the files do not say it."""
     allow_truncated: bool = False
     """Accept VOTables that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
+
+    @property
+    def size_px(self) -> int:
+        """Side of a cutout in native pixels."""
+        return parse_size(self.size)
 
 
 def labels_config(data: Mapping[str, Any]) -> LabelsConfig:

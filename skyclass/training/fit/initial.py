@@ -77,7 +77,7 @@ def _check_start(run: TrainConfig, start: Bundle, classes: tuple[str, ...], cut:
         raise ConfigError(
             f"start_from = {run.start_from!r} was trained on cutouts of {_side_text(start.cut)}, and those of the "
             f"dataset have {_side_text(cut)}: a source would have another size on the input of the network. Make a "
-            f"dataset with --size-px {start.size_px}, or train without start_from"
+            f"dataset with --size {start.size_px}px, or train without start_from"
         )
     images = (run.bands, composite_settings(run), run.input_px)
     if (start_images := (start.bands, start.composite, start.preprocessing.input_px)) != images:

@@ -59,7 +59,7 @@ def sky4(tmp_path_factory):
 def run(sky4, tmp_path) -> DatasetConfig:
     """A training set of all labelled sources of the small sky."""
     return DatasetConfig(
-        str(tmp_path / "set"), str(sky4.truth), str(sky4.images), catalog=str(sky4.catalog), size_px=SIZE
+        str(tmp_path / "set"), str(sky4.truth), str(sky4.images), catalog=str(sky4.catalog), size=f"{SIZE}px"
     )
 
 
@@ -437,16 +437,27 @@ def test_all_problems_of_a_configuration_stand_in_one_message():
         "labels": "",
         "images": "i",
         "bands": ["w5"],
-        "size_px": 0,
+        "size": "0px",
         "split": [0, 1],
         "preset": "x",
     }
     with pytest.raises(ConfigError) as caught:
         dataset_config(given | {"counts": {"qso": 1}, "match_radius_arcsec": 0})
-    assert all(f"{key} " in str(caught.value) for key in ("labels", "bands", "size_px", "split", "preset", "counts"))
+    assert all(f"{key} " in str(caught.value) for key in ("labels", "bands", "size", "split", "preset", "counts"))
     with pytest.raises(ConfigError, match="unknown key 'label'.*labels is required.*seed = 'a'"):
         dataset_config({"out": "o", "images": "i", "label": "x", "seed": "a"})
     assert dataset_config({"out": "o", "labels": "l", "images": "i", "split": [8, 1, 1]}).bands == BANDS
+
+
+def test_a_side_is_pixels_or_an_angle_as_for_cutouts():
+    given = {"out": "o", "labels": "l", "images": "i"}
+    sides = {"37px": 37, "50arcsec": 37, "49.4arcsec": 35, "512px": 512}
+    assert {size: dataset_config(given | {"size": size}).size_px for size in sides} == sides
+    assert dataset_config(given).size_px == 37
+    with pytest.raises(ConfigError, match="size = '50': 130909 pixels; choose 1 to 1024; 50 without a unit is degrees"):
+        dataset_config(given | {"size": "50"})
+    with pytest.raises(ConfigError, match="size = '513px': 513 pixels are more than a model takes: choose 512px"):
+        dataset_config(given | {"size": "513px"})
 
 
 # --- splits ----------------------------------------------------------------------------------------
@@ -656,7 +667,7 @@ def composites_sum(path: str, bands: tuple[str, ...], stretch) -> float:
 
 
 def test_edge_cutouts_are_kept_and_flagged(run, sky4):
-    data = build_dataset(replace(run, size_px=101, counts=dict.fromkeys(DEFAULT_CLASSES, 60)))
+    data = build_dataset(replace(run, size="101px", counts=dict.fromkeys(DEFAULT_CLASSES, 60)))
     flags = data.rows["flags"].to_numpy()
     edge = (flags & int(Flag.EDGE)) != 0
     assert edge.any() and np.isnan(data.pixels[edge]).any(axis=(1, 2, 3)).all()

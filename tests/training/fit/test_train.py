@@ -175,7 +175,7 @@ def test_a_start_on_cutouts_of_another_angle_is_refused(tmp_path: Path) -> None:
     train(first, dataset=blobs(100))
     second = replace(first, out=str(tmp_path / "second"), start_from=str(tmp_path / "first"))
     message = r"trained on cutouts of 21 px \(28.9 arcsec\), and those of the dataset have 31 px \(42.6 arcsec\)"
-    with pytest.raises(ConfigError, match=message + ".* --size-px 21"):
+    with pytest.raises(ConfigError, match=message + ".* --size 21px"):
         job_of(second, blobs(100, size=31))
     wide = blobs(100)
     with pytest.raises(
