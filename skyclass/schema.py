@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -39,6 +39,11 @@ CATALOG_COLUMNS = ("source_id", "ra", "dec")
 TABLE_COLUMNS = ("ra", "dec")
 
 
+def source_schema(further: Sequence[str] = ()) -> pa.Schema:
+    """Return `SOURCE_SCHEMA`, and after it further numeric columns (float64) that a model needs of a catalogue."""
+    return pa.schema([*SOURCE_SCHEMA, *(pa.field(name, pa.float64()) for name in further)])
+
+
 def listed_names(columns: Iterable[str]) -> list[str]:
     """Return names of columns as a list; raise `ConfigError` for one text, whose letters would each be a name."""
     if isinstance(columns, str):
@@ -69,8 +74,9 @@ _SNR = PhysicalRange(
     "write -99, -999, -9999, 999 and more for no S/N",
 )
 PHYSICAL_RANGES: dict[str, PhysicalRange] = {
-    **dict.fromkeys(("w1mpro", "w2mpro", "w3mpro"), _MAGNITUDE),
-    **dict.fromkeys(("w1snr", "w2snr", "w3snr"), _SNR),
+    **dict.fromkeys(("w1mpro", "w2mpro", "w3mpro", "w4mpro"), _MAGNITUDE),
+    **dict.fromkeys(("j_m_2mass", "h_m_2mass", "k_m_2mass"), _MAGNITUDE),
+    **dict.fromkeys(("w1snr", "w2snr", "w3snr", "w4snr"), _SNR),
     "ext_flg": PhysicalRange(0, 5, "the extended source flag of AllWISE is 0 to 5"),
     "cntr": PhysicalRange(0, 9.2e18, "in AllWISE they begin with the RA in 0.1 degree; others count from 0 or 1"),
 }
@@ -78,7 +84,7 @@ PHYSICAL_RANGES: dict[str, PhysicalRange] = {
 
 In a user's table, the same holds for text that is neither a number nor a word for "no value" (but not in `cntr`)."""
 
-_MAGNITUDE_OF = {f"w{band}snr": f"w{band}mpro" for band in (1, 2, 3)}
+_MAGNITUDE_OF = {f"w{band}snr": f"w{band}mpro" for band in (1, 2, 3, 4)}
 
 CHECKED = (*PHYSICAL_RANGES, "coadd_id")
 """Columns in the order of the bits of `bad_values`."""
@@ -141,16 +147,17 @@ def bad_values_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n:,} ({bounds[name]})" for name, n in counts.items())
 
 
-def conform_sources(table: pa.Table, source: str) -> pa.Table:
-    """Return the table in `SOURCE_SCHEMA`; NaN and bad values, empty text and absent columns are null."""
+def conform_sources(table: pa.Table, source: str, further: Sequence[str] = ()) -> pa.Table:
+    """Return the table in `source_schema(further)`; NaN and bad values, empty text and absent columns are null."""
     table, bits = without_bad_values(table)
     given = {name: table[name] for name in table.column_names if name != "bad_values"}
     given["bad_values"] = pa.chunked_array([pa.array(bits | bad_bits(table))])
+    schema = source_schema(further)
     columns = [
         cast_column(given[field.name], field, source) if field.name in given else pa.nulls(len(table), field.type)
-        for field in SOURCE_SCHEMA
+        for field in schema
     ]
-    return pa.table(columns, schema=SOURCE_SCHEMA)
+    return pa.table(columns, schema=schema)
 
 
 def cast_column(column: pa.ChunkedArray, field: pa.Field, source: str) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ import numpy as np
 from skyclass.images.composite import atlas_settings
 from skyclass.model.bundle import Bundle
 from skyclass.model.devices import resolve_device, set_threads
-from skyclass.model.photometry import FEATURES, features, scale_of, scaled
+from skyclass.model.photometry import features, scale_of, scaled
 from skyclass.networks import build, macs, parameters
 from skyclass.networks.colour import ColourNet
 from skyclass.training.data.composites import composites
@@ -40,7 +40,7 @@ from .spectrum import SpectrumNet
 from .study import BANDS, BASELINES, SIZES, Study, effort_of
 from .training import device_name, fewer, measured, small_run, trained
 
-ALL_FEATURES = tuple(FEATURES)
+ALL_FEATURES = ("w1-w2", "w2-w3", "w1", "w1_snr", "w2_snr", "w3_snr", "w3_limit")
 BORDER_PX = 8
 FUSION_RATE = 3e-3
 SIMCLR_EPOCHS = 50

@@ -11,6 +11,7 @@ import numpy as np
 from ..images.archive import AtlasArchive, open_archive
 from ..model.bundle import Bundle, read_bundle
 from ..model.classifier import cached_classifier
+from ..model.photometry import columns_of, further_columns
 from ..sky.regions import Region
 from ..sources.by_tile import positions_without_tile
 from ..sources.opening import open_sources
@@ -52,7 +53,7 @@ class RunContext:
     @property
     def sources(self) -> SourceTable:
         """The partitions of this run, listed once for each process."""
-        return _sources(self.catalog, self.region, self.session)
+        return _sources(self.catalog, self.region, further_columns_of(self.bundle), self.session)
 
     @property
     def archive(self) -> AtlasArchive:
@@ -83,8 +84,13 @@ def _archive(images: str, bands: tuple[str, ...], session: str) -> AtlasArchive:
 
 
 @lru_cache(maxsize=4)
-def _sources(location: str, region: Region | None, session: str) -> SourceTable:
-    return open_sources(location, region)
+def _sources(location: str, region: Region | None, further: tuple[str, ...], session: str) -> SourceTable:
+    return open_sources(location, region, further=further)
+
+
+def further_columns_of(bundle: Bundle) -> tuple[str, ...]:
+    """Return the columns that a model needs of a catalogue besides those of a source."""
+    return further_columns(columns_of(bundle.photometry.features)) if bundle.photometry else ()
 
 
 @lru_cache(maxsize=64)

@@ -21,6 +21,7 @@ from ..images.usable import (
 from ..model.bundle import Bundle
 from ..model.devices import has_cuda
 from ..model.photometry import columns_of
+from ..schema import SOURCE_SCHEMA
 from ..sources.by_tile import PLAN_COLUMNS
 from ..sources.footers import PartitionDigest
 from ..sources.source_table import SourceTable, columns_without_values
@@ -49,8 +50,9 @@ def translate_archive_errors(folder: RunFolder) -> Iterator[None]:
 def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | None = None) -> None:
     """Raise `CatalogError` when a catalogue lacks photometry that the features of the model need.
 
-    A partitioned catalogue must have every column. A user's table may lack some of them: the training mean replaces the
-    features that need them, with a warning. `table` holds the rows of a user's table that no run has prepared yet.
+    A partitioned catalogue must have every column. A user's table may lack some columns of `SOURCE_SCHEMA`: the
+    training mean replaces the features that need them, with a warning. `table` holds the rows of a user's table that no
+    run has prepared yet.
     """
     if bundle.photometry is None:
         return
@@ -61,7 +63,7 @@ def check_photometry(bundle: Bundle, sources: SourceTable, table: pa.Table | Non
     is_from_table = table is not None or sources.is_prepared  # columns that a table lacks are null
     what = f"value in {', '.join(absent)}" if is_from_table else named("column", absent)
     lack = f"{sources.location} has no {what}"
-    if is_from_table and len(absent) < len(needed):
+    if is_from_table and len(absent) < len(needed) and set(absent) <= set(SOURCE_SCHEMA.names):
         log.warning("%s: %s uses the training mean of the features that need them", lack, bundle.model_id)
         return
     raise CatalogError(

@@ -30,7 +30,7 @@ from ..sources.source_table import SourceTable, read_all
 from ..text import counted
 from .commits import Commit, committed, journal_commit, retry_quarantined
 from .config import RunConfig
-from .context import RunContext
+from .context import RunContext, further_columns_of
 from .finish import check_output_folder
 from .folder import fingerprint, start_or_resume
 from .plan import Plan, catalog_digest, make_plan, partition_digests, partition_names, table_counts
@@ -103,7 +103,7 @@ def plan_run(run: RunConfig, count: CountTiles) -> tuple[RunContext, Plan, pa.Ta
     `count` returns the sources of partitions by tile, counted in this process or on a cluster.
     """
     bundle = load_bundle(run.model, trust_code=run.trust_code)
-    sources = open_sources(run.catalog, run.region, run.allow_truncated)
+    sources = open_sources(run.catalog, run.region, run.allow_truncated, further_columns_of(bundle))
     archive = open_archive(run.images, tuple(bundle.bands))
     context = new_context(run, bundle)
     check_output_folder(context.folder)

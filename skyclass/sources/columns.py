@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from ..errors import CatalogError, TableWarning
 from ..schema import CHECKED, INPUT_COLUMNS, SOURCE_SCHEMA, TABLE_COLUMNS, is_text, without_dictionary
 from ..sky.healpix import SEXAGESIMAL, sexagesimal_text
 from ..text import counted, one_or_many
+from ..types import BANDS
 from .identifiers import IDENTIFIERS, identifiers, is_bytes, without_null_words
 
 DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
@@ -23,6 +24,9 @@ MASK = ".mask"
 TEXT = ".text"
 """Ending of the columns with the text of positions that are no numbers. Without such text they are absent."""
 
+LIMIT_MARKS = tuple(f"{band}{mark}" for band in BANDS for mark in ("lim", "sigmpro"))
+"""Columns that mark limits: `w1lim` is not 0 (1 an upper, -1 a lower limit), or `w1sigmpro` is null."""
+
 EXAMPLES = 20
 
 
@@ -31,6 +35,25 @@ class RawTable(NamedTuple):
 
     columns: Mapping[str, pa.ChunkedArray]
     degrees_per_unit: Mapping[str, float]
+
+
+class Wanted(NamedTuple):
+    """What to read of a table besides the columns of a source: columns of text and of numbers.
+
+    A table without ra and dec is refused if `needs_positions`.
+    """
+
+    text: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    needs_positions: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that a table may have, also those that mark limits."""
+        return tuple(dict.fromkeys((*INPUT_COLUMNS, *self.text, *self.numbers, *LIMIT_MARKS)))
+
+
+SOURCES = Wanted()
 
 
 class TypedColumn(NamedTuple):
@@ -55,13 +78,14 @@ class TableChoice(NamedTuple):
 # --- which columns ---------------------------------------------------------------------------------
 
 
-def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> dict[str, int]:
+def wanted_columns(names: Sequence[str], source: str, wanted: Wanted) -> dict[str, int]:
     """Return our name -> the index of the column in the file, whatever the case; absent columns are left out.
 
-    Raises `CatalogError` without ra and dec, and where the names of two columns differ in nothing but case.
+    Raises `CatalogError` without the positions that are needed, without any column of a source, and where the names of
+    two columns differ in nothing but case.
     """
     indices: dict[str, int] = {}
-    for ours in (*INPUT_COLUMNS, *extra):
+    for ours in wanted.names:
         matches = [i for i, name in enumerate(names) if name.strip().lower() == ours]
         if len(matches) > 1:
             columns = ", ".join(names[i] for i in matches)
@@ -70,8 +94,10 @@ def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> d
             )
         if matches:
             indices[ours] = matches[0]
+    if not indices and not wanted.needs_positions:
+        raise CatalogError(f"{source}: no column of a source, such as w1mpro; its columns are {_listed(names)}")
     missing = [name for name in TABLE_COLUMNS if name not in indices]
-    if missing:
+    if missing and (wanted.needs_positions or len(missing) == 1):
         columns = one_or_many(len(missing), "column", "columns")
         raise CatalogError(
             f"{source}: no {columns} {' and '.join(missing)}; its columns are {_listed(names)}. "
@@ -80,23 +106,24 @@ def wanted_columns(names: Sequence[str], source: str, extra: Sequence[str]) -> d
     return indices
 
 
-def has_positions(names: Sequence[str]) -> bool:
-    """Return whether the columns include ra and dec, in any case."""
-    return set(TABLE_COLUMNS) <= {name.strip().lower() for name in names}
+def is_usable(names: Sequence[str], wanted: Wanted) -> bool:
+    """Return whether the columns include ra and dec, in any case, or any column of a source if these are not needed."""
+    lower = {name.strip().lower() for name in names}
+    return lower >= set(TABLE_COLUMNS) or (not wanted.needs_positions and bool(lower & set(wanted.names)))
 
 
-def choose_table(tables: Sequence[TableChoice], source: str) -> int:
-    """Return the index of the one table with positions; tables without rows do not compete.
+def choose_table(tables: Sequence[TableChoice], source: str, wanted: Wanted) -> int:
+    """Return the index of the one usable table; tables without rows do not compete.
 
-    Raises `CatalogError` where no table or several tables have positions, with their names and rows.
+    Raises `CatalogError` where no table or several tables are usable, with their names and rows.
     """
-    usable = [i for i, table in enumerate(tables) if has_positions(table.names)]
+    usable = [i for i, table in enumerate(tables) if is_usable(table.names, wanted)]
     usable = [i for i in usable if tables[i].n_rows] or usable[:1]
     if len(usable) > 1:
         listed = ", ".join(f"{tables[i].label} ({counted(tables[i].n_rows, 'row')})" for i in usable)
+        what = "ra and dec" if wanted.needs_positions else "columns of a source"
         raise CatalogError(
-            f"{source}: {len(usable)} of its tables have ra and dec: {listed}; write the one you mean to a file of "
-            "its own"
+            f"{source}: {len(usable)} of its tables have {what}: {listed}; write the one you mean to a file of its own"
         )
     if not tables:
         raise CatalogError(f"{source}: the file holds no table")
@@ -122,17 +149,18 @@ def unmasked(column: pa.ChunkedArray, mask: pa.ChunkedArray) -> pa.ChunkedArray:
 # --- values ----------------------------------------------------------------------------------------
 
 
-def typed_table(raw: RawTable, source: str) -> pa.Table:
+def typed_table(raw: RawTable, source: str, wanted: Wanted) -> pa.Table:
     """Return identifiers, text and numbers (float64) as `SOURCE_SCHEMA` needs them, ra and dec in degrees.
 
-    Words for a missing value are null. Values of another type in columns that skyclass can do without are null too,
-    with one `TableWarning` that counts and names them. Where measurements are no numbers, the table has a column
+    Words for a missing value are null. Values of another type in columns that skyclass can do without are null too, and
+    so are limits; one `TableWarning` counts and names them. Where measurements are no numbers, the table has a column
     `bad_values`. Where positions are no numbers, it has a column "ra.text" or "dec.text" with their text. Raises
     `CatalogError` for positions and identifiers.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     notes: list[str] = []
-    bits = np.zeros(len(raw.columns["ra"]), np.int32)
+    n_rows = len(next(iter(raw.columns.values())))
+    bits = np.zeros(n_rows, np.int32)
     for name, column in raw.columns.items():
         if name in TABLE_COLUMNS:
             plain = _plain(column, name, source)
@@ -141,17 +169,49 @@ def typed_table(raw: RawTable, source: str) -> pa.Table:
                 is_lost = pc.is_null(columns[name])
                 columns[name + TEXT] = pc.if_else(is_lost, plain, pa.scalar(None, plain.type))
             continue
-        field = SOURCE_SCHEMA.field(name) if name in SOURCE_SCHEMA.names else pa.field(name, pa.string())
+        kind = pa.string() if name in wanted.text else pa.float64()
+        field = SOURCE_SCHEMA.field(name) if name in SOURCE_SCHEMA.names else pa.field(name, kind)
         typed = _typed(column, field, source)
         notes += [typed.note] if typed.note else []
         columns[name] = pa.chunked_array([pa.nulls(len(column), field.type)]) if typed.values is None else typed.values
-        if typed.lost is not None:
+        if typed.lost is not None and name in CHECKED:
             bits |= typed.lost.to_numpy().astype(np.int32) << CHECKED.index(name)
+    notes += without_limits(columns)
+    missing = pa.chunked_array([pa.nulls(n_rows, pa.float64())])
+    numbers = {name: columns.pop(name, missing) for name in wanted.numbers}
+    columns = {name: column for name, column in columns.items() if name not in LIMIT_MARKS} | numbers
     if bits.any():
         columns["bad_values"] = pa.chunked_array([pa.array(bits)])
     if notes:
         warnings.warn(f"{source}: {'; '.join(notes)}", TableWarning, stacklevel=3)
     return pa.table(columns)
+
+
+def without_limits(columns: dict[str, pa.ChunkedArray]) -> list[str]:
+    """Set the magnitudes that are marked as limits to null, and return a note on each band that has some.
+
+    A table with S/N is left as it is: there a limit is a magnitude with an S/N below 2.
+    """
+    notes = []
+    for band in BANDS:
+        name = f"{band}mpro"
+        if name not in columns or f"{band}snr" in columns:
+            continue
+        is_limit = pc.and_(pc.is_valid(columns[name]), _limit_marks(columns, band))
+        if n := int(pc.sum(is_limit).as_py() or 0):
+            columns[name] = pc.if_else(is_limit, pa.scalar(None, columns[name].type), columns[name])
+            become = one_or_many(n, "is a limit and becomes", "are limits and become")
+            notes.append(f"{counted(n, 'value')} of column {name} {become} null")
+    return notes
+
+
+def _limit_marks(columns: Mapping[str, pa.ChunkedArray], band: str) -> Any:
+    """Return where a band has a mark of a limit; a column of errors without any error marks nothing."""
+    if (marks := columns.get(f"{band}lim")) is not None:
+        return pc.fill_null(pc.not_equal(marks, 0.0), False)
+    errors = columns.get(f"{band}sigmpro")
+    has_errors = errors is not None and errors.null_count < len(errors)
+    return pc.is_null(errors) if has_errors else pa.scalar(False)
 
 
 def _plain(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:

@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 
 from ..errors import CatalogError
 from ..schema import TABLE_COLUMNS
-from .columns import MASK, NUMBER, RawTable, chunked, has_positions, unmasked, wanted_columns
+from .columns import MASK, NUMBER, RawTable, Wanted, chunked, is_usable, unmasked, wanted_columns
 from .tablefile import HEAD_BYTES, PIECE_BYTES, TableFile
 from .units import degrees_per, is_unit
 
@@ -47,13 +47,13 @@ class Layout:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def read_text(file: TableFile, extra: Sequence[str]) -> RawTable:
+def read_text(file: TableFile, wanted: Wanted) -> RawTable:
     """Return the wanted columns of a delimited text table as text."""
     lines = _lines(file.head)
-    return _read_layout(file, find_layout(lines, file.source), extra)
+    return _read_layout(file, find_layout(lines, file.source, wanted), wanted)
 
 
-def read_ecsv(file: TableFile, extra: Sequence[str]) -> RawTable:
+def read_ecsv(file: TableFile, wanted: Wanted) -> RawTable:
     """Return the wanted columns of an ECSV table as text, with the units of its header."""
     from astropy.table.meta import YamlParseError, get_header_from_yaml
 
@@ -67,10 +67,10 @@ def read_ecsv(file: TableFile, extra: Sequence[str]) -> RawTable:
     if names != list(units) or delimiter not in (" ", ","):
         raise CatalogError(f"{file.source}: the names in its ECSV header and in the line of columns differ")
     layout = Layout(tuple(names), tuple(units[name] for name in names), delimiter, n_header + 1)
-    return _read_layout(file, layout, extra)
+    return _read_layout(file, layout, wanted)
 
 
-def read_ipac(file: TableFile, extra: Sequence[str]) -> RawTable:
+def read_ipac(file: TableFile, wanted: Wanted) -> RawTable:
     """Return the wanted columns of an IPAC table as text, with the units of its header."""
     from astropy.io import ascii
     from astropy.utils.exceptions import AstropyWarning
@@ -80,8 +80,8 @@ def read_ipac(file: TableFile, extra: Sequence[str]) -> RawTable:
     with file.translate_parser_errors(), file.open() as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)  # units and keywords that the standards do not know
         table = ascii.read(stream, format="ipac", guess=False, converters=as_text)
-    indices = wanted_columns(table.colnames, file.source, extra)
-    units = {name: table.columns[indices[name]].unit for name in TABLE_COLUMNS}
+    indices = wanted_columns(table.colnames, file.source, wanted)
+    units = {name: table.columns[indices[name]].unit for name in TABLE_COLUMNS if name in indices}
     factors = {name: degrees_per(str(unit or ""), name, file.source) for name, unit in units.items()}
     return RawTable({name: _text_column(table.columns[i]) for name, i in indices.items()}, factors)
 
@@ -90,10 +90,10 @@ def _text_column(column: Any) -> pa.ChunkedArray:
     return chunked(np.ma.getdata(column).astype(object), np.ma.getmaskarray(column))
 
 
-def _read_layout(file: TableFile, layout: Layout, extra: Sequence[str]) -> RawTable:
-    indices = wanted_columns(layout.names, file.source, extra)
+def _read_layout(file: TableFile, layout: Layout, wanted: Wanted) -> RawTable:
+    indices = wanted_columns(layout.names, file.source, wanted)
     units = layout.units if len(layout.units) == len(layout.names) else ("",) * len(layout.names)
-    factors = {name: degrees_per(units[indices[name]], name, file.source) for name in TABLE_COLUMNS}
+    factors = {name: degrees_per(units[indices[name]], name, file.source) for name in TABLE_COLUMNS if name in indices}
     masks = {name: layout.names.index(layout.names[i] + MASK) for name, i in indices.items()
              if layout.names[i] + MASK in layout.names}  # fmt: skip
     table = _read_rows(file, layout, sorted({*indices.values(), *masks.values()}))
@@ -163,7 +163,7 @@ def _check_lines(file: TableFile, first_row: int, n_rows: int) -> None:
 # --- the layout ------------------------------------------------------------------------------------
 
 
-def find_layout(lines: Sequence[str], source: str) -> Layout:
+def find_layout(lines: Sequence[str], source: str, wanted: Wanted) -> Layout:
     """Return the layout of a text table by its first lines; `CatalogError` where no line names ra and dec.
 
     The names are in the first line that is no comment; or before a line of dashes, with a line of units between
@@ -175,7 +175,7 @@ def find_layout(lines: Sequence[str], source: str) -> Layout:
         raise CatalogError(f"{source}: it has no rows, only comments")
     ruled = [layout for i, line in enumerate(lines) if _RULE.fullmatch(line) for layout in _ruled(lines, i)]
     layouts = [*ruled, _headed(lines, first), *_commented(lines, first)]
-    layout = next((layout for layout in layouts if has_positions(layout.names)), None)
+    layout = next((layout for layout in layouts if is_usable(layout.names, wanted)), None)
     if layout:
         return layout
     first_names = layouts[0]
@@ -184,7 +184,7 @@ def find_layout(lines: Sequence[str], source: str) -> Layout:
             f"{source}: none of FITS, Parquet, VOTable, IPAC and ECSV, and no text table with a line of column names: "
             f"its first line, {lines[first][:60]!r}, does not name ra and dec"
         )
-    wanted_columns(first_names.names, source, ())
+    wanted_columns(first_names.names, source, wanted)
     return first_names
 
 

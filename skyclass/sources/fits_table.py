@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ..errors import CatalogError
 from ..schema import TABLE_COLUMNS
-from .columns import MASK, RawTable, TableChoice, choose_table, chunked, unmasked, wanted_columns
+from .columns import MASK, RawTable, TableChoice, Wanted, choose_table, chunked, unmasked, wanted_columns
 from .tablefile import TableFile
 from .units import degrees_per
 
@@ -19,7 +19,7 @@ MAX_HEADER_BYTES = 5_760_000
 """Longest header of an HDU that is read: 72,000 cards."""
 
 
-def read_fits(file: TableFile, extra: Sequence[str]) -> RawTable:
+def read_fits(file: TableFile, wanted: Wanted) -> RawTable:
     """Return the wanted columns of the one table with ra and dec in a FITS file."""
     from astropy.io import fits
     from astropy.io.fits.verify import VerifyError
@@ -33,7 +33,7 @@ def read_fits(file: TableFile, extra: Sequence[str]) -> RawTable:
             if not tables:
                 raise CatalogError(f"{file.source}: the FITS file holds {_kinds(hdus)} and no table")
             choices = [TableChoice(_label(i, hdu), list(hdu.columns.names), _n_rows(hdu)) for i, hdu in tables]
-            return _read_hdu(tables[choose_table(choices, file.source)][1], file.source, extra)
+            return _read_hdu(tables[choose_table(choices, file.source, wanted)][1], file.source, wanted)
 
 
 def _hdus(opened: Any, file: TableFile) -> Iterator[Any]:
@@ -71,14 +71,19 @@ def _n_rows(hdu: Any) -> int:
     return max(lengths, default=1) if n_rows == 1 else n_rows
 
 
-def _read_hdu(hdu: Any, source: str, extra: Sequence[str]) -> RawTable:
+def _read_hdu(hdu: Any, source: str, wanted: Wanted) -> RawTable:
     names = list(hdu.columns.names)
-    indices = wanted_columns(names, source, extra)
-    factors = {name: degrees_per(hdu.columns[indices[name]].unit, name, source) for name in TABLE_COLUMNS}
+    indices = wanted_columns(names, source, wanted)
+    factors = {
+        name: degrees_per(hdu.columns[indices[name]].unit, name, source) for name in TABLE_COLUMNS if name in indices
+    }
     columns = {name: _column(hdu, i, source) for name, i in indices.items()}
+    first = next(iter(columns))
     for name, column in columns.items():
-        if len(column) != len(columns["ra"]):
-            raise CatalogError(f"{source}: column {name} has {len(column):,} values, ra has {len(columns['ra']):,}")
+        if len(column) != len(columns[first]):
+            raise CatalogError(
+                f"{source}: column {name} has {len(column):,} values, {first} has {len(columns[first]):,}"
+            )
         if names[indices[name]] + MASK in names:
             mask = _column(hdu, names.index(names[indices[name]] + MASK), source)
             columns[name] = unmasked(column, mask)

@@ -2,7 +2,7 @@
 
     hive      {root}/healpix_k0=K0/healpix_k5=K5/*.parquet     the files of one NESTED order-5 pixel (IRSA)
     hats      {root}/[dataset/]Norder=K/Dir=D/Npix=N.parquet   or a folder Npix=N/, or another suffix: `hats_layout`
-    prepared  a folder of Parquet of exactly `SOURCE_SCHEMA`: what a run writes once a table has its tiles
+    prepared  a folder of Parquet of exactly `source_schema`: what a run writes once a table has its tiles
 
 Sidecars such as `_metadata` (0.6 GB at IRSA) are never opened.
 """
@@ -12,7 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..schema import INPUT_COLUMNS, SOURCE_SCHEMA
+import pyarrow as pa
+
+from ..schema import INPUT_COLUMNS, SOURCE_SCHEMA, source_schema
 from .listing import ANYWHERE, Unreadable, holds, numbered_folders, row_files
 from .parquet import parquet_schema
 from .source_table import Partition
@@ -58,11 +60,15 @@ class Listing(NamedTuple):
 
 
 def list_prepared(root: Path) -> Listing | None:
-    """Return a folder of Parquet files that have exactly `SOURCE_SCHEMA`, or None."""
+    """Return a folder of Parquet files that have exactly `source_schema` of any further columns, or None."""
     files, faults = row_files(root, (".parquet",))
-    if not files or not all(parquet_schema(path).equals(SOURCE_SCHEMA) for path in files):
+    if not files or not all(_is_prepared(parquet_schema(path)) for path in files):
         return None
     return Listing(PREPARED, str(root), tuple(Partition(path, ANYWHERE, 0) for path in files), faults)
+
+
+def _is_prepared(schema: pa.Schema) -> bool:
+    return bool(schema.equals(source_schema(schema.names[len(SOURCE_SCHEMA) :])))
 
 
 def list_hive(path: Path) -> Listing | None:

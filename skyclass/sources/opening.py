@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import CatalogError
 from ..sky.regions import Region
@@ -19,7 +19,9 @@ MAX_COVER_ORDER = 8
 """Deepest order at which a region is compared with partitions: finer would list millions of pixels."""
 
 
-def open_sources(catalog: str, region: Region | None = None, allow_truncated: bool = False) -> SourceTable:
+def open_sources(
+    catalog: str, region: Region | None = None, allow_truncated: bool = False, further: Sequence[str] = ()
+) -> SourceTable:
     """Open a catalogue of sources, or a table of positions, without reading its rows.
 
     Parameters
@@ -31,6 +33,8 @@ def open_sources(catalog: str, region: Region | None = None, allow_truncated: bo
         Part of the sky. Partitions outside are not opened, and rows outside are not returned.
     allow_truncated : bool, default False
         Accept a VOTable that a service cut at its row limit.
+    further : sequence of str, default ()
+        Numeric columns to read besides those of a source, such as `j_m_2mass`; null if the catalogue lacks them.
 
     Returns
     -------
@@ -59,11 +63,11 @@ def open_sources(catalog: str, region: Region | None = None, allow_truncated: bo
     path = local_path(str(catalog))
     if not path.is_dir():
         check_regular(path)
-        return UserTable(str(path), region, allow_truncated)
+        return UserTable(str(path), region, allow_truncated, tuple(further))
     names = folder_names(path)
     for find in (list_hats, list_hive, list_prepared):
         if listing := find(path):
-            return _partitioned(listing, region)
+            return _partitioned(listing, region, tuple(further))
     raise CatalogError(
         f"catalogue {catalog}: neither healpix_k0=*/healpix_k5=* (IRSA) nor Norder=*/Dir=*/Npix=* (HATS) is "
         f"in this folder, which holds {', '.join(sorted(names)[:8]) or 'nothing'}; give the catalogue's own folder, or "
@@ -71,7 +75,7 @@ def open_sources(catalog: str, region: Region | None = None, allow_truncated: bo
     )
 
 
-def _partitioned(listing: Listing, region: Region | None) -> PartitionedSources:
+def _partitioned(listing: Listing, region: Region | None, further: tuple[str, ...]) -> PartitionedSources:
     """Return the catalogue of a listing in a region; `CatalogError` for entries there that cannot be read."""
     partitions, faults = listing.partitions, listing.faults
     if region:
@@ -83,7 +87,7 @@ def _partitioned(listing: Listing, region: Region | None) -> PartitionedSources:
             f"catalogue {listing.root}: {len(faults):,} {one_or_many(len(faults), 'entry', 'entries')} that should "
             f"hold rows cannot be read: {faults_text(faults)}"
         )
-    sources = PartitionedSources(listing.layout, listing.root, partitions, region, listing.renamed)
+    sources = PartitionedSources(listing.layout, listing.root, partitions, region, listing.renamed, further)
     if partitions:
         source_columns(sources, partitions[0].path)
     return sources

@@ -13,11 +13,11 @@ import pyarrow.dataset as ds
 from ..errors import CatalogError
 from ..schema import (
     CATALOG_COLUMNS,
-    SOURCE_SCHEMA,
     TABLE_COLUMNS,
     check_positions,
     conform_sources,
     listed_names,
+    source_schema,
     without_dictionary,
 )
 from ..sky.regions import Region
@@ -50,6 +50,8 @@ class PartitionedSources:
         Part of the sky that the rows are limited to.
     renamed : tuple of (str, str), optional
         Names of `SOURCE_SCHEMA` and, for each, its name in the files where that differs.
+    further : tuple of str, default ()
+        Numeric columns to read besides those of `SOURCE_SCHEMA`.
     """
 
     layout: Layout
@@ -57,6 +59,7 @@ class PartitionedSources:
     partitions: tuple[Partition, ...]
     region: Region | None = None
     renamed: tuple[tuple[str, str], ...] = ()
+    further: tuple[str, ...] = ()
 
     is_partitioned = True
 
@@ -64,16 +67,21 @@ class PartitionedSources:
     def is_prepared(self) -> bool:
         return self.layout.is_prepared
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that a file may have."""
+        return (*self.layout.columns, *self.further)
+
     def read(
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
-        """Return the rows of a partition in the region, with clean values, in the types of `SOURCE_SCHEMA`."""
-        path, names = self.partitions[i].path, set(self.layout.columns if columns is None else listed_names(columns))
+        """Return the rows of a partition in the region, with clean values, in `source_schema(further)`."""
+        path, names = self.partitions[i].path, set(self.columns if columns is None else listed_names(columns))
         names |= set(TABLE_COLUMNS) if self.region else set()
         names |= {"coadd_id"} if coadd_id is not None else set()
         names |= {"bad_values"} if self.is_prepared else set()
         table = _scan(self, path, names, coadd_id, check_types)
-        table = conform_sources(table if self.is_prepared else _cleaned(table, path), path)
+        table = conform_sources(table if self.is_prepared else _cleaned(table, path), path, self.further)
         if names >= set(TABLE_COLUMNS):
             check_positions(table, path)
         return inside(table, self.region)
@@ -107,7 +115,7 @@ class PartitionedSources:
 def source_columns(sources: PartitionedSources, path: str) -> dict[str, str]:
     """Return name in `SOURCE_SCHEMA` -> name in the file for its columns; `CatalogError` without a required one."""
     renamed, present = dict(sources.renamed), set(parquet_schema(path).names)
-    names = {name: renamed.get(name, name) for name in sources.layout.columns}
+    names = {name: renamed.get(name, name) for name in sources.columns}
     missing = [names[name] for name in CATALOG_COLUMNS if names[name] not in present]
     if missing:
         raise CatalogError(
@@ -122,7 +130,10 @@ def _scan(
 ) -> pa.Table:
     """Return those of the columns that a partition has, with ra and dec in degrees; rows are filtered while reading."""
     names, dataset = source_columns(sources, path), parquet_dataset(path)
-    doubtful = [name for name, in_file in names.items() if _is_doubtful(name, dataset.schema.field(in_file).type)]
+    wanted_type, stored = source_schema(sources.further), dataset.schema
+    doubtful = [
+        n for n, in_file in names.items() if _is_doubtful(wanted_type.field(n).type, stored.field(in_file).type)
+    ]
     chosen = {*columns, *(doubtful if check_types else ())}
     wanted = {name: ds.field(in_file) for name, in_file in names.items() if name in chosen}
     rows = rows_of_tile(wanted["coadd_id"], coadd_id) if coadd_id is not None and "coadd_id" in wanted else None
@@ -136,9 +147,9 @@ def _scan(
     return table
 
 
-def _is_doubtful(name: str, stored: pa.DataType) -> bool:
-    """Return whether a column must be read to know that its values fit the type in `SOURCE_SCHEMA`."""
-    wanted, types = SOURCE_SCHEMA.field(name).type, pa.types
+def _is_doubtful(wanted: pa.DataType, stored: pa.DataType) -> bool:
+    """Return whether a column must be read to know that its values fit the type that is wanted."""
+    types = pa.types
     stored = stored.value_type if types.is_dictionary(stored) else stored
     if types.is_integer(wanted):
         return not types.is_integer(stored)

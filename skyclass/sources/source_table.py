@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 import pyarrow as pa
 
 from ..errors import CatalogError, ConfigError
-from ..schema import SOURCE_SCHEMA, listed_names
+from ..schema import SOURCE_SCHEMA, listed_names, source_schema
 from ..sky.regions import Region, region_text
 from ..text import counted, html_table, named
 
@@ -47,6 +47,11 @@ class SourceTable(Protocol):
         ...
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """Numeric columns that are read besides those of `SOURCE_SCHEMA`."""
+        ...
+
+    @property
     def is_partitioned(self) -> bool:
         """Whether workers read the partitions; otherwise the driver reads the one table and assigns tiles."""
         ...
@@ -59,7 +64,7 @@ class SourceTable(Protocol):
     def read(
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
-        """Return the sources of partition `i` in `SOURCE_SCHEMA`; columns other than `columns` may be null.
+        """Return the sources of partition `i` in `source_schema(further)`; columns other than `columns` may be null.
 
         With `coadd_id`, at least the rows of that tile and those without a tile. `check_types` also reads columns
         whose type alone does not show that their values fit the schema. Raises `CatalogError`, naming the file, for a
@@ -120,7 +125,8 @@ class SourceTable(Protocol):
 
 def read_all(sources: SourceTable) -> pa.Table:
     """Return the sources of all partitions."""
-    return pa.concat_tables([SOURCE_SCHEMA.empty_table(), *(sources.read(i) for i in range(len(sources.partitions)))])
+    empty = source_schema(sources.further).empty_table()
+    return pa.concat_tables([empty, *(sources.read(i) for i in range(len(sources.partitions)))])
 
 
 def inside(table: pa.Table, region: Region | None) -> pa.Table:

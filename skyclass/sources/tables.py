@@ -17,7 +17,7 @@ from ..schema import SOURCE_SCHEMA, TABLE_COLUMNS, cast_column, conform_sources,
 from ..sky.regions import Region
 from ..text import counted, one_or_many
 from ..types import Bool, Float64
-from .columns import MASK, TEXT, RawTable, typed_table, unmasked, wanted_columns
+from .columns import MASK, SOURCES, TEXT, RawTable, Wanted, typed_table, unmasked, wanted_columns
 from .delimited import read_ecsv, read_ipac, read_text
 from .fits_table import read_fits
 from .listing import ANYWHERE, local_path
@@ -51,11 +51,14 @@ class UserTable:
         Part of the sky that the rows are limited to.
     allow_truncated : bool, default False
         Accept a VOTable that a service cut at its row limit.
+    further : tuple of str, default ()
+        Numeric columns to read besides those of `SOURCE_SCHEMA`.
     """
 
     location: str
     region: Region | None = None
     allow_truncated: bool = False
+    further: tuple[str, ...] = ()
 
     is_partitioned, is_prepared = False, False
 
@@ -67,7 +70,7 @@ class UserTable:
     def read(
         self, i: int, columns: Sequence[str] | None = None, coadd_id: str | None = None, check_types: bool = False
     ) -> pa.Table:
-        return inside(standardise_table(self.location, self.allow_truncated), self.region)
+        return inside(standardise_table(self.location, self.allow_truncated, self.further), self.region)
 
     def whole_partitions(self) -> UserTable:
         return replace(self, region=None)
@@ -88,12 +91,12 @@ class UserTable:
         return short_html(self, "table")
 
 
-def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
-    """Return a table file in `SOURCE_SCHEMA`, in its order; `source_id` is row-000001... where it has none.
+def standardise_table(location: str, allow_truncated: bool = False, further: tuple[str, ...] = ()) -> pa.Table:
+    """Return a table file in `source_schema(further)`, in its order; `source_id` is row-000001... if it has none.
 
     Raises `CatalogError`, one message for all bad rows, as `read_table` and `standardise` do.
     """
-    table, source = read_table(location, allow_truncated=allow_truncated), f"table {local_path(str(location))}"
+    table, source = read_table(location, Wanted(numbers=further), allow_truncated), f"table {local_path(location)}"
     if "source_id" not in table.column_names:
         log.warning(
             "%s: it has no column source_id; the sources are called row-000001 and so on; to keep ids of your own, "
@@ -103,83 +106,89 @@ def standardise_table(location: str, allow_truncated: bool = False) -> pa.Table:
     return standardise(table, source)
 
 
-def read_table(location: str, extra: Sequence[str] = (), allow_truncated: bool = False) -> pa.Table:
-    """Return the columns of `SOURCE_SCHEMA`, and of `extra` (text), that a table file has, under our names.
+def read_table(location: str, wanted: Wanted = SOURCES, allow_truncated: bool = False) -> pa.Table:
+    """Return the columns of `SOURCE_SCHEMA`, and those that are `wanted` besides, of a table file, under our names.
 
     The format is recognised by the content, plain or gzipped: CSV and other delimited text, IPAC, VOTable, FITS, ECSV,
-    Parquet. Column names may be in any case; ra and dec are needed, in decimal degrees or with a unit, and come in
-    degrees (float64, null where they are no number; their text is then in "ra.text" and "dec.text"). `allow_truncated`
-    accepts a VOTable that a service cut at its limit. Raises `CatalogError`: no table file, no rows, a column missing
-    or named twice, sexagesimal positions, identifiers that lost digits. Values of other columns that cannot be used are
-    null, with a `TableWarning`.
+    Parquet. Column names may be in any case; ra and dec are in decimal degrees or with a unit, and come in degrees
+    (float64, null where they are no number; their text is then in "ra.text" and "dec.text"). Wanted columns of numbers
+    that the file lacks are null. `allow_truncated` accepts a VOTable that a service cut at its limit. Raises
+    `CatalogError`: no table file, no rows, a column missing or named twice, sexagesimal positions, identifiers that
+    lost digits. Values of other columns that cannot be used, and magnitudes that are marked as limits, are null, with a
+    `TableWarning`.
     """
     file = open_table_file(local_path(str(location)))
-    table = typed_table(_read(file, extra, allow_truncated), file.source)
+    table = typed_table(_read(file, wanted, allow_truncated), file.source, wanted)
     if not len(table):
         raise CatalogError(f"{file.source}: it has no rows")
     return table
 
 
-def _read(file: TableFile, extra: Sequence[str], allow_truncated: bool) -> RawTable:
+def _read(file: TableFile, wanted: Wanted, allow_truncated: bool) -> RawTable:
     match file.format:
         case "parquet":
-            return _read_parquet(file, extra)
+            return _read_parquet(file, wanted)
         case "fits":
-            return read_fits(file, extra)
+            return read_fits(file, wanted)
         case "votable":
-            return read_votable(file, extra, allow_truncated)
+            return read_votable(file, wanted, allow_truncated)
         case "ecsv":
-            return read_ecsv(file, extra)
+            return read_ecsv(file, wanted)
         case "ipac":
-            return read_ipac(file, extra)
+            return read_ipac(file, wanted)
         case _:
-            return read_text(file, extra)
+            return read_text(file, wanted)
 
 
-def _read_parquet(file: TableFile, extra: Sequence[str]) -> RawTable:
+def _read_parquet(file: TableFile, wanted: Wanted) -> RawTable:
     if file.content is not None:
         raise CatalogError(f"{file.source}: gzipped Parquet is not read; decompress it with gunzip")
     dataset = parquet_dataset(str(file.path))
     names = dataset.schema.names
-    wanted = {ours: names[i] for ours, i in wanted_columns(names, file.source, extra).items()}
-    masks = {ours: name + MASK for ours, name in wanted.items() if name + MASK in names}
-    factors = {name: parquet_factor(dataset.schema, wanted[name], file.source) for name in TABLE_COLUMNS}
+    chosen = {ours: names[i] for ours, i in wanted_columns(names, file.source, wanted).items()}
+    masks = {ours: name + MASK for ours, name in chosen.items() if name + MASK in names}
+    positions = [name for name in TABLE_COLUMNS if name in chosen]
+    factors = {name: parquet_factor(dataset.schema, chosen[name], file.source) for name in positions}
     with file.translate_parser_errors():
-        table = dataset.to_table(columns={name: ds.field(name) for name in {*wanted.values(), *masks.values()}})
+        table = dataset.to_table(columns={name: ds.field(name) for name in {*chosen.values(), *masks.values()}})
         table.validate(full=True)
-    columns = {ours: table[name] for ours, name in wanted.items()}
+    columns = {ours: table[name] for ours, name in chosen.items()}
     columns |= {ours: unmasked(columns[ours], table[name]) for ours, name in masks.items()}
     return RawTable(columns, factors)
 
 
 def standardise(table: pa.Table, source: str, unique: bool = True) -> pa.Table:
-    """Return a table of `read_table` in `SOURCE_SCHEMA`, its further columns after it as text; empty text is null.
+    """Return a table of `read_table` in `SOURCE_SCHEMA`, its further columns after it; empty text is null.
 
-    Rows without `source_id` are numbered: row-000001... Raises one `CatalogError`, which begins with `source`, for
-    all positions off the sky (ra 0..360, dec -90..90 degrees), identifiers missing and, where each source must be
-    there once (`unique`), given twice.
+    Rows without `source_id` are numbered: row-000001... The positions of a table without ra and dec are null. Raises
+    one `CatalogError`, which begins with `source`, for all positions off the sky (ra 0..360, dec -90..90 degrees),
+    identifiers missing and, where each source must be there once (`unique`), given twice.
     """
     if "source_id" not in table.column_names:
         ids = [f"row-{number:06d}" for number in range(1, len(table) + 1)]
         table = table.append_column("source_id", pa.array(ids, pa.string()))
     texts = {name: table[name + TEXT] for name in TABLE_COLUMNS if name + TEXT in table.column_names}
     table = table.drop_columns([name + TEXT for name in texts])
-    further = [pa.field(name, pa.string()) for name in table.column_names if name not in SOURCE_SCHEMA.names]
-    whole = conform_sources(with_tile_names(table, source), source)
+    further = [field for field in table.schema if field.name not in SOURCE_SCHEMA.names]
+    numbers = [field.name for field in further if pa.types.is_floating(field.type)]
+    whole = conform_sources(with_tile_names(table, source), source, numbers)
     for field in further:
-        whole = whole.append_column(field, cast_column(table[field.name], field, source))
-    if problems := _row_problems(whole, texts, unique):
+        if field.name not in numbers:
+            whole = whole.append_column(field, cast_column(table[field.name], field, source))
+    if problems := _row_problems(whole, texts, unique, set(TABLE_COLUMNS) <= set(table.column_names)):
         raise CatalogError(f"{source}: " + "; ".join(problems))
     return whole.combine_chunks()
 
 
-def _row_problems(table: pa.Table, texts: Mapping[str, pa.ChunkedArray], unique: bool) -> list[str]:
+def _row_problems(
+    table: pa.Table, texts: Mapping[str, pa.ChunkedArray], unique: bool, has_positions: bool
+) -> list[str]:
     """Return the faults of the rows: positions off the sky, missing or repeated identifiers.
 
     `texts` holds the text of positions that are no numbers.
     """
     ra, dec, bad = sky_positions(table)
-    problems = [_position_problem(ra, dec, bad, texts)] if bad.any() else []
+    problems = [_position_problem(ra, dec, bad, texts)] if bad.any() and has_positions else []
     counts = pc.value_counts(table["source_id"].drop_null())
     many = counts.filter(pc.greater(counts.field("counts"), 1))
     if n_null := table["source_id"].null_count:

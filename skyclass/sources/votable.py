@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..errors import CatalogError
 from ..schema import TABLE_COLUMNS
-from .columns import RawTable, TableChoice, choose_table, chunked, wanted_columns
+from .columns import RawTable, TableChoice, Wanted, choose_table, chunked, wanted_columns
 from .tablefile import PIECE_BYTES, TableFile
 from .units import degrees_per
 
@@ -33,7 +33,7 @@ MIN_DECLARED = 10_000
 """Rows of a table, or elements of a cell, that any file may declare: the parser allocates what is declared."""
 
 
-def read_votable(file: TableFile, extra: Sequence[str], allow_truncated: bool) -> RawTable:
+def read_votable(file: TableFile, wanted: Wanted, allow_truncated: bool) -> RawTable:
     """Return the wanted columns of the one table with ra and dec in a VOTable.
 
     `QUERY_STATUS` ERROR is a `CatalogError` with the service's text; OVERFLOW, an answer that a service cut at its
@@ -50,8 +50,8 @@ def read_votable(file: TableFile, extra: Sequence[str], allow_truncated: bool) -
         _check_status(document, file.source, allow_truncated)
         tables = list(document.iter_tables())
         choices = [TableChoice(_label(i, t), _names(t.fields), len(t.array)) for i, t in enumerate(tables, 1)]
-        chosen = choose_table(choices, file.source)
-        return _read_table(tables[chosen], choices[chosen].names, file.source, extra)
+        chosen = choose_table(choices, file.source, wanted)
+        return _read_table(tables[chosen], choices[chosen].names, file.source, wanted)
 
 
 def _check_markup(file: TableFile) -> None:
@@ -111,9 +111,9 @@ def _names(fields: Sequence[Any]) -> list[str]:
     ]
 
 
-def _read_table(table: Any, names: Sequence[str], source: str, extra: Sequence[str]) -> RawTable:
-    indices = wanted_columns(names, source, extra)
-    units = {name: table.fields[indices[name]].unit for name in TABLE_COLUMNS}
+def _read_table(table: Any, names: Sequence[str], source: str, wanted: Wanted) -> RawTable:
+    indices = wanted_columns(names, source, wanted)
+    units = {name: table.fields[indices[name]].unit for name in TABLE_COLUMNS if name in indices}
     factors = {name: degrees_per(None if unit is None else str(unit), name, source) for name, unit in units.items()}
     columns = {name: table.array[table.array.dtype.names[i]] for name, i in indices.items()}
     return RawTable({name: _column(values) for name, values in columns.items()}, factors)

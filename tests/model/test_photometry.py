@@ -8,12 +8,10 @@ import pytest
 
 from skyclass.errors import CatalogError, ConfigError
 from skyclass.model.photometry import (
-    FEATURES,
-    MADE_OF,
-    PHOTOMETRY_COLUMNS,
     PhotometrySettings,
     columns_of,
     features,
+    further_columns,
     standardise,
 )
 
@@ -25,6 +23,8 @@ ROWS = pa.table(
         "w1snr": pa.array([40.0, -0.5, None, 10.0], pa.float32()),
         "w2snr": pa.array([20.0, 10.0, 5.0, 2.0], pa.float64()),
         "w3snr": pa.array([2.0, 1.99, None, -3.0], pa.float32()),
+        "k_m_2mass": pa.array([13.5, None, 12.0, 15.0], pa.float64()),
+        "pmra": pa.array([-120, 4, None, 0], pa.int32()),
     }
 )
 
@@ -39,20 +39,32 @@ def test_every_feature_by_hand():
         "w2_snr": np.arcsinh([20.0, 10, 5, 2]),
         "w3_snr": [np.arcsinh(2), np.arcsinh(1.99), n, np.arcsinh(-3)],
         "w3_limit": [0, 1, 1, 1],
+        "k": [13.5, n, 12.0, 15.0],
+        "k-w1": [-1.5, n, n, -1.5],
+        "pmra": [-120, 4, n, 0],
     }
-    assert set(expected) == set(FEATURES) == set(MADE_OF)
     given = features(ROWS, tuple(expected))
-    assert given.dtype == np.float32 and given.shape == (4, 7)
+    assert given.dtype == np.float32 and given.shape == (4, 10)
     np.testing.assert_allclose(given, np.array(list(expected.values())).T, rtol=1e-6)
-    chosen = ("w3_limit", "w1-w2")  # in the order that is asked for, whatever the chunks of the table
+    chosen = ("w3_limit", "w2_snr")  # in the order that is asked for, whatever the chunks of the table
     again = features(pa.concat_tables([ROWS.slice(0, 1), ROWS.slice(1)]), chosen)
-    assert np.array_equal(again, given[:, [6, 0]], equal_nan=True)
+    assert np.array_equal(again, given[:, [6, 4]], equal_nan=True)
     assert features(ROWS.slice(0, 0), chosen).shape == (0, 2)
 
 
+def test_a_limit_is_unknown_unless_the_features_tell_it():
+    rows = pa.table({"w2mpro": [14.0, 14.0, 14.0], "w3mpro": [12.0, 12.0, 12.0], "w3snr": [1.99, 2.0, None]})
+    assert np.isnan(features(rows, ("w2-w3", "w3"))[:, 0]).tolist() == [True, False, False]
+    for telling in ("w3_limit", "w3_snr"):
+        assert features(rows, ("w2-w3", telling))[:, 0].tolist() == [2, 2, 2]
+    assert np.isnan(features(rows, ("w2-w3", "w2-w3snr"))[0, 0])  # any column may be part of a colour
+    assert features(rows.drop_columns("w3snr"), ("w3",))[:, 0].tolist() == [12, 12, 12]
+
+
 def test_only_the_columns_of_the_features_are_needed():
-    assert columns_of(tuple(FEATURES)) == PHOTOMETRY_COLUMNS
-    assert columns_of(("w3_limit", "w1-w2")) == ("w1mpro", "w2mpro", "w3snr")
+    assert columns_of(("w3_limit", "w1-w2", "w1", "j")) == ("w3snr", "w1mpro", "w2mpro", "j_m_2mass")
+    assert columns_of(("w4", "w4_snr", "w4_limit")) == ("w4mpro", "w4snr")
+    assert further_columns(columns_of(("w1", "w3_snr", "w1-w4", "h"))) == ("w4mpro", "h_m_2mass", "w4snr")
     assert features(ROWS.select(["w1mpro"]), ("w1",))[0] == 15
     with pytest.raises(CatalogError, match="no columns w2mpro, w3snr .*add the columns"):
         features(ROWS.select(["w1mpro"]), ("w1-w2", "w3_limit"))
@@ -68,7 +80,10 @@ def test_what_is_unknown_becomes_the_training_mean():
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
-        ((("w1-w2", "w5"), (0.0, 0.0), (1.0, 1.0)), "unknown feature 'w5'.*w1-w2, w2-w3"),
+        ((("w1-w2", "W1"), (0.0, 0.0), (1.0, 1.0)), "unknown feature 'W1': name a magnitude"),
+        ((("w1-w2-w3",), (0.0,), (1.0,)), "unknown feature 'w1-w2-w3'"),
+        ((("w1-cc_flags",), (0.0,), (1.0,)), "unknown feature 'w1-cc_flags'"),
+        ((("label",), (0.0,), (1.0,)), "unknown feature 'label'"),
         ((("w1", "w1"), (0.0, 0.0), (1.0, 1.0)), "name each once"),
         (((), (), ()), "no feature"),
         ((("w1",), (0.0, 1.0), (1.0,)), "1 features, 2 means"),
@@ -82,7 +97,7 @@ def test_settings_that_cannot_be_are_refused(bad, word):
 
 
 def test_all_problems_stand_in_one_message():
-    with pytest.raises(ConfigError, match="'w5'.*means.*positive"):
-        PhotometrySettings(("w5",), (0.0, 0.0), (-1.0,))
+    with pytest.raises(ConfigError, match="'W5'.*means.*positive"):
+        PhotometrySettings(("W5",), (0.0, 0.0), (-1.0,))
     with pytest.raises(ConfigError, match="features, mean and std, not"):
         PhotometrySettings.from_dict({"features": ["w1"]})

@@ -26,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyclass.errors import CatalogError, TableWarning
-from skyclass.schema import SOURCE_SCHEMA
+from skyclass.schema import CHECKED, SOURCE_SCHEMA
 from skyclass.sky.regions import Cone
 from skyclass.sources import tablefile
+from skyclass.sources.columns import Wanted
 from skyclass.sources.opening import open_sources
 from skyclass.sources.tables import read_table, standardise, standardise_table
 from tests.support.paths import SHARED
@@ -216,7 +217,7 @@ def test_further_columns_are_read_as_text_and_a_source_may_stand_there_twice(tmp
     table = user_table()
     table["Class"], table["source_id"] = ["001", "star", "002"], ["a", "a", "b"]
     path = str(write_table(table, tmp_path / f"t{suffix}"))
-    found = read_table(path, extra=("class", "absent"))
+    found = read_table(path, Wanted(text=("class", "absent")))
     assert (
         "other" not in found.column_names
         and "absent" not in found.column_names
@@ -228,6 +229,36 @@ def test_further_columns_are_read_as_text_and_a_source_may_stand_there_twice(tmp
     assert whole["class"].to_pylist() == ["001", "star", "002"] and whole["source_id"].to_pylist() == ["a", "a", "b"]
     with pytest.raises(CatalogError, match="^labels: source_id a occurs in more than one row"):
         standardise(found, "labels")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
+def test_further_numbers_are_read_and_limits_are_no_magnitudes(tmp_path: Path, suffix: str) -> None:
+    table = Table({"RA": [1.0, 2.0, 3.0], "Dec": [0.0, 1.0, 2.0], "PMRA": [-12.5, 0.25, 99.0]})
+    table["w1mpro"], table["w1lim"] = [5.0, 1.5, 12.0], [0.0, -1.0, 1.0]
+    table["w2mpro"], table["w2snr"], table["w2lim"] = [5.0, 6.0, 7.0], [9.0, 9.0, 1.0], [0.0, 1.0, 1.0]
+    table["w4mpro"], table["w4sigmpro"] = [4.0, 99.0, 8.0], np.array([0.1, 0.1, np.nan])
+    path = str(write_table(table, tmp_path / f"t{suffix}"))
+    wanted = Wanted(numbers=("pmra", "w4mpro", "h_m_2mass"))
+    with pytest.warns(TableWarning, match="2 values of column w1mpro are limits and become null; 1 value of column w4"):
+        whole = standardise(read_table(path, wanted), "labels")
+    assert whole.schema.names[len(SOURCE_SCHEMA) :] == ["pmra", "w4mpro", "h_m_2mass"]
+    assert whole["pmra"].to_pylist() == [-12.5, 0.25, 99.0] and whole["h_m_2mass"].null_count == 3
+    assert whole["w1mpro"].to_pylist() == [5, None, None] and whole["w4mpro"].to_pylist() == [4, None, None]
+    assert whole["w2mpro"].to_pylist() == [5, 6, 7]  # the S/N tells limits
+    assert whole["bad_values"].to_pylist() == [0, 1 << CHECKED.index("w4mpro"), 0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tbl", ".xml", ".fits", ".ecsv", ".parquet"])
+def test_a_table_without_positions_is_read_where_none_are_needed(tmp_path: Path, suffix: str) -> None:
+    path = str(write_table(Table({"Key": ["x", "y"], "W1mpro": [14.5, 15.25]}), tmp_path / f"t{suffix}"))
+    whole = standardise(read_table(path, Wanted(needs_positions=False)), "labels")
+    assert whole["w1mpro"].to_pylist() == [14.5, 15.25] and whole["ra"].null_count == whole["dec"].null_count == 2
+    assert whole["source_id"].to_pylist() == ["row-000001", "row-000002"]
+    with pytest.raises(CatalogError, match="ra and dec"):
+        read_table(path)
+    half = str(write_table(Table({"ra": [1.0], "W1mpro": [14.5]}), tmp_path / f"half{suffix}"))
+    with pytest.raises(CatalogError, match="no column dec"):
+        read_table(half, Wanted(needs_positions=False))
 
 
 def test_units_of_a_table_are_honoured(tmp_path: Path) -> None:

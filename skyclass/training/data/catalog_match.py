@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from scipy.spatial import cKDTree
 
 from ...errors import CatalogError
-from ...schema import SOURCE_SCHEMA
+from ...schema import source_schema
 from ...sky.healpix import healpix, separation_deg, unit_vectors
 from ...sky.regions import Pixels
 from ...sources.opening import open_sources
@@ -40,8 +40,14 @@ class Pairs:
         return Pairs(self.label_row[index], self.source[index], self.arcsec[index])
 
 
-def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_truncated: bool = False) -> Labels:
-    """Return the labels that match a source, with the catalogue's rows.
+def match_catalog(
+    labels: Labels,
+    location: str,
+    radius_arcsec: float,
+    allow_truncated: bool = False,
+    further: tuple[str, ...] = (),
+) -> Labels:
+    """Return the labels that match a source, with the catalogue's rows and its `further` columns.
 
     Labels match by `source_id`, or without it by position: one to one within `radius_arcsec`, the nearest pair first.
     If several labels of one class match a source, the nearest stays. `dropped` counts the others and the labels without
@@ -50,7 +56,7 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
     `source_id`.
     """
     # A label may have the source_id of a source far from its position, so rows outside the region are read too.
-    catalog = open_sources(location, _search_region(labels.table), allow_truncated).whole_partitions()
+    catalog = open_sources(location, _search_region(labels.table), allow_truncated, further).whole_partitions()
     candidates, pairs = _candidate_pairs(labels, catalog, radius_arcsec)
     if not len(pairs.label_row):
         how = "source_id" if labels.has_source_id else f"position within {radius_arcsec:g} arcsec"
@@ -71,7 +77,7 @@ def match_catalog(labels: Labels, location: str, radius_arcsec: float, allow_tru
 
 def _candidate_pairs(labels: Labels, catalog: SourceTable, radius_arcsec: float) -> tuple[pa.Table, Pairs]:
     """Return the candidate rows of a catalogue and their pairs: pair i belongs to row i; sources are numbered."""
-    rows, label_rows, arcsec = [SOURCE_SCHEMA.empty_table()], [np.empty(0, np.int64)], [np.empty(0)]
+    rows, label_rows, arcsec = [source_schema(catalog.further).empty_table()], [np.empty(0, np.int64)], [np.empty(0)]
     for partition in _partitions(catalog):
         if labels.has_source_id:
             pairs = _pairs_by_id(labels.table, partition)

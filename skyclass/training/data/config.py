@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from ...errors import ConfigError
 from ...images.size import parse_size
 from ...model.bundle import MOST_PX
+from ...model.photometry import feature
 from ...run.config import check_folder
 from ...settings import FROM_LIST, FROM_MAPPING, MAX_INTEGER, build, configuration
 from ...sky.regions import Box, Region
@@ -70,6 +71,13 @@ def _check_counts(counts: dict[str, int] | None, info: ValidationInfo) -> dict[s
     if counts and info.data.get("preset"):
         raise ValueError("preset and counts exclude each other: choose one of them")
     return counts
+
+
+def _check_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    lower = tuple(dict.fromkeys(column.lower() for column in columns))
+    if unusable := [column for column in lower if (named := feature(column)) is None or named.columns != (column,)]:
+        raise ValueError(f"{', '.join(unusable)}: name numeric columns of the catalogue, such as j_m_2mass or pmra")
+    return lower
 
 
 def _check_size(size: str) -> str:
@@ -165,6 +173,11 @@ class DatasetConfig:
     catalog: Annotated[str | None, Field(examples=["allwise/catalog"])] = None
     """Catalogue with positions, tiles and photometry of the labelled sources, matched by source_id, or by position
     where the labels have no source_id. The label table has them when absent."""
+    columns: Annotated[
+        tuple[str, ...], FROM_LIST, Field(examples=[["w4mpro", "pmra"]]), AfterValidator(_check_columns)
+    ] = ()
+    """Further numeric columns of the catalogue, or of the label table without one, for features of photometry: w4mpro,
+    j_m_2mass, h_m_2mass, k_m_2mass, pmra, pmdec or others. w1mpro to w3mpro and w1snr to w3snr are always there."""
     bands: Bands = BANDS
     """Bands of the cutouts."""
     size: Annotated[str, AfterValidator(_check_size)] = "37px"

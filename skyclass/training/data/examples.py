@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from ...errors import CatalogError, ConfigError
 from ...locations import user_path
 from ...sky.healpix import unit_vectors
-from ...sources.columns import TEXT
+from ...sources.columns import TEXT, Wanted
 from ...sources.tables import read_table, standardise
 from ...text import counted, one_or_many
 from ...types import Bool, Int64
@@ -69,17 +69,20 @@ def min_snr(labels: Labels, column: str, threshold: float | None) -> Labels:
 # --- the label table -------------------------------------------------------------------------------
 
 
-def read_labels(location: str, classes: tuple[str, ...], allow_truncated: bool = False) -> Labels:
+def read_labels(
+    location: str, classes: tuple[str, ...], allow_truncated: bool = False, further: tuple[str, ...] = ()
+) -> Labels:
     """Return the labelled sources of a table file, in any format of `read_table`, which recognises it by content.
 
-    The table needs `ra`, `dec` (decimal degrees, or with a unit) and `class`, and may have columns of `SOURCE_SCHEMA`.
-    Column and class names may be in any case, and `class_name` reads class names. Raises `CatalogError`: no such table,
-    empty, a column missing, positions off the sky, unknown classes, a class without a row.
+    The table needs `ra`, `dec` (decimal degrees, or with a unit) and `class`, and may have columns of `SOURCE_SCHEMA`
+    and `further` numeric columns. Column and class names may be in any case, and `class_name` reads class names. Raises
+    `CatalogError`: no such table, empty, a column missing, positions off the sky, unknown classes, a class without a
+    row.
     """
     path = user_path(location)
     if not path.is_file():
         raise CatalogError(f"labels {location}: there is no such table file")
-    raw = read_table(str(path), extra=("class",), allow_truncated=allow_truncated)
+    raw = read_table(str(path), Wanted(("class",), further), allow_truncated)
     if "class" not in raw.column_names:
         found = [name for name in raw.column_names if name != "bad_values" and not name.endswith(TEXT)]
         raise CatalogError(

@@ -15,7 +15,9 @@ from ...files import content_digest, sha256_of
 from ...images.archive import AtlasArchive, open_archive
 from ...images.usable import remedy_of_hours, require_usable_tile, warn_of_refused_files
 from ...locations import user_path
+from ...model.photometry import further_columns
 from ...sources.assign import with_tiles
+from ...sources.source_table import columns_without_values
 from ...text import counted, one_or_many
 from ...types import BANDS, Int64
 from .catalog_match import match_catalog
@@ -45,11 +47,13 @@ def select_sources(config: DatasetConfig) -> Selection:
     """
     archive = _open_archive(config.images, config.bands)
     warn_of_refused_files(archive, config.images)
-    labels = without_duplicates(read_labels(config.labels, config.classes, config.allow_truncated))
+    further = further_columns(config.columns)
+    labels = without_duplicates(read_labels(config.labels, config.classes, config.allow_truncated, further))
     labels_digest, catalog_digest = sha256_of(user_path(config.labels))[:16], ""
     if config.catalog:
-        labels = match_catalog(labels, config.catalog, config.match_radius_arcsec, config.allow_truncated)
+        labels = match_catalog(labels, config.catalog, config.match_radius_arcsec, config.allow_truncated, further)
         catalog_digest = content_digest(labels.table)
+    _require_columns(labels.table, config)
     simulated = resolve_simulated(config.simulated, [labels.simulated, images_simulated(config.images)])
     labels, notes = _apply_min_snr(_on_archive(labels, archive, config), config)
     labels = _draw(labels, config)
@@ -60,6 +64,15 @@ def select_sources(config: DatasetConfig) -> Selection:
     keys = ("coadd_id", "dec", "ra", "source_id")
     table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
     return Selection(table, simulated, labels.dropped, split, labels_digest, catalog_digest, tuple(notes))
+
+
+def _require_columns(table: pa.Table, config: DatasetConfig) -> None:
+    """Raise `CatalogError` for columns of the configuration without any value."""
+    if absent := columns_without_values(table, config.columns):
+        raise CatalogError(
+            f"{config.catalog or config.labels}: none of the {len(table):,} labelled sources has a value in "
+            f"{', '.join(absent)}: name a catalogue that has it as catalog, or leave it out of columns"
+        )
 
 
 def _apply_min_snr(labels: Labels, config: DatasetConfig) -> tuple[Labels, list[str]]:

@@ -60,16 +60,14 @@ def _inputs(network: str) -> tuple[str, ...]:
 
 
 def _check_features(features: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    from ...model.photometry import FEATURES
+    from ...model.photometry import CHOICES, feature_problems
 
     network = info.data.get("network")
     takes_photometry = network is not None and "photometry" in _inputs(network)
-    if unknown := [feature for feature in features if feature not in FEATURES]:
-        raise ValueError(f"{', '.join(unknown)} unknown: choose from {', '.join(FEATURES)}")
-    if len(set(features)) < len(features):
-        raise ValueError("name each feature once")
+    if features and (problems := feature_problems(features)):
+        raise ValueError("; ".join(problems))
     if takes_photometry and not features:
-        raise ValueError(f'network {network!r} needs features, such as ["w1-w2", "w2-w3"] ({", ".join(FEATURES)})')
+        raise ValueError(f'network {network!r} needs features, such as ["w1-w2", "w2-w3"]: name {CHOICES}')
     if features and network is not None and not takes_photometry:
         raise ValueError(
             f"network {network!r} takes no features: leave them out, or choose a network that takes photometry, "
@@ -153,7 +151,8 @@ class TrainConfig:
     bands: Bands = ("w1", "w2", "w3")
     """Bands of the images that the network sees."""
     features: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_features)] = ()
-    """Photometry for a network that takes it, such as colour or fusion: w1-w2 and w2-w3, for instance."""
+    """Photometry for a network that takes it, such as colour or fusion: magnitudes (w1 to w4, j, h, k), colours such as
+    w1-w2, w1_snr to w4_snr, w1_limit to w4_limit, and numeric columns of the catalogue, such as pmra."""
     composite: Annotated[dict[str, Any], AfterValidator(_check_composite)] = field(default_factory=dict)
     """Changes to the composite settings of Atlas images, such as stretch = "linear"."""
     input_px: Annotated[int, Field(ge=SIDES_PX[0], le=SIDES_PX[1])] = 80

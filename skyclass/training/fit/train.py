@@ -26,7 +26,7 @@ from ...errors import ConfigError, Interrupted
 from ...model.bundle import Bundle, read_bundle, save_bundle
 from ...model.bundle_files import check_target
 from ...model.compile import compile_errors
-from ...model.photometry import PHOTOMETRY_COLUMNS, PhotometrySettings, features, standardise
+from ...model.photometry import PhotometrySettings, columns_of, features, standardise
 from ...types import Float32, FloatArray, Int64
 from ..data.composites import composites
 from ..data.dataset import Dataset, load_dataset
@@ -177,7 +177,7 @@ def batches(job: Job, epoch: int, first: int) -> Iterator[tuple[Int64, list[Tens
 @cache
 def missing_photometry(settings: PhotometrySettings) -> Tensor:
     """Return the standardised features (F,) of a source without photometry, as in inference."""
-    empty = pa.table({name: pa.nulls(1, pa.float32()) for name in PHOTOMETRY_COLUMNS})
+    empty = pa.table({name: pa.nulls(1, pa.float32()) for name in columns_of(settings.features)})
     return torch.from_numpy(standardise(features(empty, settings.features), settings))[0]
 
 
