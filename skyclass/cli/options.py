@@ -33,11 +33,11 @@ TABLE_ENDINGS = (".csv", ".tsv", ".fits", ".fit", ".vot", ".votable", ".xml", ".
 TEXT_ENDINGS = (".txt", ".dat")
 """Endings of tables and of any other text."""
 TABLE_REMEDIES = {
-    "catalog": "give a table as --catalog {}",
-    "labels": "give a table as --labels {}",
-    "dataset": "make a dataset of a table (skyclass dataset --labels {}), and give its folder as --dataset FOLDER",
+    "RunConfig": "give a table as --catalog {}",
+    "DatasetConfig": "give a table as --labels {}",
+    "TrainConfig": "make a dataset of a table (skyclass dataset --labels {}), and give its folder as --dataset FOLDER",
 }
-"""Required key of a configuration -> where its command takes a table."""
+"""Configuration -> where its command takes a table."""
 NO_TABLE = "this command takes no table"
 
 
@@ -105,8 +105,7 @@ def _read_file(cls: type, toml: str) -> dict[str, Any]:
         name = toml.lower().removesuffix(".gz")
         if not name.endswith(TABLE_ENDINGS + TEXT_ENDINGS):
             raise
-        required = [key.name for key in keys(cls) if key.required]
-        remedy = next((remedy for key, remedy in TABLE_REMEDIES.items() if key in required), NO_TABLE)
+        remedy = TABLE_REMEDIES.get(cls.__name__, NO_TABLE)
         fault = f"{toml}: this argument is a configuration file (TOML), and the name is that of a table"
         fault = error.message if name.endswith(TEXT_ENDINGS) else fault
         raise ConfigError(f"{fault}; {remedy.format(shlex.quote(toml))}") from error
@@ -156,7 +155,9 @@ def _options(cls: type, not_required: Sequence[str]) -> Iterator[Callable[[F], F
 def _option(key: Key) -> Callable[[F], F]:
     attributes: dict[str, Any] = {"cls": KeyOption, "section": key.section, "default": None, "help": _help(key)}
     kind, declaration = typing.get_origin(key.kind) or key.kind, option_name(key.name)
-    if kind is bool:
+    if kind is bool and key.name.startswith("no_"):
+        attributes["is_flag"] = True
+    elif kind is bool:
         declaration += f"/--no-{key.name.replace('_', '-')}"
     elif kind is typing.Literal:
         attributes["type"] = NamedChoice(typing.get_args(key.kind))
@@ -198,7 +199,10 @@ def _number(text: str) -> float | str:
 
 
 def _table(key: Key, text: str) -> Any:
-    """Return the table of "KEY=VALUE,...", which is the inside of a TOML table in braces."""
+    """Return the table of "KEY=VALUE,...", which is the inside of a TOML table in braces; texts need no quotes."""
+    items = [item.partition("=") for item in text.split(",")]
+    if typing.get_args(key.kind)[1] is str and all(value and value[0] not in "\"'" for _, _, value in items):
+        return {name.strip(): value.strip() for name, _, value in items}
     try:
         table = tomllib.loads(f"_ = {{{text}}}")
         if len(table) > 1:

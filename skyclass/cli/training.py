@@ -38,7 +38,7 @@ def labels(toml: str | None, **options: Any) -> int:
 @click.option("--cluster", help="local, or the address of a Dask scheduler.  [default: this process]")
 @click.option("--workers", type=int, help="Number of workers of a local cluster.  [default: cores]")
 def dataset(toml: str | None, cluster: str | None, workers: int | None, **options: Any) -> int:
-    """Cut a training set out of labelled images: cutouts, photometry and splits that are disjoint on the sky."""
+    """Make a training set of labelled sources: cutouts, photometry and splits that are disjoint on the sky."""
     from ..training.data.build import build_dataset
     from ..training.data.dataset import summary
     from ..training.progress import dataset_progress

@@ -1,8 +1,8 @@
 """The networks, by name: `build("iicnet")` gives a module from (N, bands, 80, 80) images to (N, K) logits.
 
 `NETWORKS` has the reconstruction of IICnet, the six networks that Zhao et al. 2023 compare it with in table 3, a
-network of colours, and one of images and colours. A name such as "package.module:Class" is the import path of another
-network.
+network and a random forest of photometry, and a network of images and photometry. A name such as "package.module:Class"
+is the import path of another network.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .baselines.vgg16 import VGG16
 from .colour import ColourNet
 from .count import macs, parameters
 from .folding import fuse
+from .forest import ForestNet
 from .fusion import FusionNet
 from .iicnet import IICnet
 
@@ -37,6 +38,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "efficientnetv2": EfficientNetV2,
     "repvgg": RepVGG,
     "colour": ColourNet,
+    "forest": ForestNet,
     "fusion": FusionNet,
 }
 

@@ -123,6 +123,8 @@ class TrainingStart:
 def start_text(event: Mapping[str, Any]) -> str:
     """Return one line for the start of a training, or of its continuation."""
     noun = "image" if "images" in event["inputs"] else "source"
+    if event["network"] == "forest":
+        return f"fitting forest to {counted(event['n_train'], noun)}"
     text = (
         f"training {event['network']} from {event['start_from'] or 'random weights'}: "
         f"{counted(event['epochs'], 'epoch')}, {counted(event['n_train'], noun)}, recipe {event['recipe']}"

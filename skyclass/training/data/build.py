@@ -1,15 +1,17 @@
-"""A new dataset: labelled sources, cut from the image archive into a folder."""
+"""A new dataset: labelled sources in a folder, cut from the image archive, or without cutouts."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
+from ...files import content_digest
 from ...images.cutouts import flag_where
 from ...locations import absolute
 from ...model.bundle import Cut
@@ -26,12 +28,12 @@ from .splits import SPLITS, split_table
 
 MAX_FAULTS = 20
 """Faults of tiles that the provenance lists; all are counted."""
-LOCATIONS = ("out", "labels", "catalog", "images")
+LOCATIONS = ("out", "labels", "tables", "catalog", "images")
 """Settings that the provenance does not repeat among `settings`."""
 
 
 def build_dataset(config: DatasetConfig, client: Any = None, progress: Progress = no_progress) -> Dataset:
-    """Return the training set of labelled sources, cut from the archive into the folder `config.out`.
+    """Return the training set of labelled sources in the folder `config.out`, cut from the archive if it has images.
 
     With a `distributed.Client` its workers cut, otherwise this process; both give the same bytes. Input errors are
     raised before anything is cut (`ConfigError`, `CatalogError`, `ArchiveError`). Sources off the archive or without an
@@ -40,24 +42,42 @@ def build_dataset(config: DatasetConfig, client: Any = None, progress: Progress 
     """
     refuse_existing(config.out)
     selection = select_sources(config)
-    n_sources = len(selection.table)
-    progress({"done": 0, "total": n_sources, "kept": 0, "dropped": selection.dropped, "faults": []})
     with new_folder(config.out) as folder:
-        with tempfile.TemporaryDirectory(prefix="cut-", dir=folder.parent) as scratch:
-            job = CutJob(absolute(config.images), config.bands, config.size_px, scratch, uuid4().hex)
-            result = cut_all(job, selection.table, selection.dropped, folder / PIXELS, client, progress)
+        if config.images:
+            result = _cut(config.images, config, selection, folder, client, progress)
+        else:
+            result = _without_pixels(config, selection, folder)
         rows = selection.table.take(pa.array(result.row_index))
         flags = result.flags | flag_where(bad_bits(rows) != 0, Flag.BAD_VALUE)
         labels = rows["label"].to_numpy()
-        require_all_classes(labels, config.classes, f"{config.labels} on {config.images}: after cutting")
+        require_all_classes(labels, config.classes, f"{config.origin}: after cutting")
         provenance = _provenance(config, selection, result, rows)
         rows = rows.append_column("flags", pa.array(flags)).drop_columns("label")
         pixels = np.load(folder / PIXELS, mmap_mode="r")
-        cut, zero_point_mag = Cut(config.size_px, config.bands), zero_points(config.bands)
+        cut = Cut(config.size_px, config.bands)
+        zero_point_mag = zero_points(config.bands) if config.images else ()
         save_rows_and_settings(
             folder, Dataset(pixels, labels, rows, cut, zero_point_mag, provenance, classes=config.classes)
         )
     return load_dataset(config.out)
+
+
+def _cut(
+    images: str, config: DatasetConfig, selection: Selection, folder: Path, client: Any, progress: Progress
+) -> CutResult:
+    """Write the cutouts of a selection."""
+    progress({"done": 0, "total": len(selection.table), "kept": 0, "dropped": selection.dropped, "faults": []})
+    with tempfile.TemporaryDirectory(prefix="cut-", dir=folder.parent) as scratch:
+        job = CutJob(absolute(images), config.bands, config.size_px, scratch, uuid4().hex)
+        return cut_all(job, selection.table, selection.dropped, folder / PIXELS, client, progress)
+
+
+def _without_pixels(config: DatasetConfig, selection: Selection, folder: Path) -> CutResult:
+    """Write pixels without bands for the sources of a selection; the digest of the rows replaces that of the pixels."""
+    n = len(selection.table)
+    np.save(folder / PIXELS, np.empty((n, 0, config.size_px, config.size_px), "<f4"))
+    digest = content_digest(selection.table.drop_columns(["label", "split"]))
+    return CutResult(np.arange(n), np.zeros(n, np.int32), selection.dropped, [], "", digest)
 
 
 def _provenance(config: DatasetConfig, selection: Selection, result: CutResult, rows: pa.Table) -> dict[str, Any]:
@@ -73,6 +93,7 @@ def _provenance(config: DatasetConfig, selection: Selection, result: CutResult, 
     return {
         "simulated": selection.simulated,
         "labels": config.labels,
+        "tables": config.tables,
         "catalog": config.catalog,
         "images": config.images,
         "digests": {

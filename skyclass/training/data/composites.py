@@ -23,8 +23,13 @@ def composites(dataset: Dataset, bands: tuple[str, ...], settings: CompositeSett
     """Return the composites (N, C, S, S) float16 of `bands`, NaN = missing, made in blocks.
 
     For a dataset on disk they are a memory map of a file in its folder. One process writes the file, whole or not at
-    all, and the others wait for it. Raises `ConfigError` for a band that the dataset lacks.
+    all, and the others wait for it. Raises `ConfigError` for a band that the dataset lacks, and without images.
     """
+    if not dataset.has_images:
+        raise ConfigError(
+            f"the dataset {dataset.path or 'in memory'} has no cutouts, and the network takes images: make a dataset "
+            "with --images, or choose a network of photometry alone, such as colour"
+        )
     if missing := [band for band in bands if band not in dataset.cut.bands]:
         available = ", ".join(dataset.cut.bands)
         raise ConfigError(

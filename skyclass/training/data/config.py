@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -71,6 +72,21 @@ def _check_counts(counts: dict[str, int] | None, info: ValidationInfo) -> dict[s
     if counts and info.data.get("preset"):
         raise ValueError("preset and counts exclude each other: choose one of them")
     return counts
+
+
+def _check_tables(tables: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+    if bool(tables) == bool(info.data.get("labels", "unknown")):
+        raise ValueError("name a label table as labels, or a table for each class as tables; one of the two")
+    return tables
+
+
+def _check_no_images(no_images: bool, info: ValidationInfo) -> bool:
+    if no_images == bool(info.data.get("images", not no_images)):
+        raise ValueError(
+            "name a folder as images (--images), or set no_images = true (--no-images) for a dataset without cutouts; "
+            "one of the two"
+        )
+    return no_images
 
 
 def _check_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,20 +182,30 @@ class DatasetConfig:
 
     out: Annotated[str, Field(min_length=1, examples=["dataset"]), AfterValidator(check_folder)]
     """Folder of the dataset. It must not exist."""
-    labels: Annotated[str, Field(min_length=1, examples=["labels.parquet"])]
-    """Table with ra and dec in degrees and class, and optionally source_id, coadd_id and photometry."""
-    images: Annotated[str, Field(min_length=1, examples=["allwise/images"])]
-    """Folder of Atlas tiles, or its address: s3://, https://."""
+    labels: Annotated[str | None, Field(min_length=1, examples=["labels.parquet"])] = None
+    """Table with ra and dec in degrees and class, and optionally source_id, coadd_id and photometry. Required without
+    tables."""
+    images: Annotated[str | None, Field(min_length=1, examples=["allwise/images"])] = None
+    """Folder of Atlas tiles, or its address: s3://, https://. Required without no_images."""
     catalog: Annotated[str | None, Field(examples=["allwise/catalog"])] = None
     """Catalogue with positions, tiles and photometry of the labelled sources, matched by source_id, or by position
     where the labels have no source_id. The label table has them when absent."""
+    tables: Annotated[
+        dict[str, str],
+        Field(examples=[{"galaxy": "galaxies.parquet", "quasar": "quasars.fits", "star": "stars.csv"}]),
+        AfterValidator(_check_tables),
+    ] = field(default_factory=dict)
+    """Instead of labels: a table for each class. A table may lack ra and dec in a dataset without images; the split is
+    then by row, not by sky."""
+    no_images: Annotated[bool, AfterValidator(_check_no_images)] = False
+    """Make a dataset of photometry without cutouts, for networks that take photometry alone."""
     columns: Annotated[
         tuple[str, ...], FROM_LIST, Field(examples=[["w4mpro", "pmra"]]), AfterValidator(_check_columns)
     ] = ()
     """Further numeric columns of the catalogue, or of the label table without one, for features of photometry: w4mpro,
     j_m_2mass, h_m_2mass, k_m_2mass, pmra, pmdec or others. w1mpro to w3mpro and w1snr to w3snr are always there."""
     bands: Bands = BANDS
-    """Bands of the cutouts."""
+    """Bands of the cutouts. Without images: those that classify cuts for a model of the dataset. size alike."""
     size: Annotated[str, AfterValidator(_check_size)] = "37px"
     """Side of a cutout: native pixels, or an angle such as 50arcsec. 37 pixels are 51 arcsec."""
     classes: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_classes)] = DEFAULT_CLASSES
@@ -206,6 +232,12 @@ class DatasetConfig:
     """Whether the images are simulated. Required where the files do not say it."""
     allow_truncated: bool = False
     """Accept VOTables that a service cut at its row limit (QUERY_STATUS OVERFLOW)."""
+
+    @property
+    def origin(self) -> str:
+        """Where the sources come from, for messages."""
+        sources = self.labels or ", ".join(self.tables.values())
+        return f"{sources} on {self.images}" if self.images else sources
 
     @property
     def size_px(self) -> int:

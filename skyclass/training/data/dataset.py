@@ -44,9 +44,11 @@ class Dataset:
     """Cutouts and what is known of each.
 
     `pixels` (N, B, S, S) float32 DN at `zero_point_mag` (B,), NaN = missing; `labels` (N,) int64 index into
-    `classes`; `rows` the columns of `SOURCE_SCHEMA`, `flags` and `split` ("train", "val", "test", or "none" for a
-    source near another split); `provenance` the origin of all, with the key `simulated`. `path` is the folder, None for
-    a dataset in memory.
+    `classes`; `rows` the columns of `SOURCE_SCHEMA`, further numeric columns, `flags` and `split` ("train", "val",
+    "test", or "none" for a source near another split); `provenance` the origin of all, with the key `simulated`. `path`
+    is the folder, None for a dataset in memory.
+
+    A dataset without images has B = 0. Its `cut` is then that of models trained on it, for `classify`.
     """
 
     pixels: Float32
@@ -60,6 +62,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the dataset has cutouts."""
+        return bool(self.pixels.shape[1])
 
     def take(self, index: Int64 | Bool) -> Dataset:
         """Return the rows at `index` (positions or a mask), their pixels in memory."""
@@ -83,7 +90,7 @@ def rows_digest(dataset: Dataset) -> str:
 
 
 def pixels_digest(dataset: Dataset) -> str | None:
-    """Return the digest of a dataset's pixels, None where its provenance has none."""
+    """Return the digest of a dataset's pixels, or of its rows if it has no images; None if it is not recorded."""
     digest = dataset.provenance.get("digests", {}).get("pixels")
     return str(digest) if digest else None
 
@@ -98,7 +105,11 @@ def summary(dataset: Dataset) -> str:
         counts = [sum(table[split].values()) if row == "total" else table[split][row] for split in splits]
         lines.append(f"{row:{width}}" + "".join(f"{n:9,}" for n in (*counts, sum(counts))))
     size, origin = dataset.cut.size_px, "SIMULATED" if dataset.provenance.get("simulated") else "real"
-    lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {', '.join(dataset.cut.bands)}, {origin} images")
+    if dataset.has_images:
+        bands = ", ".join(dataset.cut.bands)
+        lines.append(f"{len(dataset):,} cutouts of {size} x {size} px in {bands}, {origin} images")
+    else:
+        lines.append(f"{len(dataset):,} {origin} sources without cutouts")
     if dropped := {reason: n for reason, n in dataset.provenance.get("dropped", {}).items() if n}:
         lines.append("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()))
     if bad_values := dataset.provenance.get("bad_values"):
@@ -129,7 +140,7 @@ def load_dataset(path: str | Path) -> Dataset:
         splits = set(pc.unique(rows["split"]).to_pylist())
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ConfigError(f"{folder}: damaged dataset ({error}): make it again") from error
-    shape = (len(labels), len(cut.bands), cut.size_px, cut.size_px)
+    shape = (len(labels), len(cut.bands) if zero_point_mag else 0, cut.size_px, cut.size_px)
     if pixels.shape != shape or pixels.dtype != np.float32 or len(zero_point_mag) != shape[1]:
         mismatch = f"{PIXELS} is {pixels.dtype} {pixels.shape}, {ROWS} and {SETTINGS} ask for float32 {shape}"
         raise ConfigError(f"{folder}: damaged dataset ({mismatch}): make it again")

@@ -7,7 +7,7 @@ ones, are dropped and counted by reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -79,9 +79,7 @@ def read_labels(
     `CatalogError`: no such table, empty, a column missing, positions off the sky, unknown classes, a class without a
     row.
     """
-    path = user_path(location)
-    if not path.is_file():
-        raise CatalogError(f"labels {location}: there is no such table file")
+    path = _table_path(location, "labels")
     raw = read_table(str(path), Wanted(("class",), further), allow_truncated)
     if "class" not in raw.column_names:
         found = [name for name in raw.column_names if name != "bad_values" and not name.endswith(TEXT)]
@@ -93,6 +91,39 @@ def read_labels(
     label = _class_index(table["class"], classes, path)
     table = table.drop_columns("class").append_column("label", pa.array(label))
     return Labels(in_canonical_order(table), "source_id" in raw.column_names, classes, marked_simulated(path))
+
+
+def read_tables(
+    tables: Mapping[str, str], classes: tuple[str, ...], allow_truncated: bool = False, further: tuple[str, ...] = ()
+) -> Labels:
+    """Return the sources of a table for each class; `read_table` recognises the formats.
+
+    A table may lack `ra` and `dec`: its positions are null. Rows without `source_id` are called galaxy-000001 and so
+    on, after their class. Raises the errors of `read_labels`.
+    """
+    names = class_names(pa.chunked_array([list(tables)], pa.string())).to_pylist()
+    if sorted(names) != sorted(classes):
+        raise CatalogError(f"tables: they have the classes {', '.join(names)}, and classes is {', '.join(classes)}")
+    parts, have_source_id, simulated = [], [], []
+    for name, location in zip(names, tables.values(), strict=True):
+        path = _table_path(location, f"table of class {name}")
+        raw = read_table(str(path), Wanted(numbers=further, needs_positions=False), allow_truncated)
+        have_source_id.append("source_id" in raw.column_names)
+        if not have_source_id[-1]:
+            ids = [f"{name}-{number:06d}" for number in range(1, len(raw) + 1)]
+            raw = raw.append_column("source_id", pa.array(ids, pa.string()))
+        table = standardise(raw, f"table {path}", unique=False)
+        parts.append(table.append_column("label", pa.array(np.full(len(table), classes.index(name), np.int64))))
+        simulated.append(marked_simulated(path))
+    table = in_canonical_order(pa.concat_tables(parts))
+    return Labels(table, all(have_source_id), classes, any(simulated) or None)
+
+
+def _table_path(location: str, what: str) -> Path:
+    path = user_path(location)
+    if not path.is_file():
+        raise CatalogError(f"{what} {location}: there is no such table file")
+    return path
 
 
 def class_names(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -191,13 +222,15 @@ def without_duplicates(labels: Labels) -> Labels:
 
 
 def _source_of_row(table: pa.Table, by_source_id: bool) -> Int64:
-    """Return a number (N,) for each row, equal for rows of one source."""
-    vectors = unit_vectors(table["ra"].to_numpy(), table["dec"].to_numpy())
+    """Return a number (N,) for each row, equal for rows of one source; rows without a position have their own."""
+    located = np.flatnonzero(table["ra"].is_valid())
+    positions = table.take(pa.array(located))
+    vectors = unit_vectors(positions["ra"].to_numpy(), positions["dec"].to_numpy())
     points, point_of_row = np.unique(vectors, axis=0, return_inverse=True)  # N rows at one point would be N^2 pairs
     point_of_row = point_of_row.ravel()
     pairs = cKDTree(points).query_pairs(chord_length(SAME_SOURCE_ARCSEC), output_type="ndarray")
     first_row = np.unique(point_of_row, return_index=True)[1]
-    edges = [np.column_stack([np.arange(len(point_of_row)), first_row[point_of_row]]), first_row[pairs]]
+    edges = [np.column_stack([located, located[first_row[point_of_row]]]), located[first_row[pairs]]]
     if by_source_id:
         names = table["source_id"].to_numpy(zero_copy_only=False).astype(str)
         _, first_row, name_of_row = np.unique(names, return_index=True, return_inverse=True)
@@ -211,7 +244,8 @@ def _source_of_row(table: pa.Table, by_source_id: bool) -> Int64:
 def describe_row(labels: Labels, row: int) -> str:
     """Return name, position and class of a labelled source for a message."""
     name, ra, dec, label = (labels.table[column][row].as_py() for column in ("source_id", "ra", "dec", "label"))
-    return f"{name} at {ra:.5f} {dec:+.5f} {labels.classes[label]}"
+    where = "" if ra is None else f"at {ra:.5f} {dec:+.5f} "
+    return f"{name} {where}{labels.classes[label]}"
 
 
 def describe_pairs(labels: Labels, pairs: Sequence[tuple[int, int]]) -> str:

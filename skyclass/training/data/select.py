@@ -16,6 +16,7 @@ from ...images.archive import AtlasArchive, open_archive
 from ...images.usable import remedy_of_hours, require_usable_tile, warn_of_refused_files
 from ...locations import user_path
 from ...model.photometry import further_columns
+from ...sky.healpix import healpix29
 from ...sources.assign import with_tiles
 from ...sources.source_table import columns_without_values
 from ...text import counted, one_or_many
@@ -23,8 +24,17 @@ from ...types import BANDS, Int64
 from .catalog_match import match_catalog
 from .classes import label_counts, label_counts_text, require_all_classes
 from .config import PRESETS, DatasetConfig
-from .examples import Labels, images_simulated, keep_rows, min_snr, read_labels, resolve_simulated, without_duplicates
-from .splits import Split, draw_sources, split_sky, split_table
+from .examples import (
+    Labels,
+    images_simulated,
+    keep_rows,
+    min_snr,
+    read_labels,
+    read_tables,
+    resolve_simulated,
+    without_duplicates,
+)
+from .splits import Split, draw_sources, split_rows, split_sky, split_table
 
 
 @dataclass(frozen=True)
@@ -45,32 +55,67 @@ def select_sources(config: DatasetConfig) -> Selection:
 
     Raises `ConfigError`, `CatalogError` or `ArchiveError` for input that cannot be used.
     """
-    archive = _open_archive(config.images, config.bands)
-    warn_of_refused_files(archive, config.images)
+    archive = _open_archive(config.images, config.bands) if config.images else None
     further = further_columns(config.columns)
-    labels = without_duplicates(read_labels(config.labels, config.classes, config.allow_truncated, further))
-    labels_digest, catalog_digest = sha256_of(user_path(config.labels))[:16], ""
+    labels, labels_digest, catalog_digest = *_read_labels(config, further), ""
+    _require_positions(labels, config)
+    labels = without_duplicates(labels)
     if config.catalog:
         labels = match_catalog(labels, config.catalog, config.match_radius_arcsec, config.allow_truncated, further)
         catalog_digest = content_digest(labels.table)
     _require_columns(labels.table, config)
-    simulated = resolve_simulated(config.simulated, [labels.simulated, images_simulated(config.images)])
-    labels, notes = _apply_min_snr(_on_archive(labels, archive, config), config)
+    marks = [labels.simulated, images_simulated(config.images) if config.images else None]
+    simulated = resolve_simulated(config.simulated, marks)
+    if archive:
+        labels = _on_archive(labels, archive, config)
+    labels, notes = _apply_min_snr(labels, config)
     labels = _draw(labels, config)
-    ra, dec, label = (labels.table[name].to_numpy() for name in ("ra", "dec", "label"))
-    split = split_sky(ra, dec, label, config.split, config.seed, config.size_px)
-    _require_training_classes(label, split, config)
+    split, split_notes = _split(labels.table, config)
+    notes += split_notes
+    _require_training_classes(labels.table["label"].to_numpy(), split, config)
     table = labels.table.append_column("split", pa.array(split.names.tolist(), pa.string()))
     keys = ("coadd_id", "dec", "ra", "source_id")
     table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
     return Selection(table, simulated, labels.dropped, split, labels_digest, catalog_digest, tuple(notes))
 
 
+def _read_labels(config: DatasetConfig, further: tuple[str, ...]) -> tuple[Labels, str]:
+    """Return the labelled sources and a digest of them."""
+    if config.labels:
+        labels = read_labels(config.labels, config.classes, config.allow_truncated, further)
+        return labels, sha256_of(user_path(config.labels))[:16]
+    labels = read_tables(config.tables, config.classes, config.allow_truncated, further)
+    return labels, content_digest(labels.table)
+
+
+def _require_positions(labels: Labels, config: DatasetConfig) -> None:
+    """Raise `CatalogError` for sources without positions that need one."""
+    n_without, need = labels.table["ra"].null_count, "a catalogue" if config.catalog else "images"
+    if n_without and (config.catalog or config.images):
+        raise CatalogError(
+            f"tables {config.origin}: {counted(n_without, 'source')} without ra and dec, which {need} need: add the "
+            "columns, or make a dataset with no_images = true and without catalog"
+        )
+
+
+def _split(table: pa.Table, config: DatasetConfig) -> tuple[Split, list[str]]:
+    """Return the split, on the sky where all sources have positions, and a note where it is not."""
+    ra, dec, label = (table[name].to_numpy() for name in ("ra", "dec", "label"))
+    if not (n_without := table["ra"].null_count):
+        return split_sky(ra, dec, label, config.split, config.seed, config.size_px), []
+    have = one_or_many(n_without, "has", "have")
+    note = (
+        f"split at random by row, not by sky, because {counted(n_without, 'source')} {have} no position: neighbours on "
+        "the sky may be in training and test"
+    )
+    return split_rows(label, config.split, config.seed), [note]
+
+
 def _require_columns(table: pa.Table, config: DatasetConfig) -> None:
     """Raise `CatalogError` for columns of the configuration without any value."""
     if absent := columns_without_values(table, config.columns):
         raise CatalogError(
-            f"{config.catalog or config.labels}: none of the {len(table):,} labelled sources has a value in "
+            f"{config.catalog or config.origin}: none of the {len(table):,} labelled sources has a value in "
             f"{', '.join(absent)}: name a catalogue that has it as catalog, or leave it out of columns"
         )
 
@@ -93,7 +138,7 @@ def _unknown_snr_notes(labels: Labels, column: str, threshold: float | None, con
         return []
     if n_unknown == n and getattr(config, f"min_{column}") is not None:
         raise ConfigError(
-            f"min_{column} = {threshold:g}: none of the {n:,} sources has {column}; add it to {config.labels}, name a "
+            f"min_{column} = {threshold:g}: none of the {n:,} sources has {column}; add it to the labels, name a "
             "catalogue that has it, or remove the limit"
         )
     were = one_or_many(n_unknown, "was", "were")
@@ -105,21 +150,20 @@ def _draw(labels: Labels, config: DatasetConfig) -> Labels:
     counts: dict[str, int] = config.counts or PRESETS.get(config.preset or "", {}).get("counts", {})
     label = labels.table["label"].to_numpy()
     drops = _drops_text(labels.dropped)
-    require_all_classes(
-        label, labels.classes, f"labels {config.labels} on {config.images}: of the remaining sources{drops}"
-    )
+    require_all_classes(label, labels.classes, f"labels {config.origin}: of the remaining sources{drops}")
     available = label_counts(label, labels.classes)
     if any(available[name] < n for name, n in counts.items()):
         needed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
         setting = f"preset {config.preset}" if config.preset else "counts"
         raise CatalogError(
-            f"labels {config.labels}: {setting} needs {needed}; there are "
+            f"labels {config.origin}: {setting} needs {needed}; there are "
             f"{label_counts_text(label, labels.classes)}{drops}; label "
             "more sources, or set counts"
         )
     ra, dec = (labels.table[name].to_numpy() for name in ("ra", "dec"))
+    numbers = np.arange(len(label)) if labels.table["ra"].null_count else healpix29(ra, dec)
     n_drawn = {labels.classes.index(name): n for name, n in counts.items()}
-    return keep_rows(labels, draw_sources(ra, dec, label, n_drawn, config.seed), "not_drawn")
+    return keep_rows(labels, draw_sources(numbers, label, n_drawn, config.seed), "not_drawn")
 
 
 def _drops_text(dropped: dict[str, int]) -> str:
@@ -130,10 +174,10 @@ def _drops_text(dropped: dict[str, int]) -> str:
 def _require_training_classes(label: Int64, split: Split, config: DatasetConfig) -> None:
     counts = split_table(label, split.names, config.classes)["train"]
     if empty := [name for name, n in counts.items() if not n]:
+        where = f" lie in only {counted(split.n_pixels, 'HEALPix pixel')} of order {split.order}"
         raise ConfigError(
-            f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {config.labels} lie in only "
-            f"{counted(split.n_pixels, 'HEALPix pixel')} of order {split.order}; label more sky, or try another seed "
-            "or split"
+            f"no {', '.join(empty)} in the training set: the {len(label):,} sources of {config.origin}"
+            f"{' are too few' if split.order is None else where}; label more sky, or try another seed or split"
         )
 
 
@@ -171,6 +215,8 @@ def _missing_band_error(images: str, bands: tuple[str, ...], present: Iterable[s
 
 def _on_archive(labels: Labels, archive: AtlasArchive, config: DatasetConfig) -> Labels:
     """Return the sources on tiles of which the archive has all bands, each with its tile."""
+    assert config.images
+    warn_of_refused_files(archive, config.images)
     table = with_tiles(labels.table, archive)
     ra, dec = table["ra"].to_numpy(), table["dec"].to_numpy()
     coadd_ids = np.asarray(pc.fill_null(table["coadd_id"], "")).astype(str)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ...sky.healpix import healpix, healpix29, unit_vectors
+from ...sky.healpix import healpix, unit_vectors
 from ...types import PIXEL_SCALE_ARCSEC, Bool, Float64, Int64
 from .classes import label_counts
 
@@ -38,11 +38,12 @@ class Split:
     """The split of each row: `names` (N,) of "train", "val", "test", "none".
 
     `order` is the HEALPix order of the pixels, `n_pixels` the number of occupied ones, and `n_none` the number of rows
-    set aside because they lie within `reach_arcsec` of another split.
+    set aside because they lie within `reach_arcsec` of another split. In a split by row `order` is None, and neighbours
+    on the sky may be in different splits.
     """
 
     names: NDArray[np.str_]
-    order: int
+    order: int | None
     n_pixels: int
     n_none: int
     reach_arcsec: float
@@ -64,6 +65,18 @@ def split_sky(ra: Float64, dec: Float64, labels: Int64, fractions: tuple[float, 
     leaks = near_other_split(ra, dec, row_splits, reach_arcsec)
     names = np.where(leaks, NO_SPLIT, np.array(SPLITS)[row_splits])
     return Split(names, order, len(pixels), int(leaks.sum()), reach_arcsec)
+
+
+def split_rows(labels: Int64, fractions: tuple[float, ...], seed: int) -> Split:
+    """Return a split at random by row, each class divided by `fractions`: for sources without positions."""
+    rank = uniform_hash(np.arange(len(labels)), seed)
+    edges = np.cumsum(fractions)[:-1] / np.sum(fractions)
+    row_splits = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        share = (np.argsort(np.argsort(rank[rows], kind="stable")) + 0.5) / len(rows)
+        row_splits[rows] = np.searchsorted(edges, share, side="right")
+    return Split(np.array(SPLITS)[row_splits], None, 0, 0, 0.0)
 
 
 def cutout_reach_arcsec(size_px: int) -> float:
@@ -140,12 +153,12 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def draw_sources(ra: Float64, dec: Float64, labels: Int64, counts: dict[int, int], seed: int) -> Bool:
+def draw_sources(numbers: Int64, labels: Int64, counts: dict[int, int], seed: int) -> Bool:
     """Return which rows are drawn: the given number of each label in `counts`, all rows of the other labels.
 
-    The draw depends on position and seed, not on the order of the rows.
+    The draw depends on the seed and on the number of each row, such as the pixel of its position.
     """
-    rank = uniform_hash(healpix29(ra, dec), seed)
+    rank = uniform_hash(numbers, seed)
     drawn = np.ones(len(labels), bool)
     for label, n in counts.items():
         rows = np.flatnonzero(labels == label)

@@ -25,6 +25,7 @@ def caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str, index: Int6
         *_simulated_caveats(is_simulated(dataset), bundles),
         *_seen_caveats(bundles, dataset, split),
         *_photometry_caveats(bundles, dataset, index),
+        *_split_caveats(dataset),
         *GENERAL_CAVEATS,
     ]
 
@@ -55,6 +56,16 @@ def _photometry_caveats(bundles: Sequence[Bundle], dataset: Dataset, index: Int6
                 "them as sources without photometry. Make the dataset with a catalogue to evaluate it with photometry."
             )
     return texts
+
+
+def _split_caveats(dataset: Dataset) -> list[str]:
+    """Return a caveat for a dataset that is not split on the sky."""
+    if dataset.provenance.get("split", {}).get("order", 0) is not None:
+        return []
+    return [
+        "The dataset is split at random by row, not by sky: test sources may be neighbours of training sources, and "
+        "come from the same fields."
+    ]
 
 
 def _seen_caveats(bundles: Sequence[Bundle], dataset: Dataset, split: str) -> list[str]:

@@ -72,7 +72,9 @@ def _fit_problems(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
         yield f"its classes are {', '.join(bundle.classes)}, those of the dataset {', '.join(dataset.classes)}"
     inputs = inputs_of_bundle(bundle)
     needed, available = bundle.cut, dataset.cut
-    if "images" in inputs:
+    if "images" in inputs and not dataset.has_images:
+        yield "it takes images, and the dataset has no cutouts"
+    elif "images" in inputs:
         if (needed.size_px, needed.pixel_scale_arcsec) != (available.size_px, available.pixel_scale_arcsec):
             yield (
                 f"it takes cutouts of {needed.size_px} px of {needed.pixel_scale_arcsec} arcsec, the dataset has "
@@ -82,7 +84,7 @@ def _fit_problems(bundle: Bundle, dataset: Dataset) -> Iterator[str]:
             yield f"it needs {', '.join(missing)}, the dataset has {', '.join(available.bands)}"
     columns = columns_of(bundle.photometry.features) if bundle.photometry else ()
     if absent := [column for column in columns if column not in dataset.rows.column_names]:
-        yield f"it needs the {named('column', absent)}, which the dataset's rows lack"
+        yield f"it needs the {named('column', absent)}, which the dataset's rows lack (--columns)"
     elif bundle.photometry and "images" not in inputs and not has_photometry(bundle, dataset).any():
         yield f"it looks at {', '.join(columns)} alone, and no row has a value"
 

@@ -24,10 +24,10 @@ from ...import_path import is_import_path, source_sha256
 from ...model.bundle import Preprocessing, read_bundle
 from ...model.compile import compiled_for_training
 from ...model.devices import resolve_precision
-from ...model.photometry import PhotometrySettings, features, scale_of, standardise
+from ...model.photometry import PhotometrySettings, columns_of, features, scale_of, standardise
 from ...model.preprocess import Preprocess
 from ...networks import channels_last
-from ...text import counted, one_or_many
+from ...text import counted, named, one_or_many
 from ...types import Float16, Float32, Int64
 from ..data.classes import label_counts
 from ..data.dataset import Dataset, rows_digest
@@ -151,6 +151,16 @@ def prepare(
         make_optimiser(run, network),
         fingerprint(run, dataset, settings, preprocessing, photometry_settings, precision),
     )
+
+
+def check_columns(run: TrainConfig, dataset: Dataset) -> None:
+    """Raise `ConfigError` for columns of the features that a dataset lacks."""
+    needed = columns_of(run.features) if run.features else ()
+    if absent := [column for column in needed if column not in dataset.rows.column_names]:
+        raise ConfigError(
+            f"dataset {run.dataset}: no {named('column', absent)} for the features {', '.join(run.features)}: make the "
+            f"dataset with --columns {','.join(absent)}, or choose features without it"
+        )
 
 
 def trainable(network: nn.Module, run: TrainConfig, group: Group) -> nn.Module:

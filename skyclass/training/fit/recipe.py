@@ -30,6 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """paper: Adam at 1e-4, halved after 50 epochs, 200 epochs (Zhao et al. 2023); its batch size and augmentation are not
 stated. modern: AdamW and one cosine cycle (Smith & Topin 2019, arXiv:1708.07120): as good in a sixth of the time."""
 
+FOREST = "forest"
+"""The network that is fitted in one step, without gradients."""
 HALVING_EPOCH = 50
 WARM_UP = 0.1
 """Share of the steps in which the rate of a cosine cycle rises."""
@@ -97,6 +99,12 @@ def _check_hidden_share(share: float, info: ValidationInfo) -> float:
     return share
 
 
+def _check_gradients(value: Any, info: ValidationInfo) -> Any:
+    if info.data.get("network") == FOREST and value and value != "none":
+        raise ValueError("network 'forest' is fitted at once, by one process and without gradients: leave it out")
+    return value
+
+
 def _check_needs_cluster(number: int | None, info: ValidationInfo) -> int | None:
     if number is not None and info.data.get("cluster") == "none":
         raise ValueError("this needs a cluster: set cluster to local or to an address")
@@ -144,8 +152,9 @@ class TrainConfig:
     label: str = ""
     """Description of the training data for readers, such as "SDSS DR17 on AllWISE"."""
     network: Annotated[str, AfterValidator(_check_network)] = "iicnet"
-    """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour, fusion, or an import path
-    such as package.module:Class."""
+    """Network: iicnet, vgg16, googlenet, resnet34, mobilenet, efficientnetv2, repvgg, colour, forest, fusion, or an
+    import path such as package.module:Class. forest is fitted at once: epochs and other keys of gradients do not apply
+    to it."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the network, such as bn = "all". A model of start_from brings its own, which cannot change."""
     bands: Bands = ("w1", "w2", "w3")
@@ -157,7 +166,7 @@ class TrainConfig:
     """Changes to the composite settings of Atlas images, such as stretch = "linear"."""
     input_px: Annotated[int, Field(ge=SIDES_PX[0], le=SIDES_PX[1])] = 80
     """Pixels on a side of the network's input."""
-    start_from: str = ""
+    start_from: Annotated[str, AfterValidator(_check_gradients)] = ""
     """Bundle whose weights replace the random ones at the start: a shipped name, or a folder (write ./iicnet-mock for
     the folder of that name). fusion may start from iicnet."""
     frozen: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_frozen)] = ()
@@ -182,7 +191,9 @@ class TrainConfig:
     """Shift each image by up to this many native pixels, fractions included, along each axis."""
     noise: NotNegative = 0.0
     """Scatter of the noise added to each native pixel of a composite: 1 is about that of an Atlas image."""
-    hide_photometry: Annotated[float, Field(ge=0, lt=1), AfterValidator(_check_hidden_share)] = 0.0
+    hide_photometry: Annotated[
+        float, Field(ge=0, lt=1), AfterValidator(_check_hidden_share), AfterValidator(_check_gradients)
+    ] = 0.0
     """Share of the sources shown without photometry, so that images alone suffice where a catalogue has none."""
     patience: Annotated[int, Field(ge=0, le=MAX_INTEGER)] = 0
     """Stop after this many epochs without a lower validation loss; 0: never."""
@@ -194,9 +205,9 @@ class TrainConfig:
     """Device of each rank: auto, cpu or cuda."""
     precision: Precision = "auto"
     """Arithmetic of the network: fp32, bf16, or auto: bf16 where the hardware multiplies it."""
-    compile: bool = False
+    compile: Annotated[bool, AfterValidator(_check_gradients)] = False
     """Compile the network with torch.compile, which takes minutes: for long trainings on GPUs; on CPUs in fp32 only."""
-    cluster: Cluster = "none"
+    cluster: Annotated[Cluster, AfterValidator(_check_gradients)] = "none"
     """none: this process, or the ranks that torchrun or srun start. local: processes on this machine. Else the address
     of a Dask scheduler, such as tcp://127.0.0.1:8786: ranks on its machines."""
     nodes: Annotated[int | None, Field(ge=1, le=MAX_WORKERS, examples=[2]), AfterValidator(_check_needs_cluster)] = None

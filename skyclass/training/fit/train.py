@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -35,10 +36,11 @@ from ..evaluation.metrics import balanced_accuracy, calibration_error, confusion
 from ..progress import Progress, no_progress
 from .augment import Augmentation, augment, draw_augmentation
 from .ddp import joined
+from .forest import fit_forest
 from .initial import composite_settings
-from .job import Job, Position, bundle_fields, folder_of, prepare
+from .job import Job, Position, bundle_fields, check_columns, folder_of, prepare
 from .log import StopRequest, TrainingLog, stop_signals
-from .recipe import TrainConfig, rate_factor
+from .recipe import FOREST, TrainConfig, rate_factor
 from .resume import finish_bundle, finished_bundle, load_position, save_position
 
 VALIDATION_BATCH = 256
@@ -78,7 +80,9 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
         A signal has requested a stop. The same call resumes.
     """
     check_target(run.out)
+    run = replace(run, epochs=1) if run.network == FOREST else run
     dataset = dataset or load_dataset(run.dataset)
+    check_columns(run, dataset)
     settings = composite_settings(run)
     images = composites(dataset, run.bands, settings) if "images" in run.inputs else None
     compiling = compile_errors() if run.compile else nullcontext()
@@ -90,7 +94,8 @@ def train(run: TrainConfig, progress: Progress = no_progress, dataset: Dataset |
         training_log = TrainingLog(job, progress)
         training_log.start(position)
         while position.epoch <= run.epochs and not (run.patience and position.since_best() >= run.patience):
-            record = train_epoch(job, position, training_log, request)
+            is_forest = run.network == FOREST
+            record = fit_forest(job) if is_forest else train_epoch(job, position, training_log, request)
             refuse_divergence(job, position, record["loss"])
             record |= validate(job)
             close_epoch(job, position, record)
