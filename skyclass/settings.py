@@ -80,6 +80,8 @@ class Key:
     default: Any
     """`dataclasses.MISSING` where the key is required."""
     example: Any
+    usual: bool = False
+    """Whether most users set the key, though it is not required."""
 
     @property
     def required(self) -> bool:
@@ -88,10 +90,11 @@ class Key:
 
 
 @dataclass_transform(frozen_default=True)
-def configuration(title: str, sections: Mapping[str, str]) -> Callable[[type[T]], type[T]]:
+def configuration(title: str, sections: Mapping[str, str], usual: Sequence[str] = ()) -> Callable[[type[T]], type[T]]:
     """Return a decorator that makes a class a frozen, checked dataclass with a docstring of all its keys.
 
-    `title` begins the messages; `sections` maps the first key of each group of keys to the name of the group.
+    `title` begins the messages; `sections` maps the first key of each group of keys to the name of the group. The keys
+    in `usual` are not required, and set in templates.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -116,7 +119,7 @@ def configuration(title: str, sections: Mapping[str, str]) -> Callable[[type[T]]
         made.__signature__ = inspect.Signature(
             [p.replace(annotation=p.empty) for p in made.__signature__.parameters.values()]
         )
-        made.sections = dict(sections)
+        made.sections, made.usual = dict(sections), tuple(usual)
         made.__doc__ = _documentation(made)
         return typing.cast(type[T], made)
 
@@ -143,7 +146,8 @@ def keys(cls: type) -> list[Key]:
         kind, optional = _without_none(info.annotation)
         text = " ".join((info.description or "").split())
         example = info.examples[0] if info.examples else None
-        described.append(Key(field.name, section, text, kind, optional, default, example))
+        usual = field.name in cls.usual  # type: ignore[attr-defined]
+        described.append(Key(field.name, section, text, kind, optional, default, example, usual))
     return described
 
 

@@ -17,7 +17,8 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def template(cls: Any, command: str) -> str:
     """Return a TOML file with every key: its text, and `#key = default`, which says what an absent key means.
 
-    Required keys are not commented out; their values, and those of keys whose default is to be absent, are examples.
+    Required and usual keys are not commented out; their values, and those of keys whose default is to be absent, are
+    examples.
     """
     title = cls.__doc__.partition("\n")[0].partition(":")[0]
     lines = [f"# {title}, for `{command}`.", "# Remove the # before a key to change its value.", ""]
@@ -26,7 +27,11 @@ def template(cls: Any, command: str) -> str:
         if key.section != section:
             lines += [f"# --- {key.section} ".ljust(WIDTH, "-"), ""]
             section = key.section
-        lines += [*_comment(key), f"{'' if key.required else '#'}{key.name} = {toml_value(template_value(key))}", ""]
+        lines += [
+            *_comment(key),
+            f"{'' if key.required or key.usual else '#'}{key.name} = {toml_value(template_value(key))}",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -63,6 +68,6 @@ def _key(name: str) -> str:
 
 def _comment(key: Key) -> list[str]:
     text = key.text
-    if key.default is None:
+    if key.default is None and not key.usual:
         text += " Absent by default; the value here is an example."
     return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

@@ -114,7 +114,7 @@ def test_a_template_says_the_defaults(kind: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     file, (cls, command) = tmp_path / f"{kind.upper()}.toml", TEMPLATES[kind]
     assert cli(["init", kind], standalone_mode=False) == 0
-    required = {key.name: key.example for key in keys(cls) if key.required}
+    required = {key.name: key.example for key in keys(cls) if key.required or key.usual}
     assert read_toml(file) == required and command in file.read_text()
     assert all(len(line) <= 80 or "=" in line for line in file.read_text().splitlines())
     uncommented = re.sub(r"^#(?=\w+ = )", "", file.read_text(), flags=re.M)
@@ -125,7 +125,9 @@ def test_a_template_says_the_defaults(kind: str, tmp_path: Path, monkeypatch: py
     with_default = {key.name for key in keys(cls) if not key.required and key.default is not None}
     assert cls(**required | {name: values[name] for name in with_default}) == cls(**required)
     for key in keys(cls):
-        if key.default is None:
+        if key.name == "tables":
+            cls(**{name: value for name, value in required.items() if name != "labels"}, tables=values["tables"])
+        elif key.default is None:
             cls(**required | ({"cluster": "local"} if kind == "train" else {}) | {key.name: values[key.name]})
     with pytest.raises(ConfigError, match="exists: give another name, or --overwrite"):
         cli(["init", kind], standalone_mode=False)

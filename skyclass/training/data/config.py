@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -74,7 +73,7 @@ def _check_counts(counts: dict[str, int] | None, info: ValidationInfo) -> dict[s
     return counts
 
 
-def _check_tables(tables: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+def _check_tables(tables: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
     if bool(tables) == bool(info.data.get("labels", "unknown")):
         raise ValueError("name a label table as labels, or a table for each class as tables; one of the two")
     return tables
@@ -176,6 +175,7 @@ class LabelsConfig:
 @configuration(
     "dataset",
     {"out": "Input and output", "bands": "Cutouts", "classes": "Sources", "simulated": "Statements about the input"},
+    usual=("labels", "images"),
 )
 class DatasetConfig:
     """One training set: the keys of DATASET.toml, and with dashes the options of `skyclass dataset`."""
@@ -191,21 +191,22 @@ class DatasetConfig:
     """Catalogue with positions, tiles and photometry of the labelled sources, matched by source_id, or by position
     where the labels have no source_id. The label table has them when absent."""
     tables: Annotated[
-        dict[str, str],
+        dict[str, str] | None,
         Field(examples=[{"galaxy": "galaxies.parquet", "quasar": "quasars.fits", "star": "stars.csv"}]),
         AfterValidator(_check_tables),
-    ] = field(default_factory=dict)
+    ] = None
     """Instead of labels: a table for each class. A table may lack ra and dec in a dataset without images; the split is
     then by row, not by sky."""
     no_images: Annotated[bool, AfterValidator(_check_no_images)] = False
-    """Make a dataset of photometry without cutouts, for networks that take photometry alone."""
+    """Make a dataset of photometry without cutouts, for networks that take photometry alone. bands and size are then
+    those that classify cuts for a model of the dataset."""
     columns: Annotated[
         tuple[str, ...], FROM_LIST, Field(examples=[["w4mpro", "pmra"]]), AfterValidator(_check_columns)
     ] = ()
     """Further numeric columns of the catalogue, or of the label table without one, for features of photometry: w4mpro,
     j_m_2mass, h_m_2mass, k_m_2mass, pmra, pmdec or others. w1mpro to w3mpro and w1snr to w3snr are always there."""
     bands: Bands = BANDS
-    """Bands of the cutouts. Without images: those that classify cuts for a model of the dataset. size alike."""
+    """Bands of the cutouts."""
     size: Annotated[str, AfterValidator(_check_size)] = "37px"
     """Side of a cutout: native pixels, or an angle such as 50arcsec. 37 pixels are 51 arcsec."""
     classes: Annotated[tuple[str, ...], FROM_LIST, AfterValidator(_check_classes)] = DEFAULT_CLASSES
@@ -236,7 +237,7 @@ class DatasetConfig:
     @property
     def origin(self) -> str:
         """Where the sources come from, for messages."""
-        sources = self.labels or ", ".join(self.tables.values())
+        sources = self.labels or ", ".join((self.tables or {}).values())
         return f"{sources} on {self.images}" if self.images else sources
 
     @property

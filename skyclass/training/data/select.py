@@ -84,16 +84,17 @@ def _read_labels(config: DatasetConfig, further: tuple[str, ...]) -> tuple[Label
     if config.labels:
         labels = read_labels(config.labels, config.classes, config.allow_truncated, further)
         return labels, sha256_of(user_path(config.labels))[:16]
-    labels = read_tables(config.tables, config.classes, config.allow_truncated, further)
+    labels = read_tables(config.tables or {}, config.classes, config.allow_truncated, further)
     return labels, content_digest(labels.table)
 
 
 def _require_positions(labels: Labels, config: DatasetConfig) -> None:
     """Raise `CatalogError` for sources without positions that need one."""
-    n_without, need = labels.table["ra"].null_count, "a catalogue" if config.catalog else "images"
+    n_without = labels.table["ra"].null_count
     if n_without and (config.catalog or config.images):
+        need = "a catalogue needs" if config.catalog else "images need"
         raise CatalogError(
-            f"tables {config.origin}: {counted(n_without, 'source')} without ra and dec, which {need} need: add the "
+            f"tables {config.origin}: {counted(n_without, 'source')} without ra and dec, which {need}: add the "
             "columns, or make a dataset with no_images = true and without catalog"
         )
 

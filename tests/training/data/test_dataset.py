@@ -444,7 +444,9 @@ def test_all_problems_of_a_configuration_stand_in_one_message():
     with pytest.raises(ConfigError) as caught:
         dataset_config(given | {"counts": {"qso": 1}, "match_radius_arcsec": 0})
     assert all(f"{key} " in str(caught.value) for key in ("labels", "bands", "size", "split", "preset", "counts"))
-    with pytest.raises(ConfigError, match="unknown key 'label'.*labels is required.*seed = 'a'"):
+    with pytest.raises(
+        ConfigError, match="unknown key 'label'.*tables = None: name a label table as labels.*seed = 'a'"
+    ):
         dataset_config({"out": "o", "images": "i", "label": "x", "seed": "a"})
     assert dataset_config({"out": "o", "labels": "l", "images": "i", "split": [8, 1, 1]}).bands == BANDS
 
