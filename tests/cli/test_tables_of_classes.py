@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from skyclass.catalog.query import open_catalog
 from skyclass.cli.main import cli
+from skyclass.model.bundle import load_bundle
 from tests.support.paths import SHARED
 
 TABLES = SHARED / "data" / "tables"
@@ -32,7 +33,21 @@ def test_a_forest_of_a_catalogue_classifies_a_catalogue(sky, tmp_path: Path) -> 
     said = skyclass("dataset", "--labels", sky.truth, "--catalog", sky.catalog, "--no-images", "--out", data)
     assert "SIMULATED sources without cutouts" in said
     features = f"{COLOURS},w1,w3_limit"
-    skyclass("train", "--network", "forest", "--features", features, "--dataset", data, "--out", model, *HERE)
+    skyclass(
+        "train",
+        "--network",
+        "forest",
+        "--features",
+        features,
+        "--bands",
+        "w1",
+        "--dataset",
+        data,
+        "--out",
+        model,
+        *HERE,
+    )
+    assert load_bundle(model).bands == ("w1",)
     places = ("--catalog", sky.catalog, "--images", sky.images, "--model", model, "--out", out)
     skyclass("classify", *places, "--cluster", "none", *HERE)
     rows = open_catalog(str(out)).to_pandas()
