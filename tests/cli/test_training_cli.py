@@ -274,7 +274,7 @@ def test_all_mistakes_of_a_file_or_of_flags_come_together(made, tmp_path):
     assert "not valid TOML" in refusal("train", tmp_path / "bad.toml")
     assert "cannot be read" in refusal("train", tmp_path / "none.toml")
     message = refusal("dataset", "--out", tmp_path / "d", "--bands", "w1,w5", "--size", "0px", "--images", "x")
-    assert "labels is required" in message
+    assert "tables = None: name a label table as labels" in message
     message = refusal("dataset", "--out", tmp_path / "d", "--labels", "x", "--images", "x", "--bands", "w1,w5",
                       "--size", "0px", "--preset", "papers")  # fmt: skip
     assert all(words in message for words in ("w5", "size = '0px'", "preset = 'papers'"))
