@@ -16,7 +16,7 @@ from ..files import parquet_bytes
 from ..schema import FOOTER_KEY, class_columns
 from ..sky.healpix import MAX_ORDER
 from ..types import Flag
-from .manifest import CATALOG_ORDER, PixelRecord, label_of, manifest_of, schema_of
+from .manifest import CATALOG_ORDER, Manifest, PixelRecord, label_of, manifest_of, schema_of
 
 
 def file_metadata(
@@ -163,8 +163,23 @@ def _readme(records: Sequence[PixelRecord], provenance: Mapping[str, Any]) -> st
     flags = "\n".join(f"  {flag.value:>4}  {flag.name:<16}{flag.meaning}" for flag in Flag)
     return _README.format(
         run_id=manifest.run_id, label=manifest.label, rows=manifest.rows, files=len(records),
-        n_flagged=manifest.n_flagged, counts=counts, columns=columns, flags=flags,
+        n_flagged=manifest.n_flagged, counts=counts, columns=columns, flags=flags, advice=_advice(manifest),
     )  # fmt: skip
+
+
+def _advice(manifest: Manifest) -> str:
+    """Return which probabilities to use, for the README."""
+    prior = manifest.provenance.get("prior")
+    if prior is None:
+        return (
+            "The columns p_<class> are\nfor the class shares in the training of the model. For those of your sky, publish "
+            "with a prior:\nskyclass recalibrate CATALOGUE --prior estimate."
+        )
+    return (
+        f"Use class_sky and p_<class>_sky:\nthey are for the class shares of {prior['prior_id']} ({prior['label']}).\n"
+        "prior.json has these shares by W1 and |b|; 'skyclass report' shows the expected purity and\ncompleteness, and "
+        "cuts for a purity."
+    )
 
 
 _README = """\
@@ -176,8 +191,7 @@ The model: {label}
 
 READ THIS BEFORE YOU COUNT QUASARS. An accuracy measured on a balanced test set is not the purity of this
 catalogue. Where 0.5 % of the sources on the sky are quasars, the published rates of IICnet (recall 97.1 %,
-specificity 98.3 %) give a quasar sample that is about 22 % pure. Cut on p_quasar, look at flags, and
-calibrate against the mix of classes of your own field.
+specificity 98.3 %) give a quasar sample that is about 22 % pure. {advice}
 
 LAYOUT. HATS (IVOA note): dataset/Norder=5/Dir=D/Npix=N.parquet, N the HEALPix NESTED pixel of order 5, rows
 sorted by _healpix_29 and source_id. manifest.json lists every file with rows, SHA-256 and class counts;

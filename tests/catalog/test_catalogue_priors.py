@@ -63,6 +63,7 @@ def test_a_table_of_shares_adds_columns_and_changes_no_other(tmp_path: Path, pri
     folder, _ = make_run(tmp_path / "run", TILES, CALIBRATION)
     publish_run(folder)
     raw = rows_of(folder.catalog.resolve())
+    assert "skyclass recalibrate CATALOGUE --prior estimate" in (folder.catalog / "README.txt").read_text()
     assert is_published(folder) and not is_published(folder, str(prior_file))
     publish_run(folder, prior=str(prior_file))
     root = folder.catalog.resolve()
@@ -91,6 +92,8 @@ def test_a_table_of_shares_adds_columns_and_changes_no_other(tmp_path: Path, pri
     catalog = sc.open_catalog(folder.path)
     assert catalog.where("p_quasar_sky > 0.3").count() == int((expected[:, 1] > 0.3).sum())
     assert prior_lines(root) == [f"prior {PRIOR.prior_id}: by hand"]
+    text = (root / "README.txt").read_text()
+    assert f"they are for the class shares of {PRIOR.prior_id} (by hand)" in text and "p_quasar_sky" in text
 
 
 def drawn(n: int, shares: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
