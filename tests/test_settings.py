@@ -115,7 +115,7 @@ def test_keywords_positions_and_replacements_are_checked_as_files_are() -> None:
         dataclasses.replace(run, workers=0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.out = "elsewhere"
-    with pytest.raises(ConfigError, match="more than 15 positional values"):
+    with pytest.raises(ConfigError, match="more than 16 positional values"):
         RunConfig(*range(20))
 
 

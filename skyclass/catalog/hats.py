@@ -172,8 +172,8 @@ def _advice(manifest: Manifest) -> str:
     prior = manifest.provenance.get("prior")
     if prior is None:
         return (
-            "The columns p_<class> are\nfor the class shares in the training of the model. For those of your sky, publish "
-            "with a prior:\nskyclass recalibrate CATALOGUE --prior estimate."
+            "The columns p_<class> are\nfor the class shares in the training of the model. For those of your sky, "
+            "publish with a prior:\nskyclass recalibrate CATALOGUE --prior estimate."
         )
     return (
         f"Use class_sky and p_<class>_sky:\nthey are for the class shares of {prior['prior_id']} ({prior['label']}).\n"

@@ -84,7 +84,29 @@ def recalibrate(catalog: str | Path, prior: str, out: str | Path | None = None) 
 def undo_recalibration(catalog: str | Path) -> Path:
     """Make the publication before the current one current again, as a new version, and return its folder.
 
-    The parameters and errors are those of `recalibrate`. Raises `NotPublished` where there is no earlier publication.
+    Parameters
+    ----------
+    catalog : str or Path
+        Run folder, or its published class catalogue.
+
+    Returns
+    -------
+    Path
+        Folder of the new version. Its files are those of the restored one.
+
+    Raises
+    ------
+    ConfigError
+        If the catalogue is no version of a run folder.
+    NotPublished
+        If there is no earlier publication.
+
+    Examples
+    --------
+    >>> import skyclass as sc
+    >>> folder = sc.recalibrate("classes", "none")
+    >>> sc.open_catalog(sc.undo_recalibration("classes")).count() == sc.open_catalog(folder).count()
+    True
     """
     folder = RunFolder(_home(find_catalog(catalog)))
     with hold_lease(folder):
