@@ -11,7 +11,7 @@ the likelihood, found with the expectation-maximisation of Saerens, Latinne & De
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ LEAST_SOURCES = 500
 LEAST_P_VALUE, LARGEST_DISTANCE = 1e-3, 0.05
 """A fit is refused where its p-value is smaller and its distance is larger. With many sources, any small difference has
 a small p-value; with few sources, chance makes any distance."""
+LARGEST_HALF_WIDTH = 0.1
+"""Shares are refused where a 95 % interval is wider on either side, as a mean of both sides."""
 
 
 @dataclass(frozen=True)
@@ -377,12 +379,18 @@ def _bin_estimate(
     shares = estimated_shares(sources.cells, old)
     fit = fit_of(sources.confidence, reference.sum(0), shares)
     ends = widened(share_intervals(sources.cells, old, shares), shares, calibration_scatter(reference, shares))
-    refusal = (
-        ""
-        if fit.is_good
-        else f"the sources do not fit the calibration (distance {fit.distance:.2f}, p-value {fit.p_value:.0e})"
-    )
+    refusal = _refusal(fit, ends, calibration.classes)
     return BinEstimate(
         w1, abs_b_deg, n, tuple(np.round(shares / shares.sum(), 8).tolist()),
         tuple((float(low), float(high)) for low, high in np.round(ends, 8)), fit, refusal,
     )  # fmt: skip
+
+
+def _refusal(fit: Fit, ends: Float64, classes: Sequence[str]) -> str:
+    """Return why estimated shares with intervals (K, 2) cannot be used; empty if they can."""
+    if not fit.is_good:
+        return f"the sources do not fit the calibration (distance {fit.distance:.2f}, p-value {fit.p_value:.0e})"
+    half = (ends[:, 1] - ends[:, 0]) / 2
+    if half.max() > LARGEST_HALF_WIDTH:
+        return f"the share of {classes[int(half.argmax())]} is uncertain by {half.max():.2f}"
+    return ""

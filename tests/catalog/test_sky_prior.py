@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from skyclass.catalog.sky_prior import (
     Cells,
+    Fit,
+    _refusal,
     calibration_scatter,
     cells,
     estimated_prior,
@@ -300,3 +302,11 @@ def test_an_interval_is_widened_by_a_further_scatter() -> None:
     assert widened(ends, shares, np.zeros(2)) == pytest.approx(ends)
     wider = widened(ends, shares, np.array([0.05, 0.5]))
     assert wider[0] == pytest.approx([0.25 - 0.10999, 0.25 + 0.10999], abs=1e-4) and wider[1] == pytest.approx([0, 1])
+
+
+def test_shares_that_are_too_uncertain_are_refused() -> None:
+    ends = np.array([[0.5, 0.66], [0.0, 0.02], [0.3, 0.5001]])
+    assert _refusal(Fit(0.5, 0.3), ends, CLASSES) == "the share of star is uncertain by 0.10"
+    ends[2] = (0.3, 0.4999)
+    assert _refusal(Fit(0.5, 0.3), ends, CLASSES) == "" == _refusal(Fit(1e-9, 0.04), ends, CLASSES)
+    assert _refusal(Fit(1e-9, 0.06), ends, CLASSES).startswith("the sources do not fit the calibration (distance 0.06")
