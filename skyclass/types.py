@@ -98,6 +98,11 @@ class Flag(IntFlag):
     NO_IMAGE = 128, "no class was given: some band has no pixel at all; probabilities are null"
     BAD_VALUE = 256, "a value that is no number in its physical range, or a name that no tile has, was read as missing"
     MODEL_FAULT = 512, "no class was given: for this image the model gives no probabilities; they are null"
+    BLANK = 1024, "the images have no source at the centre: it is hardly brighter than its surroundings"
+    BLENDED = 2048, "a neighbour at 8 arcsec has at least half the W1 flux of the centre"
+    HALO = 4096, "the light around is far stronger than the source: the halo of a bright star, or a nebula"
+    OUTLIER = 8192, "the image is unlike those of the training with the same W1: `outlier` is above 1"
+    NO_PHOTOMETRY = 16384, "the catalogue has no W1 magnitude of the source"
     EXTRAPOLATED = 32768, "the prior says nothing of the source's W1 and |b|: `p_<class>_sky` and `class_sky` are null"
     UNSURE = 65536, "the highest `p_<class>_sky` is below 0.7: do not count on `class_sky`"
 

@@ -28,6 +28,9 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 FAINTEST_MAG = 80.0
 """Fainter zero points overflow float32 when they are converted to a flux ratio."""
 
+LOWER_SIGMA = 0.1587
+"""Share of a normal distribution more than one standard deviation below its mean."""
+
 BLOCK = 64
 """Number of cutouts stretched at a time: the temporary arrays of so few stay in the cache."""
 
@@ -114,7 +117,11 @@ def atlas_settings(bands: tuple[str, ...], **changes: Any) -> CompositeSettings:
 
 
 def composite(
-    pixels: Float32, zero_point_mag: tuple[float, ...], settings: CompositeSettings, out: Float16 | None = None
+    pixels: Float32,
+    zero_point_mag: tuple[float, ...],
+    settings: CompositeSettings,
+    out: Float16 | None = None,
+    sky: Float32 | None = None,
 ) -> Float16:
     """Return the composites of cutouts.
 
@@ -128,6 +135,8 @@ def composite(
         Sky, reference zero points, softening and stretch.
     out : (N, B, S, S) float16, optional
         Array to write into.
+    sky : (N, B) float32, optional
+        Sky in DN, if `border_levels` has measured it already.
 
     Returns
     -------
@@ -156,9 +165,12 @@ def composite(
     out = np.empty(pixels.shape, dtype=np.float16) if out is None else out
     for start in range(0, len(pixels), BLOCK):
         block = pixels[start : start + BLOCK]
-        sky = border_sky(block, settings.border_px)[:, :, None, None] if settings.sky == "border" else np.float32(0)
+        if settings.sky == "none":
+            level = np.zeros(block.shape[:2], np.float32)
+        else:
+            level = border_sky(block, settings.border_px) if sky is None else sky[start : start + BLOCK]
         with np.errstate(invalid="ignore", over="ignore"):  # damaged images may have pixels of any value
-            scaled = np.subtract(block, sky)
+            scaled = np.subtract(block, level[:, :, None, None])
             scaled *= unit
             stretched = stretch(scaled, settings)
         to_float16(stretched, out[start : start + BLOCK])
@@ -177,20 +189,31 @@ def border_sky(pixels: Float32, border_px: int) -> Float32:
 
     The sky is NaN where the frame has no finite pixel. A bright source in the centre does not raise its own sky.
     """
+    return border_levels(pixels, border_px)[0]
+
+
+def border_levels(pixels: Float32, border_px: int) -> tuple[Float32, Float32]:
+    """Return level and scatter (N, B) of the sky in DN, from the finite pixels in the outer frame of each cutout.
+
+    The level is the median. The scatter is the median less the quantile `LOWER_SIGMA`, which neighbours hardly change.
+    It is the standard deviation of a normal distribution. Both are NaN where the frame has no finite pixel.
+    """
     size = pixels.shape[-1]
     inner = slice(border_px, size - border_px)
     frame = np.ones((size, size), dtype=bool)
     frame[inner, inner] = False
     ring = pixels[:, :, frame]
-    middle = ring.shape[-1] // 2
+    middle, low = ring.shape[-1] // 2, round(LOWER_SIGMA * (ring.shape[-1] - 1))
     ring.sort(axis=-1)  # faster than np.median, which partitions three times
-    sky: Float32 = (ring[..., (ring.shape[-1] - 1) // 2] + ring[..., middle]) * np.float32(0.5)
-    sky[np.isnan(ring[..., -1])] = np.nan  # NaN sorts last: these few frames are computed again, without NaN
-    for n, b in zip(*np.nonzero(np.isnan(sky)), strict=True):
+    level: Float32 = (ring[..., (ring.shape[-1] - 1) // 2] + ring[..., middle]) * np.float32(0.5)
+    lower: Float32 = ring[..., low].copy()
+    level[np.isnan(ring[..., -1])] = np.nan  # NaN sorts last: these few frames are computed again, without NaN
+    for n, b in zip(*np.nonzero(np.isnan(level)), strict=True):
         finite = ring[n, b][np.isfinite(ring[n, b])]
         if len(finite):
-            sky[n, b] = np.median(finite)
-    return sky
+            level[n, b], lower[n, b] = np.median(finite), finite[round(LOWER_SIGMA * (len(finite) - 1))]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return level, level - lower
 
 
 def flux_scale(zero_point_mag: tuple[float, ...], reference_mag: tuple[float, ...]) -> Float32:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from skyclass.errors import ConfigError
-from skyclass.images.composite import STRETCHES, CompositeSettings, atlas_settings, border_sky, composite, to_float16
+from skyclass.images.composite import (
+    STRETCHES,
+    CompositeSettings,
+    atlas_settings,
+    border_levels,
+    border_sky,
+    composite,
+    to_float16,
+)
 from skyclass.images.cutouts import Cutter
 from skyclass.run.stages import cut_and_composite
 from skyclass.types import RowRange, Tile
@@ -296,3 +304,24 @@ def test_all_wrong_settings_are_named_in_one_message():
     assert names == ["stretch", "sky", "softening_dn", "softening_dn", "lupton_q", "border_px", "percentiles"]
     with pytest.raises(ConfigError, match=r"unknown settings \['gamma', 'q'\]"):
         CompositeSettings.from_dict({"q": 1, "gamma": 2, "stretch": "asinh"})
+
+
+def test_the_scatter_of_the_border_is_that_of_the_noise_without_its_neighbours():
+    rng = np.random.default_rng(7)
+    pixels = rng.normal(5, 0.3, (200, 1, 37, 37)).astype(np.float32)
+    pixels[:, :, :5, :8] += 20  # a star on a tenth of the frame
+    level, scatter = border_levels(pixels, 3)
+    assert np.median(scatter) == pytest.approx(0.3, rel=0.1) and np.median(level) == pytest.approx(5, abs=0.08)
+    pixels[0, 0, :3], pixels[1] = np.nan, np.nan
+    level, scatter = border_levels(pixels, 3)
+    assert scatter[0, 0] == pytest.approx(0.3, rel=0.2) and np.isnan([level[1, 0], scatter[1, 0]]).all()
+
+
+def test_a_sky_that_is_known_is_not_measured_again():
+    pixels, settings = cutouts(), atlas_settings(BANDS)
+    sky = border_sky(pixels, 3)
+    np.testing.assert_array_equal(
+        composite(pixels, ZERO_POINTS, settings, sky=sky), composite(pixels, ZERO_POINTS, settings)
+    )
+    higher = composite(pixels, ZERO_POINTS, settings, sky=sky + 1)
+    assert (higher < composite(pixels, ZERO_POINTS, settings)).all()
