@@ -51,7 +51,7 @@ def _sleep(stage: str, seconds: float) -> Timing:
 def cut_strip(context: SleepContext, strip: Strip) -> CutStrip:
     """Return a strip without pixels, after the time of cutting it."""
     timing = _sleep("cut", (strip.stop - strip.start) / context.cut_rate)
-    values = SourceValues(np.zeros(1, np.int32), np.ones(1, np.float32))
+    values = SourceValues(np.zeros(1, np.int32), np.ones(1, np.float32), *np.full((2, 1), np.nan, np.float32))
     return CutStrip(strip, IDS, None, None, values, None, None, (timing,))
 
 

@@ -266,6 +266,17 @@ def class_columns(classes: tuple[str, ...], has_prior: bool = False) -> dict[str
             "the class in their set, if they look like those of the calibration. Empty for a source that is unlike "
             "every class; null without class, W1 or calibration",
         ),
+        "outlier": (
+            "",
+            "stat.param",
+            "Distance of the image from those of the training with the same W1; above 1 are 2 % of them; null if the "
+            "model has no such score",
+        ),
+        "w1_aperture": (
+            "mag",
+            "phot.mag;em.IR.3-4um",
+            "W1 magnitude (Vega) within 8.25 arcsec on the cutout; null without positive flux or with a missing pixel",
+        ),
         "flags": ("", "meta.code.qual", f"Bit mask, what was wrong with the source: {_FLAG_BITS}; 0 is clean"),
         "valid_frac": ("", "stat.filling", "Share of the cutout's pixels that exist and are finite"),
         "model_id": ("", "meta.id;meta.software", "Model bundle that gave the class"),

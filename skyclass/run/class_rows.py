@@ -12,7 +12,7 @@ from ..model.priors import BinnedCalibration, in_sets
 from ..schema import bad_bits, class_schema
 from ..sky.galactic import abs_galactic_latitude_deg
 from ..sky.healpix import healpix29
-from ..types import Flag, Float32, Int64, TilePlan
+from ..types import Flag, Float32, Int32, Int64, TilePlan
 from .context import RunContext
 from .strips import SourceValues, StripResult
 from .tile_sources import ids_of, tile_sources
@@ -29,16 +29,27 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     probabilities, values = join_results(sources, results, tile, len(classes))
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities, classes)
+    columns |= {"outlier": values.outlier, "w1_aperture": values.w1_aperture}
     columns |= {
         "set_90": class_sets(probabilities, sources, context.bundle.binned_calibration, classes),
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
-        "flags": values.flags | flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE),
+        "flags": values.flags | flags_of_rows(sources, values),
         "valid_frac": values.valid_frac,
         "model_id": pa.array([context.bundle.model_id] * len(sources)),
         "run_id": pa.array([context.run_id] * len(sources)),
     }
     schema = class_schema(classes)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def flags_of_rows(sources: pa.Table, values: SourceValues) -> Int32:
+    """Return the flags (N,) that follow from the catalogue and from the scores of the sources."""
+    no_w1 = np.asarray(sources["w1mpro"].is_null())
+    return (
+        flag_where(bad_bits(sources) != 0, Flag.BAD_VALUE)
+        | flag_where(values.outlier > 1, Flag.OUTLIER)
+        | flag_where(no_w1, Flag.NO_PHOTOMETRY)
+    )
 
 
 def join_results(

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import TileFault
-from ..images.composite import BLOCK, CompositeSettings, composite
+from ..images.aperture import centre_flags, measure_centres
+from ..images.composite import BLOCK, CompositeSettings, border_levels, composite
 from ..images.cutouts import Cutter, flag_where, group_by_image_set, in_order, read_bands
 from ..images.records import record_files, replaced_fault
 from ..model.photometry import features
@@ -41,7 +42,7 @@ from ..types import (
 from .class_rows import class_rows
 from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
-from .strips import CutStrip, SourceValues, StripResult, Timing
+from .strips import CutStrip, SourceValues, StripResult, Timing, unknown
 from .tile_sources import ids_of, tile_sources
 
 PARTITION_COUNTS = pa.schema(
@@ -126,12 +127,17 @@ def cut_and_composite(
     cutter = Cutter(rows, tile, x, y, size_px)
     images = np.empty((len(x), len(tile.bands), size_px, size_px), np.float16)
     pixels = np.empty((BLOCK, *images.shape[1:]), np.float32)
+    flags, w1_aperture = np.zeros(len(x), np.int32), np.empty(len(x), np.float32)
     for start in range(0, len(x), BLOCK):
         block = slice(start, min(start + BLOCK, len(x)))
         cut = pixels[: block.stop - start]
         cutter.cut(block, cut)
-        composite(cut, tile.zero_point_mag, settings, images[block])
-    return images, SourceValues(*cutter.flags_and_valid_frac())
+        sky, scatter = border_levels(cut, settings.border_px)
+        composite(cut, tile.zero_point_mag, settings, images[block], sky)
+        measures = measure_centres(cut, sky, scatter, tile.bands, tile.zero_point_mag)
+        flags[block], w1_aperture[block] = centre_flags(measures), measures.w1_aperture
+    flags_of_pixels, valid_frac = cutter.flags_and_valid_frac()
+    return images, SourceValues(flags | flags_of_pixels, valid_frac, w1_aperture, unknown(len(x)))
 
 
 def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Timing) -> CutStrip:

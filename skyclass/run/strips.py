@@ -16,15 +16,25 @@ TIMED_STAGES = ("read", "cut", "infer", "commit")
 
 
 class SourceValues(NamedTuple):
-    """The values of N sources that become columns: `flags` (N,) int32 of `Flag`, `valid_frac` (N,) float32."""
+    """The values of N sources that become columns, (N,) each.
+
+    `flags` int32 of `Flag`, `valid_frac`, `w1_aperture` and `outlier` float32. The last two are NaN where unknown.
+    """
 
     flags: Int32
     valid_frac: Float32
+    w1_aperture: Float32
+    outlier: Float32
 
     @classmethod
     def without_image(cls, n: int, flags: Flag | int) -> SourceValues:
         """Return the values of `n` sources that have no image, all with the same flags."""
-        return cls(np.full(n, int(flags), np.int32), np.zeros(n, np.float32))
+        return cls(np.full(n, int(flags), np.int32), np.zeros(n, np.float32), unknown(n), unknown(n))
+
+
+def unknown(n: int) -> Float32:
+    """Return `n` values that are not known, NaN."""
+    return np.full(n, np.nan, np.float32)
 
 
 @dataclass(frozen=True)

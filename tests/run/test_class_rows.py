@@ -12,7 +12,7 @@ import pytest
 from skyclass.errors import RowsLost, TileFault
 from skyclass.model.priors import BinnedCalibration
 from skyclass.run import class_rows as module
-from skyclass.run.class_rows import class_rows, class_sets, join_results
+from skyclass.run.class_rows import class_rows, class_sets, flags_of_rows, join_results
 from skyclass.run.strips import SourceValues, StripResult
 from skyclass.schema import BAD_NAME, SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix29
@@ -27,7 +27,7 @@ def result(ids: str, start: int, fault: TileFault | None = None) -> StripResult:
     """Return the result of a strip whose values follow from the ids: a is 0, b is 1, and so on."""
     codes = np.array([ord(letter) - ord("a") for letter in ids])
     probabilities = np.stack([codes / 10, 1 - codes / 10, np.zeros(len(ids))], 1).astype(np.float32)
-    values = SourceValues(codes.astype(np.int32), (codes / 4).astype(np.float32))
+    values = SourceValues(codes.astype(np.int32), *(codes / scale for scale in np.float32([4, 2, 8])))
     if fault:
         values = SourceValues.without_image(len(ids), Flag.TILE_BAD | Flag.NO_IMAGE)
     strip = Strip(TILE, start, start + len(ids))
@@ -38,6 +38,7 @@ def test_each_source_has_the_values_of_its_own_result() -> None:
     probabilities, values = join_results(SOURCES, [result("ba", 0), result("dc", 2)], TILE, 3)
     np.testing.assert_allclose(probabilities[:, 0], [0.3, 0.0, 0.2, 0.1], atol=1e-6)
     assert values.flags.tolist() == [3, 0, 2, 1] and values.valid_frac.tolist() == [0.75, 0.0, 0.5, 0.25]
+    assert values.w1_aperture.tolist() == [1.5, 0.0, 1.0, 0.5] and values.outlier.tolist() == [0.375, 0.0, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,11 @@ def test_the_columns_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     rows = class_rows(context, TilePlan(TILE.coadd_id, 2, (0,)), [result("ad", 0)])
     assert rows.schema == CLASS_SCHEMA
-    assert rows["flags"].to_pylist() == [3, 0 | Flag.BAD_VALUE] and rows["valid_frac"].to_pylist() == [0.75, 0.0]
+    assert rows["flags"].to_pylist() == [3, Flag.BAD_VALUE | Flag.NO_PHOTOMETRY]
+    assert rows["valid_frac"].to_pylist() == [
+        0.75,
+        0.0,
+    ]
     assert rows["_healpix_29"].to_pylist() == healpix29(np.array([150.0, 10.0]), np.array([1.5, -2.5])).tolist()
     assert rows["model_id"].to_pylist() == ["m-1"] * 2 and rows["run_id"].to_pylist() == ["r-1"] * 2
     assert rows["class"].to_pylist() == ["quasar", "quasar"] and rows["w1mpro"].to_pylist() == [15.5, None]
@@ -105,3 +110,10 @@ def test_the_sets_of_sources_name_the_classes_above_their_thresholds() -> None:
     )
     texts = class_sets(np.vstack([p, p[:1]]), sources, calibration, DEFAULT_CLASSES).to_pylist()
     assert texts == ["galaxy|quasar", "galaxy|quasar", "star", "", None, None, None, None]
+
+
+def test_flags_of_scores_and_of_missing_photometry() -> None:
+    sources = pa.table({"w1mpro": pa.array([15.0, None, 15.0, 15.0], pa.float32()), "bad_values": [0, 0, 0, 1]})
+    scores = np.array([0.5, 1.0, 1.01, np.nan], np.float32)
+    flags = flags_of_rows(sources, SourceValues.without_image(4, 0)._replace(outlier=scores))
+    assert flags.tolist() == [0, Flag.NO_PHOTOMETRY, Flag.OUTLIER, Flag.BAD_VALUE]

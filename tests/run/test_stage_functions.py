@@ -34,7 +34,7 @@ from skyclass.run.stages import (
     opened_tile,
     without_faults,
 )
-from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing
+from skyclass.run.strips import CutStrip, SourceValues, StripResult, Timing, unknown
 from skyclass.run.tile_sources import planned_sources, read_unchanged, tile_sources
 from skyclass.sky.tile_wcs import tile_pixels
 from skyclass.types import DEFAULT_CLASSES, NO_TILE, Flag, Strip, Tile, TilePlan
@@ -81,7 +81,7 @@ def worker(classifier: Any) -> Any:
 def cut_of(flags: list[int], **changes: Any) -> CutStrip:
     """Return four sources whose images begin with 0.1, 0.2, 0.3 and 0.4."""
     images = np.ones((4, 3, 2, 2), np.float16) * np.array([0.1, 0.2, 0.3, 0.4], np.float16)[:, None, None, None]
-    values = SourceValues(np.array(flags, np.int32), np.ones(4, np.float32))
+    values = SourceValues(np.array(flags, np.int32), np.ones(4, np.float32), unknown(4), unknown(4))
     cut = CutStrip(STRIP, IDS, images, None, values, None, None, (Timing("read", 1.0), Timing("cut", 2.0)))
     return replace(cut, **changes)
 
@@ -112,9 +112,10 @@ def test_the_size_of_a_strip_is_that_of_its_images() -> None:
 
 
 def test_the_values_of_sources_without_an_image() -> None:
-    flags, valid_frac = SourceValues.without_image(3, Flag.TILE_BAD | Flag.NO_IMAGE)
+    flags, valid_frac, *unknown_values = SourceValues.without_image(3, Flag.TILE_BAD | Flag.NO_IMAGE)
     assert flags.tolist() == [160] * 3 and valid_frac.tolist() == [0.0] * 3
     assert (flags.dtype, valid_frac.dtype) == (np.int32, np.float32)
+    assert np.isnan(unknown_values).all() and np.shape(unknown_values) == (2, 3)
 
 
 # --- COUNT ------------------------------------------------------------------------------------------

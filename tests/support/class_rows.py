@@ -37,7 +37,7 @@ def class_rows(coadd_id: str, n: int, ra: float, dec: float, size_deg: float = 2
         "entropy": -(p * np.log(p)).sum(axis=1),
     }
     columns = {name: pa.array(values, pa.float32(), mask=missing) for name, values in numbers.items()}
-    for name in ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr"):
+    for name in ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr", "w1_aperture", "outlier"):
         columns[name] = pa.array(rng.normal(15, 1, n), pa.float32())
     columns |= {
         "_healpix_29": pa.array(healpix29(ras, decs)),
