@@ -271,3 +271,7 @@ class Classifier(Protocol):
         `photometry` (N, F) are the features of the same sources, for a network that takes them; NaN = unknown.
         """
         ...
+
+    def predict_and_embed(self, images: Float16, photometry: Float32 | None = None) -> tuple[Float32, Float32]:
+        """Return the probabilities of `predict` and the embedding (N, W) in one pass; W is 0 if there is none."""
+        ...

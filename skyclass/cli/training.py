@@ -67,8 +67,9 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option("--calibrate", metavar="BUNDLE", help="Fit the first model's calibration on split val; evaluate it too.")
 @click.option(
     "--kind",
-    type=click.Choice(["temperature", "bias", "bins"]),
-    help="With --calibrate; bins: in bins of W1 and |b|.  [default: temperature]",
+    type=click.Choice(["temperature", "bias", "bins", "outliers"]),
+    help="With --calibrate; bins: in bins of W1 and |b|; outliers: scores of outliers instead, from all rows of a dataset that "
+    "the training has not seen.  [default: temperature]",
 )
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)
@@ -103,7 +104,8 @@ def evaluate(
     bundles = [load_bundle(name, trust_code=trust_code) for name in models[:-1]]
     check_fit(bundles, data)
     if calibrate:
-        bundles.append(fit(bundles[0], data, "val", calibrate, kind or "temperature", prior or "sample", **where))
+        fitted_on = "all" if kind == "outliers" else "val"
+        bundles.append(fit(bundles[0], data, fitted_on, calibrate, kind or "temperature", prior or "sample", **where))
     folder = write_evaluation(output, evaluate_models(bundles, data, split, **where), overwrite)
     say(*(folder / "evaluation.md").read_text().rstrip("\n").split("\n"))
     say(f"written to {output}")

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..row_products import row_products
 from ..types import Flag, Float32, Int32
-from .composite import ATLAS_NOISE_DN, ATLAS_ZERO_POINT_MAG, BLOCK
+from .composite import ATLAS_NOISE_DN, ATLAS_ZERO_POINT_MAG
 from .cutouts import flag_where
 
 APERTURE_PX = 6.0
@@ -116,19 +117,13 @@ def centre_flags(measures: CentreMeasures) -> Int32:
 
 
 def _region_sums(pixels: Float32, sky: Float32) -> Float32:
-    """Return the weighted sums (N, B, 11) of the central windows of cutouts, less the sky.
-
-    Every matrix product has the same shape. Therefore the sums of a source do not depend on the others.
-    """
+    """Return the weighted sums (N, B, 11) of the central windows of cutouts, less the sky."""
     n, n_bands, size_px, _ = pixels.shape
     first = (size_px - WINDOW_PX) // 2
     inside = slice(first, first + WINDOW_PX)
-    windows = np.zeros((-(-n // BLOCK) * BLOCK, n_bands, WINDOW_PX, WINDOW_PX), np.float32)
-    np.subtract(pixels[:, :, inside, inside], sky[:, :, None, None], out=windows[:n])
-    weights = _weights((size_px - 1) / 2 - first)
-    sums = windows.reshape(-1, BLOCK * n_bands, WINDOW_PX**2) @ weights
-    of_sources: Float32 = sums.reshape(-1, n_bands, weights.shape[1])[:n]
-    return of_sources
+    windows = pixels[:, :, inside, inside] - sky[:, :, None, None]
+    sums = row_products(windows.reshape(n * n_bands, WINDOW_PX**2), _weights((size_px - 1) / 2 - first))
+    return sums.reshape(n, n_bands, sums.shape[1])
 
 
 def _contrast(disc: Float32, annulus: Float32, bands: tuple[str, ...]) -> Float32:

@@ -35,6 +35,7 @@ from .bundle_files import (
     verify,
     write_durably,
 )
+from .outliers import OutlierStatistics
 from .photometry import PhotometrySettings
 from .priors import BinnedCalibration
 
@@ -143,6 +144,8 @@ class Bundle:
     binned_calibration : BinnedCalibration or None
         Calibration in bins of W1 and |b|, and the class shares to which it refers; None where none was fitted.
         `predict` does not use it.
+    outliers : OutlierStatistics or None
+        Embeddings of training sources, for the column `outlier`; None where they were not measured.
     source_sha256 : str
         SHA-256 of the source of the network's module if `network` is an import path, else empty.
 
@@ -167,6 +170,7 @@ class Bundle:
     bias: tuple[float, ...]
     photometry: PhotometrySettings | None = None
     binned_calibration: BinnedCalibration | None = None
+    outliers: OutlierStatistics | None = None
     source_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -344,6 +348,7 @@ def save_bundle(path: str | Path, bundle_fields: Mapping[str, Any], state_dict: 
 def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
     fields = dict(bundle_fields)
     classes, photometry, binned = fields["classes"], fields.get("photometry"), fields.get("binned_calibration")
+    outliers = fields.get("outliers")
     plain = {
         **fields,
         "schema": SCHEMA,
@@ -352,11 +357,12 @@ def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: st
         "preprocessing": asdict(fields["preprocessing"]),
         "photometry": photometry.to_dict() if photometry else None,
         "binned_calibration": binned.to_dict() if binned else None,
+        "outliers": outliers.to_dict() if outliers else None,
         "classes": list(classes),
         "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
-    for name in ("source_sha256", "binned_calibration"):
+    for name in ("source_sha256", "binned_calibration", "outliers"):
         if not plain.get(name):
             plain.pop(name, None)
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read back
@@ -368,7 +374,7 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
     fields = {k: v for k, v in document.items() if k != "schema"}
     try:
         cut, preprocessing, photometry = (fields.pop(name) for name in ("cut", "preprocessing", "photometry"))
-        binned_calibration = fields.pop("binned_calibration", None)
+        binned_calibration, outliers = fields.pop("binned_calibration", None), fields.pop("outliers", None)
         return Bundle(
             path=folder,
             cut=Cut(**cut | {"bands": tuple(cut["bands"])}),
@@ -378,6 +384,7 @@ def _bundle(folder: Path, document: Mapping[str, Any]) -> Bundle:
             ),
             photometry=PhotometrySettings.from_dict(photometry) if photometry else None,
             binned_calibration=BinnedCalibration.from_dict(binned_calibration) if binned_calibration else None,
+            outliers=OutlierStatistics.from_dict(outliers) if outliers else None,
             classes=tuple(fields.pop("classes")),
             bias=tuple(fields.pop("bias")),
             **fields,

@@ -5,7 +5,7 @@
       Preprocess      NaN -> 0, resize, normalise     float32
       standardise     (x - mean) / std, NaN -> 0      float32
       network         fused, channels_last, fp32 or bf16; compiled on request
-      logits                                          float32 (N, K)
+      logits and embedding                            float32 (N, K + W)
       softmax(logits / temperature + bias)            float32 (N, K)
 
 Every micro-batch has the same shape. Therefore the probabilities of a row do not depend on the other rows of a call,
@@ -33,7 +33,7 @@ from .bundle import Bundle, load_bundle
 from .bundle_files import REMEDY
 from .compile import Network, compiled
 from .devices import resolve_device, resolve_precision
-from .network import inference_module, inputs_of_bundle, one_line, require_matching_photometry
+from .network import inference_module, inputs_of_bundle, one_line, require_matching_photometry, with_embedding
 from .photometry import standardise
 from .preprocess import Preprocess
 from .probabilities import refuse_faulty
@@ -50,17 +50,21 @@ INPUT_DTYPES = {"images": torch.float16, "photometry": torch.float32}
 
 
 class InferenceModule(nn.Module):
-    """Logits (N, K) float32 from a batch in `INPUT_DTYPES`: preprocessing and network in one module to be compiled."""
+    """Logits and embedding (N, K + W) float32 from a batch in `INPUT_DTYPES`.
+
+    Preprocessing and network are in one module to be compiled. W, the `width` of the embedding, may be 0.
+    """
 
     def __init__(self, inputs: tuple[str, ...], preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
-        self.inputs, self.preprocess, self.network = inputs, preprocess, network
+        self.inputs, self.preprocess = inputs, preprocess
+        self.network, self.width = with_embedding(network)
         self.dtype = next((p.dtype for p in network.parameters()), torch.float32)
 
     def forward(self, *batch: Tensor) -> Tensor:
         prepare = {"images": lambda x: self.preprocess(x).to(self.dtype), "photometry": lambda x: x}
-        logits: Tensor = self.network(*(prepare[name](x) for name, x in zip(self.inputs, batch, strict=True)))
-        return logits.float()
+        outputs: Tensor = self.network(*(prepare[name](x) for name, x in zip(self.inputs, batch, strict=True)))
+        return outputs.float()
 
 
 class PreparedNetwork(NamedTuple):
@@ -73,7 +77,7 @@ class PreparedNetwork(NamedTuple):
 class NetworkClassifier:
     """The network of a bundle on one device. `load_classifier` makes it.
 
-    Several threads may call `predict` and `logits`. On CUDA the batch size is found at the start: a batch that does not
+    Several threads may call its methods. On CUDA the batch size is found at the start: a batch that does not
     fit into memory is halved, and later batches have the smaller size.
 
     Attributes
@@ -88,6 +92,8 @@ class NetworkClassifier:
         Whether the network is compiled.
     model_id : str
         Name and digest of the bundle, the content of the column `model_id`.
+    width : int
+        Numbers of an embedding, 0 for a network without one.
     """
 
     def __init__(self, bundle: Bundle, device: str, precision: str, compile: bool = False) -> None:
@@ -99,6 +105,8 @@ class NetworkClassifier:
         network = channels_last(inference_module(bundle, precision).to(self.device))
         preprocess = Preprocess(bundle.preprocessing, bundle.cut.size_px).to(self.device)
         self.module = InferenceModule(self.inputs, preprocess, network).eval()
+        self.width = self.module.width
+        self._check_statistics()
         self.batch_lock = Lock()
         self.prepared = PreparedNetwork(TRIAL_BATCH, self.module)
         self._refuse_faulty()  # before compiling: otherwise NaN would count as a fault of the compiler
@@ -145,7 +153,22 @@ class NetworkClassifier:
         >>> classifier.predict(images).shape
         (2, 3)
         """
-        return calibrated(self.logits(images, photometry), self.bundle.temperature, self.bundle.bias)
+        return self.predict_and_embed(images, photometry)[0]
+
+    def predict_and_embed(self, images: Float16, photometry: Float32 | None = None) -> tuple[Float32, Float32]:
+        """Return calibrated class probabilities and the embedding of the images, in one pass of the network.
+
+        Parameters and errors are those of `predict`.
+
+        Returns
+        -------
+        (N, K) float32
+            Probabilities, as of `predict`.
+        (N, W) float32
+            Input of the last layer of the network; W is 0 for a network without an embedding.
+        """
+        logits, embedding = self._split_outputs(images, photometry)
+        return calibrated(logits, self.bundle.temperature, self.bundle.bias), embedding
 
     def logits(self, images: Float16, photometry: Float32 | None = None) -> Float32:
         """Return the output of the network, before temperature and bias.
@@ -157,16 +180,30 @@ class NetworkClassifier:
         (N, K) float32
             Logits in the order of `bundle.classes`.
         """
+        return self._split_outputs(images, photometry)[0]
+
+    def _split_outputs(self, images: Float16, photometry: Float32 | None) -> tuple[Float32, Float32]:
+        """Return logits (N, K) and embedding (N, W), in batches that fit the memory of the device."""
         inputs = self._checked_inputs(images, photometry)
         while True:
             prepared = self.prepared
             try:
-                return self._logits(inputs, len(images), prepared)
+                outputs = self._outputs(inputs, len(images), prepared)
+                n_logits = outputs.shape[1] - self.width
+                return outputs[:, :n_logits], outputs[:, n_logits:]
             except torch.OutOfMemoryError as error:
                 failure = error.with_traceback(None)  # the traceback would keep the memory of the batch allocated
             with self.batch_lock:
                 if self.prepared is prepared:  # otherwise another thread has halved the batch already
                     self.prepared = self._prepare_largest(_halved(prepared.micro_batch, failure))
+
+    def _check_statistics(self) -> None:
+        """Raise `BundleError` if the statistics of outliers are those of another network."""
+        if self.bundle.outliers and self.bundle.outliers.width != self.width:
+            raise BundleError(
+                f"the bundle at {self.bundle.path} has statistics of {self.bundle.outliers.width} numbers of an "
+                f"embedding, and its network {self.bundle.network!r} gives {self.width}: {REMEDY}"
+            )
 
     def _refuse_faulty(self) -> None:
         """Raise `BundleError` unless the network gives probabilities for the trial composites."""
@@ -244,14 +281,14 @@ class NetworkClassifier:
         ]
 
     @torch.inference_mode()
-    def _logits(self, inputs: Mapping[str, FloatArray], n: int, prepared: PreparedNetwork) -> Float32:
+    def _outputs(self, inputs: Mapping[str, FloatArray], n: int, prepared: PreparedNetwork) -> Float32:
         size = prepared.micro_batch
         batches = (
             [_padded(rows[i : i + size], size, INPUT_DTYPES[name], self.is_on_cuda) for name, rows in inputs.items()]
             for i in range(0, n, size)
         )
-        logits = [prepared.network(*self._uploaded(batch)) for batch in batches]
-        rows = torch.cat(logits)[:n] if logits else torch.empty((0, len(self.bundle.classes)))
+        outputs = [prepared.network(*self._uploaded(batch)) for batch in batches]
+        rows = torch.cat(outputs)[:n] if outputs else torch.empty((0, len(self.bundle.classes) + self.width))
         on_host: Float32 = rows.cpu().numpy()
         return on_host
 
@@ -282,6 +319,10 @@ class NullClassifier:
         weights = ((mixed >> np.uint64(40)) + np.uint64(1)).astype(np.float64)
         probabilities: Float32 = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
         return probabilities
+
+    def predict_and_embed(self, images: Float16, photometry: Float32 | None = None) -> tuple[Float32, Float32]:
+        """Return the rows of `predict`, and an embedding (N, 0) without numbers."""
+        return self.predict(images, photometry), np.zeros((len(images), 0), np.float32)
 
 
 def calibrated(logits: Float32, temperature: float, bias: tuple[float, ...]) -> Float32:

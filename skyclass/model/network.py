@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..errors import BundleError, ConfigError
 from ..import_path import is_import_path
 from ..networks import build, fuse, network_inputs, to_bf16
+from ..networks.blocks import ImageClassifier, full_precision
+from ..networks.fusion import FusionNet
 from .bundle import Bundle, check_source, load_weights
 from .bundle_files import REMEDY
 
@@ -49,6 +51,38 @@ def inference_module(bundle: Bundle, precision: str) -> nn.Module:
         return AutocastBf16(network) if precision == "bf16" else network
     network = fuse(network)
     return to_bf16(network) if precision == "bf16" else network
+
+
+def with_embedding(network: nn.Module) -> tuple[nn.Module, int]:
+    """Return a network whose output continues with its embedding, (N, K + W), and W; W is 0 if it has no embedding.
+
+    The embedding is the input of the last linear layer. A network of an import path has one if it derives from
+    `ImageClassifier` and keeps its `forward`.
+    """
+    if isinstance(network, AutocastBf16):
+        inner, width = with_embedding(network.network)
+        return AutocastBf16(inner), width
+    if not isinstance(network, ImageClassifier | FusionNet):
+        return network, 0
+    if type(network).forward not in (ImageClassifier.forward, FusionNet.forward):
+        return network, 0
+    last = network.head[-1]
+    assert isinstance(last, nn.Linear)
+    return WithEmbedding(network), last.in_features
+
+
+class WithEmbedding(nn.Module):
+    """The logits and the embedding of a network in one pass, (N, K + W) float32."""
+
+    network: ImageClassifier | FusionNet
+
+    def __init__(self, network: ImageClassifier | FusionNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        embedding: Tensor = self.network.embed(*inputs)
+        return torch.cat((full_precision(self.network.head[-1], embedding), embedding), 1)
 
 
 class AutocastBf16(nn.Module):

@@ -18,7 +18,7 @@ from ..images.aperture import centre_flags, measure_centres
 from ..images.composite import BLOCK, CompositeSettings, border_levels, composite
 from ..images.cutouts import Cutter, flag_where, group_by_image_set, in_order, read_bands
 from ..images.records import record_files, replaced_fault
-from ..model.photometry import features
+from ..model.photometry import features, numbers
 from ..model.probabilities import is_distribution
 from ..schema import bad_bits, bad_value_counts
 from ..sky.tile_wcs import tile_pixels
@@ -87,7 +87,14 @@ def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
         replace(read, seconds=opened + read.seconds, bytes_of_tile=tile.nbytes if is_first else 0),
         Timing("cut", time.perf_counter() - began - opened - read.seconds),
     )
-    return CutStrip(strip, ids_of(sources), images, photometry, values, None, tile, timings)
+    w1 = known_w1(sources, values)
+    return CutStrip(strip, ids_of(sources), images, photometry, values, None, tile, timings, w1)
+
+
+def known_w1(sources: pa.Table, values: SourceValues) -> Float32:
+    """Return W1 (N,) of the catalogue, that of the aperture where it has none, NaN where both are unknown."""
+    w1 = numbers(sources["w1mpro"]).astype(np.float32)
+    return np.where(np.isnan(w1), values.w1_aperture, w1)
 
 
 def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:
@@ -151,22 +158,25 @@ def faulty_strip(context: RunContext, strip: Strip, fault: TileFault, timing: Ti
 
 
 def infer_strip(context: RunContext, composites: CutStrip) -> StripResult:
-    """Return the class probabilities of a strip; NaN for sources without an image, or where the model gives none."""
+    """Return the class probabilities and scores of a strip; NaN without an image, or where the model gives none."""
     began = time.perf_counter()
     flags = composites.values.flags
     probabilities = np.full((len(flags), len(context.bundle.classes)), np.nan, dtype=np.float32)
+    outlier = unknown(len(flags))
     has_image = (flags & int(Flag.NO_IMAGE)) == 0
     if composites.images is not None and has_image.any():
         chosen = slice(None) if has_image.all() else has_image  # a slice copies nothing
         photometry = None if composites.photometry is None else composites.photometry[chosen]
-        probabilities[chosen] = context.classifier.predict(composites.images[chosen], photometry)
+        probabilities[chosen], embedding = context.classifier.predict_and_embed(composites.images[chosen], photometry)
+        if (statistics := context.bundle.outliers) and composites.w1 is not None:
+            outlier[chosen] = statistics.scores(embedding, composites.w1[chosen])
         probabilities, flags = without_faults(probabilities, flags, has_image)
     timing = Timing("infer", time.perf_counter() - began)
     return StripResult(
         composites.strip,
         composites.source_id,
         probabilities,
-        composites.values._replace(flags=flags),
+        composites.values._replace(flags=flags, outlier=outlier),
         composites.fault,
         composites.tile,
         (*composites.timings, timing),

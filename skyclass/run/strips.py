@@ -53,7 +53,8 @@ class CutStrip:
 
     `photometry` (N, F) float32 are the features of the same sources, NaN = unknown, if the model needs any. With a
     `fault`, `images` and `photometry` are None, and each source has the flag of the fault. Rows are joined by
-    `source_id`, never by index. `tile` has the files that were read; it is None where the tile cannot be opened.
+    `source_id`, never by index. `tile` has the files that were read; it is None where the tile cannot be opened. `w1`
+    (N,) is W1 of the catalogue or of the aperture, NaN = unknown; None without images.
     """
 
     strip: Strip
@@ -64,6 +65,7 @@ class CutStrip:
     fault: TileFault | None
     tile: Tile | None
     timings: tuple[Timing, ...]
+    w1: Float32 | None = None
 
     def __sizeof__(self) -> int:
         """Return the size in bytes, for Dask's measure of the memory of a worker."""

@@ -14,6 +14,7 @@ import pytest
 
 from skyclass.errors import InputChanged, TileFault
 from skyclass.model.bundle import load_bundle
+from skyclass.model.outliers import OutlierStatistics
 from skyclass.run import stages
 from skyclass.run.config import RunConfig
 from skyclass.run.context import RunContext, strips_of, tiles_near
@@ -73,9 +74,15 @@ class Doubles:
         first = images[:, 0, 0, 0].astype(np.float32)
         return np.stack([first, 1 - first, np.zeros_like(first)], 1)
 
+    def predict_and_embed(
+        self, images: np.ndarray, photometry: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict(images, photometry), images[:, 0, 0, :1].astype(np.float32)
 
-def worker(classifier: Any) -> Any:
-    return SimpleNamespace(classifier=classifier, bundle=SimpleNamespace(classes=DEFAULT_CLASSES))
+
+def worker(classifier: Any, outliers: OutlierStatistics | None = None) -> Any:
+    bundle = SimpleNamespace(classes=DEFAULT_CLASSES, outliers=outliers)
+    return SimpleNamespace(classifier=classifier, bundle=bundle)
 
 
 def cut_of(flags: list[int], **changes: Any) -> CutStrip:
@@ -284,6 +291,20 @@ def test_a_whole_strip_of_images_reaches_the_network_without_photometry() -> Non
     result = infer_strip(worker(classifier), cut_of([0] * 4))
     np.testing.assert_allclose(result.probabilities[:, 0], [0.1, 0.2, 0.3, 0.4], atol=1e-3)
     assert classifier.photometry is None
+
+
+def test_scores_of_outliers_are_those_of_the_w1_of_each_source() -> None:
+    statistics = OutlierStatistics((10.0, 15.0, 20.0), ((0.1,), (0.0,)), ((1.0,),), (0.1, 0.2), (9, 9))
+    flags, w1 = [0, int(Flag.NO_IMAGE), 0, 0], np.array([12.0, 12.0, 12.0, 17.0], np.float32)
+    result = infer_strip(worker(Doubles(), statistics), cut_of(flags, w1=w1))
+    np.testing.assert_allclose(result.values.outlier, [0, np.nan, 2, 2], atol=1e-2)
+    assert np.isnan(infer_strip(worker(Doubles()), cut_of(flags, w1=w1)).values.outlier).all()
+
+
+def test_w1_is_that_of_the_catalogue_or_else_of_the_aperture() -> None:
+    sources = pa.table({"w1mpro": pa.array([14.0, None, 15.0, None], pa.float32())})
+    values = SourceValues.without_image(4, 0)._replace(w1_aperture=np.array([9, 16, np.nan, np.nan], np.float32))
+    np.testing.assert_array_equal(stages.known_w1(sources, values), np.array([14, 16, 15, np.nan], np.float32))
 
 
 @pytest.mark.parametrize("changes", [{"images": None}, {}], ids=["no tile", "no image"])

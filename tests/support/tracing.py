@@ -35,3 +35,4 @@ def without_pixels_and_network() -> None:
 
     AtlasArchive.read_rows = lambda self, tile, band, a, b: np.ones((b - a, tile.shape[1]), np.float32)
     NetworkClassifier.predict = lambda self, *given: NullClassifier().predict(*given)
+    NetworkClassifier.predict_and_embed = lambda self, *given: NullClassifier().predict_and_embed(*given)

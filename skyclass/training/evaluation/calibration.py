@@ -7,7 +7,7 @@ network. `binned.py` calibrates in bins of W1 and |b|.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,11 +28,12 @@ from ..data.dataset import Dataset, pixels_digest
 from .binned import fit_in_bins
 from .caveats import is_simulated
 from .natural import tile_numbers
-from .predictions import logits_of, probabilities_of, rows_of
+from .outlier_fit import fit_outliers
+from .predictions import embeddings_of, logits_of, probabilities_of, rows_of
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range of a fitted temperature. Rows that ask for a value outside are separated perfectly or not at all."""
-KINDS = ("temperature", "bias", "bins")
+KINDS = ("temperature", "bias", "bins", "outliers")
 
 
 def softmax(logits: ArrayLike) -> Float64:
@@ -105,12 +106,15 @@ def calibrate(
 
     `kind` is "temperature", or "bias" for a temperature and one bias per class. With `prior` "sample" the
     probabilities are for the class shares of the split, with "equal" for equal shares. The kind "bins" leaves the
-    probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The weights are
-    unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
+    probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The kind
+    "outliers" adds `outliers` alone; the rows should have the mix of the sky, and none that the training has seen. The
+    weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
     `BundleError`.
     """
     _check(kind, prior)
     check_target(out)
+    if kind == "outliers":
+        return _add_outliers(bundle, dataset, split, out, device, precision)
     if kind == "bins":
         return _calibrate_in_bins(bundle, dataset, split, out, device, precision)
     index, n_classes = rows_of(dataset, split), len(bundle.classes)
@@ -164,6 +168,24 @@ def _calibrate_in_bins(
     return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
 
 
+def _add_outliers(bundle: Bundle, dataset: Dataset, split: str, out: str | Path, device: str, precision: str) -> Bundle:
+    """Return `bundle` with the embeddings of one split of a dataset as its `outliers`, and write it to `out`."""
+    index = rows_of(dataset, split)
+    without = replace(bundle, outliers=None)  # they may be those of another network
+    fitted = fit_outliers(
+        embeddings_of(without, dataset, index, device, precision), numbers(dataset.rows["w1mpro"])[index]
+    )
+    record = {
+        "split": split,
+        "pixels": pixels_digest(dataset),
+        "of": bundle.model_id,
+        "simulated": is_simulated(dataset),
+        "counts": label_counts(dataset.labels[index], bundle.classes),
+    }
+    changes = {"outliers": fitted, "training": bundle.training | {"outliers": record}}
+    return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
+
+
 def fields_of(bundle: Bundle) -> dict[str, Any]:
     """Return the fields of a bundle that `save_bundle` takes; it computes the others."""
     computed = ("path", "weights_sha256", "digest")
@@ -173,8 +195,8 @@ def fields_of(bundle: Bundle) -> dict[str, Any]:
 def _check(kind: str, prior: str) -> None:
     problems = [] if kind in KINDS else [f"kind = {kind!r}: choose {', '.join(KINDS)}"]
     problems += [] if prior in ("sample", "equal") else [f"prior = {prior!r}: choose sample or equal"]
-    if kind == "bins" and prior != "sample":
-        problems.append("the kind bins is fitted for the class shares of the sample: leave out the prior")
+    if kind in ("bins", "outliers") and prior != "sample":
+        problems.append(f"the kind {kind} is fitted for the class shares of the sample: leave out the prior")
     if problems:
         raise ConfigError("calibration: " + "; ".join(problems))
 

@@ -47,6 +47,18 @@ def logits_of(
     return _predict(classifier.logits, bundle, dataset, index)
 
 
+def embeddings_of(
+    bundle: Bundle,
+    dataset: Dataset,
+    index: Int64 | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Float32:
+    """Return the embeddings (N, W) of the rows at `index` (all when None); W is 0 for a network without one."""
+    classifier = load_classifier(bundle, device, precision)
+    return _predict(lambda *inputs: classifier.predict_and_embed(*inputs)[1], bundle, dataset, index)
+
+
 def rows_of(dataset: Dataset, split: str) -> Int64:
     """Return the positions of the rows of a split, of all rows for "all"; `ConfigError` when there are none."""
     if split == "all":

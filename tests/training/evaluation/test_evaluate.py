@@ -51,8 +51,9 @@ from skyclass.training.evaluation.metrics import (
     scores,
     table_rates,
 )
-from skyclass.training.evaluation.predictions import logits_of, probabilities_of, rows_of
+from skyclass.training.evaluation.predictions import embeddings_of, logits_of, probabilities_of, rows_of
 from skyclass.types import DEFAULT_CLASSES
+from tests.support.bundles import make_bundle
 
 BANDS = ("w1", "w2", "w3")
 
@@ -524,6 +525,23 @@ def test_a_calibration_in_bins_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_
         calibrate(colour_bundle, small_dataset(30), out=tmp_path / "few", kind="bins", device="cpu")
     with pytest.raises(ConfigError, match="the kind bins is fitted for the class shares of the sample: leave out"):
         calibrate(colour_bundle, data, out=tmp_path / "no", kind="bins", prior="equal", device="cpu")
+
+
+@pytest.mark.integration
+def test_statistics_of_outliers_are_kept_in_the_bundle(colour_bundle: Bundle, tmp_path: Path) -> None:
+    data, plain = small_dataset(500), make_bundle(tmp_path / "plain")
+    made = calibrate(plain, data, "all", tmp_path / "made", kind="outliers", device="cpu", precision="fp32")
+    statistics = load_bundle(tmp_path / "made").outliers
+    assert statistics is not None and statistics == made.outliers and sum(statistics.counts) == 500
+    assert made.digest != plain.digest and made.weights_sha256 == plain.weights_sha256
+    assert made.training["outliers"]["of"] == plain.model_id and made.training["outliers"]["split"] == "all"
+    everything = np.arange(500)
+    pair = (probabilities_of(b, data, everything, "cpu", "fp32") for b in (plain, made))
+    np.testing.assert_array_equal(*pair)
+    scores_of_all = statistics.scores(embeddings_of(made, data, None, "cpu", "fp32"), floats(data.rows["w1mpro"]))
+    assert 0 < np.mean(scores_of_all > 1) < 0.04
+    with pytest.raises(ConfigError, match="the network of the model gives no embedding"):
+        calibrate(colour_bundle, data, "all", tmp_path / "no", kind="outliers", device="cpu")
 
 
 def test_the_training_log_beside_a_bundle_is_read(colour_bundle: Bundle) -> None:
