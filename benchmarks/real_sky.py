@@ -97,19 +97,26 @@ def pixel_noise(image: Float) -> float:
     return float(1.4826 * np.nanmedian(np.abs(second)))
 
 
+def detected_pixels(images: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the 0-based pixels x, y of the sources that DAOStarFinder detects in W1 of images (3, rows, columns)."""
+    w1 = np.nan_to_num(images[0], nan=float(np.nanmedian(images[0]))) - np.nanmedian(images[0])
+    finder = DAOStarFinder(threshold=DETECTION_SIGMA * pixel_noise(images[0]), fwhm=FWHM_PX)
+    table = finder(w1)
+    if table is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    x_column, y_column = ("x_centroid", "y_centroid") if "x_centroid" in table.colnames else ("xcentroid", "ycentroid")
+    return np.rint(np.asarray(table[x_column])).astype(int), np.rint(np.asarray(table[y_column])).astype(int)
+
+
 def detect(images: Float) -> Detections:
     """Return the sources that DAOStarFinder detects in W1, whose box lies on the images (3, rows, columns).
 
     A source whose flux above the sky of its border is not positive is left out.
     """
-    w1 = np.nan_to_num(images[0], nan=float(np.nanmedian(images[0]))) - np.nanmedian(images[0])
-    finder = DAOStarFinder(threshold=DETECTION_SIGMA * pixel_noise(images[0]), fwhm=FWHM_PX)
-    table = finder(w1)
-    if table is None:
+    x, y = detected_pixels(images)
+    if not len(x):
         return Detections(np.zeros((0, 3, 2 * HALF_PX + 1, 2 * HALF_PX + 1)), np.zeros(0))
-    x_column, y_column = ("x_centroid", "y_centroid") if "x_centroid" in table.colnames else ("xcentroid", "ycentroid")
-    x, y = (np.rint(np.asarray(table[name])).astype(int) for name in (x_column, y_column))
-    rows, columns = w1.shape
+    rows, columns = images.shape[1:]
     inside = (x >= HALF_PX) & (y >= HALF_PX) & (x < columns - HALF_PX) & (y < rows - HALF_PX)
     boxes = [images[:, j - HALF_PX : j + HALF_PX + 1, i - HALF_PX : i + HALF_PX + 1] for i, j in zip(x, y, strict=True)]
     cutouts = np.array([box for box, good in zip(boxes, inside, strict=True) if good])
