@@ -378,7 +378,7 @@ def load_classifier(
     Examples
     --------
     >>> load_classifier("iicnet-mock", device="cpu", precision="fp32")
-    <NetworkClassifier iicnet-mock-12dab0e24c17 on cpu, fp32>
+    <NetworkClassifier iicnet-mock-e6f12ef981cf on cpu, fp32>
     """
     bundle = model if isinstance(model, Bundle) else load_bundle(model, trust_code=trust_code)
     device = resolve_device(device)
