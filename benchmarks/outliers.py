@@ -34,6 +34,7 @@ from skyclass.images.composite import BLOCK, border_levels, composite
 from skyclass.mock.population import OUTLIERS
 from skyclass.model.bundle import load_bundle
 from skyclass.model.classifier import NetworkClassifier, load_classifier
+from skyclass.model.malloc import keep_memory
 from skyclass.model.outliers import OutlierStatistics, nearest_bin
 from skyclass.model.photometry import numbers
 from skyclass.training.data.dataset import load_dataset
@@ -306,14 +307,14 @@ def figure(sky: Scored, path: Path) -> None:
             HALO_ABOVE,
             np.geomspace(1e-3, 100, 60),
         ),
-        ("distance of the embedding", sky.scores["Mahalanobis"], kinds, 1.0, np.geomspace(0.2, 6, 60)),
+        ("distance of the embedding", sky.scores["Mahalanobis"], kinds, 1.0, np.linspace(0, 3, 60)),
     )
     for axis, (label, values, masks, threshold, edges) in zip(axes, panels, strict=True):
         for name, mask in masks.items():
             clipped = np.clip(values[mask], edges[0], edges[-1])
             axis.hist(clipped, edges, histtype="step", lw=1.5, label=name, weights=np.full(mask.sum(), 1 / mask.sum()))
         axis.axvline(threshold, color="0.5", ls="--", lw=1)
-        axis.set(xlabel=label, ylabel="share of the positions", xscale="log" if edges[0] > 0 else "linear")
+        axis.set(xlabel=label, ylabel="share of the positions", xscale="linear" if edges[0] <= 0 else "log")
         axis.legend(fontsize=7)
     picture.suptitle("SIMULATED sky; dashed: threshold", fontsize=9)
     picture.savefig(path, dpi=110)
@@ -341,6 +342,7 @@ def reference_of(folder: str, classifier: NetworkClassifier, device: str) -> Ref
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Markdown; a figure beside it.")
 def main(choose: Path, verify: Path, reference: str, fields: Path | None, model: str, device: str, out: Path) -> None:
     """Measure how well outliers are found, on SIMULATED skies and in real fields."""
+    keep_memory()
     classifier = load_classifier(replace(load_bundle(model), outliers=None), device)
     known = reference_of(reference, classifier, device)
     verified, chosen = scored(positions_of(verify), classifier, known), positions_of(choose)
