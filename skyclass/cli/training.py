@@ -68,8 +68,8 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
 @click.option(
     "--kind",
     type=click.Choice(["temperature", "bias", "bins", "outliers"]),
-    help="With --calibrate; bins: in bins of W1 and |b|; outliers: scores of outliers instead, from all rows of a dataset that "
-    "the training has not seen.  [default: temperature]",
+    help="With --calibrate; bins: in bins of W1 and |b|; outliers: scores of outliers instead, from all rows of a "
+    "dataset that the training has not seen.  [default: temperature]",
 )
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
 @click.option("--device", default="auto", show_default=True)

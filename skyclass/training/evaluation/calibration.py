@@ -108,8 +108,8 @@ def calibrate(
     probabilities are for the class shares of the split, with "equal" for equal shares. The kind "bins" leaves the
     probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The kind
     "outliers" adds `outliers` alone; the rows should have the mix of the sky, and none that the training has seen. The
-    weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises `ConfigError`,
-    `BundleError`.
+    weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises
+    `ConfigError`, `BundleError`.
     """
     _check(kind, prior)
     check_target(out)
