@@ -40,7 +40,7 @@ plan           | driver | run.prepare:plan_run               | run.pipeline:clas
 list           | driver | sources.opening:open_sources       | run.prepare:plan_run             | the partitions of the region
 count          | worker | run.stages:count_partition         | run.prepare:count_here           | number of sources by tile
 open           | driver | run.prepare:open_run               | run.pipeline:classify            | the run folder, new or resumed
-cut strip      | worker | run.stages:cut_strip               | run.pipeline:classify_tile       | CutStrip: the next ten steps, for one strip
+cut strip      | worker | run.stages:cut_strip               | run.pipeline:classify_tile       | CutStrip: the next eleven steps, for one strip
 tile           | worker | images.archive:AtlasArchive.tile   | run.stages:open_tile             | Tile: WCS, zero points, files
 read           | worker | sources.partitions:PartitionedSources.read | sources.by_tile:sources_of_tile | rows with clean values: id, position, photometry
 clean          | worker | schema:conform_sources             | sources.partitions:PartitionedSources.read | values that cannot be right are null, and counted
@@ -50,9 +50,11 @@ pixels         | worker | sky.tile_wcs:tile_pixels           | run.stages:cut_st
 rows           | worker | images.cutouts:read_bands          | run.stages:cut_image_sets        | pixel rows of each band, read once
 cut            | worker | images.cutouts:Cutter.cut          | run.stages:cut_and_composite     | cutouts (N, 3, 37, 37) float32 in DN
 composite      | worker | images.composite:composite         | run.stages:cut_and_composite     | composites (N, 3, 37, 37) float16
+measure        | worker | images.aperture:measure_centres    | run.stages:cut_and_composite     | W1 in an aperture, source or none, neighbour, halo
 features       | worker | model.photometry:features          | run.stages:cut_strip             | photometry (N, F) float32, if the model takes any
-infer strip    | worker | run.stages:infer_strip             | run.pipeline:classify_tile       | StripResult: the next step, for one strip
-infer          | worker | model.classifier:NetworkClassifier.predict | run.stages:infer_strip   | probabilities (N, 3) float32
+infer strip    | worker | run.stages:infer_strip             | run.pipeline:classify_tile       | StripResult: the next two steps, for one strip
+infer          | worker | model.classifier:NetworkClassifier.predict_and_embed | run.stages:infer_strip | probabilities (N, 3), embedding (N, 64) float32
+score          | worker | model.outliers:OutlierStatistics.scores | run.stages:infer_strip      | scores of outliers (N,) float32, if the model has any
 commit strips  | worker | run.stages:commit_strips           | run.pipeline:classify_tile       | the next three steps, for all strips of a tile
 join           | worker | run.class_rows:class_rows          | run.stages:commit_strips         | the columns of the class catalogue
 conform        | worker | schema:conform                     | run.commits:commit_tile          | the same, in the types and order of the schema
