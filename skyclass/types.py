@@ -103,7 +103,7 @@ class Flag(IntFlag):
     HALO = 4096, "the light around is far stronger than the source: the halo of a bright star, or a nebula"
     OUTLIER = 8192, "the image is unlike those of the training with the same W1: `outlier` is above 1"
     NO_PHOTOMETRY = 16384, "the catalogue has no W1 magnitude of the source"
-    EXTRAPOLATED = 32768, "the prior says nothing of the source's W1 and |b|: `p_<class>_sky` and `class_sky` are null"
+    EXTRAPOLATED = 32768, "the prior has no class shares at the source's W1 and |b|; `p_<class>_sky` are null"
     UNSURE = 65536, "the highest `p_<class>_sky` is below 0.7: do not count on `class_sky`"
 
 

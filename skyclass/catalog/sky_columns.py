@@ -21,7 +21,7 @@ from .sky_prior import SkyCounts, sky_counts
 
 UNSURE_BELOW = 0.7
 """A class of lower probability is unsure; PS1-STRM separates its classes at the same value (Beck et al. 2021)."""
-NOT_OF_THE_CLASSES = Flag(0)
+NOT_OF_THE_CLASSES = Flag.OUTLIER | Flag.HALO
 """Sources with these flags do not take part in the estimate of a prior."""
 
 
@@ -64,8 +64,8 @@ def without_prior_flags(rows: pa.Table) -> pa.Table:
 
 
 def w1_mag(rows: pa.Table) -> Float64:
-    """Return W1 (N,) of rows of a class catalogue in Vega mag, NaN where it is unknown."""
-    return _numbers(rows, "w1mpro")
+    """Return W1 (N,) in Vega mag, of the aperture where the input has none; NaN where both are unknown."""
+    return _numbers(rows.set_column(0, "w1", pc.coalesce(rows["w1mpro"], rows["w1_aperture"])), "w1")
 
 
 def _flags(rows: pa.Table, p: Float64, known: Bool) -> pa.Array:

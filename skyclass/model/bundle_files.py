@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,8 +69,14 @@ def digest_of(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+_NUMBERS = re.compile(r'\[\n[^\[\]{}"]*\]')
+
+
 def render(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    """Return the bytes of model.json, each list of numbers in one line."""
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+    lines = _NUMBERS.sub(lambda found: "[" + ", ".join(found[0][1:-1].replace(",", " ").split()) + "]", text)
+    return (lines + "\n").encode()
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def expectations(classes: ClassCatalog) -> Json | None:
 
 def _cell_query(names: Sequence[str], w1_edges: Sequence[float], abs_b_edges: Sequence[float]) -> str:
     sums = ", ".join(f'sum(p_{name}_sky) AS "{name}"' for name in names)
-    w1, b = _bin("w1mpro", w1_edges), _bin(_abs_b(), abs_b_edges)
+    w1, b = _bin("coalesce(w1mpro, w1_aperture)", w1_edges), _bin(_abs_b(), abs_b_edges)
     return (
         f"SELECT {w1} AS w1, {b} AS b, class_sky, count(*) AS n, {sums} "
         "FROM classes WHERE class_sky IS NOT NULL GROUP BY ALL ORDER BY ALL"

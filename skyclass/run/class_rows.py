@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from ..errors import RowsLost
 from ..images.cutouts import flag_where
+from ..model.photometry import numbers
 from ..model.priors import BinnedCalibration, in_sets
 from ..schema import bad_bits, class_schema
 from ..sky.galactic import abs_galactic_latitude_deg
@@ -29,9 +30,11 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     probabilities, values = join_results(sources, results, tile, len(classes))
     columns = {name: sources[name] for name in sources.column_names}
     columns |= class_columns(probabilities, classes)
-    columns |= {"outlier": values.outlier, "w1_aperture": values.w1_aperture}
+    w1, calibration = known_w1(sources, values), context.bundle.binned_calibration
     columns |= {
-        "set_90": class_sets(probabilities, sources, context.bundle.binned_calibration, classes),
+        "outlier": values.outlier,
+        "w1_aperture": values.w1_aperture,
+        "set_90": class_sets(probabilities, sources, w1, calibration, classes),
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
         "flags": values.flags | flags_of_rows(sources, values),
         "valid_frac": values.valid_frac,
@@ -50,6 +53,12 @@ def flags_of_rows(sources: pa.Table, values: SourceValues) -> Int32:
         | flag_where(values.outlier > 1, Flag.OUTLIER)
         | flag_where(no_w1, Flag.NO_PHOTOMETRY)
     )
+
+
+def known_w1(sources: pa.Table, values: SourceValues) -> Float32:
+    """Return W1 (N,) of the catalogue, that of the aperture where it has none, NaN where both are unknown."""
+    w1 = numbers(sources["w1mpro"]).astype(np.float32)
+    return np.where(np.isnan(w1), values.w1_aperture, w1)
 
 
 def join_results(
@@ -100,7 +109,11 @@ def class_columns(probabilities: Float32, classes: tuple[str, ...]) -> dict[str,
 
 
 def class_sets(
-    probabilities: Float32, sources: pa.Table, calibration: BinnedCalibration | None, classes: tuple[str, ...]
+    probabilities: Float32,
+    sources: pa.Table,
+    w1: Float32,
+    calibration: BinnedCalibration | None,
+    classes: tuple[str, ...],
 ) -> pa.Array:
     """Return the column set_90: the classes that each source may have, such as "galaxy|star", joined in their order.
 
@@ -108,7 +121,6 @@ def class_sets(
     """
     if calibration is None:
         return pa.nulls(len(probabilities), pa.string())
-    w1 = np.asarray(pc.fill_null(sources["w1mpro"], np.nan).to_numpy(), np.float64)
     abs_b_deg = abs_galactic_latitude_deg(sources["ra"].to_numpy(), sources["dec"].to_numpy())
     members, has_set = in_sets(probabilities, w1, abs_b_deg, calibration)
     combinations, index = np.unique(members, axis=0, return_inverse=True)

@@ -18,7 +18,7 @@ from ..images.aperture import centre_flags, measure_centres
 from ..images.composite import BLOCK, CompositeSettings, border_levels, composite
 from ..images.cutouts import Cutter, flag_where, group_by_image_set, in_order, read_bands
 from ..images.records import record_files, replaced_fault
-from ..model.photometry import features, numbers
+from ..model.photometry import features
 from ..model.probabilities import is_distribution
 from ..schema import bad_bits, bad_value_counts
 from ..sky.tile_wcs import tile_pixels
@@ -39,7 +39,7 @@ from ..types import (
     Tile,
     TilePlan,
 )
-from .class_rows import class_rows
+from .class_rows import class_rows, known_w1
 from .commits import Commit, commit_tile, existing_commit
 from .context import RunContext, strips_of, tiles_near
 from .strips import CutStrip, SourceValues, StripResult, Timing, unknown
@@ -89,12 +89,6 @@ def cut_strip(context: RunContext, strip: Strip) -> CutStrip:
     )
     w1 = known_w1(sources, values)
     return CutStrip(strip, ids_of(sources), images, photometry, values, None, tile, timings, w1)
-
-
-def known_w1(sources: pa.Table, values: SourceValues) -> Float32:
-    """Return W1 (N,) of the catalogue, that of the aperture where it has none, NaN where both are unknown."""
-    w1 = numbers(sources["w1mpro"]).astype(np.float32)
-    return np.where(np.isnan(w1), values.w1_aperture, w1)
 
 
 def open_tile(context: RunContext, tile: TilePlan, verify: bool = False) -> Tile:

@@ -18,7 +18,7 @@ from skyclass.catalog.expected import expected_confusion
 from skyclass.catalog.manifest import read_manifest
 from skyclass.catalog.prior_files import prior_lines, read_prior
 from skyclass.catalog.publish import CatalogRows, publish_catalog
-from skyclass.catalog.sky_columns import UNSURE_BELOW
+from skyclass.catalog.sky_columns import UNSURE_BELOW, counts_of_rows, w1_mag
 from skyclass.catalog.verify import verify_publication
 from skyclass.errors import ConfigError, NotPublished, StoreError
 from skyclass.model.priors import BinnedCalibration, PriorTable, confidence_counts, sky_probabilities
@@ -257,3 +257,20 @@ def test_expected_counts_of_an_estimate_have_an_interval() -> None:
     found |= {"w1_edges": [8, 9], "abs_b_edges": [0, 90], "cuts": {"star": [], "quasar": []}}
     rows = expectation_tables(found)[0].rows
     assert rows[1][:4] == ("quasar", "0", "80 (58 to 102)", "-") and rows[0][2] == "1,420 (1,398 to 1,442)"
+
+
+def test_w1_of_the_aperture_serves_sources_without_w1_and_outliers_do_not_count(tmp_path: Path) -> None:
+    folder, _ = make_run(tmp_path / "run", TILES)
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted(folder.tiles.glob("*.parquet"))])
+    n = len(rows)
+    without = rows.set_column(rows.column_names.index("w1mpro"), rows.schema.field("w1mpro"), pa.nulls(n, pa.float32()))
+    aperture = pc.fill_null(rows["w1_aperture"], np.nan).to_numpy()
+    np.testing.assert_allclose(w1_mag(without), aperture)
+    np.testing.assert_allclose(w1_mag(rows), rows["w1mpro"].to_numpy())
+    everything = counts_of_rows(rows, CALIBRATION)
+    flags = pa.array(np.where(np.arange(n) % 2 == 0, int(Flag.OUTLIER), 0).astype(np.int32))
+    half = rows.set_column(rows.column_names.index("flags"), rows.schema.field("flags"), flags)
+    total, left = (
+        sum(one.cells.n.sum() for one in counts.values()) for counts in (everything, counts_of_rows(half, CALIBRATION))
+    )
+    assert 0.4 * total < left < 0.6 * total

@@ -12,7 +12,7 @@ import pytest
 from skyclass.errors import RowsLost, TileFault
 from skyclass.model.priors import BinnedCalibration
 from skyclass.run import class_rows as module
-from skyclass.run.class_rows import class_rows, class_sets, flags_of_rows, join_results
+from skyclass.run.class_rows import class_rows, class_sets, flags_of_rows, join_results, known_w1
 from skyclass.run.strips import SourceValues, StripResult
 from skyclass.schema import BAD_NAME, SOURCE_SCHEMA
 from skyclass.sky.healpix import healpix29
@@ -101,14 +101,9 @@ def test_the_sets_of_sources_name_the_classes_above_their_thresholds() -> None:
         [[0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.04, 0.06, 0.91], [0.29, 0.19, 0.49], [0.3, 0.3, 0.4]], np.float32
     )
     p = np.vstack([p, np.full(3, np.nan, np.float32), p[:1]])
-    sources = pa.table(
-        {
-            "w1mpro": pa.array([10.0, 16.0, 16.0, 10.0, None, 10.0, 18.0, 10.0], pa.float32()),
-            "ra": [150.0] * 7 + [266.4],
-            "dec": [2.0] * 7 + [-28.9],
-        }
-    )
-    texts = class_sets(np.vstack([p, p[:1]]), sources, calibration, DEFAULT_CLASSES).to_pylist()
+    w1 = np.array([10.0, 16.0, 16.0, 10.0, np.nan, 10.0, 18.0, 10.0], np.float32)
+    sources = pa.table({"ra": [150.0] * 7 + [266.4], "dec": [2.0] * 7 + [-28.9]})
+    texts = class_sets(np.vstack([p, p[:1]]), sources, w1, calibration, DEFAULT_CLASSES).to_pylist()
     assert texts == ["galaxy|quasar", "galaxy|quasar", "star", "", None, None, None, None]
 
 
@@ -117,3 +112,9 @@ def test_flags_of_scores_and_of_missing_photometry() -> None:
     scores = np.array([0.5, 1.0, 1.01, np.nan], np.float32)
     flags = flags_of_rows(sources, SourceValues.without_image(4, 0)._replace(outlier=scores))
     assert flags.tolist() == [0, Flag.NO_PHOTOMETRY, Flag.OUTLIER, Flag.BAD_VALUE]
+
+
+def test_w1_is_that_of_the_catalogue_or_of_the_aperture() -> None:
+    values = SourceValues.without_image(3, 0)._replace(w1_aperture=np.array([1.0, 15.0, np.nan], np.float32))
+    sources = pa.table({"w1mpro": pa.array([16.5, None, None], pa.float32())})
+    np.testing.assert_array_equal(known_w1(sources, values), np.array([16.5, 15.0, np.nan], np.float32))
