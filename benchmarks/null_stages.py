@@ -76,7 +76,7 @@ def classify(run: RunConfig, null_archive: bool = False, null_classifier: bool =
         tally = RunState(context, plan, lease, NullReporter())
         for tile in plan.tiles:
             classify_tile(context, tile, run.strip_sources, tally)
-        return publish_and_report(context, tally)
+        return publish_and_report(run, context, tally)
 
 
 @dataclass(frozen=True)

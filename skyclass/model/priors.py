@@ -14,11 +14,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from ..errors import ConfigError
 from ..types import Bool, Float64, Int64, class_problems
@@ -212,7 +211,8 @@ def calibrated_in_bins(
     index = calibration.bin_of(w1, abs_b_deg)
     scale, bias = (np.asarray(table, np.float64)[index] for table in (calibration.scale, calibration.bias))
     z = scale * np.log(np.maximum(np.asarray(probabilities, np.float64), LEAST_P)) + bias
-    p = cast(Float64, special.softmax(z, axis=1))
+    odds = np.exp(z - z.max(axis=1, keepdims=True))
+    p = odds / odds.sum(axis=1, keepdims=True)
     p[index == NO_BIN] = np.nan
     return p, index
 

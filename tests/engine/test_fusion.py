@@ -16,7 +16,7 @@ from skyclass.engine import engine
 from skyclass.engine.cluster import connect
 from skyclass.errors import CatalogError
 from skyclass.model.classifier import load_classifier
-from skyclass.model.photometry import PHOTOMETRY_COLUMNS, features
+from skyclass.model.photometry import features
 from skyclass.run import config, pipeline, stages, strips
 from skyclass.run.context import strips_of
 from skyclass.run.prepare import count_here, plan_run
@@ -25,6 +25,8 @@ from skyclass.types import DEFAULT_CLASSES, FAULT_FLAGS
 from tests.support.bundles import COLOUR, FUSION, PHOTOMETRY, make_bundle
 from tests.support.engines import split_client
 from tests.support.runs import rows_of
+
+PHOTOMETRY_COLUMNS = ("w1mpro", "w2mpro", "w3mpro", "w1snr", "w2snr", "w3snr")
 
 pytestmark = pytest.mark.integration
 
