@@ -32,8 +32,8 @@ def class_rows(context: RunContext, tile: TilePlan, results: list[StripResult]) 
     columns |= class_columns(probabilities, classes)
     w1, calibration = known_w1(sources, values), context.bundle.binned_calibration
     columns |= {
-        "outlier": values.outlier,
-        "w1_aperture": values.w1_aperture,
+        "outlier": pa.array(values.outlier, from_pandas=True),  # NaN as null
+        "w1_aperture": pa.array(values.w1_aperture, from_pandas=True),
         "set_90": class_sets(probabilities, sources, w1, calibration, classes),
         "_healpix_29": healpix29(sources["ra"].to_numpy(), sources["dec"].to_numpy()),
         "flags": values.flags | flags_of_rows(sources, values),
