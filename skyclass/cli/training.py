@@ -72,6 +72,12 @@ def dataset(toml: str | None, cluster: str | None, workers: int | None, **option
     "dataset that the training has not seen.  [default: temperature]",
 )
 @click.option("--prior", type=click.Choice(["sample", "equal"]), help="With --calibrate.  [default: sample]")
+@click.option(
+    "--symmetry",
+    type=click.Choice(["1", "8"]),
+    help="With --calibrate: orientations of an image over which the new bundle averages; 8 takes eight times as long.  "
+    "[default: that of the model]",
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option(
@@ -85,14 +91,15 @@ def evaluate(
     calibrate: str | None,
     kind: str | None,
     prior: str | None,
+    symmetry: str | None,
     trust_code: bool,
     **where: Any,
 ) -> int:
     """Measure models on a labelled dataset: rates, ROC, calibration, by S/N, magnitude and latitude."""
     if len(models) < 2:
         raise ConfigError(f"evaluate {models[0]}: give one or more models and, last, a dataset folder")
-    if (kind or prior) and not calibrate:
-        raise ConfigError("--kind and --prior need --calibrate BUNDLE")
+    if (kind or prior or symmetry) and not calibrate:
+        raise ConfigError("--kind, --prior and --symmetry need --calibrate BUNDLE")
     from ..model.bundle import load_bundle
     from ..training.data.dataset import load_dataset
     from ..training.evaluation.calibration import calibrate as fit
@@ -104,8 +111,9 @@ def evaluate(
     bundles = [load_bundle(name, trust_code=trust_code) for name in models[:-1]]
     check_fit(bundles, data)
     if calibrate:
-        fitted_on = "all" if kind == "outliers" else "val"
-        bundles.append(fit(bundles[0], data, fitted_on, calibrate, kind or "temperature", prior or "sample", **where))
+        fitted_on, turns = "all" if kind == "outliers" else "val", int(symmetry) if symmetry else None
+        choices = (kind or "temperature", prior or "sample")
+        bundles.append(fit(bundles[0], data, fitted_on, calibrate, *choices, symmetry=turns, **where))
     folder = write_evaluation(output, evaluate_models(bundles, data, split, **where), overwrite)
     say(*(folder / "evaluation.md").read_text().rstrip("\n").split("\n"))
     say(f"written to {output}")

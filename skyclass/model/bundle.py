@@ -48,6 +48,8 @@ MOST_PX = 512
 LARGEST_NUMBER = 1e30
 """Larger numbers overflow float32 in the first sum."""
 
+SYMMETRIES = (1, 8)
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -146,6 +148,9 @@ class Bundle:
         `predict` does not use it.
     outliers : OutlierStatistics or None
         Embeddings of training sources, for the column `outlier`; None where they were not measured.
+    symmetry : int
+        Orientations of an image over which the output of the network is averaged: 1, or 8 for all flips and rotations
+        by right angles, which takes eight times as long.
     source_sha256 : str
         SHA-256 of the source of the network's module if `network` is an import path, else empty.
 
@@ -171,6 +176,7 @@ class Bundle:
     photometry: PhotometrySettings | None = None
     binned_calibration: BinnedCalibration | None = None
     outliers: OutlierStatistics | None = None
+    symmetry: int = 1
     source_sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -199,6 +205,8 @@ class Bundle:
             problems.append(f"binned_calibration has the classes {', '.join(binned.classes)}, not those of the bundle")
         if not (is_number(self.temperature) and self.temperature > 0):
             problems.append(f"temperature = {self.temperature!r}: must be a positive number")
+        if self.symmetry not in SYMMETRIES:
+            problems.append(f"symmetry = {self.symmetry!r}: choose {' or '.join(map(str, SYMMETRIES))}")
         if len(self.bias) != len(self.classes) or not all(map(is_number, self.bias)):
             problems.append(f"bias = {list(self.bias)}: give one number for each class ({', '.join(self.classes)})")
         by_band = {"softening_dn": self.composite.softening_dn, "mean": self.preprocessing.mean}
@@ -362,8 +370,8 @@ def _document(target: Path, bundle_fields: Mapping[str, Any], weights_sha256: st
         "bias": [float(b) for b in fields.get("bias", (0.0,) * len(classes))],
         "weights_sha256": weights_sha256,
     }
-    for name in ("source_sha256", "binned_calibration", "outliers"):
-        if not plain.get(name):
+    for name, absent in (("source_sha256", ""), ("binned_calibration", None), ("outliers", None), ("symmetry", 1)):
+        if plain.get(name) == absent:
             plain.pop(name, None)
     document: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read back
     _bundle(target, document | {"digest": ""})  # refuses unreadable fields before anything is replaced

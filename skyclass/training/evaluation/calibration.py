@@ -101,6 +101,7 @@ def calibrate(
     prior: str = "sample",
     device: str = "auto",
     precision: str = "auto",
+    symmetry: int | None = None,
 ) -> Bundle:
     """Return `bundle` with a calibration fitted on one split of a dataset, and write it as a new bundle to `out`.
 
@@ -108,11 +109,14 @@ def calibrate(
     probabilities are for the class shares of the split, with "equal" for equal shares. The kind "bins" leaves the
     probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The kind
     "outliers" adds `outliers` alone; the rows should have the mix of the sky, and none that the training has seen. The
-    weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. Raises
-    `ConfigError`, `BundleError`.
+    weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. With
+    `symmetry` the bundle gets that number of orientations; calibrations and statistics for another number are removed.
+    Raises `ConfigError`, `BundleError`.
     """
     _check(kind, prior)
     check_target(out)
+    if symmetry and symmetry != bundle.symmetry:
+        bundle = replace(bundle, symmetry=symmetry, binned_calibration=None, outliers=None)
     if kind == "outliers":
         return _add_outliers(bundle, dataset, split, out, device, precision)
     if kind == "bins":
@@ -143,7 +147,8 @@ def calibrate(
         "loss_after": round(negative_log_likelihood(after, labels, weights), 6),
     }
     training = bundle.training | {"calibration": record, "prior": record["prior"]}
-    changes = {"temperature": temperature, "bias": bias, "training": training}
+    training.pop("binned_calibration", None)  # it was fitted to the probabilities of before
+    changes = {"temperature": temperature, "bias": bias, "training": training, "binned_calibration": None}
     return save_bundle(out, fields_of(bundle) | changes, load_weights(bundle))
 
 
