@@ -33,7 +33,7 @@ def test_the_logits_are_the_mean_over_eight_orientations() -> None:
     answers = [whole.predict(x) for x in turned(images())]
     for answer in answers[1:]:
         np.testing.assert_allclose(answer, answers[0], atol=1e-4)
-    assert np.abs(plain.predict(turned(images())[1]) - plain.predict(images())).max() > 0.05
+    assert np.abs(plain.predict(turned(images())[1]) - plain.predict(images())).max() > 0.01
     assert whole.predict_and_embed(images())[1].shape == plain.predict_and_embed(images())[1].shape
 
 
