@@ -86,7 +86,7 @@ class Scored:
     @property
     def flags(self) -> NDArray[np.int32]:
         """Flags (N,) of the images and of the embedding."""
-        outlier = np.where(self.scores["Mahalanobis"] > 1, int(Flag.OUTLIER), 0)
+        outlier = np.where(self.scores["nearest class"] > 1, int(Flag.OUTLIER), 0)
         return centre_flags(self.measures) | outlier.astype(np.int32)
 
 
@@ -108,26 +108,21 @@ def scored(positions: Positions, classifier: NetworkClassifier, reference: Refer
     scores = {
         "contrast": -measures.contrast,
         "halo": measures.halo,
-        "Mahalanobis": reference.statistics.scores(embeddings, w1),
-        "by class": by_class(embeddings, w1, reference),
+        "nearest class": reference.statistics.scores(embeddings, w1),
+        "one mean": one_mean(embeddings, w1, reference),
         f"{NEIGHBOURS} neighbours": neighbours(embeddings, w1, reference),
         "1 - highest p": 1 - probabilities.max(1),
     }
     return Scored(positions, measures, w1, {name: np.asarray(v, float) for name, v in scores.items()})
 
 
-def by_class(embeddings: NDArray[np.float32], w1: Float, reference: Reference) -> Float:
-    """Return the smallest Mahalanobis distance to the mean of a class in the bin of W1."""
+def one_mean(embeddings: NDArray[np.float32], w1: Float, reference: Reference) -> Float:
+    """Return the Mahalanobis distance to the mean of all classes in the bin of W1."""
     edges, x = reference.statistics.w1_edges, reference.embeddings.astype(float)
-    cell = nearest_bin(reference.w1, edges) * 3 + reference.labels
-    means = np.full((3 * len(edges) - 3, x.shape[1]), np.inf)
-    for c in np.unique(cell):
-        means[c] = x[cell == c].mean(0)
-    factor = whitening(x - means[cell])
-    index = nearest_bin(w1, edges)
-    with np.errstate(invalid="ignore"):
-        distances = [(((embeddings - means[3 * index + k]) @ factor) ** 2).sum(1) for k in range(3)]
-    return np.sqrt(np.nanmin(distances, axis=0))
+    of_reference = nearest_bin(reference.w1, edges)
+    means = np.stack([x[of_reference == b].mean(0) for b in range(len(edges) - 1)])
+    factor = whitening(x - means[of_reference])
+    return np.sqrt((((embeddings - means[nearest_bin(w1, edges)]) @ factor) ** 2).sum(1))
 
 
 def neighbours(embeddings: NDArray[np.float32], w1: Float, reference: Reference) -> Float:
@@ -349,7 +344,7 @@ def figure(sky: Scored, path: Path) -> None:
             HALO_ABOVE,
             np.geomspace(1e-3, 100, 60),
         ),
-        ("distance of the embedding", sky.scores["Mahalanobis"], kinds, 1.0, np.linspace(0, 3, 60)),
+        ("distance of the embedding", sky.scores["nearest class"], kinds, 1.0, np.linspace(0, 3, 60)),
     )
     for axis, (label, values, masks, threshold, edges) in zip(axes, panels, strict=True):
         for name, mask in masks.items():
@@ -371,7 +366,9 @@ def reference_of(folder: str, classifier: NetworkClassifier, device: str) -> Ref
         numbers(dataset.rows["w1mpro"]),
     )
     known = np.isfinite(w1)
-    return Reference(x[known], w1[known], dataset.labels[known], fit_outliers(x, w1))
+    return Reference(
+        x[known], w1[known], dataset.labels[known], fit_outliers(x, dataset.labels, w1, len(dataset.classes))
+    )
 
 
 @click.command()
@@ -394,7 +391,7 @@ def main(choose: Path, verify: Path, reference: str, fields: Path | None, model:
         "which nothing was chosen, with 95 % intervals:",
         auc_table(verified, edges),
         f"Share flagged in % with 95 % intervals, on the same sky. Thresholds: contrast below {BLANK_BELOW:g}, halo "
-        f"above {HALO_ABOVE:g}, neighbour above {BLENDED_ABOVE:g}, Mahalanobis above 1:",
+        f"above {HALO_ABOVE:g}, neighbour above {BLENDED_ABOVE:g}, distance above 1:",
         flag_table(groups_of(verified.positions, verified.flags), FLAG_COLUMNS),
         "The same on the SIMULATED sky on which the thresholds were chosen:",
         flag_table(groups_of(chosen, centre_flags(measured(chosen.pixels))), IMAGE_COLUMNS),

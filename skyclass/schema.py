@@ -257,20 +257,20 @@ def class_columns(classes: tuple[str, ...], has_prior: bool = False) -> dict[str
         **_SOURCE_COLUMNS,
         "class": ("", "src.class", f"Most probable class: {names}; null where the model gave no probabilities"),
         **probabilities,
-        "margin": ("", "stat.probability", "Highest minus second highest probability"),
+        "margin": ("", "stat.param", "Highest minus second highest p_<class>; no probability, same with any prior"),
         "entropy": ("", "stat.param", f"Entropy of the probabilities in nats: 0 certain, {equal} all equal"),
         "set_90": (
             "",
             "src.class",
-            "Classes that the source may have, such as galaxy|star. At each W1, 90 % of the sources of a class have "
-            "the class in their set, if they look like those of the calibration. Empty for a source that is unlike "
-            "every class; null without class, W1 or calibration",
+            "Classes that the source may have, such as galaxy|star. On average over a bin of W1 and |b|, 90 % of the "
+            "sources of a class have the class in their set, if they look like those of the calibration. Empty where "
+            "the source is undecided; null without class, W1 or calibration, and outside its bins",
         ),
         "outlier": (
             "",
             "stat.param",
-            "Distance of the image from those of the training with the same W1; above 1 are 2 % of them; null if the "
-            "model has no such score",
+            "Distance of the image from the nearest class at the same W1, over the distance that 2 % of the sources of "
+            "the class exceed; null if the model has no such score",
         ),
         "w1_aperture": (
             "mag",

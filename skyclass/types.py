@@ -101,10 +101,10 @@ class Flag(IntFlag):
     BLANK = 1024, "the images have no source at the centre: it is hardly brighter than its surroundings"
     BLENDED = 2048, "a neighbour at 8 arcsec has at least half the W1 flux of the centre"
     HALO = 4096, "the light around is far stronger than the source: the halo of a bright star, or a nebula"
-    OUTLIER = 8192, "the image is unlike those of the training with the same W1: `outlier` is above 1"
+    OUTLIER = 8192, "the image is unlike those of each class with the same W1: `outlier` is above 1"
     NO_PHOTOMETRY = 16384, "the catalogue has no W1 magnitude of the source"
-    EXTRAPOLATED = 32768, "the prior has no class shares at the source's W1 and |b|; `p_<class>_sky` are null"
-    UNSURE = 65536, "the highest `p_<class>_sky` is below 0.7: do not count on `class_sky`"
+    EXTRAPOLATED = 32768, "outside of prior or calibration: no class shares are known; `p_<class>_sky` are null"
+    UNSURE = 65536, "the highest `p_<class>_sky` is below 0.7"
 
 
 PRIOR_FLAGS = Flag.EXTRAPOLATED | Flag.UNSURE

@@ -397,7 +397,7 @@ def load_classifier(
     Examples
     --------
     >>> load_classifier("iicnet-mock", device="cpu", precision="fp32")
-    <NetworkClassifier iicnet-mock-302e6388a366 on cpu, fp32>
+    <NetworkClassifier iicnet-mock-d096936fec77 on cpu, fp32>
     """
     bundle = model if isinstance(model, Bundle) else load_bundle(model, trust_code=trust_code)
     device = resolve_device(device)

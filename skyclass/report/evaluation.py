@@ -119,7 +119,7 @@ def _sky_precision_tables(models: Sequence[Json]) -> list[Table]:
         f"Expected precision of each class on a sky with {assumed} (assumed), from the confusion matrix of this "
         f"sample. {_ZERO_WIDTH_NOTE} At such shares, a few errors among the rows of other classes decide the precision."
     )
-    return [Table("Precision at sky shares", ("model", *shares), tuple(rows), note)]
+    return [Table("Precision at assumed class shares", ("model", *shares), tuple(rows), note)]
 
 
 def _natural_table(model: Json) -> Table:
@@ -135,7 +135,8 @@ def _natural_table(model: Json) -> Table:
     )
     rates = (f"{name} {rate}" for name in classes for rate in ("purity", "completeness"))
     columns = ("W1 (mag)", "|b| (deg)", *(f"share of {name}" for name in classes), *rates)
-    return Table(f"Purity and completeness on the sky by W1 and |b|: {model['name']}", columns, rows, _NATURAL_NOTE)
+    title = f"Purity and recall at published class shares by W1 and |b|: {model['name']}"
+    return Table(title, columns, rows, _NATURAL_NOTE)
 
 
 def selection_csv(results: Json) -> str:
@@ -171,7 +172,9 @@ _ZERO_WIDTH_NOTE = (
 )
 _NATURAL_NOTE = (
     "At the class shares of published counts (the prior table counts), with the rates of confusion of the rows in each "
-    "bin of W1 and |b|; value [95 % interval of resampled rows]. Bins with few rows of a class are left out."
+    "bin of W1 and |b|; value [95 % interval of resampled rows, without the differences between tiles]. Bins with "
+    "fewer "
+    "than 30 rows of a class are left out. They are not necessarily good bins."
 )
 _ECE_NOTE = "The intervals of the two ECE are corrected for their bias on few rows, and can therefore begin below 0."
 _STRATUM_NOTE = f"A bin with - is empty. {_ZERO_WIDTH_NOTE}"

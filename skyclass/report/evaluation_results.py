@@ -11,7 +11,7 @@ from .drawing import Json
 
 RESULTS = "evaluation.json"
 SELECTION = "selection.csv"
-"""The selection function: completeness by class, W1, |b| and depth."""
+"""Selection by the classifier: recall by class, W1, |b| and depth, without the sources that a catalogue lacks."""
 
 METRIC_LABELS: dict[str, str] = {
     "accuracy": "accuracy (share of right rows)",

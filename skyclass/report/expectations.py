@@ -25,8 +25,11 @@ PURITIES = (0.8, 0.9, 0.95)
 CUT_BINS = 100
 EXPECTATION_CAPTION = "Purity and completeness of class_sky that are expected from the probabilities, by W1"
 NOTE = (
-    "Expected from p_<class>_sky, without labels: right as far as the probabilities are calibrated and the sources "
-    "look like those of the calibration. Sources without p_<class>_sky are left out."
+    "These numbers follow from p_<class>_sky alone and do not test the probabilities. Completeness is the share of the "
+    "sources of a class in this catalogue, with p_<class>_sky, that class_sky finds. Sources without p_<class>_sky, "
+    "and "
+    "those that the input lacks, do not count. (a to b) is a 95 % interval from the estimated shares. Purity, "
+    "completeness and F1 have no interval."
 )
 
 
@@ -108,14 +111,18 @@ def _total_table(found: Json) -> Table:
 
 
 def _count_ranges(found: Json) -> list[str]:
-    """Return the 95 % interval of the expected sources of each class from those of estimated shares, as text."""
+    """Return the 95 % interval of the expected sources of each class from those of estimated shares, as text.
+
+    The errors of the bins add up, because bins of |b| share a calibration.
+    """
     bins = [one for one in found["bins"] if not one["refusal"]]
     if not bins:
         return [""] * len(found["classes"])
     n = np.array([one["n_sources"] for one in bins])[:, None]
     share, ends = np.array([one["shares"] for one in bins]), np.array([one["intervals"] for one in bins])
-    total = (n * share).sum(0)
-    low, high = (np.sqrt(((n * (ends[:, :, i] - share)) ** 2).sum(0)) for i in (0, 1))
+    scale = sum(cell["n"] for cell in found["cells"]) / n.sum()  # outliers have probabilities and take no other part
+    low, high = (scale * (n * np.maximum(sign * (ends[:, :, i] - share), 0)).sum(0) for i, sign in ((0, -1), (1, 1)))
+    total = confusion_of(found["cells"], found["classes"]).sum(axis=1)
     return [f" ({max(0.0, t - a):,.0f} to {t + b:,.0f})" for t, a, b in zip(total, low, high, strict=True)]
 
 
@@ -158,9 +165,11 @@ def _cut_table(found: Json) -> Table:
             rows.append((name, f"{purity:g}", *(_cut_cells(name, cut) if cut else ("none", "-", "-", "-"))))
     return Table(
         "Cuts for a purity",
-        ("class", "purity", "condition", "sources", "expected purity", "expected completeness"),
+        ("class", "wanted purity", "condition", "sources", "expected purity", "expected completeness"),
         tuple(rows),
-        "The most complete sample whose expected purity is the given one or higher.",
+        "The most complete sample whose expected purity is the wanted one or higher. A condition holds for all sources "
+        "of "
+        "this catalogue together, not for a range of W1, a part of the sky or a further selection.",
     )
 
 

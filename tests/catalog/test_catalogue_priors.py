@@ -246,7 +246,7 @@ def test_the_report_expects_what_the_probabilities_say(tmp_path: Path, prior_fil
 
 
 def test_expected_counts_of_an_estimate_have_an_interval() -> None:
-    """Two bins of 1,000 and 500 sources: 30 + 50 quasars, with half-widths of 10 and 20 added in quadrature."""
+    """Two bins of 1,000 and 500 sources: 30 + 50 quasars, with half-widths of 10 and 20 that add up."""
     bins = [
         {"refusal": "", "n_sources": 1000, "shares": [0.97, 0.03], "intervals": [[0.96, 0.98], [0.02, 0.04]]},
         {"refusal": "", "n_sources": 500, "shares": [0.9, 0.1], "intervals": [[0.86, 0.94], [0.06, 0.14]]},
@@ -256,7 +256,7 @@ def test_expected_counts_of_an_estimate_have_an_interval() -> None:
     found = {"classes": ["star", "quasar"], "cells": cells, "bins": bins, "prior_id": "p", "label": "x"}
     found |= {"w1_edges": [8, 9], "abs_b_edges": [0, 90], "cuts": {"star": [], "quasar": []}}
     rows = expectation_tables(found)[0].rows
-    assert rows[1][:4] == ("quasar", "0", "80 (58 to 102)", "-") and rows[0][2] == "1,420 (1,398 to 1,442)"
+    assert rows[1][:4] == ("quasar", "0", "80 (50 to 110)", "-") and rows[0][2] == "1,420 (1,390 to 1,450)"
 
 
 def test_w1_of_the_aperture_serves_sources_without_w1_and_outliers_do_not_count(tmp_path: Path) -> None:

@@ -16,19 +16,23 @@ from skyclass.model.outliers import OutlierStatistics, nearest_bin
 from skyclass.row_products import BLOCK_ROWS, row_products
 from tests.support.bundles import COLOUR, FIELDS, FUSION, PHOTOMETRY, make_bundle
 
-HAND = OutlierStatistics((10.0, 14.0, 17.0), ((1.0, 2.0), (0.0, 0.0)), ((2.0,), (1.0, 3.0)), (5.0, 2.0), (40, 60))
+HAND = OutlierStatistics(
+    (10.0, 14.0, 17.0), (((1.0, 2.0), (9.0, 9.0)), ((0.0, 0.0), (1.0, 0.0))), ((2.0,), (1.0, 3.0)),
+    ((5.0, 1.0), (2.0, 1.0)), ((40, 5), (60, 7)),
+)  # fmt: skip
+"""Two bins of W1 and two classes."""
 
 
 def statistics_of(width: int) -> OutlierStatistics:
     triangle = tuple(tuple(float(i == j) for j in range(i + 1)) for i in range(width))
-    return OutlierStatistics((8.0, 18.0), ((0.0,) * width,), triangle, (1.0,), (100,))
+    return OutlierStatistics((8.0, 18.0), (((0.0,) * width,) * 3,), triangle, ((1.0,) * 3,), ((100,) * 3,))
 
 
 def test_scores_are_distances_over_the_limit_of_the_bin() -> None:
-    embeddings = np.array([[2.0, 4.0], [1.0, 2.0], [1.0, 1.0], [1.0, 1.0]], np.float32)
-    # (e - mean) times the matrix ((2, 0), (1, 3)): (1, 2) -> (4, 6), (1, 1) -> (3, 3)
-    expected = [np.hypot(4, 6) / 5, 0, np.hypot(3, 3) / 2, np.nan]
-    np.testing.assert_allclose(HAND.scores(embeddings, [12.0, 9.0, 17.5, np.nan]), expected, rtol=1e-6)
+    embeddings = np.array([[2.0, 4.0], [1.0, 2.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]], np.float32)
+    # (e - mean) times the matrix ((2, 0), (1, 3)): (1, 2) -> (4, 6), (1, 1) -> (3, 3), (0, 1) -> (1, 3)
+    expected = [np.hypot(4, 6) / 5, 0, min(np.hypot(3, 3) / 2, np.hypot(1, 3) / 1), 0, np.nan]
+    np.testing.assert_allclose(HAND.scores(embeddings, [12.0, 9.0, 17.5, 16.0, np.nan]), expected, rtol=1e-6)
     assert np.isnan(HAND.scores(np.zeros((3, 0), np.float32), [12.0] * 3)).all(), "a network without an embedding"
     assert HAND.scores(embeddings[:0], []).shape == (0,)
 
@@ -56,13 +60,18 @@ def test_statistics_round_trip_and_refuse_nonsense() -> None:
     assert OutlierStatistics.from_dict(json.loads(json.dumps(HAND.to_dict()))) == HAND
     with pytest.raises(ConfigError, match="its keys are w1_edges, means.*, not means"):
         OutlierStatistics.from_dict({"means": []})
-    changes = {"whitening": ((1.0, 2.0), (3.0,)), "limits": (1.0, 0.0), "counts": (1,), "w1_edges": (17.0, 10.0, 19.0)}
-    with pytest.raises(ConfigError, match="w1_edges = .*; whitening: .*; limits: .*; counts: "):
+    changes = {
+        "whitening": ((1.0, 2.0), (3.0,)),
+        "limits": ((1.0, 0.0), (1.0, 1.0)),
+        "counts": ((1,),),
+        "w1_edges": (17.0, 10.0, 19.0),
+    }
+    with pytest.raises(ConfigError, match="w1_edges = .*; whitening: .*; counts: .*; limits: a number is not positive"):
         replace(HAND, **changes)
     with pytest.raises(ConfigError, match="a number is not finite"):
-        replace(HAND, means=((np.nan, 0.0), (0.0, 0.0)))
-    with pytest.raises(ConfigError, match="means: give 2 numbers for each of 2 bins"):
-        replace(HAND, means=((1.0, 2.0),))
+        replace(HAND, means=(((np.nan, 0.0), (0.0, 0.0)), HAND.means[1]))
+    with pytest.raises(ConfigError, match="means: give 2 numbers for each of 2 bins and 2 classes"):
+        replace(HAND, means=(((1.0, 2.0),), HAND.means[1]))
 
 
 @pytest.mark.parametrize("changes", [{}, FUSION], ids=["iicnet", "fusion"])

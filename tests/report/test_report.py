@@ -179,12 +179,13 @@ def test_the_tables_of_an_evaluation() -> None:
     assert tables["Differences"].rows[0] == (
         "two - one", "+0.1000* [+0.0500, +0.1500]", "+0.0100 [-0.0200, +0.0300]",
     )  # fmt: skip
-    assert "0.5 % quasar" in tables["Precision at sky shares"].note
-    assert tables["Precision at sky shares"].rows[0][1:] == ("0.9000 [0.8800, 0.9200]", "0.2230 [0.2030, 0.2430]", "-")
+    assert "0.5 % quasar" in tables["Precision at assumed class shares"].note
+    precision = tables["Precision at assumed class shares"].rows[0][1:]
+    assert precision == ("0.9000 [0.8800, 0.9200]", "0.2230 [0.2030, 0.2430]", "-")
     empty, full = tables["Balanced accuracy by W1 S/N"].rows
     assert empty == ("< 3", "0", "0", "0", "0", "-", "-", "-") and full[0] == ">= 3"
     assert "4 rows have no value" in tables["Balanced accuracy by W1 S/N"].note
-    natural = tables["Purity and completeness on the sky by W1 and |b|: one"]
+    natural = tables["Purity and recall at published class shares by W1 and |b|: one"]
     assert natural.rows[0][:5] == ("15 to 15.5", "45 to 60", "60.0 %", "2.0 %", "38.0 %")
     assert natural.rows[0][5:7] == ("0.5000 [0.4000, 0.6000]", "0.9000 [0.8500, 0.9500]")
     lines = selection_csv(results()).splitlines()

@@ -108,7 +108,7 @@ def calibrate(
     `kind` is "temperature", or "bias" for a temperature and one bias per class. With `prior` "sample" the
     probabilities are for the class shares of the split, with "equal" for equal shares. The kind "bins" leaves the
     probabilities as they are, and adds a `binned_calibration` for the class shares of the split. The kind
-    "outliers" adds `outliers` alone; the rows should have the mix of the sky, and none that the training has seen. The
+    "outliers" adds `outliers` alone; the rows should look like the sky, and the training has seen none of them. The
     weights are unchanged. `training["calibration"]` records the fit, its data, and the loss before and after. With
     `symmetry` the bundle gets that number of orientations; calibrations and statistics for another number are removed.
     Raises `ConfigError`, `BundleError`.
@@ -177,9 +177,8 @@ def _add_outliers(bundle: Bundle, dataset: Dataset, split: str, out: str | Path,
     """Return `bundle` with the embeddings of one split of a dataset as its `outliers`, and write it to `out`."""
     index = rows_of(dataset, split)
     without = replace(bundle, outliers=None)  # they may be those of another network
-    fitted = fit_outliers(
-        embeddings_of(without, dataset, index, device, precision), numbers(dataset.rows["w1mpro"])[index]
-    )
+    embeddings, w1 = embeddings_of(without, dataset, index, device, precision), numbers(dataset.rows["w1mpro"])[index]
+    fitted = fit_outliers(embeddings, dataset.labels[index], w1, len(bundle.classes))
     record = {
         "split": split,
         "pixels": pixels_digest(dataset),

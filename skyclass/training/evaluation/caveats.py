@@ -12,7 +12,8 @@ from .predictions import has_photometry
 
 GENERAL_CAVEATS = (
     "Precision holds for the class shares of this sample, and balanced accuracy is not the purity of a catalogue: on "
-    "the sky other sources outnumber quasars by hundreds. `Precision at sky shares` has the expected purity there.",
+    "the sky other sources outnumber quasars by hundreds. `Precision at assumed class shares` is the precision if the "
+    "classes had these shares, and if sources of the sky were confused as often as these rows.",
     "Intervals are 95 % bootstrap intervals over the rows. They do not include the differences between training runs "
     "or fields, or wrong labels.",
 )

@@ -1,8 +1,8 @@
 """Statistics of embeddings for the scores of outliers, from the sources of a training set. Pure.
 
-    W1 -> edges of bins; embeddings of every other source -> means and covariance; distances of the others -> limits
+    W1, labels -> edges of bins; embeddings of every other source -> means and covariance; the others -> limits
 
-The covariance is that about the means of the bins, and the same in all bins: one for each bin separates no better.
+The covariance is that about the means of the classes, and the same in all bins: one for each separates no better.
 """
 
 from __future__ import annotations
@@ -13,44 +13,47 @@ from numpy.typing import ArrayLike
 from ...errors import ConfigError
 from ...model.outliers import EXCEEDED_BY, OutlierStatistics, nearest_bin
 from ...model.priors import Table
-from ...types import Float32, Float64
+from ...types import Float32, Float64, Int64
 from .binned import w1_edges
 
 LEAST_ROWS = 200
-"""Sources of a bin: half of them give its mean, and the others its limit."""
+"""Sources of a class in a bin: half of them give its mean, and the others its limit."""
 RIDGE = 1e-3
 """Part of the mean variance that is added to each variance, since some numbers of an embedding hardly vary."""
 DIGITS = 5
 
 
-def fit_outliers(embeddings: Float32, w1: ArrayLike) -> OutlierStatistics:
-    """Return the statistics of embeddings (N, W) of sources with W1 (N,) in Vega mag; sources without W1 are left out.
+def fit_outliers(embeddings: Float32, labels: Int64, w1: ArrayLike, n_classes: int) -> OutlierStatistics:
+    """Return the statistics of embeddings (N, W) of sources with labels (N,) and W1 (N,) in Vega mag.
 
-    The first, third ... sources give means and covariance, the others the limits: a distance to a mean of which the
-    source itself is a part would be too small. Raises `ConfigError` where the sources do not fill one bin.
+    Sources without W1 are left out. The first, third ... sources of a class give means and covariance, the others the
+    limits: a distance to a mean of which the source itself is a part would be too small. Raises `ConfigError` where the
+    sources do not fill one bin.
     """
     magnitude = np.asarray(w1, np.float64)
     known = np.isfinite(magnitude)
-    x, magnitude = np.asarray(embeddings, np.float64)[known], magnitude[known]
+    x, y, magnitude = np.asarray(embeddings, np.float64)[known], labels[known], magnitude[known]
     if not x.shape[1]:
         raise ConfigError("the network of the model gives no embedding: scores of outliers need one")
-    if len(x) < LEAST_ROWS:
-        raise ConfigError(f"too few rows with W1 for a bin ({len(x):,}): give {LEAST_ROWS} or more")
-    zeros = np.zeros(len(x), np.int64)
-    edges = w1_edges(magnitude, zeros, zeros, 1, LEAST_ROWS)
-    index = nearest_bin(magnitude, edges)
-    fitted = np.arange(len(x)) % 2 == 0
-    bins = range(len(edges) - 1)
-    means = np.stack([x[fitted & (index == b)].mean(0) for b in bins])
-    factor = whitening((x - means[index])[fitted])
-    distance = np.sqrt((((x - means[index]) @ factor) ** 2).sum(1))
-    limits = [np.quantile(distance[~fitted & (index == b)], 1 - EXCEEDED_BY) for b in bins]
+    if not len(x):
+        raise ConfigError("no row has W1: scores of outliers are in bins of W1")
+    edges = w1_edges(magnitude, y, np.zeros(len(x), np.int64), n_classes, LEAST_ROWS)
+    cell = nearest_bin(magnitude, edges) * n_classes + y
+    n_cells = (len(edges) - 1) * n_classes
+    order = np.argsort(cell, kind="stable")
+    fitted = np.zeros(len(x), np.bool_)
+    fitted[order[::2]] = True
+    means = np.stack([x[fitted & (cell == c)].mean(0) for c in range(n_cells)])
+    factor = whitening((x - means[cell])[fitted])
+    distance = np.sqrt((((x - means[cell]) @ factor) ** 2).sum(1))
+    limits = np.array([np.quantile(distance[~fitted & (cell == c)], 1 - EXCEEDED_BY) for c in range(n_cells)])
+    shape = (len(edges) - 1, n_classes)
     return OutlierStatistics(
         edges,
-        _rounded(means),
+        tuple(_rounded(of_bin) for of_bin in means.reshape(*shape, -1)),
         tuple(row[: i + 1] for i, row in enumerate(_rounded(factor))),
-        _rounded(np.array([limits]))[0],
-        tuple(np.bincount(index, minlength=len(bins)).tolist()),
+        _rounded(limits.reshape(shape)),
+        tuple(map(tuple, np.bincount(cell, minlength=n_cells).reshape(shape).tolist())),
     )
 
 

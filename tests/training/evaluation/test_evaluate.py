@@ -529,13 +529,13 @@ def test_a_calibration_in_bins_is_kept_in_the_bundle(colour_bundle: Bundle, tmp_
 
 @pytest.mark.integration
 def test_statistics_of_outliers_are_kept_in_the_bundle(colour_bundle: Bundle, tmp_path: Path) -> None:
-    data, plain = small_dataset(500), make_bundle(tmp_path / "plain")
+    data, plain = small_dataset(1500), make_bundle(tmp_path / "plain")
     made = calibrate(plain, data, "all", tmp_path / "made", kind="outliers", device="cpu", precision="fp32")
     statistics = load_bundle(tmp_path / "made").outliers
-    assert statistics is not None and statistics == made.outliers and sum(statistics.counts) == 500
+    assert statistics is not None and statistics == made.outliers and np.sum(statistics.counts) == 1500
     assert made.digest != plain.digest and made.weights_sha256 == plain.weights_sha256
     assert made.training["outliers"]["of"] == plain.model_id and made.training["outliers"]["split"] == "all"
-    everything = np.arange(500)
+    everything = np.arange(1500)
     pair = (probabilities_of(b, data, everything, "cpu", "fp32") for b in (plain, made))
     np.testing.assert_array_equal(*pair)
     scores_of_all = statistics.scores(embeddings_of(made, data, None, "cpu", "fp32"), floats(data.rows["w1mpro"]))
@@ -566,7 +566,7 @@ def test_an_evaluation_is_written_over_an_evaluation_only(
     }
     assert json.loads((folder / "evaluation.json").read_text()) == found
     text = (folder / "evaluation.md").read_text()
-    assert "SIMULATED" in text.splitlines()[0] and "purity" in text and "Precision at sky shares" in text
+    assert "SIMULATED" in text.splitlines()[0] and "purity" in text and "Precision at assumed class shares" in text
     (folder / "evaluation.json").unlink()  # as an interrupted one leaves it
     write_evaluation(folder, found)
     monkeypatch.setattr("skyclass.report.evaluation_figures", lambda _: {})
