@@ -316,13 +316,14 @@ def test_attempts_that_differ_raise_an_alarm(run, monkeypatch):
     """A network with unseeded noise: the second attempt at a tile is no silent winner."""
     context, what, table = plan_run(run, count_here)
     context = open_run(run, context, what, table)
-    tile, predict = what.tiles[0], type(context.classifier).predict
+    tile, predict = what.tiles[0], type(context.classifier).predict_and_embed
 
     def noisy(self, images, photometry=None):
-        p = predict(self, images, photometry) + np.random.default_rng().random((len(images), 3), np.float32)
-        return p / p.sum(axis=1, keepdims=True)
+        p, embedding = predict(self, images, photometry)
+        p = p + np.random.default_rng().random((len(images), 3), np.float32)
+        return p / p.sum(axis=1, keepdims=True), embedding
 
-    monkeypatch.setattr(type(context.classifier), "predict", noisy)
+    monkeypatch.setattr(type(context.classifier), "predict_and_embed", noisy)
     results = [stages.classify_strip(context, Strip(tile, 0, tile.n_sources)) for _ in range(2)]
     first, _ = stages.commit_strips(context, tile, results[:1])
     with pytest.raises(CommitConflict, match="not deterministic"):

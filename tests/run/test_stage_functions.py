@@ -294,7 +294,9 @@ def test_a_whole_strip_of_images_reaches_the_network_without_photometry() -> Non
 
 
 def test_scores_of_outliers_are_those_of_the_w1_of_each_source() -> None:
-    statistics = OutlierStatistics((10.0, 15.0, 20.0), ((0.1,), (0.0,)), ((1.0,),), (0.1, 0.2), (9, 9))
+    statistics = OutlierStatistics(
+        (10.0, 15.0, 20.0), (((0.1,),), ((0.0,),)), ((1.0,),), ((0.1,), (0.2,)), ((9,), (9,))
+    )
     flags, w1 = [0, int(Flag.NO_IMAGE), 0, 0], np.array([12.0, 12.0, 12.0, 17.0], np.float32)
     result = infer_strip(worker(Doubles(), statistics), cut_of(flags, w1=w1))
     np.testing.assert_allclose(result.values.outlier, [0, np.nan, 2, 2], atol=1e-2)
