@@ -334,8 +334,8 @@ def document(skies: Sequence[tuple[str, Sample]], calibration: BinnedCalibration
     texts = [
         f"SIMULATED skies: {', '.join(name for name, _ in skies)}. All tables but Sets and Estimated shares use the "
         f"{used.sum():,} of {len(used):,} classified rows with `p_<class>_sky`; the others lie in bins that the "
-        "estimate "
-        "refused. raw: `p_<class>`; estimated: `p_<class>_sky`; true: the same with the true class shares of each bin.",
+        "estimate refused. raw: `p_<class>`; estimated: `p_<class>_sky`; true: the same with the true class shares of "
+        "each bin.",
         "## Reliability",
         "A bin holds 400 or more rows of nearly equal probability. ECE is the mean absolute difference of mean "
         "probability and observed share; compare it with the share of the class. Slope 1 is right; below 1 the "
@@ -348,26 +348,21 @@ def document(skies: Sequence[tuple[str, Sample]], calibration: BinnedCalibration
         ),
         "## Sums",
         "Each entry is the true count, then the sums of the probabilities of the class for the raw, the estimated and "
-        "the "
-        "true prior. x marks a sum for the estimated prior that differs from the count by more than 10 % and by more "
-        "than "
-        f"2 sqrt(sum p (1 - p)): {failed} of {total}.",
+        "the true prior. x marks a sum for the estimated prior that differs from the count by more than 10 % and by "
+        f"more than 2 sqrt(sum p (1 - p)): {failed} of {total}.",
         sums,
         "## Quasars at |b| >= 30 and W1 <= 16.5",
         quasar_table(sample, classes),
         "## Sets",
         "Share of the sources of a class with the class in their set, its distance from 0.9 in binomial standard "
-        "errors "
-        "(without the scatter of the calibration and of tiles), and the number of sources. Last column: share of sets "
-        "with "
-        "one class, and of empty sets. All classified rows in the bins of the calibration count.",
+        "errors (without the scatter of the calibration and of tiles), and the number of sources. Last column: share "
+        "of sets with one class, and of empty sets. All classified rows in the bins of the calibration count.",
         sets_table(everything, calibration),
         "## F1",
         f1_table([*by_sky, ("all", sample)], classes),
         "## Estimated shares",
         "A sky is 4,000 sources of one tile in one bin of W1 and |b|, drawn with replacement within the classes, with "
-        "0.1 "
-        "to 10 % quasars. Intervals are meant to cover 95 %. Relative error: estimated over true share, less 1.",
+        "0.1 to 10 % quasars. Intervals are meant to cover 95 %. Relative error: estimated over true share, less 1.",
         resampled(everything, calibration, RESAMPLED_SKIES, np.random.default_rng(1)),
     ]
     return "\n\n".join(texts) + "\n"

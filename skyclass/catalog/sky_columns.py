@@ -65,11 +65,11 @@ def without_prior_flags(rows: pa.Table) -> pa.Table:
 
 def w1_mag(rows: pa.Table) -> Float64:
     """Return W1 (N,) in Vega mag, of the aperture where the input has none; NaN where both are unknown."""
-    return _numbers(rows.set_column(0, "w1", pc.coalesce(rows["w1mpro"], rows["w1_aperture"])), "w1")
+    return _floats(pc.coalesce(rows["w1mpro"], rows["w1_aperture"]))
 
 
 def _flags(rows: pa.Table, p: Float64, known: Bool) -> pa.Array:
-    """Return the flags of rows with those that depend on the prior."""
+    """Return the flags (N,) of rows, with EXTRAPOLATED and UNSURE."""
     flags = rows["flags"].to_numpy() & ~int(PRIOR_FLAGS)
     has_class = np.asarray(pc.is_valid(rows["class"]))
     flags |= np.where(has_class & ~known, int(Flag.EXTRAPOLATED), 0).astype(np.int32)
@@ -78,12 +78,13 @@ def _flags(rows: pa.Table, p: Float64, known: Bool) -> pa.Array:
 
 
 def _probabilities(rows: pa.Table, classes: Sequence[str]) -> Float64:
-    return np.stack([_numbers(rows, f"p_{name}") for name in classes], axis=1)
+    return np.stack([_floats(rows[f"p_{name}"]) for name in classes], axis=1)
 
 
 def _abs_b_deg(rows: pa.Table) -> Float64:
-    return abs_galactic_latitude_deg(_numbers(rows, "ra"), _numbers(rows, "dec"))
+    return abs_galactic_latitude_deg(_floats(rows["ra"]), _floats(rows["dec"]))
 
 
-def _numbers(rows: pa.Table, name: str) -> Float64:
-    return np.asarray(pc.fill_null(rows[name], np.nan).to_numpy(), np.float64)
+def _floats(column: pa.ChunkedArray) -> Float64:
+    """Return the values (N,) of a column, NaN for null."""
+    return np.asarray(pc.fill_null(column, np.nan).to_numpy(), np.float64)

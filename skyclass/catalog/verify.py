@@ -83,7 +83,7 @@ def repeated_ids(root: Path, records: Sequence[PixelRecord], tmp: Path | None = 
 
 
 def changed_files(root: Path, manifest: Manifest) -> list[str]:
-    """Return the files of a publication whose bytes differ from those that were published."""
+    """Return the files of a publication that are missing or changed."""
     return [record.path for record in manifest.files if _bytes_problems(root / record.path, record.path, record.sha256)]
 
 

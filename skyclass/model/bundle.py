@@ -147,7 +147,7 @@ class Bundle:
         Calibration in bins of W1 and |b|, and the class shares to which it refers; None where none was fitted.
         `predict` does not use it.
     outliers : OutlierStatistics or None
-        Embeddings of training sources, for the column `outlier`; None where they were not measured.
+        Embeddings of reference sources, for the column `outlier`; None where they were not measured.
     symmetry : int
         Orientations of an image over which the output of the network is averaged: 1, or 8 for all flips and rotations
         by right angles, which takes eight times as long.

@@ -1,12 +1,12 @@
-"""Outliers: how far the embedding of an image lies from those of training sources of the same W1. Pure.
+"""Outliers: how far the embedding of an image lies from the classes at the same W1. Pure.
 
-    embeddings and W1 of training sources -> fitted (training/evaluation/outlier_fit.py) -> OutlierStatistics
+    embeddings, labels, W1 of reference sources -> training/evaluation/outlier_fit.py -> OutlierStatistics
     embeddings, W1 -> OutlierStatistics.scores
 
 The embedding of a network is the input of its last layer. Its distance is that of Mahalanobis (Lee et al. 2018,
 arXiv:1807.03888), from the nearest mean of a class in the same bin of W1. Faint and bright sources have other
 embeddings: without bins the score would only find rare magnitudes. The classes have other embeddings, too: with one
-mean of all classes, 44 % of the quasars of a SIMULATED sky would be outliers, because they are rare.
+mean of all classes, the sources of a rare class, such as quasars, would be outliers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..types import Float32, Float64, Int64
 from .priors import Table, edge_problems
 
 EXCEEDED_BY = 0.02
-"""Share of the training sources with a score above 1."""
+"""Share of the reference sources of a class with a score above 1."""
 
 
 @dataclass(frozen=True)
 class OutlierStatistics:
-    """The embeddings of training sources of K classes in B bins of W1, W numbers each.
+    """The embeddings of reference sources of K classes in B bins of W1, W numbers each.
 
     The score of a source with embedding e in bin b is the smallest |(e - means[b][k]) whitening| / limits[b][k] of the
     classes k.

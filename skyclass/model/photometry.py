@@ -33,7 +33,7 @@ LIMIT_SNR = 2.0
 NO_FEATURES = {"label", "class", "split", "flags", "bad_values"} | {
     field.name for field in SOURCE_SCHEMA if pa.types.is_string(field.type)
 }
-"""Columns that are no photometry: those that a dataset adds, and text."""
+"""Columns that are no photometry: text, and the columns that a dataset adds."""
 
 CHOICES = (
     "a magnitude (w1, w2, w3, w4, j, h or k), a colour such as w1-w2, w1_snr to w4_snr, w1_limit to w4_limit, or a "

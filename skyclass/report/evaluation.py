@@ -171,10 +171,9 @@ _ZERO_WIDTH_NOTE = (
     "errors: among n rows, an error rate of 3/n still has a probability of 5 % to show none."
 )
 _NATURAL_NOTE = (
-    "At the class shares of published counts (the prior table counts), with the rates of confusion of the rows in each "
-    "bin of W1 and |b|; value [95 % interval of resampled rows, without the differences between tiles]. Bins with "
-    "fewer "
-    "than 30 rows of a class are left out. They are not necessarily good bins."
+    "At the class shares of published counts (the prior table counts), with the rates of confusion of the rows in "
+    "each bin of W1 and |b|; value [95 % interval of resampled rows, without the differences between tiles]. Bins "
+    "with fewer than 30 rows of a class are left out. They are not necessarily good bins."
 )
 _ECE_NOTE = "The intervals of the two ECE are corrected for their bias on few rows, and can therefore begin below 0."
 _STRATUM_NOTE = f"A bin with - is empty. {_ZERO_WIDTH_NOTE}"

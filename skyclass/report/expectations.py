@@ -26,10 +26,9 @@ CUT_BINS = 100
 EXPECTATION_CAPTION = "Purity and completeness of class_sky that are expected from the probabilities, by W1"
 NOTE = (
     "These numbers follow from p_<class>_sky alone and do not test the probabilities. Completeness is the share of the "
-    "sources of a class in this catalogue, with p_<class>_sky, that class_sky finds. Sources without p_<class>_sky, "
-    "and "
-    "those that the input lacks, do not count. (a to b) is a 95 % interval from the estimated shares. Purity, "
-    "completeness and F1 have no interval."
+    "sources of a class in this catalogue, with p_<class>_sky, that class_sky finds. Sources without p_<class>_sky do "
+    "not count, nor do sources that are not in the input. (a to b) is a 95 % interval from the estimated shares. "
+    "Purity, completeness and F1 have no interval."
 )
 
 
@@ -167,9 +166,8 @@ def _cut_table(found: Json) -> Table:
         "Cuts for a purity",
         ("class", "wanted purity", "condition", "sources", "expected purity", "expected completeness"),
         tuple(rows),
-        "The most complete sample whose expected purity is the wanted one or higher. A condition holds for all sources "
-        "of "
-        "this catalogue together, not for a range of W1, a part of the sky or a further selection.",
+        "The most complete sample whose expected purity is the wanted one or higher. A condition holds for all "
+        "sources of this catalogue together, not for a range of W1, a part of the sky or a further selection.",
     )
 
 

@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that a table may have, also those that mark limits."""
+        """All columns that a table may have, with the columns that mark limits."""
         return tuple(dict.fromkeys((*INPUT_COLUMNS, *self.text, *self.numbers, *LIMIT_MARKS)))
 
 

@@ -107,7 +107,7 @@ def standardise_table(location: str, allow_truncated: bool = False, further: tup
 
 
 def read_table(location: str, wanted: Wanted = SOURCES, allow_truncated: bool = False) -> pa.Table:
-    """Return the columns of `SOURCE_SCHEMA`, and those that are `wanted` besides, of a table file, under our names.
+    """Return the columns of a table file under the names of `SOURCE_SCHEMA`, and the further columns `wanted`.
 
     The format is recognised by the content, plain or gzipped: CSV and other delimited text, IPAC, VOTable, FITS, ECSV,
     Parquet. Column names may be in any case; ra and dec are in decimal degrees or with a unit, and come in degrees

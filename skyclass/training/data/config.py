@@ -198,8 +198,8 @@ class DatasetConfig:
     """Instead of labels: a table for each class. A table may lack ra and dec in a dataset without images; the split is
     then by row, not by sky."""
     no_images: Annotated[bool, AfterValidator(_check_no_images)] = False
-    """Make a dataset of photometry without cutouts, for networks that take photometry alone. bands and size are then
-    those that classify cuts for a model of the dataset."""
+    """Make a dataset of photometry without cutouts, for networks that take photometry alone. For a model of such a
+    dataset, classify cuts images with the bands and the size given here."""
     columns: Annotated[
         tuple[str, ...], FROM_LIST, Field(examples=[["w4mpro", "pmra"]]), AfterValidator(_check_columns)
     ] = ()
