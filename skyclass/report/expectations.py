@@ -52,7 +52,7 @@ def expectations(classes: ClassCatalog) -> Json | None:
 
 
 def _cell_query(names: Sequence[str], w1_edges: Sequence[float], abs_b_edges: Sequence[float]) -> str:
-    sums = ", ".join(f'sum(p_{name}_sky) AS "{name}"' for name in names)
+    sums = ", ".join(f'sum(p_{name}_sky) AS "p_{name}"' for name in names)
     w1, b = _bin("coalesce(w1mpro, w1_aperture)", w1_edges), _bin(_abs_b(), abs_b_edges)
     return (
         f"SELECT {w1} AS w1, {b} AS b, class_sky, count(*) AS n, {sums} "
@@ -85,7 +85,7 @@ def confusion_of(cells: Sequence[Json], classes: Sequence[str]) -> Float64:
     """Return the expected counts (K, K) over cells: rows are true classes, columns are values of `class_sky`."""
     table = np.zeros((len(classes), len(classes)))
     for cell in cells:
-        table[:, classes.index(cell["class_sky"])] += [cell[name] for name in classes]
+        table[:, classes.index(cell["class_sky"])] += [cell[f"p_{name}"] for name in classes]
     return table
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ from skyclass.catalog.verify import verify_publication
 from skyclass.errors import ConfigError, NotPublished, StoreError
 from skyclass.model.priors import BinnedCalibration, PriorTable, confidence_counts, sky_probabilities
 from skyclass.report import write_html
-from skyclass.report.expectations import confusion_of, expectation_tables, expectations
+from skyclass.report.expectations import _cell_query, confusion_of, expectation_tables, expectations
 from skyclass.run.finish import is_published, publish_run
 from skyclass.sky.galactic import abs_galactic_latitude_deg
 from skyclass.types import DEFAULT_CLASSES, PRIOR_FLAGS, Flag
@@ -252,7 +253,7 @@ def test_expected_counts_of_an_estimate_have_an_interval() -> None:
         {"refusal": "", "n_sources": 500, "shares": [0.9, 0.1], "intervals": [[0.86, 0.94], [0.06, 0.14]]},
         {"refusal": "does not fit", "n_sources": 500, "shares": None, "intervals": None},
     ]
-    cells = [{"w1": 0, "b": 0, "class_sky": "star", "n": 1500, "star": 1420.0, "quasar": 80.0}]
+    cells = [{"w1": 0, "b": 0, "class_sky": "star", "n": 1500, "p_star": 1420.0, "p_quasar": 80.0}]
     found = {"classes": ["star", "quasar"], "cells": cells, "bins": bins, "prior_id": "p", "label": "x"}
     found |= {"w1_edges": [8, 9], "abs_b_edges": [0, 90], "cuts": {"star": [], "quasar": []}}
     rows = expectation_tables(found)[0].rows
@@ -274,3 +275,14 @@ def test_w1_of_the_aperture_serves_sources_without_w1_and_outliers_do_not_count(
         sum(one.cells.n.sum() for one in counts.values()) for counts in (everything, counts_of_rows(half, CALIBRATION))
     )
     assert 0.4 * total < left < 0.6 * total
+
+
+def test_classes_named_as_columns_of_the_report_are_counted() -> None:
+    """The classes b and n share their names with the bin of |b| and the number of sources."""
+    cells = [{"w1": 0, "b": 2, "class_sky": "b", "n": 50, "p_b": 40.0, "p_n": 10.0}]
+    assert confusion_of(cells, ["b", "n"]).tolist() == [[40.0, 0.0], [10.0, 0.0]]
+    rows = pa.table({"w1mpro": [12.0], "w1_aperture": [12.0], "ra": [10.0], "dec": [20.0], "class_sky": ["b"],
+                     "p_b_sky": [0.75], "p_n_sky": [0.25]})  # fmt: skip
+    query = _cell_query(["b", "n"], [8.0, 17.0], [0.0, 30.0, 90.0]).replace("FROM classes", "FROM rows")
+    found = duckdb.query(query).to_arrow_table().to_pylist()
+    assert found == [{"w1": 0, "b": 1, "class_sky": "b", "n": 1, "p_b": 0.75, "p_n": 0.25}] and len(rows) == 1
